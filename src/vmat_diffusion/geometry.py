@@ -1,0 +1,237 @@
+"""Grids, resampling and the way from IEC 61217 machine angles to patient coordinates.
+
+This is the only module that knows the order of axes: points are `(x, y, z)` in DICOM patient LPS
+millimetres, volumes are indexed `[z, y, x]`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from vmat_diffusion.errors import CaseError, PlanError
+
+Point = tuple[float, float, float]
+Volume = Float[np.ndarray, "nz ny nx"]
+Mask = Bool[np.ndarray, "nz ny nx"]
+Points = Float[np.ndarray, "n 3"]
+
+# Rows: the patient's LPS axes expressed in the IEC fixed system (x to the left of an observer's
+# right hand facing the gantry, y towards the gantry, z up) with the couch at 0 degrees.
+_FIXED_TO_LPS = {
+    "HFS": np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], float),
+    "HFP": np.array([[-1, 0, 0], [0, 0, 1], [0, 1, 0]], float),
+    "FFS": np.array([[-1, 0, 0], [0, 0, -1], [0, -1, 0]], float),
+    "FFP": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float),
+}
+PATIENT_POSITIONS = tuple(_FIXED_TO_LPS)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An axis-aligned voxel grid in patient coordinates.
+
+    `shape` is `(nz, ny, nx)`; `spacing_mm` and `origin_mm` are `(x, y, z)`, all spacings positive;
+    `origin_mm` is the centre of voxel `[0, 0, 0]`.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: Point
+    origin_mm: Point
+
+    def __post_init__(self) -> None:
+        values = (*self.spacing_mm, *self.origin_mm)
+        if len(self.shape) != 3 or any(int(n) < 1 for n in self.shape):
+            raise CaseError(f"grid shape {self.shape} must be three positive numbers (nz, ny, nx)")
+        if len(values) != 6 or not all(math.isfinite(v) for v in values):
+            raise CaseError(f"grid spacing {self.spacing_mm} or origin {self.origin_mm} is not finite")
+        if min(self.spacing_mm) <= 0:
+            raise CaseError(f"grid spacing {self.spacing_mm} mm must be positive along x, y and z")
+
+    @property
+    def axes_mm(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Voxel centres along x, y and z."""
+        nz, ny, nx = self.shape
+        x, y, z = (
+            o + s * np.arange(n)
+            for o, s, n in zip(self.origin_mm, self.spacing_mm, (nx, ny, nz), strict=True)
+        )
+        return x, y, z
+
+    @property
+    def voxel_cc(self) -> float:
+        """Volume of one voxel in cubic centimetres."""
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    @property
+    def bounds_mm(self) -> tuple[Point, Point]:
+        """Outer corners of the grid: voxel borders, not centres."""
+        size = self.shape[::-1]
+        low = tuple(o - s / 2 for o, s in zip(self.origin_mm, self.spacing_mm, strict=True))
+        high = tuple(lo + s * n for lo, s, n in zip(low, self.spacing_mm, size, strict=True))
+        return low, high  # type: ignore[return-value]
+
+    def points_mm(self, flat: NDArray) -> Points:
+        """Centres `(x, y, z)` of the voxels with the given flat C-order indices."""
+        iz, iy, ix = np.unravel_index(flat, self.shape)
+        x, y, z = self.axes_mm
+        return np.stack([x[ix], y[iy], z[iz]], axis=-1)
+
+    def index(self, points: NDArray) -> NDArray:
+        """Fractional indices `(z, y, x)` of points `(..., 3)` given as `(x, y, z)` in mm."""
+        fractional = (np.asarray(points, float) - self.origin_mm) / self.spacing_mm
+        return fractional[..., ::-1]
+
+    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Whether both grids have the same voxels, to within a tolerance."""
+        return self.shape == other.shape and bool(
+            np.allclose(self.spacing_mm, other.spacing_mm, atol=tolerance_mm / max(self.shape))
+            and np.allclose(self.origin_mm, other.origin_mm, atol=tolerance_mm)
+        )
+
+    def around(self, low: Point, high: Point, spacing_mm: Point) -> Grid:
+        """A grid of another spacing that covers the box from `low` to `high`, cut to this grid.
+
+        Voxel borders coincide with this grid's outer border at the low corner plus whole voxels.
+        """
+        own_low, own_high = self.bounds_mm
+        origin, shape = [], []
+        for lo, hi, s, a, b in zip(low, high, spacing_mm, own_low, own_high, strict=True):
+            first = max(math.floor((lo - a) / s), 0)
+            last = min(math.ceil((hi - a) / s), math.ceil((b - a) / s - 1e-9))
+            origin.append(a + (first + 0.5) * s)
+            shape.append(max(last - first, 1))
+        return Grid(tuple(shape[::-1]), tuple(spacing_mm), tuple(origin))  # type: ignore[arg-type]
+
+
+def resample(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:
+    """Trilinear interpolation of `values` on `source` at the voxel centres of `target`.
+
+    Centres up to half a voxel outside the outermost centres of `source` take the border value;
+    further out `fill` is returned.
+    """
+    if values.shape != source.shape:
+        raise CaseError(f"array of shape {values.shape} does not fit its grid of shape {source.shape}")
+    if source.matches(target):
+        return np.asarray(values, np.float32)
+    scale = np.array(target.spacing_mm)[::-1] / np.array(source.spacing_mm)[::-1]
+    offset = source.index(np.array(target.origin_mm))
+    out = ndimage.affine_transform(
+        np.asarray(values, np.float32), scale, offset, target.shape, order=1, mode="nearest"
+    )
+    for axis in range(3):
+        position = offset[axis] + scale[axis] * np.arange(target.shape[axis])
+        outside = (position < -0.5 - 1e-6) | (position > source.shape[axis] - 0.5 + 1e-6)
+        out[(slice(None),) * axis + (outside,)] = fill
+    return out
+
+
+def average_onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:
+    """Volume-weighted mean of `values` over each voxel of `target`; `fill` counts outside `source`.
+
+    Conserves the integral; the right way from a fine CT to a coarser dose grid.
+    """
+    out = np.asarray(values, np.float32) - np.float32(fill)
+    for axis in range(3):
+        weights = _overlap(source, target, axis)
+        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
+    return out + np.float32(fill)
+
+
+def _overlap(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
+    """Share of each target voxel that each source voxel fills, along one array axis."""
+    k = 2 - axis
+    edges = []
+    for grid in (source, target):
+        low, step, n = grid.bounds_mm[0][k], grid.spacing_mm[k], grid.shape[axis]
+        edges.append(low + step * np.arange(n + 1))
+    s, t = edges
+    low = np.maximum(t[:-1, None], s[None, :-1])
+    high = np.minimum(t[1:, None], s[None, 1:])
+    return (np.clip(high - low, 0, None) / (t[1:] - t[:-1])[:, None]).astype(np.float32)
+
+
+def sample(values: NDArray, grid: Grid, points: NDArray, *, fill: float = 0.0) -> NDArray[np.float64]:
+    """Trilinear interpolation of `values[z, y, x]` at points `(n, 3)` in mm.
+
+    The border value reaches half a voxel beyond the outermost centres, as in `resample`.
+    """
+    index = grid.index(points)
+    inside = np.all((index >= -0.5 - 1e-6) & (index <= np.array(grid.shape) - 0.5 + 1e-6), axis=-1)
+    out = ndimage.map_coordinates(np.asarray(values, np.float64), index.T, order=1, mode="nearest")
+    return np.where(inside, out, fill)
+
+
+@dataclass(frozen=True)
+class BeamAxes:
+    """Unit vectors of one beam in patient LPS.
+
+    `x` and `y` are the IEC beam-limiting-device axes (leaves of bank X1/X2 travel along `x`, leaf
+    index ascends along `y`); `to_source` points from the isocentre to the focal spot.
+    """
+
+    x: NDArray
+    y: NDArray
+    to_source: NDArray
+
+
+def beam_axes(
+    gantry_deg: float,
+    collimator_deg: float = 0.0,
+    couch_deg: float = 0.0,
+    patient_position: str = "HFS",
+) -> BeamAxes:
+    """IEC 61217 beam-limiting-device axes in patient coordinates.
+
+    Gantry 0 has the source above the patient's front (HFS), gantry 90 on the patient's left.
+    Collimator angles turn the device counter-clockwise as seen from the source; couch angles turn
+    the patient counter-clockwise as seen from above. Source: IEC 61217:2011, clauses 4 and 5.
+    """
+    if patient_position not in _FIXED_TO_LPS:
+        raise PlanError(
+            f"patient position {patient_position!r} is not supported; known are "
+            f"{', '.join(PATIENT_POSITIONS)}; re-export the series in one of these"
+        )
+    g, b, s = (math.radians(a) for a in (gantry_deg, collimator_deg, couch_deg))
+    xg = np.array([math.cos(g), 0.0, -math.sin(g)])
+    yg = np.array([0.0, 1.0, 0.0])
+    zg = np.array([math.sin(g), 0.0, math.cos(g)])
+    xb = math.cos(b) * xg + math.sin(b) * yg
+    yb = -math.sin(b) * xg + math.cos(b) * yg
+    couch = np.array([[math.cos(s), math.sin(s), 0], [-math.sin(s), math.cos(s), 0], [0, 0, 1]])
+    to_lps = _FIXED_TO_LPS[patient_position] @ couch
+    return BeamAxes(to_lps @ xb, to_lps @ yb, to_lps @ zg)
+
+
+def source_position_mm(
+    gantry_deg: float,
+    isocenter_mm: Point,
+    sad_mm: float,
+    couch_deg: float = 0.0,
+    patient_position: str = "HFS",
+) -> Point:
+    """Focal spot in patient coordinates.
+
+    IEC 61217, head-first supine: gantry 0 is anterior (0, -sad, 0) from the isocentre; gantry 90 is
+    the patient's left (+sad, 0, 0).
+    """
+    axes = beam_axes(gantry_deg, 0.0, couch_deg, patient_position)
+    x, y, z = np.asarray(isocenter_mm) + sad_mm * axes.to_source
+    return float(x), float(y), float(z)
+
+
+def project(points: NDArray, axes: BeamAxes, isocenter_mm: Point, sad_mm: float) -> NDArray:
+    """Perspective projection of points `(n, 3)` onto the isocentre plane.
+
+    Returns `(n, 3)`: `u`, `v` in mm along the device's x and y at the isocentre plane, and the
+    distance in mm from the source along the beam axis.
+    """
+    relative = np.asarray(points, float) - np.asarray(isocenter_mm)
+    distance = sad_mm - relative @ axes.to_source
+    scale = sad_mm / distance
+    return np.stack([relative @ axes.x * scale, relative @ axes.y * scale, distance], axis=-1)

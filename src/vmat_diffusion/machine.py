@@ -1,0 +1,227 @@
+"""Linacs as data: limits, multileaf collimator and photon beam, every number with its source."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from vmat_diffusion.errors import MachineError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+@checked(frozen=True, config=_STRICT)
+class Limits:
+    """What the linac can do. All speeds are maxima; `gantry_acceleration_deg_s2` bounds speed changes."""
+
+    gantry_speed_deg_s: float
+    gantry_speed_min_deg_s: float
+    gantry_acceleration_deg_s2: float
+    leaf_speed_mm_s: float
+    jaw_speed_mm_s: float
+    dose_rate_mu_min: float
+    mu_per_deg_min: float
+    mu_per_deg_max: float
+    leaf_gap_mm: float
+    leaf_position_mm: float
+    leaf_span_mm: float
+    jaw_position_mm: float
+    jaw_overtravel_x_mm: float
+    jaw_overtravel_y_mm: float
+    control_points_max: int
+
+
+@checked(frozen=True, config=_STRICT)
+class Layer:
+    """One bank pair of leaves: DICOM device type and the n + 1 leaf boundaries in mm, ascending."""
+
+    device: str
+    boundaries_mm: tuple[float, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Number of leaf pairs."""
+        return len(self.boundaries_mm) - 1
+
+
+@checked(frozen=True, config=_STRICT)
+class Mlc:
+    """The multileaf collimator. Most have one layer; stacked ones list two, leaves concatenated."""
+
+    layers: tuple[Layer, ...]
+    interdigitation: bool
+    transmission: float
+    gap_offset_mm: float
+    source_distance_mm: float
+
+    @property
+    def pairs(self) -> int:
+        """Leaf pairs of all layers together: the length of `Arc.leaves_mm` along its last axis."""
+        return sum(layer.pairs for layer in self.layers)
+
+
+@checked(frozen=True, config=_STRICT)
+class BeamModel:
+    """The photon beam as the pencil-beam engine needs it; see `docs/dose_engine.md`.
+
+    Dose to a point at depth d and off-axis position (u, v) at the isocentre plane is
+    `gy_per_mu * (sad / distance)^2 * horn(r) * sum_k weight[k, d] * (fluence * gaussian_k)(u, v)`.
+    Normalised to `gy_per_mu` at the stated reference point.
+    """
+
+    energy: str
+    fluence_mode: str
+    sad_mm: float
+    gy_per_mu: float
+    reference_point: str
+    kernel_sigma_mm: tuple[float, ...]
+    depth_mm: tuple[float, ...]
+    kernel_weight: tuple[tuple[float, ...], ...]
+    horn_radius_mm: tuple[float, ...]
+    horn: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.kernel_weight) != len(self.kernel_sigma_mm) or any(
+            len(row) != len(self.depth_mm) for row in self.kernel_weight
+        ):
+            raise ValueError("kernel_weight must hold one row per kernel and one column per depth")
+        if len(self.horn) != len(self.horn_radius_mm):
+            raise ValueError("horn must hold one value per horn_radius_mm")
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A linac. `jaws` lists the DICOM device types it has, such as ASYMX and ASYMY."""
+
+    name: str
+    title: str
+    jaws: tuple[str, ...]
+    limits: Limits
+    mlc: Mlc
+    beam: BeamModel | None
+    sources: Mapping[str, str]
+
+    @property
+    def sad_mm(self) -> float:
+        """Distance from the source to the isocentre."""
+        return self.beam.sad_mm if self.beam else 1000.0
+
+    def require_beam(self) -> BeamModel:
+        """The beam model, or an error that says what to do without one."""
+        if self.beam is None:
+            raise MachineError(
+                f"machine {self.name} has a geometry but no beam model, so no dose can be computed; "
+                f"choose one of {', '.join(m for m in machine_names())} or fit a beam"
+            )
+        return self.beam
+
+    def row_edges_mm(self) -> NDArray[np.float64]:
+        """Edges of the strips in which no leaf boundary of any layer lies, ascending."""
+        edges = np.concatenate([np.asarray(la.boundaries_mm) for la in self.mlc.layers])
+        return np.unique(np.round(edges, 6))
+
+    def row_pairs(self) -> NDArray[np.intp]:
+        """For each strip of `row_edges_mm` and each layer the leaf pair above it, -1 where none.
+
+        Shape `(strips, layers)`; pairs are numbered through all layers, as in `Arc.leaves_mm`.
+        """
+        edges = self.row_edges_mm()
+        middle = (edges[1:] + edges[:-1]) / 2
+        columns, first = [], 0
+        for layer in self.mlc.layers:
+            pair = np.searchsorted(layer.boundaries_mm, middle) - 1
+            inside = (pair >= 0) & (pair < layer.pairs)
+            columns.append(np.where(inside, pair + first, -1))
+            first += layer.pairs
+        return np.stack(columns, axis=1)
+
+
+def machine_names() -> tuple[str, ...]:
+    """Names of the machines shipped with the package."""
+    folder = resources.files("vmat_diffusion") / "machines"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def load_machine(name: str | Path) -> Machine:
+    """A shipped machine by name, or one from a TOML file by path.
+
+    Raises MachineError for an unknown name, an unknown or missing key, or a number without source.
+    """
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
+        text, label = path.read_text(encoding="utf-8"), path.stem
+    else:
+        if name not in machine_names():
+            raise MachineError(
+                f"machine {str(name)!r} is not known; known are {', '.join(machine_names())}, "
+                "or give the path of a .toml file"
+            )
+        folder = resources.files("vmat_diffusion") / "machines"
+        text, label = (folder / f"{name}.toml").read_text(encoding="utf-8"), str(name)
+    return parse_machine(text, label)
+
+
+def parse_machine(text: str, label: str) -> Machine:
+    """The machine that a TOML text describes. Raises MachineError naming the key at fault."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
+    sources: dict[str, str] = {}
+    plain = _strip_sources(tree, "", sources, label)
+    allowed = {"name", "title", "jaws", "limits", "mlc", "beam"}
+    if unknown := set(plain) - allowed:
+        raise MachineError(f"machine {label}: unknown key {sorted(unknown)[0]!r}; known: {sorted(allowed)}")
+    try:
+        machine = Machine(
+            name=str(plain.get("name", label)),
+            title=str(plain.get("title", "")),
+            jaws=tuple(plain.get("jaws", ())),
+            limits=TypeAdapter(Limits).validate_python(plain.get("limits", {})),
+            mlc=TypeAdapter(Mlc).validate_python(plain.get("mlc", {})),
+            beam=TypeAdapter(BeamModel).validate_python(plain["beam"]) if "beam" in plain else None,
+            sources=sources,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise MachineError(f"machine {label}: {where}: {first['msg']}; correct the file") from None
+    for layer in machine.mlc.layers:
+        if layer.pairs < 1 or np.any(np.diff(layer.boundaries_mm) <= 0):
+            raise MachineError(f"machine {label}: boundaries_mm of {layer.device} must ascend")
+    return machine
+
+
+def _strip_sources(node: Any, path: str, sources: dict[str, str], label: str) -> Any:
+    """Replace every `{value = ..., source = ...}` by its value and note the source by key path."""
+    if isinstance(node, dict):
+        if "value" in node:
+            if not str(node.get("source", "")).strip() or set(node) != {"value", "source"}:
+                raise MachineError(f"machine {label}: {path} needs exactly a value and a source")
+            sources[path] = str(node["source"])
+            return node["value"]
+        return {
+            key: _strip_sources(value, f"{path}.{key}".lstrip("."), sources, label)
+            for key, value in node.items()
+        }
+    if isinstance(node, list) and node and isinstance(node[0], dict):
+        return [_strip_sources(v, f"{path}[{i}]", sources, label) for i, v in enumerate(node)]
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        raise MachineError(f"machine {label}: {path} has no source; write {{ value = {node}, source = '...' }}")
+    return node
