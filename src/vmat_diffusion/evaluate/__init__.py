@@ -1,0 +1,1 @@
+"""How good a dose is: dose-volume histograms and clinical goals."""
