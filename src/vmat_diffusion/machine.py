@@ -78,9 +78,10 @@ class Mlc:
 class BeamModel:
     """The photon beam as the pencil-beam engine needs it; see `docs/dose_engine.md`.
 
-    Dose to a point at depth d and off-axis position (u, v) at the isocentre plane is
-    `gy_per_mu * (sad / distance)^2 * horn(r) * sum_k weight[k, d] * (fluence * gaussian_k)(u, v)`.
-    Normalised to `gy_per_mu` at the stated reference point.
+    Dose per MU to a point at radiological depth d, distance z from the source along the axis and
+    off-axis position (u, v), r = |(u, v)|, at the isocentre plane is
+    `gy_per_mu (sad/z)^2 horn(r) sum_k weight_k(d (1 + softening r^2)) (fluence * gaussian_k)(u, v)`,
+    which is `gy_per_mu` at the stated reference point. Gaussians have unit integral.
     """
 
     energy: str
@@ -91,6 +92,7 @@ class BeamModel:
     kernel_sigma_mm: tuple[float, ...]
     depth_mm: tuple[float, ...]
     kernel_weight: tuple[tuple[float, ...], ...]
+    softening_per_mm2: float
     horn_radius_mm: tuple[float, ...]
     horn: tuple[float, ...]
 
