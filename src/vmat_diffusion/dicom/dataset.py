@@ -1,0 +1,200 @@
+"""New DICOM data sets: numbers that fit their field, the header of the source, files that are whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DSfloat
+
+from vmat_diffusion import __version__
+from vmat_diffusion.case import Case
+from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
+from vmat_diffusion.errors import CaseError, PlanError
+
+MANUFACTURER = "VMAT Diffusion"
+MODEL = "vmat-diffusion"
+_DS_LENGTH_MAX = 16
+
+# Patient and General Study: what must be the same in every object of a study, and what type 2
+# requires to be present even where it is empty.
+_COPIED_REQUIRED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+_COPIED_OPTIONAL = (
+    "IssuerOfPatientID",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyDescription",
+)
+
+
+def decimal(value: float) -> DSfloat:
+    """A number for a DS attribute: at most 16 characters, without a negative zero."""
+    return DSfloat(float(value) + 0.0, auto_format=True)
+
+
+def decimals(values: Iterable[float]) -> list[DSfloat]:
+    """Several numbers for one DS attribute."""
+    return [decimal(v) for v in values]
+
+
+def new_uid() -> UID:
+    """A UID below 2.25, which needs no registered root."""
+    return generate_uid(prefix=None)
+
+
+def new_dataset(sop_class: UID, modality: str, header: Dataset, *, now: datetime) -> Dataset:
+    """A data set with SOP Common, Series and Equipment filled in, and `header` as patient and study."""
+    out = Dataset()
+    out.update(header)
+    out.SOPClassUID, out.SOPInstanceUID = sop_class, new_uid()
+    out.InstanceCreationDate, out.InstanceCreationTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    out.Modality = modality
+    out.SeriesInstanceUID = new_uid()
+    out.SeriesNumber = 1
+    out.SeriesDate, out.SeriesTime = out.InstanceCreationDate, out.InstanceCreationTime
+    out.OperatorsName = ""
+    out.Manufacturer, out.ManufacturerModelName, out.SoftwareVersions = MANUFACTURER, MODEL, __version__
+    out.PositionReferenceIndicator = ""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, out.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    out.file_meta = meta
+    return out
+
+
+def reference(sop_class: UID | str, instance: UID | str) -> Dataset:
+    """The item of a sequence that refers to another object."""
+    out = Dataset()
+    out.ReferencedSOPClassUID, out.ReferencedSOPInstanceUID = sop_class, instance
+    return out
+
+
+def source_header(case: Case) -> Dataset:
+    """Patient, study and frame of reference of the CT that the case was read from.
+
+    Raises PlanError where the case was never DICOM, lacks a structure set, or its CT is gone. The
+    values go into files only, never into messages.
+    """
+    source = case.source
+    if not (source.image_path and source.study_uid and source.frame_of_reference_uid):
+        raise PlanError(
+            f"case {case.id} does not come from DICOM, so a plan or dose has no CT to refer to; "
+            "write it with write_case and read that folder"
+        )
+    if not source.structure_set_uid:
+        raise PlanError(
+            f"case {case.id} has no structure set to refer to, which a plan with patient geometry needs; "
+            "read a folder that holds an RTSTRUCT"
+        )
+    try:
+        original = open_dataset(Path(source.image_path))
+        if original is None or text(original, "SOPClassUID") != CTImageStorage:
+            raise CaseError("it is no CT image")
+        if text(original, "StudyInstanceUID") != source.study_uid:
+            raise CaseError("it is of another study")
+    except CaseError as fault:
+        raise PlanError(
+            f"case {case.id}: the CT file that it was read from has changed ({fault}); read the case again"
+        ) from None
+    return _copied(original, case)
+
+
+def _copied(original: Dataset, case: Case) -> Dataset:
+    out = Dataset()
+    out.SpecificCharacterSet = original.get("SpecificCharacterSet") or "ISO_IR 100"
+    with quiet():
+        for keyword in (*_COPIED_REQUIRED, *_COPIED_OPTIONAL):
+            try:
+                if keyword in original:
+                    out[keyword] = original[keyword]
+                elif keyword in _COPIED_REQUIRED:
+                    setattr(out, keyword, "")
+            except Exception:  # pydicom raises every kind of exception for a value it cannot decode
+                raise PlanError(
+                    f"case {case.id}: {keyword} of its CT cannot be read; correct the CT and read it again"
+                ) from None
+    out.StudyInstanceUID = case.source.study_uid
+    out.FrameOfReferenceUID = case.source.frame_of_reference_uid
+    return out
+
+
+def save_whole(
+    path: Path, dataset: Dataset, *, overwrite: bool = False, check: Callable[[Dataset], None] | None = None
+) -> Path:
+    """Write a data set so that the whole file appears under `path` or nothing does.
+
+    The file is written under a temporary name beside `path`, read again, checked by `check` and
+    for over-long decimal strings, and renamed. Raises PlanError where `path` exists (unless
+    `overwrite`), its folder does not, or a check fails.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise PlanError(f"the folder of {path.name} does not exist; create it first")
+    if path.exists() and not overwrite:
+        raise PlanError(f"{path.name} exists already; choose another name or allow overwriting")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file, quiet():
+            dataset.save_as(file, enforce_file_format=True)
+            file.flush()
+            os.fsync(file.fileno())
+        written = open_dataset(part, pixels=True)
+        if written is None:
+            raise PlanError(f"{path.name} cannot be read back after writing; check the disk")
+        check_decimal_lengths(written)
+        if check is not None:
+            check(written)
+        _publish(part, path, overwrite=overwrite)
+    except OSError as fault:
+        raise PlanError(
+            f"{path.name} cannot be written ({fault.strerror}); check the disk and the folder's permissions"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _publish(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Give the finished file its name; without `overwrite` even against another writer's race."""
+    if overwrite:
+        os.replace(part, path)
+        return
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
+        os.rename(part, path)
+
+
+def check_decimal_lengths(dataset: Dataset) -> None:
+    """Raise PlanError for a decimal string above 16 characters, which pydicom writes without remark."""
+    for element in dataset.iterall():
+        if element.VR != "DS" or element.value is None:
+            continue
+        values = [element.value] if isinstance(element.value, str | float) else element.value
+        for value in values:
+            written = getattr(value, "original_string", None) or str(value)
+            if len(written.strip()) > _DS_LENGTH_MAX:
+                raise PlanError(
+                    f"{element.keyword}: {written!r} has {len(written)} characters, DICOM allows "
+                    f"{_DS_LENGTH_MAX}; this is a defect, please report it"
+                )
