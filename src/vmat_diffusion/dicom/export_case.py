@@ -89,7 +89,7 @@ def _pseudonymous_header(case: Case, now: datetime) -> Dataset:
 def _whole_hu(case: Case) -> NDArray[np.int16]:
     rounded = np.round(case.hu)
     low, high = float(rounded.min()), float(rounded.max())
-    if not (-32768 <= low and high <= 32767):
+    if low < -32768 or high > 32767:
         raise CaseError(f"HU from {low:g} to {high:g} do not fit 16 bits; correct the CT")
     return rounded.astype("<i2")
 

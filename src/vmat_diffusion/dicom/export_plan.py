@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTPlanStorage, RTStructureSetStorage
+from scipy import ndimage
 
 from vmat_diffusion.case import Case, Prescription
 from vmat_diffusion.dicom.dataset import decimal, decimals, new_dataset, new_uid, reference
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import sample, source_position_mm
+from vmat_diffusion.geometry import source_position_mm
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan
 
@@ -39,10 +40,11 @@ def as_written(plan: Plan) -> Plan:
     nearest 0.01 mm, angles to 0.0001 degrees, MU to 1e-6 per beam and weights to 1e-10. Applying it
     twice changes nothing.
     """
+    x, y, z = (round(float(v), _POSITION_DIGITS) for v in plan.isocenter_mm)
     return replace(
         plan,
         arcs=tuple(_arc_as_written(arc) for arc in plan.arcs),
-        isocenter_mm=tuple(round(float(v), _POSITION_DIGITS) for v in plan.isocenter_mm),
+        isocenter_mm=(x, y, z),
         dose_rate_mu_min=None if plan.dose_rate_mu_min is None else round(float(plan.dose_rate_mu_min), 3),
     )
 
@@ -206,8 +208,9 @@ def _beam(arc: Arc, plan: Plan, case: Case, machine: Machine) -> Dataset:
     beam.FinalCumulativeMetersetWeight = decimal(1.0)
     beam.NumberOfControlPoints = len(arc.gantry_deg)
     beam.ReferencedPatientSetupNumber = 1
+    ssd_mm = source_to_surface_mm(plan, arc, case, machine.sad_mm)
     beam.ControlPointSequence = [
-        _control_point(k, arc, weights[k], plan, case, machine) for k in range(len(arc.gantry_deg))
+        _control_point(k, arc, weights[k], ssd_mm[k], plan, machine) for k in range(len(arc.gantry_deg))
     ]
     return beam
 
@@ -237,7 +240,7 @@ def _devices(machine: Machine) -> list[Dataset]:
     return items
 
 
-def _control_point(k: int, arc: Arc, weight: float, plan: Plan, case: Case, machine: Machine) -> Dataset:
+def _control_point(k: int, arc: Arc, weight: float, ssd_mm: float, plan: Plan, machine: Machine) -> Dataset:
     point = Dataset()
     point.ControlPointIndex = k
     if k == 0:
@@ -260,9 +263,8 @@ def _control_point(k: int, arc: Arc, weight: float, plan: Plan, case: Case, mach
         point.TableTopLongitudinalPosition = None
         point.TableTopLateralPosition = None
         point.IsocenterPosition = decimals(plan.isocenter_mm)
-    ssd = source_to_surface_mm(plan, arc, k, case, machine.sad_mm)
-    if ssd is not None:
-        point.SourceToSurfaceDistance = decimal(round(ssd, 1))
+    if np.isfinite(ssd_mm):
+        point.SourceToSurfaceDistance = decimal(ssd_mm)
     point.CumulativeMetersetWeight = decimal(weight)
     return point
 
@@ -305,12 +307,21 @@ def nominal_energy_mv(machine: Machine) -> float:
     return float(found.group())
 
 
-def source_to_surface_mm(plan: Plan, arc: Arc, k: int, case: Case, sad_mm: float) -> float | None:
-    """Distance from the source to the body along the axis, to 0.5 mm; None where they do not meet."""
+def source_to_surface_mm(plan: Plan, arc: Arc, case: Case, sad_mm: float) -> NDArray[np.float64]:
+    """Distance from the source to the body along the axis at each control point, to 0.5 mm.
+
+    NaN where the axis misses the body before the isocentre.
+    """
+    isocenter = np.asarray(plan.isocenter_mm)
     source = np.array(
-        source_position_mm(arc.gantry_deg[k], plan.isocenter_mm, sad_mm, arc.couch_deg, plan.patient_position)
+        [
+            source_position_mm(g, plan.isocenter_mm, sad_mm, arc.couch_deg, plan.patient_position)
+            for g in arc.gantry_deg
+        ]
     )
     distance = np.arange(0.0, sad_mm, _SSD_STEP_MM)
-    along = (np.asarray(plan.isocenter_mm) - source) / sad_mm
-    inside = sample(case.body.mask, case.grid, source + distance[:, None] * along) >= 0.5
-    return float(distance[np.argmax(inside)]) if inside.any() else None
+    points = source[:, None] + distance[:, None] * ((isocenter - source) / sad_mm)[:, None]
+    # Not `geometry.sample`: it would turn the whole mask into 64-bit numbers first.
+    index = np.moveaxis(case.grid.index(points), -1, 0)
+    inside = ndimage.map_coordinates(case.body.mask, index, np.float32, order=1, mode="constant") >= 0.5
+    return np.where(inside.any(axis=1), distance[np.argmax(inside, axis=1)], np.nan)
