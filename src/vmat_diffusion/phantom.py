@@ -75,8 +75,11 @@ class _Space:
 
 
 def _space(size_mm: Point, spacing_mm: Point = (2.0, 2.0, 2.5)) -> _Space:
-    """A grid of whole voxels around the origin; even counts put the origin on a voxel corner."""
-    counts = [2 * int(np.ceil(length / step / 2)) for length, step in zip(size_mm, spacing_mm, strict=True)]
+    """A grid of whole voxels around the origin.
+
+    Sizes are chosen so that flat faces of the solids fall between voxel centres, not on them.
+    """
+    counts = [int(np.ceil(length / step)) for length, step in zip(size_mm, spacing_mm, strict=True)]
     origin = tuple(-(n - 1) / 2 * step for n, step in zip(counts, spacing_mm, strict=True))
     return _Space(Grid(tuple(counts[::-1]), spacing_mm, origin))  # type: ignore[arg-type]
 
@@ -140,7 +143,7 @@ def _tg119_prostate() -> Case:
     masks: dict[str, tuple[Role, Mask]] = {
         "BODY": ("body", space.rounded_block(300.0, 200.0, 70.0)),
         "PTV": ("target", space.ellipsoid((0, 0, 0), (26.0, 19.0, 38.5)) & ~hollow),
-        "Rectum": ("organ", space.cylinder((0, 17.5, 0), 7.5, 80.0)),
+        "Rectum": ("organ", space.cylinder((0, 18.0, 0), 7.5, 80.0)),
         "Bladder": ("organ", space.ellipsoid((0, -8.0, 52.0), (25.0, 20.0, 25.0))),
     }
     return _case("tg119_prostate", "prostate", space, masks, Prescription(42, {"PTV": 75.6}))
