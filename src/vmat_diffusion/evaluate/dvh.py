@@ -202,8 +202,8 @@ def bounding_box(mask: Mask) -> tuple[slice, slice, slice] | None:
     if planes.size == 0:
         return None
     z = slice(int(planes[0]), int(planes[-1]) + 1)
-    flat = mask[z].any(axis=0)
-    rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
+    flat = np.any(mask[z], axis=0)
+    rows, columns = np.flatnonzero(np.any(flat, axis=1)), np.flatnonzero(np.any(flat, axis=0))
     return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 

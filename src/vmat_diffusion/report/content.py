@@ -1,0 +1,89 @@
+"""Which structures a report shows, in which order and colour, with their histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmat_diffusion.case import Case, Dose, Prescription, Structure
+from vmat_diffusion.evaluate.dvh import Dvh, structure_dvh
+from vmat_diffusion.evaluate.goals import GoalResult
+
+# Distinct on a white page and on a grey CT; reds and oranges are kept for targets.
+_TARGET_COLOURS = ("#d7191c", "#e8710a", "#c2187c", "#b8860b", "#8b1a1a")
+_ORGAN_COLOURS = (
+    "#1f77b4",
+    "#2ca02c",
+    "#8e5bd0",
+    "#0aa5b5",
+    "#8c564b",
+    "#e377c2",
+    "#3949ab",
+    "#7a9a01",
+    "#00796b",
+    "#6d7f92",
+    "#a0522d",
+    "#5e35b1",
+)
+_BODY_COLOUR = "#9aa3ad"
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A structure as the report shows it. `repeat` counts how often the palette began anew."""
+
+    structure: Structure
+    colour: str
+    repeat: int
+    dvh: Dvh
+
+    @property
+    def name(self) -> str:
+        """Canonical name of the structure."""
+        return self.structure.name
+
+    @property
+    def is_target(self) -> bool:
+        """Whether the structure is a target."""
+        return self.structure.role == "target"
+
+    @property
+    def is_body(self) -> bool:
+        """Whether the structure is the external contour."""
+        return self.structure.role == "body"
+
+
+def shown_structures(
+    case: Case, dose: Dose, results: Sequence[GoalResult] = (), prescription: Prescription | None = None
+) -> tuple[Shown, ...]:
+    """Targets by descending prescription, organs with goals, other organs, body last; empty ones left out.
+
+    Structures of role "other" (planning helpers) appear only if they have a goal.
+    """
+    rank: dict[str, int] = {}
+    for result in results:
+        rank.setdefault(result.goal.structure, len(rank))
+    levels: Mapping[str, float] = prescription.target_gy if prescription else {}
+    wanted = [
+        s
+        for s in case.structures.values()
+        if (s.role in ("target", "organ") or s.name in rank) and s.role != "body" and s.mask.any()
+    ]
+    targets = [s for s in wanted if s.role == "target"]
+    organs = [s for s in wanted if s.role != "target"]
+    targets.sort(key=lambda s: (-levels.get(s.name, 0.0), s.name))
+    organs.sort(key=lambda s: (rank.get(s.name, len(rank)), s.name))
+    out = []
+    for group, palette in ((targets, _TARGET_COLOURS), (organs, _ORGAN_COLOURS)):
+        for i, structure in enumerate(group):
+            repeat, k = divmod(i, len(palette))
+            out.append(Shown(structure, palette[k], repeat, structure_dvh(dose, structure, case.grid)))
+    out.append(Shown(case.body, _BODY_COLOUR, 0, structure_dvh(dose, case.body, case.grid)))
+    return tuple(out)
+
+
+def reference_gy(dose: Dose, prescription: Prescription | None) -> float:
+    """The dose that isodose percentages refer to: the highest prescription, or else the maximum dose."""
+    if prescription is not None and prescription.target_gy:
+        return max(prescription.target_gy.values())
+    return max(float(dose.gy.max()), 1e-6)

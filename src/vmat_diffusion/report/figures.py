@@ -1,0 +1,407 @@
+"""Figures of a plan: planes with isodoses, DVH and control points. Nothing here keeps global state."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
+from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.geometry import Point, resample
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Arc, Plan, timing
+from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
+
+ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
+_ISODOSE_COLOURS = (
+    "#3b4cc0",
+    "#2f86e0",
+    "#18b4d8",
+    "#1cbf8c",
+    "#6cc832",
+    "#d4dc2a",
+    "#ffc400",
+    "#ff8000",
+    "#e8114f",
+)
+WINDOW_HU = (-260.0, 340.0)
+_INK = "#1d2733"
+_FAINT = "#6b7785"
+_MARGIN_MM = 12.0
+
+
+def png(figure: Figure, dpi: int = 120) -> bytes:
+    """The figure as PNG."""
+    return _saved(figure, "png", dpi)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, with text as outlines."""
+    return _saved(figure, "svg", 72)
+
+
+def _saved(figure: Figure, kind: str, dpi: int) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def plan_picture(
+    path: str | Path,
+    *,
+    case: Case,
+    plan: Plan,
+    dose: Dose,
+    results: Sequence[GoalResult] = (),
+    prescription: Prescription | None = None,
+) -> Path:
+    """Write one PNG with three planes through the isocentre and the DVH.
+
+    `prescription` is the case's own where it is not given.
+    """
+    prescription = prescription or case.prescription
+    shown = shown_structures(case, dose, results, prescription)
+    figure = Figure(figsize=(13.0, 9.4), facecolor="white")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1.0))
+    _draw_planes(
+        top, case, dose, shown, plan.isocenter_mm, reference_gy(dose, prescription), plan.isocenter_mm
+    )
+    _draw_dvh(bottom, shown, prescription)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(png(figure, dpi=110))
+    os.replace(partial, path)
+    return path
+
+
+# Dose-volume histograms
+
+
+def dvh_figure(shown: Sequence[Shown], prescription: Prescription | None) -> Figure:
+    """Cumulative DVHs: targets thick, organs thin, the legend outside."""
+    figure = Figure(figsize=(11.0, max(4.6, 0.19 * len(shown) + 1.0)), facecolor="white")
+    _draw_dvh(figure, shown, prescription)
+    return figure
+
+
+def _draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: Prescription | None) -> None:
+    axes = figure.add_axes((0.065, 0.125, 0.70, 0.83))
+    curves = [s for s in shown if not s.is_body]
+    top = (
+        max([s.dvh.max_gy for s in curves] + list(prescription.target_gy.values() if prescription else ()))
+        * 1.04
+    )
+    handles = []
+    for s in curves:
+        style = _style(s)
+        gy, percent = s.dvh.curve(500, top)
+        axes.plot(gy, percent, **style)
+        handles.append(Line2D([], [], label=s.name, **style))
+    for level in sorted(set(prescription.target_gy.values())) if prescription else ():
+        axes.axvline(level, color=_FAINT, lw=0.8, ls=(0, (2, 3)), zorder=0)
+        axes.annotate(
+            f"{level:g} Gy", (level, 101.5), color=_FAINT, fontsize=8, ha="center", annotation_clip=False
+        )
+    axes.set(
+        xlim=(0, top), ylim=(0, 100.8), xlabel="Dose [Gy]", ylabel="Volume receiving at least the dose [%]"
+    )
+    axes.set_yticks(range(0, 101, 10))
+    _plain(axes)
+    axes.grid(color="#e4e8ec", lw=0.7)
+    columns = 1 if len(handles) <= 26 else 2
+    axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.015, 1.02),
+        frameon=False,
+        fontsize=8.5 if columns == 1 else 7.5,
+        ncols=columns,
+        handlelength=2.6,
+        labelcolor=_INK,
+    )
+
+
+def _style(s: Shown) -> dict:
+    """Line style; the dash tells structures apart that share a colour."""
+    dashes: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+    return {"color": s.colour, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b4bcc6")
+    axes.tick_params(colors=_INK, labelsize=8.5, color="#b4bcc6")
+    axes.xaxis.label.set(color=_INK, fontsize=9.5)
+    axes.yaxis.label.set(color=_INK, fontsize=9.5)
+
+
+# Planes
+
+
+def planes_figure(
+    case: Case,
+    dose: Dose,
+    shown: Sequence[Shown],
+    point_mm: Point,
+    reference: float,
+    isocenter_mm: Point,
+) -> Figure:
+    """Axial, coronal and sagittal planes through a point: CT, dose wash, isodoses, contours.
+
+    `reference` is the dose in Gy that is 100 %. Letters are the patient's own directions, since the
+    frame is the patient's, whatever the position on the couch.
+    """
+    figure = Figure(figsize=(13.0, 4.9), facecolor="white")
+    _draw_planes(figure, case, dose, shown, point_mm, reference, isocenter_mm)
+    return figure
+
+
+def _draw_planes(
+    figure: Figure | SubFigure,
+    case: Case,
+    dose: Dose,
+    shown: Sequence[Shown],
+    point_mm: Point,
+    reference: float,
+    isocenter_mm: Point,
+) -> None:
+    low, high = _region(case)
+    spans = [h - lo for lo, h in zip(low, high, strict=True)]
+    widths = (spans[0], spans[0], spans[1])
+    grid = figure.add_gridspec(
+        1,
+        4,
+        width_ratios=(*widths, 0.22 * sum(widths)),
+        left=0.012,
+        right=0.995,
+        top=0.93,
+        bottom=0.02,
+        wspace=0.04,
+    )
+    seen: set[str] = set()
+    for column, (name, axis) in enumerate((("Axial", 2), ("Coronal", 1), ("Sagittal", 0))):
+        axes = figure.add_subplot(grid[0, column])
+        seen |= _draw_plane(axes, case, dose, shown, point_mm, reference, axis, isocenter_mm)
+        across, up = [k for k in (0, 1, 2) if k != axis]
+        axes.set_xlim(low[across], high[across])
+        axes.set_ylim(*((high[up], low[up]) if axis == 2 else (low[up], high[up])))
+        where = f"{'xyz'[axis]} = {point_mm[axis]:.1f} mm"
+        axes.set_title(f"{name}, {where}", fontsize=9.5, color=_INK, loc="left", pad=4)
+    keys = figure.add_subplot(grid[0, 3])
+    keys.set_axis_off()
+    _draw_keys(keys, [s for s in shown if s.name in seen], reference)
+
+
+def _region(case: Case) -> tuple[list[float], list[float]]:
+    """Corners `(x, y, z)` in mm of the body with a margin, within the grid."""
+    box = bounding_box(case.body.mask) or tuple(slice(0, n) for n in case.grid.shape)
+    low, high = subgrid(case.grid, box).bounds_mm
+    grid_low, grid_high = case.grid.bounds_mm
+    return (
+        [max(v - _MARGIN_MM, g) for v, g in zip(low, grid_low, strict=True)],
+        [min(v + _MARGIN_MM, g) for v, g in zip(high, grid_high, strict=True)],
+    )
+
+
+def _draw_plane(
+    axes: Axes,
+    case: Case,
+    dose: Dose,
+    shown: Sequence[Shown],
+    point_mm: Point,
+    reference: float,
+    axis: int,
+    isocenter_mm: Point,
+) -> set[str]:
+    """Draw one plane across `axis` (0 = x, 1 = y, 2 = z); returns the structures that it cuts."""
+    grid = case.grid
+    size = grid.shape[::-1][axis]
+    index = int(np.clip(round((point_mm[axis] - grid.origin_mm[axis]) / grid.spacing_mm[axis]), 0, size - 1))
+    box = tuple(slice(index, index + 1) if 2 - a == axis else slice(0, grid.shape[a]) for a in range(3))
+    plane = subgrid(grid, box)
+    across, up = [k for k in (0, 1, 2) if k != axis]
+    coordinates = plane.axes_mm[across], plane.axes_mm[up]
+    (x0, y0), (x1, y1) = ((plane.bounds_mm[i][across], plane.bounds_mm[i][up]) for i in (0, 1))
+    axes.imshow(
+        np.squeeze(case.hu[box], 2 - axis),
+        cmap="gray",
+        vmin=WINDOW_HU[0],
+        vmax=WINDOW_HU[1],
+        extent=(x0, x1, y0, y1),
+        origin="lower",
+        interpolation="bilinear",
+    )
+    gy = np.squeeze(resample(dose.gy, dose.grid, plane), 2 - axis)
+    _draw_isodoses(axes, *coordinates, gy, reference)
+    seen = set()
+    for s in shown:
+        mask = np.squeeze(s.structure.mask[box], 2 - axis)
+        if not mask.any():
+            continue
+        seen.add(s.name)
+        style = _style(s)
+        axes.contour(
+            *coordinates,
+            mask.astype(np.float32),
+            levels=[0.5],
+            colors=[s.colour],
+            linewidths=0.8 if s.is_body else 1.9 if s.is_target else 1.4,
+            linestyles=[style["ls"]],
+        )
+    axes.plot(isocenter_mm[across], isocenter_mm[up], "+", color="white", ms=9, mew=1.1)
+    axes.set_aspect("equal")
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    _draw_letters(axes, axis)
+    return seen
+
+
+def _draw_isodoses(axes: Axes, x: NDArray, y: NDArray, gy: NDArray, reference: float) -> None:
+    levels = [p / 100 * reference for p in ISODOSE_PERCENT]
+    top = float(gy.max())
+    if top <= levels[0]:
+        return
+    bands = [*levels, max(top, levels[-1]) * 1.01 + 1e-6]
+    axes.contourf(x, y, gy, levels=bands, cmap=ListedColormap(_ISODOSE_COLOURS), alpha=0.28, antialiased=True)
+    present = [i for i, level in enumerate(levels) if level < top]
+    axes.contour(
+        x,
+        y,
+        gy,
+        levels=[levels[i] for i in present],
+        colors=[_ISODOSE_COLOURS[i] for i in present],
+        linewidths=0.8,
+    )
+
+
+def _draw_letters(axes: Axes, axis: int) -> None:
+    """The patient's directions at the four borders."""
+    left, right, top, bottom = {2: "RLAP", 1: "RLHF", 0: "APHF"}[axis]
+    style = {"color": "#f2d34f", "fontsize": 10, "fontweight": "bold", "transform": axes.transAxes}
+    axes.text(0.015, 0.5, left, ha="left", va="center", **style)
+    axes.text(0.985, 0.5, right, ha="right", va="center", **style)
+    axes.text(0.5, 0.985, top, ha="center", va="top", **style)
+    axes.text(0.5, 0.015, bottom, ha="center", va="bottom", **style)
+
+
+def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float) -> None:
+    isodoses = [
+        Patch(facecolor=colour, label=f"{percent} %   {percent / 100 * reference:.1f} Gy")
+        for percent, colour in reversed(list(zip(ISODOSE_PERCENT, _ISODOSE_COLOURS, strict=True)))
+    ]
+    first = axes.legend(
+        handles=isodoses,
+        title=f"Isodoses, 100 % = {reference:g} Gy",
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.02),
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8.5,
+        alignment="left",
+        labelspacing=0.3,
+        labelcolor=_INK,
+    )
+    axes.add_artist(first)
+    columns = 1 if len(shown) <= 12 else 2
+    axes.legend(
+        handles=[Line2D([], [], label=s.name, **_style(s)) for s in shown],
+        loc="lower left",
+        bbox_to_anchor=(0.0, -0.02),
+        frameon=False,
+        fontsize=8 if columns == 1 else 7,
+        ncols=columns,
+        columnspacing=1.0,
+        handlelength=1.8,
+        labelspacing=0.3,
+        labelcolor=_INK,
+    )
+
+
+# Control points
+
+
+def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
+    """MU, dose rate, gantry speed and leaf motion of one beam along its segments, with the limits."""
+    pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
+    limits = machine.limits
+    travel = np.abs(np.diff(arc.leaves_mm, axis=0))
+    seconds = np.maximum(pace.time_s, 1e-9)
+    open_pair = _open_pairs(arc)
+    moving = np.where(open_pair[:, None, :], travel, np.nan)
+    mean_travel = np.nanmean(moving, axis=(1, 2)) if open_pair.any() else np.zeros(len(arc.mu))
+    figure = Figure(figsize=(11.0, 6.0), facecolor="white")
+    panels = figure.subplots(5, 1, sharex=True)
+    figure.subplots_adjust(left=0.115, right=0.985, top=0.93, bottom=0.085, hspace=0.22)
+    # The cap on the dose rate may stand below the machine's limit.
+    rate = min(plan.dose_rate_mu_min or limits.dose_rate_mu_min, limits.dose_rate_mu_min)
+    rows: tuple[tuple[str, NDArray, float | None], ...] = (
+        ("MU per\nsegment", arc.mu, None),
+        ("Dose rate\n[MU/min]", pace.dose_rate_mu_min, rate),
+        (
+            "Gantry speed\n[deg/s]",
+            pace.gantry_speed_deg_s,
+            limits.gantry_speed_deg_s if arc.rotates else None,
+        ),
+        ("Fastest leaf\n[mm/s]", travel.max(axis=(1, 2)) / seconds, limits.leaf_speed_mm_s),
+        ("Mean leaf\ntravel [mm]", mean_travel, None),
+    )
+    edges = arc.gantry_deg if arc.rotates else np.arange(len(arc.gantry_deg))
+    for axes, (label, values, limit) in zip(panels, rows, strict=True):
+        axes.stairs(
+            values, edges, color="#1f5f99", lw=1.2, fill=True, facecolor="#1f5f9930", edgecolor="#1f5f99"
+        )
+        if limit is not None:
+            axes.axhline(limit, color="#c0392b", lw=0.9, ls=(0, (4, 3)))
+        axes.set_ylim(0, 1.12 * max(float(np.max(values)), limit or 0.0, 1e-9))
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+        _plain(axes)
+        axes.grid(axis="y", color="#e4e8ec", lw=0.7)
+        axes.locator_params(axis="y", nbins=4)
+    panels[0].set_xlim(edges[0], edges[-1])
+    panels[-1].set_xlabel("Gantry angle [deg], in the order of delivery" if arc.rotates else "Segment")
+    if arc.rotates:
+        panels[-1].xaxis.set_major_formatter(lambda angle, _: f"{angle % 360:g}")
+    panels[0].legend(
+        handles=[Line2D([], [], color="#c0392b", lw=0.9, ls=(0, (4, 3)), label="limit")],
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+        fontsize=8.5,
+    )
+    return figure
+
+
+def _open_pairs(arc: Arc) -> NDArray[np.bool_]:
+    """For each segment and pair whether the leaves stand more than 1 mm apart at either end."""
+    gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > 1.0
+    return gap[1:] | gap[:-1]
+
+
+def history_figure(history: Sequence[float]) -> Figure:
+    """The objective at each iteration, on a logarithmic scale where it is positive."""
+    figure = Figure(figsize=(11.0, 2.6), facecolor="white")
+    axes = figure.add_axes((0.075, 0.2, 0.91, 0.74))
+    values = np.asarray(history, float)
+    axes.plot(np.arange(len(values)), values, color="#1f5f99", lw=1.4)
+    if np.all(values > 0):
+        axes.set_yscale("log")
+    axes.set(xlabel="Iteration", ylabel="Objective", xlim=(0, max(len(values) - 1, 1)))
+    _plain(axes)
+    axes.grid(color="#e4e8ec", lw=0.7)
+    return figure

@@ -1,0 +1,287 @@
+"""The report as one HTML file without any outside reference."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.geometry import Point
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
+from vmat_diffusion.report import figures
+from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
+
+_PRIORITIES = {1: "Must", 2: "Should", 3: "Wish"}
+_MARKS = {"pass": "✓", "acceptable": "~", "fail": "✗", "not evaluated": ""}
+# Leaf and jaw numbers in the beam table are rounded to what the linac console shows.
+_MM = "{:.1f}"
+
+
+def write_report(
+    path: str | Path,
+    *,
+    case: Case,
+    plan: Plan,
+    machine: Machine,
+    dose: Dose,
+    results: Sequence[GoalResult],
+    violations: Sequence[str],
+    provenance: Mapping[str, Any],
+    history: Sequence[float] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    prescription: Prescription | None = None,
+) -> Path:
+    """Write the report of a plan and return its path; the file appears whole or not at all.
+
+    `prescription` is the case's own where it is not given; its highest dose is the 100 % of the
+    isodoses. `history` is the objective at each iteration, `seconds` the time of each stage.
+    `provenance` may nest: plain values become a table, the rest is shown as JSON.
+    """
+    prescription = prescription or case.prescription
+    shown = shown_structures(case, dose, results, prescription)
+    page = _template().render(
+        case=case,
+        plan=plan,
+        machine=machine,
+        facts=_facts(case, plan, machine, dose, prescription),
+        violations=list(violations),
+        verdict=_verdict(results, violations),
+        goals=_goal_groups(results, shown),
+        absent=[r for r in results if r.status == "not evaluated"],
+        figures=_figures(case, plan, machine, dose, shown, prescription),
+        history=_image(figures.svg(figures.history_figure(history)), "svg+xml") if history else "",
+        beams=[_beam(arc, plan, machine) for arc in plan.arcs],
+        statistics=[_statistics(s) for s in shown],
+        seconds=dict(seconds or {}),
+        inputs=_inputs(case),
+        provenance=_provenance({**_limits_of(machine), **provenance}),
+        window=figures.WINDOW_HU,
+    )
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("vmat_diffusion", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _image(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _figures(
+    case: Case,
+    plan: Plan,
+    machine: Machine,
+    dose: Dose,
+    shown: Sequence[Shown],
+    prescription: Prescription | None,
+) -> dict[str, Any]:
+    reference = reference_gy(dose, prescription)
+    hottest = np.unravel_index(int(np.argmax(dose.gy)), dose.gy.shape)
+    x, y, z = dose.grid.axes_mm
+    maximum: Point = (float(x[hottest[2]]), float(y[hottest[1]]), float(z[hottest[0]]))
+
+    def planes(point: Point) -> str:
+        figure = figures.planes_figure(case, dose, shown, point, reference, plan.isocenter_mm)
+        return _image(figures.png(figure), "png")
+
+    return {
+        "dvh": _image(figures.svg(figures.dvh_figure(shown, prescription)), "svg+xml"),
+        "isocenter": planes(plan.isocenter_mm),
+        "maximum": planes(maximum),
+        "maximum_gy": float(dose.gy.max()),
+        "maximum_percent": 100 * float(dose.gy.max()) / reference,
+        "maximum_mm": maximum,
+        "arcs": [
+            (
+                _arc_name(arc),
+                _image(figures.svg(figures.control_points_figure(arc, plan, machine)), "svg+xml"),
+            )
+            for arc in plan.arcs
+        ],
+    }
+
+
+def _arc_name(arc: Arc) -> str:
+    return f"Beam {arc.number}" + (f" ({arc.name})" if arc.name else "")
+
+
+def _facts(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, prescription: Prescription | None
+) -> list[tuple[str, str]]:
+    levels = (
+        ", ".join(f"{name} {gy:g} Gy" for name, gy in prescription.target_gy.items())
+        if prescription
+        else "not given"
+    )
+    minutes, rest = divmod(round(delivery_s(plan, machine)), 60)
+    spacing = " × ".join(f"{s:g}" for s in dose.grid.spacing_mm)
+    x, y, z = plan.isocenter_mm
+    return [
+        ("Case", case.id),
+        ("Site", case.site or "not given"),
+        ("Prescription", f"{levels} in {plan.fractions} fractions"),
+        ("Plan", plan.label),
+        ("Machine", f"{machine.title or machine.name} ({machine.name})"),
+        ("Monitor units", f"{plan.total_mu:.1f} MU per fraction"),
+        ("Beam-on time", f"{minutes} min {rest:02d} s, without set-up between beams"),
+        ("Isocentre (x, y, z)", f"{x:.1f}, {y:.1f}, {z:.1f} mm, DICOM patient coordinates"),
+        ("Patient position", plan.patient_position),
+        ("Dose grid", f"{spacing} mm, dose to {dose.medium}, whole course"),
+        ("Highest dose", f"{float(dose.gy.max()):.2f} Gy"),
+    ]
+
+
+def _verdict(results: Sequence[GoalResult], violations: Sequence[str]) -> dict[str, Any]:
+    count = {status: sum(r.status == status for r in results) for status in _MARKS}
+    missed = sum(r.status == "fail" and r.goal.priority == 1 for r in results)
+    return {
+        "deliverable": not violations,
+        "violations": len(violations),
+        "count": count,
+        "missed": missed,
+        "evaluated": len(results) - count["not evaluated"],
+    }
+
+
+def _goal_groups(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[dict[str, Any]]:
+    colour = {s.name: s.colour for s in shown}
+    groups = []
+    for priority, title in _PRIORITIES.items():
+        rows = [
+            {
+                "structure": r.goal.structure,
+                "colour": colour.get(r.goal.structure, "transparent"),
+                "statement": _pretty(r.goal.statement),
+                "variation": "–" if r.goal.variation is None else f"{r.goal.variation:g} {r.goal.unit}",
+                "value": _value(r),
+                "status": r.status,
+                "mark": _MARKS[r.status],
+                "note": r.note,
+                "source": r.goal.source,
+            }
+            for r in results
+            if r.goal.priority == priority and r.status != "not evaluated"
+        ]
+        if rows:
+            groups.append({"title": title, "priority": priority, "rows": rows})
+    return groups
+
+
+def _pretty(statement: str) -> str:
+    return statement.replace(">=", "≥").replace("<=", "≤")
+
+
+def _value(result: GoalResult) -> str:
+    if result.value is None:
+        return "–"
+    digits = {"Gy": 2, "%": 1, "cc": 2}.get(result.goal.unit, 3)
+    return f"{result.value:.{digits}f} {result.goal.unit}".rstrip()
+
+
+def _beam(arc: Arc, plan: Plan, machine: Machine) -> dict[str, str]:
+    start, stop = arc.gantry_deg[0] % 360, arc.gantry_deg[-1] % 360
+    turn = float(arc.gantry_deg[-1] - arc.gantry_deg[0])
+    direction = (
+        f"{'clockwise' if turn > 0 else 'counter-clockwise'}, {abs(turn):.0f}°" if arc.rotates else "static"
+    )
+    pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
+    low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)
+    jaws = [
+        _MM.format(lo) if hi - lo < 0.05 else f"{_MM.format(lo)} to {_MM.format(hi)}"
+        for lo, hi in zip(low, high, strict=True)
+    ]
+    return {
+        "number": str(arc.number),
+        "name": arc.name or "–",
+        "energy": f"{machine.beam.energy} {machine.beam.fluence_mode}".strip() if machine.beam else "–",
+        "gantry": f"{start:.1f}° → {stop:.1f}°" if arc.rotates else f"{start:.1f}°",
+        "direction": direction,
+        "collimator": f"{arc.collimator_deg:.1f}°",
+        "couch": f"{arc.couch_deg:.1f}°",
+        "x": f"{jaws[0]} / {jaws[1]}",
+        "y": f"{jaws[2]} / {jaws[3]}",
+        "points": str(len(arc.gantry_deg)),
+        "mu": f"{arc.total_mu:.1f}",
+        "time": f"{pace.total_s:.0f} s",
+    }
+
+
+def _statistics(s: Shown) -> dict[str, Any]:
+    dvh = s.dvh
+    return {
+        "name": s.name,
+        "colour": s.colour,
+        "alias": s.structure.alias if s.structure.alias != s.name else "",
+        "volume": f"{dvh.volume_cc:.2f}" if dvh.volume_cc < 100 else f"{dvh.volume_cc:.0f}",
+        "doses": [
+            f"{gy:.2f}"
+            for gy in (
+                *(dvh.dose_at_percent_gy(p) for p in (98, 95, 50, 2)),
+                dvh.mean_gy,
+                dvh.dose_at_cc_gy(0.03),
+                dvh.max_gy,
+            )
+        ],
+    }
+
+
+def _inputs(case: Case) -> list[tuple[str, str]]:
+    source = case.source
+    pairs = [
+        ("Study", source.study_uid),
+        ("Frame of reference", source.frame_of_reference_uid),
+        ("CT series", source.series_uid),
+        ("CT images", str(len(source.image_uids)) if source.image_uids else ""),
+        ("Structure set", source.structure_set_uid),
+        ("Steps while reading", "; ".join(source.steps)),
+    ]
+    return [(name, value) for name, value in pairs if value]
+
+
+def _limits_of(machine: Machine) -> dict[str, Any]:
+    """What of the machine belongs to the resolved configuration: its limits."""
+    return {"machine_limits": asdict(machine.limits) if is_dataclass(machine.limits) else {}}
+
+
+def _provenance(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values for a table, and everything nested as JSON text by its key."""
+    plain, nested = [], []
+    for key, value in tree.items():
+        if isinstance(value, str | int | float | bool) or value is None:
+            plain.append((key, "–" if value is None else str(value)))
+        else:
+            text = json.dumps(value, indent=2, default=_jsonable, ensure_ascii=False)
+            nested.append((key, text))
+    return {"plain": plain, "nested": nested}
+
+
+def _jsonable(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
