@@ -1,0 +1,85 @@
+"""What lies in a folder: DICOM files sorted by what they are, never by their names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from vmat_diffusion.dicom.attributes import about, open_dataset, text
+from vmat_diffusion.errors import CaseError
+
+KINDS = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",
+    "1.2.840.10008.5.1.4.1.1.481.2": "RTDOSE",
+    "1.2.840.10008.5.1.4.1.1.481.5": "RTPLAN",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One DICOM file: path relative to the folder, kind, and its data set without pixels."""
+
+    path: Path
+    label: str
+    kind: str
+    dataset: Dataset
+
+    @property
+    def uid(self) -> str:
+        """SOP instance UID."""
+        return text(self.dataset, "SOPInstanceUID")
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """All DICOM files below a folder. `refused` holds a sentence for each that cannot be parsed."""
+
+    root: Path
+    files: tuple[Found, ...]
+    refused: tuple[str, ...]
+    others: int
+
+    def of(self, kind: str) -> tuple[Found, ...]:
+        """The files of one kind: CT, RTSTRUCT, RTDOSE, RTPLAN or another modality's name."""
+        return tuple(f for f in self.files if f.kind == kind)
+
+
+def open_folder(root: str | Path) -> Folder:
+    """Look at every file below `root`. Raises CaseError only where there is no such folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise CaseError(f"folder {root.name or root} does not exist; give the folder that holds the DICOM files")
+    files: list[Found] = []
+    refused: list[str] = []
+    others = 0
+    for path in sorted(Path(base) / name for base, _, names in os.walk(root) for name in names):
+        label = path.relative_to(root).as_posix()
+        try:
+            with about(label):
+                found = open_file(path, label) if path.is_file() else None
+        except CaseError as fault:
+            refused.append(str(fault))
+            continue
+        if found is None:
+            others += 1
+        else:
+            files.append(found)
+    return Folder(root, tuple(files), tuple(refused), others)
+
+
+def open_file(path: Path, label: str) -> Found | None:
+    """One DICOM file and its kind; None for a file that is not DICOM or is a DICOMDIR."""
+    dataset = open_dataset(path)
+    if dataset is None:
+        return None
+    sop_class = text(dataset, "SOPClassUID")
+    modality = text(dataset, "Modality")
+    if not sop_class and not modality:
+        return None
+    # Some systems export plans under a private class; the modality still says what they are.
+    kind = KINDS.get(sop_class) or (modality if modality in ("RTPLAN", "RTSTRUCT", "RTDOSE") else "")
+    return Found(path, label, kind or f"{modality or 'unknown'} image or object", dataset)

@@ -1,0 +1,170 @@
+"""Structure names as clinics write them, to TG-263 names and roles.
+
+The table is a JSON file: for each canonical name its role, aliases and regular expressions. A name
+that the table does not know is never guessed; it keeps its own cleaned form and the role "other".
+
+Matching ignores case, spaces, underscores, hyphens, full stops and brackets. `{side}` in a canonical
+name stands for L or R, and in its aliases and expressions for every way to write that side;
+`{dose}` stands for a dose level, which an expression captures as `(?P<dose>...)` in Gy or cGy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion.case import ROLES, Role
+from vmat_diffusion.errors import CaseError
+
+# Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
+_DOSE_GY = (10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a name means. `how` is "name", "alias" or "expression": the order of precedence."""
+
+    name: str
+    role: Role
+    how: str
+
+
+@dataclass(frozen=True, eq=False)
+class NameTable:
+    """A structure-name mapping, ready to be asked."""
+
+    exact: Mapping[str, Match]
+    expressions: tuple[tuple[re.Pattern[str], str, Role], ...]
+
+    def match(self, name: str) -> Match | None:
+        """The canonical name for a name as written, or None where the table does not know it.
+
+        Names with a leading underscore are helper structures by TG-263 and never match.
+        """
+        if name.strip().startswith("_"):
+            return None
+        if found := self.exact.get(squeezed(name)):
+            return found
+        spaced = " ".join(re.split(r"[\s_]+", name.strip().casefold()))
+        for pattern, canonical, role in self.expressions:
+            if not (hit := pattern.fullmatch(spaced)):
+                continue
+            if "{dose}" not in canonical:
+                return Match(canonical, role, "expression")
+            if (gy := _dose_gy(hit.group("dose"))) is not None:
+                return Match(canonical.replace("{dose}", f"{gy:g}"), role, "expression")
+        return None
+
+    def nearest(self, name: str) -> tuple[str, ...]:
+        """Up to three canonical names whose spellings come closest, best first."""
+        close = difflib.get_close_matches(squeezed(name), list(self.exact), n=8, cutoff=0.6)
+        return tuple(dict.fromkeys(self.exact[c].name for c in close))[:3]
+
+
+def squeezed(name: str) -> str:
+    """A name without case and separators, as aliases are compared."""
+    return re.sub(r"[\s_\-.,()\[\]^]+", "", name.casefold())
+
+
+def cleaned(name: str) -> str:
+    """A name as a file or a table can carry it: letters, digits, `+ - . _`; at most 64 characters."""
+    return re.sub(r"[^A-Za-z0-9+\-.]+", "_", name).strip("_")[:64]
+
+
+def _dose_gy(digits: str) -> float | None:
+    value = float(re.sub(r"[,p]", ".", digits))
+    value = value / 100 if value >= 1000 else value
+    return value if _DOSE_GY[0] <= value <= _DOSE_GY[1] else None
+
+
+@cache
+def default_table() -> NameTable:
+    """The table shipped with the package."""
+    text = (resources.files("vmat_diffusion.dicom") / "oar_mapping.json").read_text(encoding="utf-8")
+    return parse_table(json.loads(text), "oar_mapping.json")
+
+
+def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTable:
+    """The table in a JSON file or a mapping of the same form; None takes the shipped one.
+
+    Raises CaseError naming the entry at fault.
+    """
+    if mapping is None:
+        return default_table()
+    if isinstance(mapping, Mapping):
+        return parse_table(mapping, "the mapping")
+    path = Path(mapping)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise CaseError(f"name mapping {path.name} cannot be opened; give an existing JSON file") from None
+    except ValueError as fault:
+        raise CaseError(f"name mapping {path.name} is not valid JSON ({fault}); correct it") from None
+    return parse_table(tree, path.name)
+
+
+def parse_table(tree: Any, label: str) -> NameTable:
+    """A table from its JSON form. Raises CaseError for an unknown key, role or a wrong expression."""
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("structures"), Mapping):
+        raise CaseError(f"{label}: the key 'structures' is missing; see the shipped oar_mapping.json")
+    if unknown := set(tree) - {"about", "sides", "structures"}:
+        raise CaseError(f"{label}: unknown key {sorted(unknown)[0]!r}; known are about, sides, structures")
+    sides = tree.get("sides", {"L": ["l"], "R": ["r"]})
+    if not isinstance(sides, Mapping) or set(sides) != {"L", "R"}:
+        raise CaseError(f"{label}: 'sides' must hold the spellings of L and of R")
+    spellings = {side: _texts(sides[side], f"{label}: sides {side}") for side in ("L", "R")}
+    exact: dict[str, Match] = {}
+    expressions: list[tuple[re.Pattern[str], str, Role]] = []
+    for name, entry in tree["structures"].items():
+        where = f"{label}: {name}"
+        if not isinstance(entry, Mapping) or set(entry) - {"role", "aliases", "regexes"}:
+            raise CaseError(f"{where}: an entry holds role, aliases and regexes only")
+        if entry.get("role") not in ROLES:
+            raise CaseError(f"{where}: role {entry.get('role')!r} is not one of {', '.join(ROLES)}")
+        for side in ("L", "R") if "{side}" in name else ("",):
+            canonical = name.replace("{side}", side)
+            expressions += _expressions(entry, canonical, spellings.get(side, ()), where)
+            _add_aliases(exact, entry, canonical, spellings.get(side, ()), where)
+    return NameTable(exact, tuple(expressions))
+
+
+def _add_aliases(
+    exact: dict[str, Match], entry: Mapping[str, Any], canonical: str, sides: Sequence[str], where: str
+) -> None:
+    spellings = [] if "{dose}" in canonical else [(canonical, "name")]
+    spellings += [(alias, "alias") for alias in _texts(entry.get("aliases", []), f"{where}: aliases")]
+    for alias, how in spellings:
+        for form in [alias.replace("{side}", s) for s in sides] if "{side}" in alias else [alias]:
+            match = Match(canonical, entry["role"], how)
+            other = exact.setdefault(squeezed(form), match)
+            if other.name != canonical:
+                raise CaseError(f"{where}: {form!r} already stands for {other.name}; remove it from one of them")
+
+
+def _expressions(
+    entry: Mapping[str, Any], canonical: str, sides: Sequence[str], where: str
+) -> list[tuple[re.Pattern[str], str, Role]]:
+    out = []
+    for text in _texts(entry.get("regexes", []), f"{where}: regexes"):
+        either = f"(?:{'|'.join(map(re.escape, sorted(sides, key=len, reverse=True)))})"
+        try:
+            pattern = re.compile(text.replace("{side}", either), re.IGNORECASE)
+        except re.error as fault:
+            raise CaseError(f"{where}: {text!r} is not a regular expression ({fault}); correct it") from None
+        if ("{dose}" in canonical) != ("dose" in pattern.groupindex):
+            raise CaseError(f"{where}: {{dose}} in the name and (?P<dose>...) in {text!r} need each other")
+        out.append((pattern, canonical, entry["role"]))
+    return out
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise CaseError(f"{where} must be a list of texts")
+    return tuple(value)

@@ -1,0 +1,299 @@
+"""DICOM folders and files to a Case, a Plan or a Dose.
+
+Everything ends in one of these or in an InputError with a sentence. Whatever was repaired or
+converted on the way is named in `Source.steps` (case) or `provenance["steps"]` (plan, dose).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
+from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
+from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, refuse_targets_outside
+from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
+from vmat_diffusion.dicom.folder import Folder, Found, open_file, open_folder
+from vmat_diffusion.dicom.lattice import Placement, placement_of
+from vmat_diffusion.dicom.names import NameTable, load_table
+from vmat_diffusion.dicom.rtdose import course_dose, plan_uid
+from vmat_diffusion.dicom.rtplan import plan_from, prescribed_gy, structure_set_uid
+from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.geometry import PATIENT_POSITIONS
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Plan
+
+AIR_HU = -1000.0
+
+
+@quiet()
+def read_case(
+    folder: str | Path,
+    *,
+    mapping: str | Path | Mapping[str, Any] | None = None,
+    site: str = "",
+    patient_position: str | None = None,
+    allow_outside_body: bool = False,
+) -> Case:
+    """The case that lies in a folder: its CT, structure set and, where there is one, its dose.
+
+    Files are grouped by what they say, never by their names. `mapping` is a structure-name table
+    (JSON file or its content; None takes the shipped one). `patient_position` stands in where the
+    CT does not state it. `allow_outside_body` lets targets reach out of the body.
+
+    Raises CaseError, with file paths relative to the folder, for everything that is missing,
+    ambiguous or damaged.
+    """
+    table = load_table(mapping)
+    found = open_folder(folder)
+    if found.refused:
+        raise CaseError(found.refused[0])
+    return case_from(
+        found, table, site=site, patient_position=patient_position, allow_outside_body=allow_outside_body
+    )
+
+
+def case_from(
+    folder: Folder,
+    table: NameTable,
+    *,
+    site: str = "",
+    patient_position: str | None = None,
+    allow_outside_body: bool = False,
+) -> Case:
+    """The case in a folder that has been opened; see `read_case`."""
+    structure_set, files, chosen = choose_images(folder)
+    series = open_series(files)
+    position = _patient_position(series, patient_position)
+    placement = placement_of(series.lattice)
+    with about(structure_set.label):
+        named, preferences = name_rois(read_rois(structure_set.dataset), table)
+        structures, numbers, notes = structures_on(named, placement, series.frame_uid)
+    native, padding = read_hu(series)
+    hu = placement.values(native, AIR_HU)
+    del native
+    steps = [*chosen, *series.steps, *placement.steps, *padding, *preferences, *notes]
+    structures, made = _with_body(structures, hu, placement)
+    steps += made
+    body = next(s for s in structures.values() if s.role == "body")
+    if not allow_outside_body:
+        targets = [s for s in structures.values() if s.role == "target"]
+        refuse_targets_outside(targets, body.mask, placement.grid)
+    dose, dose_steps = _reference_dose(folder, series, structure_set)
+    canonical = {number: name for name, number in numbers.items()}
+    prescription, prescription_steps = _prescription(folder, structure_set, canonical)
+    axial = placement.axes is not None and placement.axes[0] == 0
+    upward = not (axial and 0 in placement.flips)
+    return Case(
+        id=_pseudonym(series.study_uid, series.uid, structure_set.uid),
+        site=site,
+        grid=placement.grid,
+        hu=hu,
+        structures=structures,
+        prescription=prescription,
+        patient_position=position,
+        source=Source(
+            study_uid=series.study_uid,
+            frame_of_reference_uid=series.frame_uid,
+            series_uid=series.uid,
+            image_uids=tuple(f.uid for f in series.slices[:: 1 if upward else -1]),
+            structure_set_uid=structure_set.uid,
+            image_path=str(series.slices[0].path),
+            roi_numbers=numbers,
+            steps=tuple([*steps, *dose_steps, *prescription_steps]),
+        ),
+        reference_dose=dose,
+    )
+
+
+@quiet()
+def read_plan(file: str | Path, machine: Machine | None = None) -> Plan:
+    """The plan in an RTPLAN file.
+
+    With `machine` the plan takes its name, and the leaf boundaries must be the machine's. Raises
+    PlanError for what is no RTPLAN and for whatever a Plan cannot represent, by name.
+    """
+    path = Path(file)
+    with about(path.name, PlanError):
+        found = _one_file(path, "RTPLAN")
+        return plan_from(found.dataset, machine)
+
+
+@quiet()
+def read_dose(file: str | Path | Sequence[str | Path], *, plan: str | Path | None = None) -> Dose:
+    """The dose of the whole course from an RTDOSE file, or from the files of all beams of a plan.
+
+    `plan` is the RTPLAN file, needed where the dose is that of fractions or of single beams. Raises
+    CaseError for relative, effective or incomplete doses.
+    """
+    paths = [Path(file)] if isinstance(file, str | Path) else [Path(f) for f in file]
+    if not paths:
+        raise CaseError("no dose file is given; name at least one")
+    with about(paths[0].name):
+        doses = [_one_file(p, "RTDOSE") for p in paths]
+        return course_dose(doses, _one_file(Path(plan), "RTPLAN") if plan else None)
+
+
+def _one_file(path: Path, kind: str) -> Found:
+    if not path.is_file():
+        raise CaseError(f"the file does not exist; give an {kind} file")
+    found = open_file(path, path.name)
+    if found is None or found.kind != kind:
+        raise CaseError(f"the file is {'not DICOM' if found is None else found.kind}, an {kind} is needed")
+    return found
+
+
+def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, ...]]:
+    """The structure set, the CT files that it was drawn on, and the steps taken to tell.
+
+    Raises CaseError where there is none or where several fit equally well.
+    """
+    series = series_files(folder)
+    if not series:
+        what = f"{len(folder.files)} other DICOM files" if folder.files else "no DICOM file"
+        raise CaseError(f"the folder holds {what} and no CT series; add the CT images")
+    structure_sets = folder.of("RTSTRUCT")
+    if not structure_sets:
+        raise CaseError("the folder holds no RTSTRUCT; add the structure set drawn on the CT")
+    fitting: list[tuple[Found, str, str]] = []
+    for candidate in structure_sets:
+        with about(candidate.label):
+            fitting += [(candidate, uid, how) for uid, how in _fitting_series(candidate, series)]
+    if not fitting:
+        raise CaseError(
+            f"no structure set refers to a CT series in the folder ({structure_sets[0].label} refers to images "
+            "that are absent); add the images that it was drawn on"
+        )
+    best = [f for f in fitting if f[2] == "images"] or fitting
+    if len({uid for _, uid, _ in best}) > 1:
+        raise CaseError(
+            f"structure sets fit {len({uid for _, uid, _ in best})} CT series equally well; keep one series in the folder"
+        )
+    if len(best) > 1:
+        labels = ", ".join(sorted(f.label for f, _, _ in best)[:4])
+        raise CaseError(f"{len(best)} structure sets fit the CT ({labels}); keep the one that is meant")
+    chosen, uid, how = best[0]
+    steps = [] if how == "images" else ["match-frame: structure set and CT share a frame of reference only"]
+    if len(series) > 1:
+        steps.append(f"choose-series: 1 of {len(series)} CT series, the one that the structure set refers to")
+    if len(structure_sets) > 1:
+        steps.append(f"choose-structures: 1 of {len(structure_sets)} structure sets, {chosen.label}")
+    return chosen, series[uid], tuple(steps)
+
+
+def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list[tuple[str, str]]:
+    """CT series that a structure set was drawn on: by its images, or else by frame of reference."""
+    images, uids, frames = _references(found)
+    by_image = [
+        uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)
+    ]
+    if by_image:
+        return [(uid, "images") for uid in by_image]
+    return [
+        (uid, "frame")
+        for uid, files in series.items()
+        if text(files[0].dataset, "FrameOfReferenceUID") in frames - {""}
+    ]
+
+
+def _references(found: Found) -> tuple[set[str], set[str], set[str]]:
+    """Image, series and frame-of-reference UIDs that a structure set names."""
+    images: set[str] = set()
+    uids: set[str] = set()
+    frames = {text(found.dataset, "FrameOfReferenceUID")}
+    for frame in items(found.dataset, "ReferencedFrameOfReferenceSequence"):
+        frames.add(text(frame, "FrameOfReferenceUID"))
+        for study in items(frame, "RTReferencedStudySequence"):
+            for series in items(study, "RTReferencedSeriesSequence"):
+                uids.add(text(series, "SeriesInstanceUID"))
+                for image in items(series, "ContourImageSequence"):
+                    images.add(text(image, "ReferencedSOPInstanceUID"))
+    for roi in items(found.dataset, "StructureSetROISequence"):
+        frames.add(text(roi, "ReferencedFrameOfReferenceUID"))
+    return images, uids - {""}, frames
+
+
+def _patient_position(series: Series, given: str | None) -> str:
+    position = (series.patient_position or given or "").upper()
+    if not position:
+        raise CaseError(
+            "the CT does not state PatientPosition (0018,5100); pass patient_position, one of "
+            f"{', '.join(PATIENT_POSITIONS)}"
+        )
+    if position not in PATIENT_POSITIONS:
+        raise CaseError(
+            f"patient position {position!r} is not supported; known are {', '.join(PATIENT_POSITIONS)}; "
+            "use a series in one of these"
+        )
+    return position
+
+
+def _with_body(
+    structures: Mapping[str, Structure], hu: Any, placement: Placement
+) -> tuple[Mapping[str, Structure], tuple[str, ...]]:
+    """The structures with exactly one body, made from the CT where none is contoured."""
+    bodies = [s.name for s in structures.values() if s.role == "body"]
+    if len(bodies) > 1:
+        raise CaseError(f"structures {' and '.join(bodies)} both have the role body; give one another role")
+    if bodies:
+        return structures, ()
+    mask = body_from_ct(hu, placement.grid)
+    made = {**structures, "BODY": Structure("BODY", "body", mask)}
+    litres = mask.sum() * placement.grid.voxel_cc / 1000
+    return made, (
+        f"body-from-ct: no body is contoured; largest region above {BODY_THRESHOLD_HU:g} HU, {litres:.2f} litres",
+    )
+
+
+def _reference_dose(folder: Folder, series: Series, structure_set: Found) -> tuple[Dose | None, tuple[str, ...]]:
+    """The dose drawn on this CT, or None with a step that says why it was left out."""
+    try:
+        doses = [
+            d for d in folder.of("RTDOSE") if text(d.dataset, "FrameOfReferenceUID") == series.frame_uid
+        ]
+        groups: dict[str, list[Found]] = {}
+        for dose in doses:
+            groups.setdefault(plan_uid(dose), []).append(dose)
+        if not groups:
+            return None, ()
+        if len(groups) > 1:
+            return None, (f"leave-out-dose: doses of {len(groups)} plans are there; keep one plan's",)
+        uid, files = next(iter(groups.items()))
+        plans = [p for p in folder.of("RTPLAN") if uid and p.uid == uid]
+        dose = course_dose(files, plans[0] if plans else None)
+    except InputError as fault:
+        return None, (f"leave-out-dose: {fault}",)
+    return dose, tuple(str(s) for s in dose.provenance.get("steps", ()))  # type: ignore[attr-defined]
+
+
+def _prescription(
+    folder: Folder, structure_set: Found, canonical: Mapping[int, str]
+) -> tuple[Prescription | None, tuple[str, ...]]:
+    """What the RTPLAN of this structure set prescribes to its targets, as far as it says so."""
+    plans: list[Found] = []
+    steps: list[str] = []
+    try:
+        for plan in folder.of("RTPLAN"):
+            if (uid := structure_set_uid(plan.dataset)) in ("", structure_set.uid):
+                plans.append(plan)
+            else:
+                steps.append(f"leave-out-plan: {plan.label} refers to another structure set, ...{uid[-12:]}")
+        if len(plans) != 1:
+            return None, tuple(steps)
+        levels = {canonical[n]: gy for n, gy in prescribed_gy(plans[0].dataset).items() if n in canonical}
+        groups = items(plans[0].dataset, "FractionGroupSequence")
+        if not levels or len(groups) != 1:
+            return None, tuple(steps)
+        fractions = integer(groups[0], "NumberOfFractionsPlanned")
+        prescription = Prescription(fractions, levels)
+    except InputError as fault:
+        return None, (*steps, f"leave-out-prescription: {fault}")
+    return prescription, (*steps, f"take-prescription: from {plans[0].label}")
+
+
+def _pseudonym(*uids: str) -> str:
+    """A short name that is the same for the same images and tells nothing about the patient."""
+    return f"case-{hashlib.sha256('|'.join(uids).encode()).hexdigest()[:8]}"

@@ -1,0 +1,163 @@
+"""RTDOSE to a Dose of the whole course."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Dose
+from vmat_diffusion.dicom.attributes import (
+    about,
+    integer,
+    items,
+    number,
+    numbers,
+    open_dataset,
+    stored_values,
+    text,
+    without_spare_bits,
+)
+from vmat_diffusion.dicom.folder import Found
+from vmat_diffusion.dicom.lattice import lattice_of, placement_of
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Grid
+
+_GY_MAX = 1000.0
+
+
+def plan_uid(found: Found) -> str:
+    """SOP instance UID of the plan that a dose belongs to; "" where the file does not say."""
+    plans = items(found.dataset, "ReferencedRTPlanSequence")
+    return text(plans[0], "ReferencedSOPInstanceUID") if plans else ""
+
+
+def summation(found: Found) -> str:
+    """DoseSummationType, such as PLAN or BEAM."""
+    return text(found.dataset, "DoseSummationType").upper()
+
+
+def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
+    """The dose of the whole course from the RTDOSE files of one plan.
+
+    PLAN is taken as it is. BEAM doses are added up. FRACTION (all fractions of one fraction group)
+    needs the plan, which must have one group; *_SESSION (one fraction) is multiplied by the plan's
+    number of fractions. Other summations, doses that are no absolute physical dose and incomplete
+    sets of beams raise CaseError. Every conversion is named in `provenance["steps"]`.
+    """
+    kinds = {summation(f) for f in files}
+    if len(kinds) != 1:
+        raise CaseError(f"doses of different summation ({', '.join(sorted(kinds))}) do not add up; give one kind")
+    kind = kinds.pop()
+    steps: list[str] = []
+    if kind not in ("PLAN", "BEAM", "FRACTION", "BEAM_SESSION", "FRACTION_SESSION"):
+        raise CaseError(
+            f"DoseSummationType (3004,000A) is {kind or 'missing'}; export the dose of the plan (PLAN) or of its beams"
+        )
+    if kind not in ("BEAM", "BEAM_SESSION") and len(files) != 1:
+        raise CaseError(f"{len(files)} doses of kind {kind}; give the one that is meant")
+    if kind.startswith("BEAM"):
+        _complete_beams(files, plan)
+        steps.append(f"sum-beams: {len(files)} beam doses added")
+    factor = 1.0
+    if kind == "FRACTION" or kind.endswith("_SESSION"):
+        groups = items(plan.dataset, "FractionGroupSequence") if plan else ()
+        if len(groups) != 1:
+            raise CaseError(
+                f"the dose is of kind {kind} and needs its plan with exactly one fraction group, found "
+                f"{len(groups)}; add the RTPLAN or export the dose of the plan"
+            )
+        if kind.endswith("_SESSION"):
+            factor = float(integer(groups[0], "NumberOfFractionsPlanned"))
+            steps.append(f"scale-fractions: dose of one fraction multiplied by {factor:g}")
+        else:
+            steps.append("take-fraction-group: the plan has one fraction group, its dose is that of the course")
+    grid, gy, heterogeneity, turned = _one(files[0])
+    for found in files[1:]:
+        other, more, _, _ = _one(found)
+        if not grid.matches(other):
+            raise CaseError(f"{found.label}: the beam dose lies on another grid than the first; export them alike")
+        gy = gy + more
+    gy = gy * np.float32(factor)
+    if float(gy.max()) > _GY_MAX:
+        raise CaseError(f"the dose reaches {gy.max():.4g} Gy, more than {_GY_MAX:g} Gy; DoseGridScaling must be wrong")
+    first = files[0].dataset
+    provenance = {
+        "source": "RTDOSE",
+        "summation": kind,
+        "sop_instance_uids": tuple(f.uid for f in files),
+        "plan_uid": plan_uid(files[0]),
+        "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
+        "heterogeneity": heterogeneity,
+        "steps": (*turned, *steps),
+    }
+    return Dose(grid, gy, provenance=provenance)
+
+
+def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
+    """Refuse beam doses that are counted twice or, where the plan is at hand, that lack a beam."""
+    beams: list[int] = []
+    for found in files:
+        for reference in items(found.dataset, "ReferencedRTPlanSequence"):
+            for group in items(reference, "ReferencedFractionGroupSequence"):
+                beams += [integer(b, "ReferencedBeamNumber") for b in items(group, "ReferencedBeamSequence")]
+    if len(set(beams)) != len(beams):
+        raise CaseError("a beam's dose is there twice; remove one of the files")
+    if plan is None:
+        if len(files) == 1:
+            raise CaseError("the dose is that of a single beam (BEAM); give all beams' doses or that of the plan")
+        return
+    needed = {
+        integer(b, "ReferencedBeamNumber")
+        for group in items(plan.dataset, "FractionGroupSequence")
+        for b in items(group, "ReferencedBeamSequence")
+        if number(b, "BeamMeterset", 0.0) > 0
+    }
+    if missing := needed - set(beams):
+        raise CaseError(f"the dose of beam {min(missing)} is missing; export the doses of all {len(needed)} beams")
+
+
+def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
+    """Grid and values in Gy of one file, as they are meant (no factor for fractions)."""
+    with about(found.label):
+        dataset = open_dataset(found.path, pixels=True)
+        if dataset is None:
+            raise CaseError("the file changed while it was read; start again")
+        if (units := text(dataset, "DoseUnits").upper()) != "GY":
+            raise CaseError(f"DoseUnits (3004,0002) is {units or 'missing'}, GY is needed; export absolute dose")
+        if (kind := text(dataset, "DoseType", "PHYSICAL").upper()) != "PHYSICAL":
+            raise CaseError(f"DoseType (3004,0004) is {kind}, PHYSICAL is needed; export physical dose")
+        scaling = number(dataset, "DoseGridScaling")
+        if not 0 < scaling < 1e3:
+            raise CaseError(f"DoseGridScaling (3004,000E) is {scaling:g}; a positive factor is needed")
+        offsets = np.array(numbers(dataset, "GridFrameOffsetVector"))
+        frames = integer(dataset, "NumberOfFrames", max(len(offsets), 1))
+        if len(offsets) != frames or frames < 2:
+            raise CaseError(
+                f"GridFrameOffsetVector (3004,000C) holds {len(offsets)} positions for {frames} frames; at least 2, "
+                "one for each frame, are needed"
+            )
+        orientation = numbers(dataset, "ImageOrientationPatient", 6)
+        normal = np.cross(orientation[:3], orientation[3:])
+        origin = np.array(numbers(dataset, "ImagePositionPatient", 3))
+        # Relative offsets start at 0; otherwise they are absolute z positions (PS3.3, C.8.8.3.2).
+        if abs(offsets[0]) > 1e-6:
+            if abs(abs(normal[2]) - 1) > 1e-3:
+                raise CaseError("GridFrameOffsetVector (3004,000C) is absolute in a dose that is not axial")
+            if abs(offsets[0] - origin[2]) > 0.1:
+                raise CaseError(
+                    f"GridFrameOffsetVector (3004,000C) starts at {offsets[0]:g} mm, ImagePositionPatient at "
+                    f"{origin[2]:g} mm; they must agree"
+                )
+            offsets = (offsets - offsets[0]) * np.sign(normal[2])
+        order = np.argsort(offsets)
+        rows_mm, columns_mm = numbers(dataset, "PixelSpacing", 2)
+        size = integer(dataset, "Rows"), integer(dataset, "Columns")
+        positions = origin + np.outer(offsets[order], normal)
+        lattice = lattice_of(positions, orientation, (columns_mm, rows_mm), size)
+        placement = placement_of(lattice)
+        stored = without_spare_bits(dataset, stored_values(dataset, frames))
+        gy = placement.values(stored[order].astype(np.float32) * np.float32(scaling), 0.0)
+        heterogeneity = text(dataset, "TissueHeterogeneityCorrection")
+    return placement.grid, gy, heterogeneity, placement.steps
