@@ -1,0 +1,382 @@
+"""The command line: arguments in, data on stdout, everything else on stderr.
+
+Exit codes: 0 done; 1 a check failed; 2 the input cannot be used; 3 a defect of the program.
+Heavy imports live inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmat_diffusion import __version__
+from vmat_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from vmat_diffusion.workflow import PlanRun, Progress
+
+app = typer.Typer(
+    name="vmat-diffusion",
+    help="From a contoured CT and clinical goals to a deliverable, checked VMAT plan. "
+    "For research; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args_is_help=True)
+goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
+app.add_typer(machine_app, name="machine")
+app.add_typer(goals_app, name="goals")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
+MappingFile = Annotated[
+    Path | None, typer.Option("--mapping", help="Structure names: your own oar_mapping.json.")
+]
+_DEBUG = "VMAT_DEBUG"
+
+
+def main() -> None:
+    """Run the command line and turn what goes wrong into a sentence and an exit code."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
+    except Exception as error:
+        _fail(
+            f"{type(error).__name__}: {error}. This is a defect of vmat-diffusion {__version__}: "
+            "please report it with the output of the same command after `vmat-diffusion --debug`",
+            3,
+        )
+
+
+def _fail(sentence: str, code: int) -> None:
+    if os.environ.get(_DEBUG):
+        traceback.print_exc()
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of errors (also VMAT_DEBUG=1).")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any folder of DICOM files.")],
+    mapping: MappingFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a folder holds, and what would be refused and why."""
+    from vmat_diffusion.dicom.read import inspect as inspect_folder
+
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; give a folder of DICOM files")
+    with _stdout_kept():
+        found = inspect_folder(folder, mapping=mapping)
+    _print(json.dumps(asdict(found), indent=1, default=str) if as_json else str(found))
+
+
+@app.command()
+def phantom(
+    name: Annotated[str, typer.Argument(help="tg119_cshape, tg119_prostate, thorax, ...")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+) -> None:
+    """Write a built-in case as a DICOM CT with its structure set."""
+    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.phantom import phantom as build
+
+    _print("\n".join(str(file) for file in write_case(out, build(name))))
+
+
+@app.command()
+def plan(
+    case: Annotated[Path, typer.Argument(metavar="CASE", help="Folder with CT and structure set.")],
+    goals: Annotated[str, typer.Option("--goals", help="A shipped sheet's name or a TOML file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    machine: MachineName = "generic_6mv",
+    prior: Annotated[str, typer.Option(help="What drives the plan: the clinical goals alone.")] = "goals",
+    arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
+    arc_start: Annotated[
+        float | None, typer.Option(help="Gantry angle of the first arc's start, deg.")
+    ] = None,
+    arc_stop: Annotated[float | None, typer.Option(help="Gantry angle of the first arc's stop, deg.")] = None,
+    collimator: Annotated[
+        list[float] | None, typer.Option(help="Collimator angle, deg; once for all arcs or once per arc.")
+    ] = None,
+    grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_minutes: Annotated[float | None, typer.Option(help="Stop optimising after this time.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
+    mapping: MappingFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
+
+    Ctrl-C while optimising keeps the best plan so far. Missed goals are reported; the exit code is
+    1 only if the plan could not be delivered.
+    """
+    from vmat_diffusion.workflow import plan_case, plan_settings
+
+    settings = plan_settings(
+        goals=goals,
+        machine=machine,
+        prior=prior,
+        arcs=arcs,
+        arc_start_deg=arc_start,
+        arc_stop_deg=arc_stop,
+        collimator_deg=tuple(collimator) if collimator else None,
+        grid_mm=grid_mm,
+        seed=seed,
+        device=device,
+        max_minutes=max_minutes,
+        mapping=str(mapping) if mapping else None,
+    )
+    with _stdout_kept(), _progress_bar() as progress:
+        run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)
+    _print(json.dumps(run.summary()) if as_json else _run_text(run))
+    raise typer.Exit(1 if run.violations else 0)
+
+
+@app.command()
+def check(
+    plan_file: Annotated[Path, typer.Argument(metavar="RP.dcm", help="Any RTPLAN.")],
+    machine: MachineName = "generic_6mv",
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a machine can deliver an RTPLAN; exit code 1 if it cannot."""
+    from vmat_diffusion.workflow import check_plan
+
+    with _stdout_kept():
+        checked = check_plan(plan_file, machine)
+    if as_json:
+        _print(json.dumps(checked.summary()))
+    else:
+        _print("\n".join([str(checked), *checked.violations]))
+    raise typer.Exit(1 if checked.violations else 0)
+
+
+@app.command()
+def dvh(
+    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
+    dose: Annotated[Path, typer.Option("--dose", help="RTDOSE file.")],
+    goals: Annotated[str | None, typer.Option("--goals", help="Judge these goals too.")] = None,
+    mapping: MappingFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Dose and volume of every structure, and the goals of a sheet, for any RTDOSE."""
+    from vmat_diffusion.workflow import dose_statistics
+
+    with _stdout_kept():
+        statistics = dose_statistics(case, dose, goals=goals, mapping=mapping)
+    if as_json:
+        _print(json.dumps(statistics.summary()))
+        return
+    records = list(statistics.rows())
+    rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in record.values()] for record in records]
+    _print(_table(list(records[0]) if records else ["structure", "role"], rows, left=2))
+    if statistics.results:
+        _print("\n" + _goals_text(statistics.results))
+
+
+@machine_app.command("list")
+def machine_list() -> None:
+    """Names of the shipped machines."""
+    from vmat_diffusion.machine import load_machine, machine_names
+
+    _print(_table(["name", "title"], [[n, load_machine(n).title] for n in machine_names()], left=2))
+
+
+@machine_app.command("show")
+def machine_show(
+    name: Annotated[str, typer.Argument(help="A shipped machine's name or a TOML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Every number of a machine with its source."""
+    from vmat_diffusion.workflow import machine_table
+
+    title, rows = machine_table(name)
+    if as_json:
+        records = {key: {"value": value, "source": source} for key, value, source in rows}
+        _print(json.dumps({"title": title, **records}))
+    else:
+        shown = [[key, _short(value), source] for key, value, source in rows]
+        _print(f"{title}\n\n" + _table(["key", "value", "source"], shown, left=3))
+
+
+@goals_app.command("list")
+def goals_list() -> None:
+    """Names of the shipped goal sheets."""
+    from vmat_diffusion.evaluate.goals import goal_sheet_names, load_goals
+
+    sheets = [load_goals(name) for name in goal_sheet_names()]
+    _print(
+        _table(
+            ["name", "fractions", "title"],
+            [[s.name, s.prescription.fractions, s.title] for s in sheets],
+            left=3,
+        )
+    )
+
+
+@goals_app.command("show")
+def goals_show(
+    name: Annotated[str, typer.Argument(help="A shipped sheet's name or a TOML file.")],
+) -> None:
+    """The prescription, the normalisation and the goals of a sheet, with their sources."""
+    from vmat_diffusion.evaluate.goals import load_goals
+
+    sheet = load_goals(name)
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
+    rows = [
+        [g.priority, g.structure, g.statement, "" if g.variation is None else f"{g.variation:g}", g.source]
+        for g in sheet.goals
+    ]
+    _print(
+        f"{sheet.title}\n{levels} in {sheet.prescription.fractions} fractions\n"
+        f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}\n\n"
+        + _table(["priority", "structure", "goal", "acceptable", "source"], rows, left=5)
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for phantom and results.")] = Path("demo_out"),
+) -> None:
+    """Plan the TG-119 C-shape phantom from scratch: goals table, files and a picture."""
+    from vmat_diffusion.workflow import run_demo
+
+    with _stdout_kept(), _progress_bar() as progress:
+        run, picture = run_demo(out, progress=progress)
+    _print(f"{_run_text(run)}\n{picture}")
+    raise typer.Exit(1 if run.violations else 0)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Sends what libraries print to stderr, so that stdout holds the data alone."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on stderr; where stderr is no terminal, one line per stage."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        started: set[str] = set()
+
+        def lines(stage: str, fraction: float, note: str) -> None:
+            if stage not in started:
+                started.add(stage)
+                print(stage, "...", file=sys.stderr, flush=True)
+
+        yield lines
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def move(stage: str, fraction: float, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=1.0, note="")
+            bar.update(tasks[stage], completed=fraction, note=note)
+            if fraction >= 1:
+                bar.stop_task(tasks[stage])
+
+        yield move
+
+
+def _run_text(run: PlanRun) -> str:
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.sheet.prescription.target_gy.items())
+    seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in run.seconds.items())
+    parts = [
+        f"{run.sheet.title}: {levels} in {run.plan.fractions} fractions, "
+        f"normalised to {run.sheet.normalization}",
+        _goals_text(run.results),
+        f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
+        f"optimiser: {run.outcome.lower().replace('_', ' ')}",
+        "Deliverable: no violations"
+        if not run.violations
+        else f"NOT DELIVERABLE: {len(run.violations)} violations\n" + "\n".join(run.violations),
+        f"Seconds: {seconds}" + (f"; peak memory {run.peak_gb:.1f} GB" if run.peak_gb else ""),
+        "\n".join(str(file) for file in run.files),
+    ]
+    return "\n\n".join(parts)
+
+
+def _goals_text(results: Sequence[Any]) -> str:
+    rows = []
+    for r in results:
+        value = "-" if r.value is None else f"{r.value:.2f} {r.goal.unit}".rstrip()
+        acceptable = "" if r.goal.variation is None else f"{r.goal.variation:g}"
+        status = r.status if r.status in ("pass", "acceptable") else r.status.upper()
+        rows.append([r.goal.priority, r.goal.structure, r.goal.statement, acceptable, value, status, r.note])
+    header = ["priority", "structure", "goal", "acceptable", "value", "status", "note"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return _table(header, rows, left=7)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:
+    """Aligned columns, the first `left` of them to the left, the others to the right."""
+    cells = [[str(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
+    cells.insert(1, ["-" * w for w in widths])
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:50]} ... ({len(value)} values)"  # type: ignore[arg-type]
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

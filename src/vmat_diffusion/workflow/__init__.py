@@ -1,0 +1,21 @@
+"""Planning runs: what the user chose goes in, a folder of results and its record come out."""
+
+from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
+from vmat_diffusion.workflow.demo import run_demo
+from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, Progress, goal_record, plan_case
+from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+
+__all__ = [
+    "FILES",
+    "STAGES",
+    "PlanRun",
+    "PlanSettings",
+    "Progress",
+    "check_plan",
+    "dose_statistics",
+    "goal_record",
+    "machine_table",
+    "plan_case",
+    "plan_settings",
+    "run_demo",
+]

@@ -1,0 +1,121 @@
+"""The files of a run that are not DICOM, and the folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Plan, timing
+
+
+def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
+    """Every control point as a row of CSV: angles, MU, speeds, jaws and leaves.
+
+    MU (per fraction), time and speeds belong to the segment that starts at the control point; they
+    are empty at the last one of an arc. Leaves are numbered from 1 by ascending Y.
+    """
+    pairs = plan.arcs[0].leaves_mm.shape[2] if plan.arcs else 0
+    names = ["arc", "name", "control_point", "gantry_deg", "collimator_deg", "couch_deg", "cumulative_mu"]
+    segment_names = ["mu", "time_s", "gantry_speed_deg_s", "dose_rate_mu_min", "leaf_speed_mm_s"]
+    jaw_names = [f"jaw_{jaw}_mm" for jaw in ("x1", "x2", "y1", "y2")]
+    leaf_names = [f"{bank}_leaf_{k + 1}_mm" for bank in ("x1", "x2") for k in range(pairs)]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow([*names, *segment_names, *jaw_names, *leaf_names])
+        for arc in plan.arcs:
+            pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
+            cumulative = np.concatenate([[0.0], np.cumsum(arc.mu)])
+            segments = np.stack(
+                [arc.mu, pace.time_s, pace.gantry_speed_deg_s, pace.dose_rate_mu_min, pace.leaf_speed_mm_s],
+                axis=1,
+            )
+            for k, angle in enumerate(arc.gantry_deg):
+                angles = (angle % 360.0, arc.collimator_deg, arc.couch_deg, cumulative[k])
+                timed = _rounded(segments[k]) if k < len(arc.mu) else [""] * len(segment_names)
+                positions = _rounded(np.concatenate([arc.jaws_mm[k], arc.leaves_mm[k].ravel()]))
+                table.writerow([arc.number, arc.name, k, *_rounded(angles), *timed, *positions])
+    return path
+
+
+def _rounded(values: Sequence[float] | np.ndarray) -> list[float]:
+    return [round(float(v), 4) + 0.0 for v in values]
+
+
+def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str, Any]) -> Path:
+    """The delivery and the fluence maps as arrays, `arc1_...` for the first arc and so on.
+
+    Per arc: `gantry_deg[n]`, `leaves_mm[n, 2, pairs]`, `jaws_mm[n, 4]`, `collimator_deg`, and per
+    segment `mu[n-1]`, `time_s`, `gantry_speed_deg_s`, `dose_rate_mu_min`. The optimiser's maps of
+    the arc sectors keep the names it gave them.
+    """
+    arrays: dict[str, Any] = dict(fluence)
+    for arc in plan.arcs:
+        pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
+        arrays |= {
+            f"arc{arc.number}_{name}": np.asarray(value)
+            for name, value in {
+                "gantry_deg": arc.gantry_deg % 360.0,
+                "collimator_deg": arc.collimator_deg,
+                "leaves_mm": arc.leaves_mm,
+                "jaws_mm": arc.jaws_mm,
+                "mu": arc.mu,
+                "time_s": pace.time_s,
+                "gantry_speed_deg_s": pace.gantry_speed_deg_s,
+                "dose_rate_mu_min": pace.dose_rate_mu_min,
+            }.items()
+        }
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> Path:
+    """Plain data as JSON; numpy values become lists and numbers."""
+    path.write_text(json.dumps(record, indent=1, default=_plain) + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+@contextmanager
+def appearing_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder beside `out` to write into; its files move to `out` at the end.
+
+    On any failure it is removed again, with the parents that were made for it. Raises PlanError
+    where `out` is a file, or not empty and not to be overwritten.
+    """
+    out = out.absolute()
+    if out.exists() and not out.is_dir():
+        raise PlanError(f"output folder {out} is a file; name a folder")
+    if out.is_dir() and not overwrite and any(out.iterdir()):
+        raise PlanError(f"output folder {out} is not empty; name another one or pass --overwrite")
+    made = [p for p in out.parents if not p.exists()]
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.is_dir():
+            for name in sorted(partial.iterdir(), key=lambda f: f.name == "run.json"):
+                name.replace(out / name.name)
+        else:
+            partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+    shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,84 @@
+"""What made a plan: versions, settings, inputs and the memory it took. UIDs and hashes, no names."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.case import Case
+from vmat_diffusion.workflow.settings import PlanSettings
+
+_PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "SimpleITK", "scikit-image", "matplotlib")
+
+
+def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[str, Any]:
+    """What is needed to make the run again. Holds UIDs and hashes, never names or dates of birth."""
+    return {
+        "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "settings": asdict(settings),
+        "inputs": {
+            "case": case.id,
+            "patient_position": case.patient_position,
+            "study_uid": case.source.study_uid,
+            "frame_of_reference_uid": case.source.frame_of_reference_uid,
+            "series_uid": case.source.series_uid,
+            "structure_set_uid": case.source.structure_set_uid,
+            "sha256": content_hash(case_folder),
+            "steps": list(case.source.steps),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree this package runs from, `+` if changed; None if it is no git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        revision, status = (
+            subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+" if status else "")
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over the contents of all files, whatever their names and order."""
+    digests = []
+    for file in folder.rglob("*"):
+        if file.is_file():
+            digests.append(hashlib.sha256(file.read_bytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def peak_gb() -> float | None:
+    """The most memory this process has held so far, in GB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)

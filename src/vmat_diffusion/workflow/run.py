@@ -1,0 +1,262 @@
+"""One planning run, from a DICOM folder to a folder of results, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.plan import Plan, delivery_s, violations
+from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
+from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.settings import PlanSettings
+
+if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.optimize import Optimized
+
+# torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
+# wrong input is refused at once.
+
+Progress = Callable[[str, float, str], None]
+STAGES = ("read", "optimise", "dose", "write", "report")
+FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
+# What is left out where the machine could not deliver the plan: nobody shall import it by mistake.
+_DICOM_FILES = ("RP.dcm", "RD.dcm")
+
+
+@dataclass(frozen=True, eq=False)
+class PlanRun:
+    """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable."""
+
+    case: Case
+    sheet: GoalSheet
+    machine: Machine
+    plan: Plan
+    dose: Dose
+    results: tuple[GoalResult, ...]
+    violations: tuple[str, ...]
+    outcome: str
+    delivery_s: float
+    seconds: Mapping[str, float]
+    peak_gb: float | None
+    files: tuple[Path, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `plan --json` prints."""
+        return {
+            "outcome": self.outcome,
+            "goals": [goal_record(r) for r in self.results],
+            "mu": round(self.plan.total_mu, 2),
+            "delivery_s": round(self.delivery_s, 2),
+            "violations": list(self.violations),
+            "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
+            "peak_gb": self.peak_gb,
+            "files": [str(f) for f in self.files],
+        }
+
+
+def goal_record(result: GoalResult) -> dict[str, Any]:
+    """A goal's result as plain data; `value` is None where it could not be evaluated."""
+    return {
+        "goal": result.goal.statement,
+        "structure": result.goal.structure,
+        "value": None if result.value is None else round(result.value, 4),
+        "limit": result.goal.limit,
+        "unit": result.goal.unit,
+        "status": result.status,
+    }
+
+
+def plan_case(
+    case_folder: Path,
+    out: Path,
+    settings: PlanSettings,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PlanRun:
+    """Plan the case in a DICOM folder and write `FILES` into `out`.
+
+    A plan that breaks a limit of the machine gets its report, but no RP.dcm and RD.dcm.
+    Ctrl-C while optimising keeps the best plan so far; at any other time nothing is left behind.
+    Raises InputError where the input, the settings or the folder `out` cannot be used.
+    """
+    clock = _Clock(progress)
+    with appearing_whole(out, overwrite=overwrite) as folder:
+        with clock.stage("read"):
+            case, sheet, machine = _read(case_folder, settings)
+        with clock.stage("optimise"):
+            optimized = _optimise(case, sheet, machine, settings, clock.report("optimise"))
+        with clock.stage("dose"):
+            plan, dose = _final_dose(optimized, case, machine, settings, clock.report("dose"))
+        run = PlanRun(
+            case=case,
+            sheet=sheet,
+            machine=machine,
+            plan=plan,
+            dose=dose,
+            results=_evaluate(sheet, case, dose),
+            violations=tuple(violations(plan, machine)),
+            outcome=optimized.outcome.name,
+            delivery_s=delivery_s(plan, machine),
+            seconds=clock.seconds,
+            peak_gb=None,
+            files=(),
+            provenance=provenance(case_folder, case, settings),
+        )
+        with clock.stage("write"):
+            _write(folder, run, optimized)
+        with clock.stage("report"):
+            _report(folder, run, optimized)
+        names = [name for name in FILES if name == "run.json" or (folder / name).exists()]
+        run = replace(
+            run,
+            peak_gb=peak_gb(),
+            seconds=dict(clock.seconds),
+            files=tuple(out.resolve() / name for name in names),
+        )
+        write_json(folder / "run.json", _run_record(run, optimized))
+    return run
+
+
+class _Clock:
+    """Times the stages and hands their progress on."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda stage, fraction, note: None)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._progress(name, 0.0, "")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self._progress(name, 1.0, "")
+
+    def report(self, name: str) -> Callable[[float, str], None]:
+        def within(fraction: float, note: str = "") -> None:
+            self._progress(name, min(max(fraction, 0.0), 1.0), note)
+
+        return within
+
+
+def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, Machine]:
+    """The case with the sheet's prescription, the sheet for its targets, and the machine."""
+    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case, load_goals
+
+    machine = load_machine(settings.machine)
+    machine.require_beam()
+    sheet = load_goals(settings.goals)
+    if not case_folder.is_dir():
+        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
+    from vmat_diffusion.dicom.read import read_case
+
+    mapping = Path(settings.mapping) if settings.mapping else None
+    case = read_case(case_folder, mapping=mapping, site=sheet.site)
+    sheet = fit_to_case(sheet, case)
+    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
+
+
+def _optimise(
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    settings: PlanSettings,
+    report: Callable[[float, str], None],
+) -> Optimized:
+    from vmat_diffusion.optimize import Settings, optimize
+
+    own = Settings(
+        arcs=settings.arcs,
+        arc_start_deg=settings.arc_start_deg,
+        arc_stop_deg=settings.arc_stop_deg,
+        collimator_deg=settings.collimator_deg,
+        grid_mm=settings.grid_mm,
+        seed=settings.seed,
+        max_minutes=settings.max_minutes,
+    )
+    return optimize(case, sheet, machine, settings=own, device=settings.device, progress=report)
+
+
+def _final_dose(
+    optimized: Optimized,
+    case: Case,
+    machine: Machine,
+    settings: PlanSettings,
+    report: Callable[[float, str], None],
+) -> tuple[Plan, Dose]:
+    """The plan exactly as its file will hold it, and the dose of that plan."""
+    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.dose import PencilBeam, dose_grid
+
+    plan = as_written(optimized.plan)
+    grid = dose_grid(case, settings.grid_mm)
+    return plan, PencilBeam(machine)(plan, case, grid, progress=report)
+
+
+def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]:
+    from vmat_diffusion.evaluate.goals import evaluate
+
+    return evaluate(sheet, case, dose)
+
+
+def _write(folder: Path, run: PlanRun, optimized: Optimized) -> None:
+    from vmat_diffusion.dicom.write import write_dose, write_plan
+
+    if not run.violations:
+        rp, rd = (folder / name for name in _DICOM_FILES)
+        write_plan(rp, run.plan, run.case, run.machine, prescription=run.sheet.prescription)
+        write_dose(rd, run.dose, run.case, plan_file=rp)
+    write_control_points(folder / "control_points.csv", run.plan, run.machine)
+    write_fluence(folder / "fluence.npz", run.plan, run.machine, optimized.fluence)
+
+
+def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:
+    from vmat_diffusion.report import write_report
+
+    write_report(
+        folder / "report.html",
+        case=run.case,
+        plan=run.plan,
+        machine=run.machine,
+        dose=run.dose,
+        results=run.results,
+        violations=run.violations,
+        provenance={**run.provenance, "outcome": run.outcome, "normalization": str(run.sheet.normalization)},
+        history=[step["objective"] for step in optimized.history if "objective" in step],
+        seconds=run.seconds,
+    )
+
+
+def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
+    """Everything about the run that is not in its other files."""
+    goals = [
+        {
+            **goal_record(r),
+            "variation": r.goal.variation,
+            "priority": r.goal.priority,
+            "note": r.note,
+            "source": r.goal.source,
+        }
+        for r in run.results
+    ]
+    return {
+        **run.provenance,
+        **run.summary(),
+        "goals": goals,
+        "files": [file.name for file in run.files],
+        "fractions": run.plan.fractions,
+        "prescription_gy": dict(run.sheet.prescription.target_gy),
+        "normalization": str(run.sheet.normalization),
+        "dose": dict(run.dose.provenance),
+        "history": list(optimized.history),
+    }

@@ -1,0 +1,51 @@
+"""What the user chooses for one plan, checked at the door."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from vmat_diffusion.errors import InputError
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class PlanSettings:
+    """What the user chooses for one plan; the resolved copy is saved in `run.json`.
+
+    `goals`, `machine` and `mapping` are shipped names or paths. Angles are IEC 61217; `None` leaves
+    the choice to the optimiser. `collimator_deg` holds one angle per arc.
+    """
+
+    goals: str
+    machine: str = "generic_6mv"
+    prior: Literal["goals"] = "goals"
+    arcs: Annotated[int, Field(ge=1, le=8)] = 2
+    arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
+    arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
+    collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
+    grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    mapping: str | None = None
+
+
+def plan_settings(**values: Any) -> PlanSettings:
+    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
+    try:
+        settings = TypeAdapter(PlanSettings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"] if not str(p).startswith("function"))
+        given = f" (given: {first['input']!r})" if "input" in first else ""
+        raise InputError(f"plan setting {where}: {first['msg']}{given}; correct it") from None
+    if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
+        raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
+    if settings.collimator_deg is not None and len(settings.collimator_deg) not in (1, settings.arcs):
+        raise InputError(
+            f"plan settings: {len(settings.collimator_deg)} collimator angles for {settings.arcs} arcs; "
+            "give one for all or one for each"
+        )
+    return settings
