@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import LogFormatter, MultipleLocator
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
@@ -36,10 +39,18 @@ _ISODOSE_COLOURS = (
     "#ff8000",
     "#e8114f",
 )
-WINDOW_HU = (-260.0, 340.0)
+_WINDOW_HU = (-260.0, 340.0)
+_LUNG_WINDOW_HU = (-1000.0, 300.0)
 _INK = "#1d2733"
 _FAINT = "#6b7785"
 _MARGIN_MM = 12.0
+_WIDTH_IN = 13.0
+_KEYS_IN = 2.35
+_KEY_ROW_IN = 0.155
+_ISODOSE_KEYS_IN = 1.85
+_PLANE_HEIGHT_IN = 5.6
+_TITLE_IN = 0.3
+_GAP_IN = 0.12
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -75,11 +86,11 @@ def plan_picture(
     """
     prescription = prescription or case.prescription
     shown = shown_structures(case, dose, results, prescription)
-    figure = Figure(figsize=(13.0, 9.4), facecolor="white")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1.0))
-    _draw_planes(
-        top, case, dose, shown, plan.isocenter_mm, reference_gy(dose, prescription), plan.isocenter_mm
-    )
+    heights = (_planes_height_in(case, shown), 4.4)
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights)), facecolor="white")
+    rows = figure.add_gridspec(2, 1, height_ratios=heights, left=0, right=1, bottom=0, top=1, hspace=0)
+    top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
+    _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference_gy(dose, prescription))
     _draw_dvh(bottom, shown, prescription)
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
@@ -144,7 +155,7 @@ def _style(s: Shown) -> dict:
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b4bcc6")
-    axes.tick_params(colors=_INK, labelsize=8.5, color="#b4bcc6")
+    axes.tick_params(which="both", labelcolor=_INK, labelsize=8.5, color="#b4bcc6")
     axes.xaxis.label.set(color=_INK, fontsize=9.5)
     axes.yaxis.label.set(color=_INK, fontsize=9.5)
 
@@ -158,16 +169,33 @@ def planes_figure(
     shown: Sequence[Shown],
     point_mm: Point,
     reference: float,
-    isocenter_mm: Point,
+    *,
+    mark: str = "+",
 ) -> Figure:
     """Axial, coronal and sagittal planes through a point: CT, dose wash, isodoses, contours.
 
-    `reference` is the dose in Gy that is 100 %. Letters are the patient's own directions, since the
-    frame is the patient's, whatever the position on the couch.
+    All three have one scale. `reference` is the dose in Gy that is 100 %; `mark` is drawn at the
+    point. Letters are the patient's own directions, since the frame is the patient's, whatever the
+    position on the couch.
     """
-    figure = Figure(figsize=(13.0, 4.9), facecolor="white")
-    _draw_planes(figure, case, dose, shown, point_mm, reference, isocenter_mm)
+    figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(case, shown)), facecolor="white")
+    _draw_planes(figure, case, dose, shown, point_mm, reference, mark=mark)
     return figure
+
+
+def _planes_scale(case: Case) -> tuple[list[float], list[float], float]:
+    """Corners of the drawn region in mm, and inches per mm, so that the three planes fill the width."""
+    low, high = _region(case)
+    x, y, z = (h - lo for lo, h in zip(low, high, strict=True))
+    room = _WIDTH_IN - _KEYS_IN - 3 * _GAP_IN
+    return low, high, min(room / (2 * x + y), _PLANE_HEIGHT_IN / max(y, z))
+
+
+def _planes_height_in(case: Case, shown: Sequence[Shown]) -> float:
+    low, high, scale = _planes_scale(case)
+    tallest = max(high[1] - low[1], high[2] - low[2]) * scale
+    keys = _ISODOSE_KEYS_IN + 0.35 + _KEY_ROW_IN * min(len(shown), 12)
+    return max(tallest + _TITLE_IN + _GAP_IN, keys)
 
 
 def _draw_planes(
@@ -177,33 +205,34 @@ def _draw_planes(
     shown: Sequence[Shown],
     point_mm: Point,
     reference: float,
-    isocenter_mm: Point,
+    *,
+    mark: str = "+",
 ) -> None:
-    low, high = _region(case)
-    spans = [h - lo for lo, h in zip(low, high, strict=True)]
-    widths = (spans[0], spans[0], spans[1])
-    grid = figure.add_gridspec(
-        1,
-        4,
-        width_ratios=(*widths, 0.22 * sum(widths)),
-        left=0.012,
-        right=0.995,
-        top=0.93,
-        bottom=0.02,
-        wspace=0.04,
-    )
+    low, high, scale = _planes_scale(case)
+    height_in = _planes_height_in(case, shown)
+    left_in = _GAP_IN / 2
     seen: set[str] = set()
-    for column, (name, axis) in enumerate((("Axial", 2), ("Coronal", 1), ("Sagittal", 0))):
-        axes = figure.add_subplot(grid[0, column])
-        seen |= _draw_plane(axes, case, dose, shown, point_mm, reference, axis, isocenter_mm)
-        across, up = [k for k in (0, 1, 2) if k != axis]
+    for name, axis in (("Axial", 2), ("Coronal", 1), ("Sagittal", 0)):
+        across, up = (k for k in (0, 1, 2) if k != axis)
+        size = (high[across] - low[across]) * scale, (high[up] - low[up]) * scale
+        bottom_in = height_in - _TITLE_IN - size[1]
+        axes = figure.add_axes(
+            (left_in / _WIDTH_IN, bottom_in / height_in, size[0] / _WIDTH_IN, size[1] / height_in)
+        )
+        seen |= _draw_plane(axes, case, dose, shown, point_mm, reference, axis, mark)
         axes.set_xlim(low[across], high[across])
         axes.set_ylim(*((high[up], low[up]) if axis == 2 else (low[up], high[up])))
         where = f"{'xyz'[axis]} = {point_mm[axis]:.1f} mm"
         axes.set_title(f"{name}, {where}", fontsize=9.5, color=_INK, loc="left", pad=4)
-    keys = figure.add_subplot(grid[0, 3])
+        left_in += size[0] + _GAP_IN
+    keys = figure.add_axes((left_in / _WIDTH_IN, 0.0, 1 - left_in / _WIDTH_IN, 1 - 0.06 / height_in))
     keys.set_axis_off()
-    _draw_keys(keys, [s for s in shown if s.name in seen], reference)
+    _draw_keys(keys, [s for s in shown if s.name in seen], reference, height_in)
+
+
+def window_hu(case: Case) -> tuple[float, float]:
+    """The CT window of the planes: soft tissue, or wide enough for lungs in the thorax."""
+    return _LUNG_WINDOW_HU if case.site in ("lung", "esophagus", "thorax", "breast") else _WINDOW_HU
 
 
 def _region(case: Case) -> tuple[list[float], list[float]]:
@@ -225,7 +254,7 @@ def _draw_plane(
     point_mm: Point,
     reference: float,
     axis: int,
-    isocenter_mm: Point,
+    mark: str,
 ) -> set[str]:
     """Draw one plane across `axis` (0 = x, 1 = y, 2 = z); returns the structures that it cuts."""
     grid = case.grid
@@ -236,11 +265,12 @@ def _draw_plane(
     across, up = [k for k in (0, 1, 2) if k != axis]
     coordinates = plane.axes_mm[across], plane.axes_mm[up]
     (x0, y0), (x1, y1) = ((plane.bounds_mm[i][across], plane.bounds_mm[i][up]) for i in (0, 1))
+    window = window_hu(case)
     axes.imshow(
         np.squeeze(case.hu[box], 2 - axis),
         cmap="gray",
-        vmin=WINDOW_HU[0],
-        vmax=WINDOW_HU[1],
+        vmin=window[0],
+        vmax=window[1],
         extent=(x0, x1, y0, y1),
         origin="lower",
         interpolation="bilinear",
@@ -248,6 +278,8 @@ def _draw_plane(
     gy = np.squeeze(resample(dose.gy, dose.grid, plane), 2 - axis)
     _draw_isodoses(axes, *coordinates, gy, reference)
     seen = set()
+    # A dark rim keeps a contour apart from an isodose of like colour.
+    halo = [Stroke(linewidth=3.2, foreground="#00000090"), Normal()]
     for s in shown:
         mask = np.squeeze(s.structure.mask[box], 2 - axis)
         if not mask.any():
@@ -259,10 +291,10 @@ def _draw_plane(
             mask.astype(np.float32),
             levels=[0.5],
             colors=[s.colour],
-            linewidths=0.8 if s.is_body else 1.9 if s.is_target else 1.4,
+            linewidths=0.8 if s.is_body else 2.0 if s.is_target else 1.5,
             linestyles=[style["ls"]],
-        )
-    axes.plot(isocenter_mm[across], isocenter_mm[up], "+", color="white", ms=9, mew=1.1)
+        ).set_path_effects([] if s.is_body else halo)
+    axes.plot(point_mm[across], point_mm[up], mark, color="white", ms=9, mew=1.2)
     axes.set_aspect("equal")
     axes.set_facecolor("black")
     axes.set_xticks([])
@@ -291,45 +323,61 @@ def _draw_isodoses(axes: Axes, x: NDArray, y: NDArray, gy: NDArray, reference: f
 
 
 def _draw_letters(axes: Axes, axis: int) -> None:
-    """The patient's directions at the four borders."""
-    left, right, top, bottom = {2: "RLAP", 1: "RLHF", 0: "APHF"}[axis]
-    style = {"color": "#f2d34f", "fontsize": 10, "fontweight": "bold", "transform": axes.transAxes}
-    axes.text(0.015, 0.5, left, ha="left", va="center", **style)
-    axes.text(0.985, 0.5, right, ha="right", va="center", **style)
-    axes.text(0.5, 0.985, top, ha="center", va="top", **style)
-    axes.text(0.5, 0.015, bottom, ha="center", va="bottom", **style)
+    """The patient's directions at the four borders: left, right, top, bottom."""
+    places = (
+        (0.015, 0.5, "left", "center"),
+        (0.985, 0.5, "right", "center"),
+        (0.5, 0.985, "center", "top"),
+        (0.5, 0.015, "center", "bottom"),
+    )
+    letters = {2: ("R", "L", "A", "P"), 1: ("R", "L", "H", "F"), 0: ("A", "P", "H", "F")}[axis]
+    for (x, y, ha, va), letter in zip(places, letters, strict=True):
+        axes.text(
+            x,
+            y,
+            letter,
+            ha=ha,
+            va=va,
+            color="#f2d34f",
+            fontsize=10,
+            fontweight="bold",
+            transform=axes.transAxes,
+            path_effects=[Stroke(linewidth=2, foreground="black"), Normal()],
+        )
 
 
-def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float) -> None:
+def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float, height_in: float) -> None:
     isodoses = [
         Patch(facecolor=colour, label=f"{percent} %   {percent / 100 * reference:.1f} Gy")
         for percent, colour in reversed(list(zip(ISODOSE_PERCENT, _ISODOSE_COLOURS, strict=True)))
     ]
+    style: dict[str, Any] = {
+        "frameon": False,
+        "alignment": "left",
+        "labelspacing": 0.3,
+        "labelcolor": _INK,
+        "loc": "upper left",
+    }
     first = axes.legend(
         handles=isodoses,
         title=f"Isodoses, 100 % = {reference:g} Gy",
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1.02),
-        frameon=False,
+        bbox_to_anchor=(0.0, 1.0),
         fontsize=8,
         title_fontsize=8.5,
-        alignment="left",
-        labelspacing=0.3,
-        labelcolor=_INK,
+        **style,
     )
     axes.add_artist(first)
     columns = 1 if len(shown) <= 12 else 2
     axes.legend(
         handles=[Line2D([], [], label=s.name, **_style(s)) for s in shown],
-        loc="lower left",
-        bbox_to_anchor=(0.0, -0.02),
-        frameon=False,
+        title="Structures",
+        bbox_to_anchor=(0.0, 1.0 - _ISODOSE_KEYS_IN / height_in),
         fontsize=8 if columns == 1 else 7,
+        title_fontsize=8.5,
         ncols=columns,
         columnspacing=1.0,
         handlelength=1.8,
-        labelspacing=0.3,
-        labelcolor=_INK,
+        **style,
     )
 
 
@@ -376,6 +424,7 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
     panels[0].set_xlim(edges[0], edges[-1])
     panels[-1].set_xlabel("Gantry angle [deg], in the order of delivery" if arc.rotates else "Segment")
     if arc.rotates:
+        panels[-1].xaxis.set_major_locator(MultipleLocator(30))
         panels[-1].xaxis.set_major_formatter(lambda angle, _: f"{angle % 360:g}")
     panels[0].legend(
         handles=[Line2D([], [], color="#c0392b", lw=0.9, ls=(0, (4, 3)), label="limit")],
@@ -396,11 +445,13 @@ def _open_pairs(arc: Arc) -> NDArray[np.bool_]:
 def history_figure(history: Sequence[float]) -> Figure:
     """The objective at each iteration, on a logarithmic scale where it is positive."""
     figure = Figure(figsize=(11.0, 2.6), facecolor="white")
-    axes = figure.add_axes((0.075, 0.2, 0.91, 0.74))
+    axes = figure.add_axes((0.085, 0.2, 0.9, 0.74))
     values = np.asarray(history, float)
     axes.plot(np.arange(len(values)), values, color="#1f5f99", lw=1.4)
     if np.all(values > 0):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.set(xlabel="Iteration", ylabel="Objective", xlim=(0, max(len(values) - 1, 1)))
     _plain(axes)
     axes.grid(color="#e4e8ec", lw=0.7)

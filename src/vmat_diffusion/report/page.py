@@ -62,10 +62,11 @@ def write_report(
         history=_image(figures.svg(figures.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
         statistics=[_statistics(s) for s in shown],
+        renamed=any(s.structure.alias not in ("", s.name) for s in shown),
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
-        provenance=_provenance({**_limits_of(machine), **provenance}),
-        window=figures.WINDOW_HU,
+        provenance=_provenance(_resolved(plan, machine, dose, provenance)),
+        window=figures.window_hu(case),
     )
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
@@ -102,14 +103,14 @@ def _figures(
     x, y, z = dose.grid.axes_mm
     maximum: Point = (float(x[hottest[2]]), float(y[hottest[1]]), float(z[hottest[0]]))
 
-    def planes(point: Point) -> str:
-        figure = figures.planes_figure(case, dose, shown, point, reference, plan.isocenter_mm)
+    def planes(point: Point, mark: str) -> str:
+        figure = figures.planes_figure(case, dose, shown, point, reference, mark=mark)
         return _image(figures.png(figure), "png")
 
     return {
         "dvh": _image(figures.svg(figures.dvh_figure(shown, prescription)), "svg+xml"),
-        "isocenter": planes(plan.isocenter_mm),
-        "maximum": planes(maximum),
+        "isocenter": planes(plan.isocenter_mm, "+"),
+        "maximum": planes(maximum, "x"),
         "maximum_gy": float(dose.gy.max()),
         "maximum_percent": 100 * float(dose.gy.max()) / reference,
         "maximum_mm": maximum,
@@ -260,9 +261,13 @@ def _inputs(case: Case) -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if value]
 
 
-def _limits_of(machine: Machine) -> dict[str, Any]:
-    """What of the machine belongs to the resolved configuration: its limits."""
-    return {"machine_limits": asdict(machine.limits) if is_dataclass(machine.limits) else {}}
+def _resolved(plan: Plan, machine: Machine, dose: Dose, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is known of how plan and dose were made, for those who want to make them again."""
+    made = {"plan": plan.provenance, "dose": dose.provenance, "machine limits": asdict(machine.limits)}
+    return {
+        **provenance,
+        **{key: dict(value) for key, value in made.items() if value and key not in provenance},
+    }
 
 
 def _provenance(tree: Mapping[str, Any]) -> dict[str, Any]:
