@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.evaluate.goals import GoalResult
-from vmat_diffusion.geometry import Point, resample
+from vmat_diffusion.geometry import Grid, Point, resample
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
@@ -43,7 +43,9 @@ _WINDOW_HU = (-260.0, 340.0)
 _LUNG_WINDOW_HU = (-1000.0, 300.0)
 _INK = "#1d2733"
 _FAINT = "#6b7785"
-_MARGIN_MM = 12.0
+_REGION_SHARE = 0.25
+_MARGIN_MM = 25.0
+_RIM_MM = 6.0
 _WIDTH_IN = 13.0
 _KEYS_IN = 2.35
 _KEY_ROW_IN = 0.155
@@ -86,11 +88,12 @@ def plan_picture(
     """
     prescription = prescription or case.prescription
     shown = shown_structures(case, dose, results, prescription)
-    heights = (_planes_height_in(case, shown), 4.4)
+    reference = reference_gy(dose, prescription)
+    heights = (_planes_height_in(case, dose, shown, reference), 4.4)
     figure = Figure(figsize=(_WIDTH_IN, sum(heights)), facecolor="white")
     rows = figure.add_gridspec(2, 1, height_ratios=heights, left=0, right=1, bottom=0, top=1, hspace=0)
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-    _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference_gy(dose, prescription))
+    _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference)
     _draw_dvh(bottom, shown, prescription)
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
@@ -178,21 +181,21 @@ def planes_figure(
     point. Letters are the patient's own directions, since the frame is the patient's, whatever the
     position on the couch.
     """
-    figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(case, shown)), facecolor="white")
+    figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(case, dose, shown, reference)), facecolor="white")
     _draw_planes(figure, case, dose, shown, point_mm, reference, mark=mark)
     return figure
 
 
-def _planes_scale(case: Case) -> tuple[list[float], list[float], float]:
+def _planes_scale(case: Case, dose: Dose, reference: float) -> tuple[list[float], list[float], float]:
     """Corners of the drawn region in mm, and inches per mm, so that the three planes fill the width."""
-    low, high = _region(case)
+    low, high = _region(case, dose, reference)
     x, y, z = (h - lo for lo, h in zip(low, high, strict=True))
     room = _WIDTH_IN - _KEYS_IN - 3 * _GAP_IN
     return low, high, min(room / (2 * x + y), _PLANE_HEIGHT_IN / max(y, z))
 
 
-def _planes_height_in(case: Case, shown: Sequence[Shown]) -> float:
-    low, high, scale = _planes_scale(case)
+def _planes_height_in(case: Case, dose: Dose, shown: Sequence[Shown], reference: float) -> float:
+    low, high, scale = _planes_scale(case, dose, reference)
     tallest = max(high[1] - low[1], high[2] - low[2]) * scale
     keys = _ISODOSE_KEYS_IN + 0.35 + _KEY_ROW_IN * min(len(shown), 12)
     return max(tallest + _TITLE_IN + _GAP_IN, keys)
@@ -208,8 +211,8 @@ def _draw_planes(
     *,
     mark: str = "+",
 ) -> None:
-    low, high, scale = _planes_scale(case)
-    height_in = _planes_height_in(case, shown)
+    low, high, scale = _planes_scale(case, dose, reference)
+    height_in = _planes_height_in(case, dose, shown, reference)
     left_in = _GAP_IN / 2
     seen: set[str] = set()
     for name, axis in (("Axial", 2), ("Coronal", 1), ("Sagittal", 0)):
@@ -235,15 +238,26 @@ def window_hu(case: Case) -> tuple[float, float]:
     return _LUNG_WINDOW_HU if case.site in ("lung", "esophagus", "thorax", "breast") else _WINDOW_HU
 
 
-def _region(case: Case) -> tuple[list[float], list[float]]:
-    """Corners `(x, y, z)` in mm of the body with a margin, within the grid."""
-    box = bounding_box(case.body.mask) or tuple(slice(0, n) for n in case.grid.shape)
-    low, high = subgrid(case.grid, box).bounds_mm
+def _region(case: Case, dose: Dose, reference: float) -> tuple[list[float], list[float]]:
+    """Corners `(x, y, z)` in mm of what is drawn: where dose matters and the targets, within the body."""
+    corners = [_bounds_mm(case.grid, s.mask) for s in case.targets]
+    corners.append(_bounds_mm(dose.grid, dose.gy >= _REGION_SHARE * reference))
+    found = [c for c in corners if c is not None]
+    body = _bounds_mm(case.grid, case.body.mask) or case.grid.bounds_mm
+    low, high = body
+    if found:
+        low = np.maximum(low, np.min([c[0] for c in found], axis=0) - _MARGIN_MM)
+        high = np.minimum(high, np.max([c[1] for c in found], axis=0) + _MARGIN_MM)
     grid_low, grid_high = case.grid.bounds_mm
     return (
-        [max(v - _MARGIN_MM, g) for v, g in zip(low, grid_low, strict=True)],
-        [min(v + _MARGIN_MM, g) for v, g in zip(high, grid_high, strict=True)],
+        list(np.maximum(np.asarray(low) - _RIM_MM, grid_low)),
+        list(np.minimum(np.asarray(high) + _RIM_MM, grid_high)),
     )
+
+
+def _bounds_mm(grid: Grid, mask: NDArray) -> tuple[Point, Point] | None:
+    box = bounding_box(mask)
+    return None if box is None else subgrid(grid, box).bounds_mm
 
 
 def _draw_plane(

@@ -57,7 +57,7 @@ def write_report(
         violations=list(violations),
         verdict=_verdict(results, violations),
         goals=_goal_groups(results, shown),
-        absent=[r for r in results if r.status == "not evaluated"],
+        absent=_absent(results),
         figures=_figures(case, plan, machine, dose, shown, prescription),
         history=_image(figures.svg(figures.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
@@ -188,6 +188,15 @@ def _goal_groups(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[
         if rows:
             groups.append({"title": title, "priority": priority, "rows": rows})
     return groups
+
+
+def _absent(results: Sequence[GoalResult]) -> dict[str, list[str]]:
+    """Goals without a result, by the reason why."""
+    out: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == "not evaluated":
+            out.setdefault(result.note or "no value", []).append(_pretty(str(result.goal)))
+    return out
 
 
 def _pretty(statement: str) -> str:
