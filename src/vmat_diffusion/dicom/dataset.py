@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
@@ -51,6 +56,14 @@ def decimal(value: float) -> DSfloat:
 def decimals(values: Iterable[float]) -> list[DSfloat]:
     """Several numbers for one DS attribute."""
     return [decimal(v) for v in values]
+
+
+def set_points_mm(item: Dataset, points: NDArray[np.float64], digits: int = 3) -> None:
+    """Put points `(n, 3)` in mm into ContourData, as text: one object per number is far slower."""
+    value = "\\".join(f"{v:.{digits}f}" for v in (np.asarray(points) + 0.0).ravel()).encode("ascii")
+    value += b" " * (len(value) % 2)
+    tag = Tag("ContourData")
+    item[tag] = RawDataElement(tag, "DS", len(value), value, 0, False, True)
 
 
 def new_uid() -> UID:
@@ -186,15 +199,17 @@ def _publish(part: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def check_decimal_lengths(dataset: Dataset) -> None:
-    """Raise PlanError for a decimal string above 16 characters, which pydicom writes without remark."""
-    for element in dataset.iterall():
-        if element.VR != "DS" or element.value is None:
-            continue
-        values = [element.value] if isinstance(element.value, str | float) else element.value
-        for value in values:
-            written = getattr(value, "original_string", None) or str(value)
-            if len(written.strip()) > _DS_LENGTH_MAX:
+    """Raise PlanError for a decimal string above 16 characters in a data set just read from a file."""
+    for tag in list(dataset.keys()):
+        element = dataset.get_item(tag)
+        if isinstance(element, RawDataElement) and element.VR == "DS":
+            # The text of the file as it is: converting every number would take a hundred times longer.
+            longest = max((element.value or b"").split(b"\\"), key=len)
+            if len(longest.strip(b" \0")) > _DS_LENGTH_MAX:
                 raise PlanError(
-                    f"{element.keyword}: {written!r} has {len(written)} characters, DICOM allows "
-                    f"{_DS_LENGTH_MAX}; this is a defect, please report it"
+                    f"{keyword_for_tag(tag)}: {longest.decode('ascii', 'replace')!r} is above the "
+                    f"{_DS_LENGTH_MAX} characters that DICOM allows; please report this defect"
                 )
+        elif element is not None and element.VR == "SQ":
+            for item in dataset[tag].value:
+                check_decimal_lengths(item)

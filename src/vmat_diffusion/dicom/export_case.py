@@ -15,7 +15,15 @@ from pydicom.uid import UID, CTImageStorage, RTStructureSetStorage
 
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom.contours import contours_from_mask
-from vmat_diffusion.dicom.dataset import decimal, decimals, new_dataset, new_uid, reference, save_whole
+from vmat_diffusion.dicom.dataset import (
+    decimal,
+    decimals,
+    new_dataset,
+    new_uid,
+    reference,
+    save_whole,
+    set_points_mm,
+)
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
@@ -31,7 +39,6 @@ _ORGAN_COLOURS = (
     (200, 90, 150),
     (150, 110, 60),
 )
-_COORDINATE_DIGITS = 3
 
 
 def write_case(folder: Path | str, case: Case) -> list[Path]:
@@ -167,6 +174,6 @@ def _roi_contour(number: int, structure: Structure, grid: Grid, images: list[UID
         contour.ContourImageSequence = [reference(CTImageStorage, images[k])]
         contour.ContourGeometricType = "CLOSED_PLANAR"
         contour.NumberOfContourPoints = len(points)
-        contour.ContourData = decimals(np.round(points, _COORDINATE_DIGITS).ravel())
+        set_points_mm(contour, points)
         out.ContourSequence.append(contour)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -383,11 +384,13 @@ def test_a_written_plan_that_differs_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_over_long_decimals_are_found() -> None:
-    over_long = pydicom.Dataset()
-    over_long.DoseGridScaling = 1 / 3e7  # pydicom writes all digits of a plain float
-    with pytest.raises(PlanError, match="DoseGridScaling"):
-        dataset_module.check_decimal_lengths(over_long)
+def test_over_long_decimals_are_found_in_any_sequence(written: pydicom.Dataset, tmp_path: Path) -> None:
+    over_long = copy.deepcopy(written)
+    point = over_long.BeamSequence[1].ControlPointSequence[2]
+    point.CumulativeMetersetWeight = 1 / 3e7  # pydicom writes all digits of a plain float
+    with pytest.raises(PlanError, match="CumulativeMetersetWeight"):
+        dataset_module.save_whole(tmp_path / "RP.dcm", over_long)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_named(case: Case, machine: Machine, plan: Plan, tmp_path: Path) -> None:
