@@ -1,0 +1,18 @@
+"""DICOM in and out: the only package that knows pydicom."""
+
+from vmat_diffusion.dicom.contours import contours_from_mask
+from vmat_diffusion.dicom.inspection import Inspection, StructureFound, inspect
+from vmat_diffusion.dicom.names import NameTable, load_table
+from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
+
+__all__ = [
+    "Inspection",
+    "NameTable",
+    "StructureFound",
+    "contours_from_mask",
+    "inspect",
+    "load_table",
+    "read_case",
+    "read_dose",
+    "read_plan",
+]

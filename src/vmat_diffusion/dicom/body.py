@@ -38,12 +38,16 @@ def body_from_ct(hu: NDArray, grid: Grid) -> NDArray[np.bool_]:
             "contour the body"
         )
     # Opening rounds off ears and nose: take back what is dense and within its radius.
-    return np.stack(
-        [
-            ndimage.binary_fill_holes(ndimage.binary_dilation(inner, disk) & plane)
-            for inner, plane in zip(core, dense, strict=True)
-        ]
-    )
+    regrown = [ndimage.binary_dilation(inner, disk) & plane for inner, plane in zip(core, dense, strict=True)]
+    return without_holes(np.stack(regrown))
+
+
+def without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with the holes of each axial slice filled."""
+    out = mask.copy()
+    for k in np.flatnonzero(mask.any(axis=(1, 2))):
+        out[k] = ndimage.binary_fill_holes(mask[k])
+    return out
 
 
 def _ellipse(rows: int, columns: int) -> NDArray[np.bool_]:

@@ -1,7 +1,9 @@
 """Contours to masks and masks to contours.
 
 A pixel belongs to a structure if its centre is inside an odd number of the structure's contours in
-that plane (even-odd rule). Holes, keyholes and several contours per slice follow from that rule.
+that plane (even-odd rule) or on one of them. Holes, keyholes and several contours per slice follow
+from the first half. The second matters for contours that run from pixel centre to pixel centre, as
+systems write them that outline a mask by its border pixels: only so does that mask come back.
 """
 
 from __future__ import annotations
@@ -15,30 +17,40 @@ from scipy import ndimage
 from vmat_diffusion.geometry import Grid, Mask
 
 
+# A centre this close to a contour lies on it, in pixels: positions are written to 0.01 mm or so.
+_ON_EDGE = 0.01
+
+
 def fill_even_odd(contours: Sequence[tuple[int, NDArray]], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Pixels `[k, j, i]` whose centres lie inside an odd number of contours of their slice.
+    """Pixels `[k, j, i]` whose centres lie inside an odd number of contours of their slice, or on one.
 
     Each contour is `(k, vertices)` with vertices `(n, 2)` as fractional pixel indices `(i, j)`; the
-    polygon is closed by its last edge. A centre exactly on an edge counts as inside on the low side
-    and as outside on the high side, so that abutting contours share no pixel. Contours may reach
-    beyond the image. Cost: proportional to the contours' length in pixels plus the area.
+    polygon is closed by its last edge and may reach beyond the image. Cost: proportional to the
+    contours' length in pixels plus the area of their bounding box.
     """
     mask = np.zeros(shape, bool)
     by_slice: dict[int, list[NDArray]] = {}
     for k, vertices in contours:
-        by_slice.setdefault(k, []).append(vertices)
+        by_slice.setdefault(k, []).append(np.asarray(vertices, float))
     for k, outlines in by_slice.items():
-        _fill_plane(outlines, mask[k])
+        start = np.concatenate(outlines)
+        end = np.concatenate([np.roll(outline, -1, axis=0) for outline in outlines])
+        _fill_plane(start, end, mask[k])
+        _mark_edges(start, end, mask[k])
     return mask
 
 
-def _fill_plane(outlines: Sequence[NDArray], out: NDArray[np.bool_]) -> None:
+def _fill_plane(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:
+    """Set the pixels of `out` with an odd number of edges to their left."""
     nj, ni = out.shape
-    crossings = [_crossings(vertices, nj, ni) for vertices in outlines]
-    j = np.concatenate([j for j, _ in crossings])
-    i = np.concatenate([i for _, i in crossings])
+    # Rows j with min <= j < max of the edge's ends: half-open, so a shared vertex counts once.
+    first = np.clip(np.ceil(np.minimum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
+    stop = np.clip(np.ceil(np.maximum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
+    edge, j = _ranges(first, stop)
     if not len(j):
         return
+    (x0, y0), (x1, y1) = start[edge].T, end[edge].T
+    i = np.clip(np.ceil(x0 + (j - y0) * ((x1 - x0) / (y1 - y0))), 0, ni).astype(np.intp)
     j0, i0 = int(j.min()), int(i.min())
     box = int(j.max()) - j0 + 1, int(i.max()) - i0 + 1
     # Every edge that crosses a row of centres flips all pixels to its right; an even number of
@@ -48,19 +60,33 @@ def _fill_plane(outlines: Sequence[NDArray], out: NDArray[np.bool_]) -> None:
     out[j0 : j0 + box[0], i0 : i0 + inside.shape[1]] = inside
 
 
-def _crossings(vertices: NDArray, nj: int, ni: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row and first column to the right (0 to ni) of every crossing of an edge with a row of centres."""
-    start = np.asarray(vertices, float)
-    end = np.roll(start, -1, axis=0)
-    # Rows j with min <= j < max of the edge's ends: half-open, so a shared vertex counts once.
-    first = np.clip(np.ceil(np.minimum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
-    stop = np.clip(np.ceil(np.maximum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
-    count = stop - first
-    edge = np.repeat(np.arange(len(start)), count)
-    j = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+def _mark_edges(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:
+    """Set the pixels of `out` whose centres lie on an edge."""
+    nj, ni = out.shape
+    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    first = np.clip(np.ceil(low - _ON_EDGE), 0, nj).astype(np.intp)
+    stop = np.clip(np.floor(high + _ON_EDGE) + 1, 0, nj).astype(np.intp)
+    edge, j = _ranges(first, stop)
+    if not len(j):
+        return
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
-    x = x0 + (j - y0) * ((x1 - x0) / (y1 - y0)) if len(edge) else np.empty(0)
-    return j, np.clip(np.ceil(x), 0, ni).astype(np.intp)
+    # The part of the edge within the tolerance of row j, as a range of its parameter in 0..1.
+    rise = y1 - y0
+    flat = np.abs(rise) < 1e-9
+    safe = np.where(flat, 1.0, rise)
+    ends = [np.where(flat, t, np.clip((j + s - y0) / safe, 0, 1)) for t, s in ((0, -_ON_EDGE), (1, _ON_EDGE))]
+    across = [x0 + t * (x1 - x0) for t in ends]
+    left = np.clip(np.ceil(np.minimum(*across) - _ON_EDGE), 0, ni).astype(np.intp)
+    right = np.clip(np.floor(np.maximum(*across) + _ON_EDGE) + 1, 0, ni).astype(np.intp)
+    span, i = _ranges(left, right)
+    out[j[span], i] = True
+
+
+def _ranges(first: NDArray, stop: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """All pairs of a row number r and a whole number in `first[r] <= value < stop[r]`."""
+    count = np.maximum(stop - first, 0)
+    row = np.repeat(np.arange(len(count)), count)
+    return row, np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[row]
 
 
 def fill_between(mask: NDArray[np.bool_], planes: Sequence[int], reach: int) -> tuple[NDArray[np.bool_], int]:

@@ -64,7 +64,7 @@ class NameTable:
 
     def nearest(self, name: str) -> tuple[str, ...]:
         """Up to three canonical names whose spellings come closest, best first."""
-        close = difflib.get_close_matches(squeezed(name), list(self.exact), n=8, cutoff=0.6)
+        close = difflib.get_close_matches(squeezed(name), list(self.exact), n=8, cutoff=0.7)
         return tuple(dict.fromkeys(self.exact[c].name for c in close))[:3]
 
 

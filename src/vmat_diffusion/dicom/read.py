@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
-from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, refuse_targets_outside
+from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, refuse_targets_outside, without_holes
 from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
 from vmat_diffusion.dicom.folder import Folder, Found, open_file, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
@@ -232,19 +235,27 @@ def _patient_position(series: Series, given: str | None) -> str:
 
 
 def _with_body(
-    structures: Mapping[str, Structure], hu: Any, placement: Placement
+    structures: Mapping[str, Structure], hu: NDArray, placement: Placement
 ) -> tuple[Mapping[str, Structure], tuple[str, ...]]:
-    """The structures with exactly one body, made from the CT where none is contoured."""
-    bodies = [s.name for s in structures.values() if s.role == "body"]
+    """The structures with exactly one body: without inner holes, made from the CT where none is drawn."""
+    bodies = [s for s in structures.values() if s.role == "body"]
     if len(bodies) > 1:
-        raise CaseError(f"structures {' and '.join(bodies)} both have the role body; give one another role")
+        names = " and ".join(s.name for s in bodies)
+        raise CaseError(f"structures {names} both have the role body; give one another role in the mapping")
+    voxel_cc = placement.grid.voxel_cc
     if bodies:
-        return structures, ()
+        filled = without_holes(bodies[0].mask)
+        added_cc = (filled.sum() - bodies[0].mask.sum()) * voxel_cc
+        if not added_cc:
+            return structures, ()
+        body = replace(bodies[0], mask=filled)
+        return {**structures, body.name: body}, (
+            f"fill-body: {added_cc:.1f} cm3 of holes (airways, lungs) inside {body.name} count as body",
+        )
     mask = body_from_ct(hu, placement.grid)
-    made = {**structures, "BODY": Structure("BODY", "body", mask)}
-    litres = mask.sum() * placement.grid.voxel_cc / 1000
-    return made, (
-        f"body-from-ct: no body is contoured; largest region above {BODY_THRESHOLD_HU:g} HU, {litres:.2f} litres",
+    return {**structures, "BODY": Structure("BODY", "body", mask)}, (
+        f"body-from-ct: no body is contoured; largest region above {BODY_THRESHOLD_HU:g} HU, "
+        f"{mask.sum() * voxel_cc / 1000:.2f} litres",
     )
 
 

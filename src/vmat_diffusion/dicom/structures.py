@@ -79,11 +79,7 @@ def _areas(item: Dataset) -> tuple[tuple[NDArray, ...], tuple[str, ...]]:
         if kind not in _AREAS:
             others[kind or "untyped"] = others.get(kind or "untyped", 0) + 1
             continue
-        vertices = points_mm(contour)
-        if len(vertices) < 3:
-            others["shorter than 3 points"] = others.get("shorter than 3 points", 0) + 1
-        else:
-            areas.append(vertices)
+        areas.append(points_mm(contour))
     return tuple(areas), tuple(f"{n} contours {kind} ignored" for kind, n in others.items())
 
 
