@@ -77,7 +77,8 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
             dataset.get(keyword)
     except Exception as fault:  # pydicom's parsers raise every kind of exception
         raise CaseError(
-            f"the file is not valid DICOM ({type(fault).__name__} while parsing); export it again or remove it"
+            f"the file is not valid DICOM ({type(fault).__name__} while "
+            "parsing); export it again or remove it"
         ) from None
     dataset.buffer = None  # else each data set of a folder would keep its whole file in memory
     return dataset if head[128:] == b"DICM" or "SOPClassUID" in dataset else None
@@ -219,7 +220,9 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
     if pixels.size != frames * rows * columns:
         raise CaseError(f"{pixels.size} pixels are stored, {frames * rows * columns} are needed")
     if not np.issubdtype(pixels.dtype, np.integer):
-        raise CaseError(f"the pixels are of type {pixels.dtype}, whole numbers are needed; export the file again")
+        raise CaseError(
+            f"the pixels are of type {pixels.dtype}, whole numbers are needed; export the file again"
+        )
     return pixels.reshape(frames, rows, columns)
 
 

@@ -9,13 +9,13 @@ systems write them that outline a mask by its border pixels: only so does that m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from vmat_diffusion.geometry import Grid, Mask
-
 
 # A centre this close to a contour lies on it, in pixels: positions are written to 0.01 mm or so.
 _ON_EDGE = 0.01
@@ -99,15 +99,15 @@ def fill_between(mask: NDArray[np.bool_], planes: Sequence[int], reach: int) -> 
     out = mask.copy()
     filled = 0
     ordered = sorted(planes)
-    for a, b in zip(ordered[:-1], ordered[1:], strict=True):
+    for a, b in pairwise(ordered):
         if not 1 < b - a <= reach + 1 or not np.any(mask[a] & mask[b]):
             continue
         rows, columns = np.nonzero(mask[a] | mask[b])
-        window = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-        lower, upper = (_signed_distance(mask[k][window]) for k in (a, b))
+        j, i = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        lower, upper = (_signed_distance(mask[k, j, i]) for k in (a, b))
         for k in range(a + 1, b):
             share = (k - a) / (b - a)
-            out[(k, *window)] |= (1 - share) * lower + share * upper > 0
+            out[k, j, i] |= (1 - share) * lower + share * upper > 0
             filled += 1
     return out, filled
 

@@ -96,7 +96,9 @@ def _must_agree(
     dataset: Dataset, first: Dataset, size: tuple[int, int], orientation: tuple[float, ...]
 ) -> None:
     if (integer(dataset, "Rows"), integer(dataset, "Columns")) != size:
-        raise CaseError(f"the image is not {size[0]} x {size[1]} pixels as the others of its series; remove it")
+        raise CaseError(
+            f"the image is not {size[0]} x {size[1]} pixels as the others of its series; remove it"
+        )
     if not np.allclose(numbers(dataset, "ImageOrientationPatient", 6), orientation, atol=1e-4):
         raise CaseError("the image lies in another orientation than the others of its series; remove it")
     spacing = numbers(dataset, "PixelSpacing", 2)
@@ -146,7 +148,9 @@ def read_hu(series: Series) -> tuple[NDArray[np.float32], tuple[str, ...]]:
 def _slice_hu(dataset: Dataset, out: NDArray[np.float32]) -> int:
     """Fill `out` with the HU of one image; returns the number of padding pixels."""
     if (kind := text(dataset, "RescaleType").upper()) not in ("", "HU", "US"):
-        raise CaseError(f"RescaleType (0028,1054) is {kind!r}, Hounsfield units (HU) are needed; use the CT itself")
+        raise CaseError(
+            f"RescaleType (0028,1054) is {kind!r}, Hounsfield units (HU) are needed; use the CT itself"
+        )
     slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
     stored = stored_values(dataset)[0]
     if stored.shape != out.shape:
@@ -158,7 +162,9 @@ def _slice_hu(dataset: Dataset, out: NDArray[np.float32]) -> int:
     out[padding] = AIR_HU
     # CT numbers fit into 16 bits; beyond them a rescale value is corrupt and dose would be too.
     if not np.all(np.abs(out) <= 2.0**16):
-        raise CaseError("Hounsfield units beyond +-65536; RescaleSlope or RescaleIntercept is wrong, export again")
+        raise CaseError(
+            "Hounsfield units beyond +-65536; RescaleSlope or RescaleIntercept is wrong, export again"
+        )
     return int(np.count_nonzero(padding))
 
 

@@ -52,7 +52,9 @@ def open_folder(root: str | Path) -> Folder:
     """Look at every file below `root`. Raises CaseError only where there is no such folder."""
     root = Path(root)
     if not root.is_dir():
-        raise CaseError(f"folder {root.name or root} does not exist; give the folder that holds the DICOM files")
+        raise CaseError(
+            f"folder {root.name or root} does not exist; give the folder that holds the DICOM files"
+        )
     files: list[Found] = []
     refused: list[str] = []
     others = 0

@@ -157,11 +157,14 @@ def _structures(
         for roi in rois:
             match = table.match(roi.alias)
             structure = in_case.get(roi.alias)
-            known = structure is not None and structure.role != "other"
+            if structure is not None and structure.role == "other" and match is None:
+                name = ""
+            else:
+                name = structure.name if structure else match.name if match else ""
             out.append(
                 StructureFound(
                     alias=roi.alias,
-                    name=structure.name if known else match.name if match else "",
+                    name=name,
                     role=structure.role if structure else match.role if match else "other",
                     contours=len(roi.contours),
                     volume_cc=structure.voxels * case.grid.voxel_cc if structure and case else None,
@@ -202,14 +205,15 @@ def _plan_row(found: Found) -> str:
     with about(found.label, PlanError):
         plan = plan_from(found.dataset)
     points = sum(len(arc.mu) + 1 for arc in plan.arcs)
-    layers = " + ".join(
-        f"{name} {len(edges) - 1} pairs" for name, edges in plan.provenance["leaf_boundaries_mm"].items()  # type: ignore[attr-defined]
-    )
+    boundaries = plan.provenance["leaf_boundaries_mm"]
+    assert isinstance(boundaries, dict)  # as plan_from writes it
+    layers = " + ".join(f"{name} {len(edges) - 1} pairs" for name, edges in boundaries.items())
     turned = sum(abs(arc.gantry_deg[1:] - arc.gantry_deg[:-1]).sum() for arc in plan.arcs)
     return (
         f"{found.label}: {technique(plan)}, {len(plan.arcs)} beams, {points} control points, "
         f"{plan.total_mu:.1f} MU, {plan.fractions} fractions, {turned:.0f} degrees of gantry rotation, "
-        f"{layers}, {plan.provenance['energy_mv']:g} MV {plan.provenance['fluence_mode']}, machine {plan.machine}"
+        f"{layers}, {plan.provenance['energy_mv']:g} MV "
+        f"{plan.provenance['fluence_mode']}, machine {plan.machine}"
     )
 
 

@@ -62,14 +62,20 @@ def lattice_of(
     """
     row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
     if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2:
-        raise CaseError("ImageOrientationPatient (0020,0037) does not hold unit vectors; export the series again")
+        raise CaseError(
+            "ImageOrientationPatient (0020,0037) does not hold unit vectors; export the series again"
+        )
     row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
     if abs(row @ column) > 1e-2:
         raise CaseError("rows and columns of the images are not at right angles; resample the series first")
     if min(spacing) < 0.01 or max(spacing) > 100:
-        raise CaseError(f"PixelSpacing (0028,0030) {spacing} mm is outside 0.01 to 100 mm; export the series again")
+        raise CaseError(
+            f"PixelSpacing (0028,0030) {spacing} mm is outside 0.01 to 100 mm; export the series again"
+        )
     if np.max(np.abs(positions)) > 1e5:
-        raise CaseError("ImagePositionPatient (0020,0032) is more than 100 m from the origin; export it again")
+        raise CaseError(
+            "ImagePositionPatient (0020,0032) is more than 100 m from the origin; export it again"
+        )
     lattice = Lattice(np.asarray(positions, float), row, column, spacing, (len(positions), *size))
     shift = positions - positions[0]
     sideways = shift - np.outer(shift @ lattice.normal, lattice.normal)
@@ -134,7 +140,8 @@ def placement_of(lattice: Lattice) -> Placement:
     residue = np.abs(frame - np.sign(frame) * (np.arange(3) == nearest[:, None]))
     if sorted(nearest) == [0, 1, 2] and np.max(tilt) < _ALIGNED and np.max(residue) < _ALIGNED:
         # axes[a] is the lattice axis (k, j, i) that runs along grid axis a (z, y, x).
-        axes = tuple(int(np.flatnonzero(nearest == 2 - a)[0]) for a in range(3))
+        z, y, x = (int(np.flatnonzero(nearest == 2 - a)[0]) for a in range(3))
+        axes = (z, y, x)
         sign = np.array([np.sign(frame[axes[a], 2 - a]) for a in range(3)])
         size, step = shape[list(axes)], spacing[list(axes)]
         first = lattice.origins_mm[0] + (heights[0] - lattice.heights_mm[0]) * lattice.normal
@@ -174,7 +181,9 @@ def _even_heights(stored: NDArray) -> tuple[NDArray, tuple[str, ...]]:
             )
     count = int(np.floor((stored[-1] - stored[0]) / finest + 1e-3)) + 1
     if finest < 0.05 or count > 20 * len(stored):
-        raise CaseError(f"slice spacings from {finest:.3f} to {gaps.max():.2f} mm are too uneven; resample first")
+        raise CaseError(
+            f"slice spacings from {finest:.3f} to {gaps.max():.2f} mm are too uneven; resample first"
+        )
     even = stored[0] + finest * np.arange(count)
     return even, (
         f"even-slices: slice spacings of {finest:.2f} to {gaps.max():.2f} mm interpolated to {finest:.2f} mm",
@@ -185,9 +194,10 @@ def _box(lattice: Lattice, heights: NDArray, spacing: NDArray, shape: NDArray, n
     """The smallest patient-axis grid around a turned lattice, at the spacing of the closest axes."""
     frame = np.stack([lattice.normal, lattice.column, lattice.row])
     reach = frame * ((shape - 1) * spacing)[:, None]
-    corners = lattice.origins_mm[0] + np.array(
-        [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], float
-    ) @ reach
+    corners = (
+        lattice.origins_mm[0]
+        + np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], float) @ reach
+    )
     low, high = corners.min(axis=0), corners.max(axis=0)
     step = np.full(3, float(spacing.min()))
     for axis in range(3):
@@ -198,7 +208,7 @@ def _box(lattice: Lattice, heights: NDArray, spacing: NDArray, shape: NDArray, n
 
 
 def _turned(values: NDArray, lattice: Lattice, heights: NDArray, grid: Grid, fill: float) -> NDArray:
-    import SimpleITK as sitk  # noqa: N813  (the library's own custom); slow to load, rarely needed
+    import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.asarray(values, np.float32))
     image.SetSpacing((*lattice.spacing_mm, float(heights[1] - heights[0])))

@@ -145,7 +145,9 @@ def _add_aliases(
             match = Match(canonical, entry["role"], how)
             other = exact.setdefault(squeezed(form), match)
             if other.name != canonical:
-                raise CaseError(f"{where}: {form!r} already stands for {other.name}; remove it from one of them")
+                raise CaseError(
+                    f"{where}: {form!r} already stands for {other.name}; remove it from one of them"
+                )
 
 
 def _expressions(

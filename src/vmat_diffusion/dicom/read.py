@@ -85,7 +85,7 @@ def case_from(
     if not allow_outside_body:
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
-    dose, dose_steps = _reference_dose(folder, series, structure_set)
+    dose, dose_steps = _reference_dose(folder, series)
     canonical = {number: name for name, number in numbers.items()}
     prescription, prescription_steps = _prescription(folder, structure_set, canonical)
     axial = placement.axes is not None and placement.axes[0] == 0
@@ -167,13 +167,15 @@ def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, 
             fitting += [(candidate, uid, how) for uid, how in _fitting_series(candidate, series)]
     if not fitting:
         raise CaseError(
-            f"no structure set refers to a CT series in the folder ({structure_sets[0].label} refers to images "
+            "no structure set refers to a CT series in the folder "
+            f"({structure_sets[0].label} refers to images "
             "that are absent); add the images that it was drawn on"
         )
     best = [f for f in fitting if f[2] == "images"] or fitting
     if len({uid for _, uid, _ in best}) > 1:
         raise CaseError(
-            f"structure sets fit {len({uid for _, uid, _ in best})} CT series equally well; keep one series in the folder"
+            f"structure sets fit {len({uid for _, uid, _ in best})} CT series "
+            "equally well; keep one series in the folder"
         )
     if len(best) > 1:
         labels = ", ".join(sorted(f.label for f, _, _ in best)[:4])
@@ -190,9 +192,7 @@ def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, 
 def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list[tuple[str, str]]:
     """CT series that a structure set was drawn on: by its images, or else by frame of reference."""
     images, uids, frames = _references(found)
-    by_image = [
-        uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)
-    ]
+    by_image = [uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)]
     if by_image:
         return [(uid, "images") for uid in by_image]
     return [
@@ -259,15 +259,13 @@ def _with_body(
     )
 
 
-def _reference_dose(folder: Folder, series: Series, structure_set: Found) -> tuple[Dose | None, tuple[str, ...]]:
+def _reference_dose(folder: Folder, series: Series) -> tuple[Dose | None, tuple[str, ...]]:
     """The dose drawn on this CT, or None with a step that says why it was left out."""
     try:
-        doses = [
-            d for d in folder.of("RTDOSE") if text(d.dataset, "FrameOfReferenceUID") == series.frame_uid
-        ]
+        doses = [d for d in folder.of("RTDOSE") if text(d.dataset, "FrameOfReferenceUID") == series.frame_uid]
         groups: dict[str, list[Found]] = {}
-        for dose in doses:
-            groups.setdefault(plan_uid(dose), []).append(dose)
+        for found in doses:
+            groups.setdefault(plan_uid(found), []).append(found)
         if not groups:
             return None, ()
         if len(groups) > 1:
@@ -277,7 +275,8 @@ def _reference_dose(folder: Folder, series: Series, structure_set: Found) -> tup
         dose = course_dose(files, plans[0] if plans else None)
     except InputError as fault:
         return None, (f"leave-out-dose: {fault}",)
-    return dose, tuple(str(s) for s in dose.provenance.get("steps", ()))  # type: ignore[attr-defined]
+    steps = dose.provenance["steps"]
+    return dose, steps if isinstance(steps, tuple) else ()
 
 
 def _prescription(

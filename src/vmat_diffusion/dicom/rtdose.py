@@ -48,12 +48,15 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
     """
     kinds = {summation(f) for f in files}
     if len(kinds) != 1:
-        raise CaseError(f"doses of different summation ({', '.join(sorted(kinds))}) do not add up; give one kind")
+        raise CaseError(
+            f"doses of different summation ({', '.join(sorted(kinds))}) do not add up; give one kind"
+        )
     kind = kinds.pop()
     steps: list[str] = []
     if kind not in ("PLAN", "BEAM", "FRACTION", "BEAM_SESSION", "FRACTION_SESSION"):
         raise CaseError(
-            f"DoseSummationType (3004,000A) is {kind or 'missing'}; export the dose of the plan (PLAN) or of its beams"
+            f"DoseSummationType (3004,000A) is {kind or 'missing'}; export "
+            "the dose of the plan (PLAN) or of its beams"
         )
     if kind not in ("BEAM", "BEAM_SESSION") and len(files) != 1:
         raise CaseError(f"{len(files)} doses of kind {kind}; give the one that is meant")
@@ -72,16 +75,22 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
             factor = float(integer(groups[0], "NumberOfFractionsPlanned"))
             steps.append(f"scale-fractions: dose of one fraction multiplied by {factor:g}")
         else:
-            steps.append("take-fraction-group: the plan has one fraction group, its dose is that of the course")
+            steps.append(
+                "take-fraction-group: the plan has one fraction group, its dose is that of the course"
+            )
     grid, gy, heterogeneity, turned = _one(files[0])
     for found in files[1:]:
         other, more, _, _ = _one(found)
         if not grid.matches(other):
-            raise CaseError(f"{found.label}: the beam dose lies on another grid than the first; export them alike")
+            raise CaseError(
+                f"{found.label}: the beam dose lies on another grid than the first; export them alike"
+            )
         gy = gy + more
     gy = gy * np.float32(factor)
     if float(gy.max()) > _GY_MAX:
-        raise CaseError(f"the dose reaches {gy.max():.4g} Gy, more than {_GY_MAX:g} Gy; DoseGridScaling must be wrong")
+        raise CaseError(
+            f"the dose reaches {gy.max():.4g} Gy, more than {_GY_MAX:g} Gy; DoseGridScaling must be wrong"
+        )
     first = files[0].dataset
     provenance = {
         "source": "RTDOSE",
@@ -106,7 +115,9 @@ def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
         raise CaseError("a beam's dose is there twice; remove one of the files")
     if plan is None:
         if len(files) == 1:
-            raise CaseError("the dose is that of a single beam (BEAM); give all beams' doses or that of the plan")
+            raise CaseError(
+                "the dose is that of a single beam (BEAM); give all beams' doses or that of the plan"
+            )
         return
     needed = {
         integer(b, "ReferencedBeamNumber")
@@ -115,7 +126,9 @@ def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
         if number(b, "BeamMeterset", 0.0) > 0
     }
     if missing := needed - set(beams):
-        raise CaseError(f"the dose of beam {min(missing)} is missing; export the doses of all {len(needed)} beams")
+        raise CaseError(
+            f"the dose of beam {min(missing)} is missing; export the doses of all {len(needed)} beams"
+        )
 
 
 def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
@@ -125,7 +138,9 @@ def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]
         if dataset is None:
             raise CaseError("the file changed while it was read; start again")
         if (units := text(dataset, "DoseUnits").upper()) != "GY":
-            raise CaseError(f"DoseUnits (3004,0002) is {units or 'missing'}, GY is needed; export absolute dose")
+            raise CaseError(
+                f"DoseUnits (3004,0002) is {units or 'missing'}, GY is needed; export absolute dose"
+            )
         if (kind := text(dataset, "DoseType", "PHYSICAL").upper()) != "PHYSICAL":
             raise CaseError(f"DoseType (3004,0004) is {kind}, PHYSICAL is needed; export physical dose")
         scaling = number(dataset, "DoseGridScaling")
@@ -135,7 +150,8 @@ def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]
         frames = integer(dataset, "NumberOfFrames", max(len(offsets), 1))
         if len(offsets) != frames or frames < 2:
             raise CaseError(
-                f"GridFrameOffsetVector (3004,000C) holds {len(offsets)} positions for {frames} frames; at least 2, "
+                f"GridFrameOffsetVector (3004,000C) holds {len(offsets)} "
+                f"positions for {frames} frames; at least 2, "
                 "one for each frame, are needed"
             )
         orientation = numbers(dataset, "ImageOrientationPatient", 6)

@@ -1,4 +1,4 @@
-"""RTPLAN to a Plan: cumulative weights to MU per segment, inherited attributes filled in, angles unwrapped."""
+"""RTPLAN to a Plan: MU per segment, inherited attributes filled in, angles unwrapped."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
         "source": "RTPLAN",
         "sop_instance_uid": text(dataset, "SOPInstanceUID"),
         "structure_set_uid": structure_set_uid(dataset),
-        "software": " ".join(filter(None, (text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")))),
+        "software": " ".join(
+            filter(None, (text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")))
+        ),
         "machine_in_plan": beams[0].machine,
         "energy_mv": beams[0].energy_mv,
         "fluence_mode": beams[0].fluence_mode,
@@ -119,7 +121,8 @@ def _fraction_group(dataset: Dataset) -> Dataset:
     groups = items(dataset, "FractionGroupSequence")
     if len(groups) != 1:
         raise PlanError(
-            f"the plan has {len(groups)} fraction groups, exactly one can be read; export each group as a plan"
+            f"the plan has {len(groups)} fraction groups, exactly one "
+            "can be read; export each group as a plan"
         )
     return groups[0]
 
@@ -189,7 +192,8 @@ def _segments(item: Dataset, points: Sequence[Dataset], mu: float) -> NDArray[np
     weights = np.array(_inherited(points, "CumulativeMetersetWeight"))
     if abs(weights[0]) > 1e-6 * final or abs(weights[-1] - final) > 1e-3 * final:
         raise PlanError(
-            f"cumulative weights run from {weights[0]:g} to {weights[-1]:g}, not from 0 to {final:g}; export it again"
+            f"cumulative weights run from {weights[0]:g} to {weights[-1]:g}, "
+            f"not from 0 to {final:g}; export it again"
         )
     return mu * np.diff(weights) / (weights[-1] - weights[0])
 
@@ -208,7 +212,9 @@ def _constant(points: Sequence[Dataset], keyword: str, what: str, only: float | 
     values = np.array(_inherited(points, keyword, 0.0))
     turn = (values - values[0] + 180.0) % 360.0 - 180.0
     if np.max(np.abs(turn)) > _ANGLE_DEG:
-        raise PlanError(f"the {what} turns by {np.max(np.abs(turn)):.2f} degrees within the beam; it must be fixed")
+        raise PlanError(
+            f"the {what} turns by {np.max(np.abs(turn)):.2f} degrees within the beam; it must be fixed"
+        )
     if only is not None and abs((values[0] - only + 180) % 360 - 180) > _ANGLE_DEG:
         raise PlanError(f"the {what} is {values[0]:g} degrees, only {only:g} can be represented")
     return float(values[0])
@@ -223,7 +229,9 @@ def _gantry(points: Sequence[Dataset]) -> NDArray[np.float64]:
         way = text(point, "GantryRotationDirection", way).upper()
         step = (angles[k + 1] - angles[k] + 180.0) % 360.0 - 180.0
         if way not in ("CW", "CC", "NONE"):
-            raise PlanError(f"control point {k}: GantryRotationDirection (300A,011F) is {way!r}, not CW, CC or NONE")
+            raise PlanError(
+                f"control point {k}: GantryRotationDirection (300A,011F) is {way!r}, not CW, CC or NONE"
+            )
         if way == "NONE" and abs(step) > _ANGLE_DEG:
             raise PlanError(
                 f"control point {k}: the gantry turns by {step:.2f} degrees with GantryRotationDirection "
@@ -270,7 +278,9 @@ def _jaws(points: Sequence[Dataset]) -> NDArray[np.float64]:
         for device, positions in _devices(point, k).items():
             if device in _JAWS:
                 if len(positions) != 2:
-                    raise PlanError(f"control point {k}: {device} has {len(positions)} positions, 2 are needed")
+                    raise PlanError(
+                        f"control point {k}: {device} has {len(positions)} positions, 2 are needed"
+                    )
                 current[_JAWS[device] : _JAWS[device] + 2] = positions
         out[k] = current
     return out
@@ -290,11 +300,15 @@ def _leaves(
         edges = numbers(device, "LeafPositionBoundaries")
         pairs = integer(device, "NumberOfLeafJawPairs")
         if len(edges) != pairs + 1 or pairs < 1 or np.any(np.diff(edges) <= 0):
-            raise PlanError(f"{name}: LeafPositionBoundaries (300A,00BE) must hold {pairs + 1} ascending values")
+            raise PlanError(
+                f"{name}: LeafPositionBoundaries (300A,00BE) must hold {pairs + 1} ascending values"
+            )
         layers.append((name, edges))
     layers.sort()
     if not layers:
-        raise PlanError("the beam has no multileaf collimator; only beams shaped by leaves can be represented")
+        raise PlanError(
+            "the beam has no multileaf collimator; only beams shaped by leaves can be represented"
+        )
     if len({name for name, _ in layers}) != len(layers):
         raise PlanError(f"device {layers[0][0]} is listed twice; export the plan again")
     sizes = [len(edges) - 1 for _, edges in layers]
@@ -327,7 +341,8 @@ def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
         ):
             if not same:
                 raise PlanError(
-                    f"beams {first.arc.number} and {beam.arc.number} differ in their {what}; export them as two plans"
+                    f"beams {first.arc.number} and {beam.arc.number} differ in "
+                    f"their {what}; export them as two plans"
                 )
     numbers_ = [b.arc.number for b in beams]
     if len(set(numbers_)) != len(numbers_):
@@ -340,7 +355,8 @@ def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
         np.allclose(a, b, atol=0.1) for a, b in zip(own, theirs, strict=True)
     ):
         raise PlanError(
-            f"the leaf boundaries of the plan are not those of machine {machine.name}; choose the machine that the "
+            "the leaf boundaries of the plan are not those of machine "
+            f"{machine.name}; choose the machine that the "
             "plan was made for"
         )
 
@@ -352,7 +368,8 @@ def _patient_position(beams: Sequence[_Beam], setups: Mapping[int, Dataset]) -> 
     found -= {""}
     if len(found) != 1:
         raise PlanError(
-            f"the beams have {len(found)} patient positions ({', '.join(sorted(found))}), exactly one is needed"
+            f"the beams have {len(found)} patient positions "
+            f"({', '.join(sorted(found))}), exactly one is needed"
         )
     position = found.pop()
     if position not in PATIENT_POSITIONS:

@@ -49,10 +49,7 @@ class Named:
 
 def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
     """The regions of a structure set. Raises CaseError for a contour that is no list of points."""
-    contours = {
-        integer(item, "ReferencedROINumber"): item
-        for item in items(dataset, "ROIContourSequence")
-    }
+    contours = {integer(item, "ReferencedROINumber"): item for item in items(dataset, "ROIContourSequence")}
     declared = {
         integer(item, "ReferencedROINumber"): text(item, "RTROIInterpretedType").upper()
         for item in items(dataset, "RTROIObservationsSequence")
@@ -107,12 +104,15 @@ def name_rois(rois: Sequence[Roi], table: NameTable) -> tuple[tuple[Named, ...],
         if len(first) > 1:
             both = " and ".join(repr(roi.alias) for roi, _ in first[:2])
             raise CaseError(
-                f"structures {both} both mean {name}; rename one, or give the mapping an entry for one of them"
+                f"structures {both} both mean {name}; rename one, or give "
+                "the mapping an entry for one of them"
             )
         named.append(Named(first[0][0], name, first[0][1], True))
         for rank, roi, _ in claimants:
             if rank > best:
-                steps.append(f"prefer-name: {first[0][0].alias!r} is {name}, {roi.alias!r} keeps its own name")
+                steps.append(
+                    f"prefer-name: {first[0][0].alias!r} is {name}, {roi.alias!r} keeps its own name"
+                )
                 unknown.append(roi)
     taken = {n.name.casefold() for n in named}
     for roi in unknown:
@@ -147,7 +147,9 @@ def structures_on(
                 "export it on this CT"
             )
         with about(f"structure {entry.name}"):
-            native, notes = native_mask(roi.contours, placement.lattice, strict=entry.role in ("target", "body"))
+            native, notes = native_mask(
+                roi.contours, placement.lattice, strict=entry.role in ("target", "body")
+            )
         steps += [f"{note.split(':', 1)[0]}: {entry.name}:{note.split(':', 1)[1]}" for note in notes]
         mask = placement.mask(native)
         if not mask.any():
@@ -178,7 +180,8 @@ def native_mask(
         height, pixels = lattice.planar(vertices)
         if np.ptp(height) > _PLANAR_MM:
             raise CaseError(
-                f"a contour spans {np.ptp(height):.1f} mm across the slices; contours must lie in the image planes"
+                f"a contour spans {np.ptp(height):.1f} mm across the slices; "
+                "contours must lie in the image planes"
             )
         level = float(np.median(height))
         k = int(np.argmin(np.abs(heights - level)))
