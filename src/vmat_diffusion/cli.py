@@ -142,6 +142,12 @@ def plan(
     max_minutes: Annotated[float | None, typer.Option(help="Stop optimising after this time.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
+    patient_position: Annotated[
+        str | None, typer.Option(help="HFS, HFP, FFS or FFP, where the CT does not state it.")
+    ] = None,
+    allow_outside_body: Annotated[
+        bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
@@ -164,6 +170,8 @@ def plan(
         device=device,
         max_minutes=max_minutes,
         mapping=str(mapping) if mapping else None,
+        patient_position=patient_position,
+        allow_outside_body=allow_outside_body,
     )
     with _stdout_kept(), _progress_bar() as progress:
         run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)

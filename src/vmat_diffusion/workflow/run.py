@@ -94,9 +94,9 @@ def plan_case(
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
         with clock.stage("optimise"):
-            optimized = _optimise(case, sheet, machine, settings, clock.report("optimise"))
-        with clock.stage("dose"):
-            plan, dose = _final_dose(optimized, case, machine, settings, clock.report("dose"))
+            optimized = _optimise(case, sheet, machine, settings, clock.report)
+        clock.split("optimise", "dose", optimized.seconds.get("dose", 0.0))
+        plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
             case=case,
             sheet=sheet,
@@ -132,21 +132,20 @@ class _Clock:
 
     def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = progress or (lambda stage, fraction, note: None)
+        self.report: Progress = progress or (lambda stage, fraction, note: None)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self._progress(name, 0.0, "")
+        self.report(name, 0.0, "")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        self._progress(name, 1.0, "")
+        self.report(name, 1.0, "")
 
-    def report(self, name: str) -> Callable[[float, str], None]:
-        def within(fraction: float, note: str = "") -> None:
-            self._progress(name, min(max(fraction, 0.0), 1.0), note)
-
-        return within
+    def split(self, name: str, part: str, seconds: float) -> None:
+        """Count some of a stage's time as a stage of its own."""
+        self.seconds[name] -= seconds
+        self.seconds[part] = seconds
 
 
 def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, Machine]:
@@ -160,47 +159,42 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
 
-    mapping = Path(settings.mapping) if settings.mapping else None
-    case = read_case(case_folder, mapping=mapping, site=sheet.site)
+    case = read_case(
+        case_folder,
+        mapping=settings.mapping,
+        site=sheet.site,
+        patient_position=settings.patient_position,
+        allow_outside_body=settings.allow_outside_body,
+    )
     sheet = fit_to_case(sheet, case)
     return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
 
 
 def _optimise(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    report: Callable[[float, str], None],
+    case: Case, sheet: GoalSheet, machine: Machine, settings: PlanSettings, report: Progress
 ) -> Optimized:
+    """The plan exactly as its file will hold it, with the dose of that plan."""
+    from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.optimize import Settings, optimize
 
+    angles = {"arc_start_deg": settings.arc_start_deg, "arc_stop_deg": settings.arc_stop_deg}
     own = Settings(
         arcs=settings.arcs,
-        arc_start_deg=settings.arc_start_deg,
-        arc_stop_deg=settings.arc_stop_deg,
         collimator_deg=settings.collimator_deg,
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,
+        **{name: angle for name, angle in angles.items() if angle is not None},
     )
-    return optimize(case, sheet, machine, settings=own, device=settings.device, progress=report)
-
-
-def _final_dose(
-    optimized: Optimized,
-    case: Case,
-    machine: Machine,
-    settings: PlanSettings,
-    report: Callable[[float, str], None],
-) -> tuple[Plan, Dose]:
-    """The plan exactly as its file will hold it, and the dose of that plan."""
-    from vmat_diffusion.dicom.write import as_written
-    from vmat_diffusion.dose import PencilBeam, dose_grid
-
-    plan = as_written(optimized.plan)
-    grid = dose_grid(case, settings.grid_mm)
-    return plan, PencilBeam(machine)(plan, case, grid, progress=report)
+    return optimize(
+        case,
+        sheet,
+        machine,
+        settings=own,
+        device=settings.device,
+        progress=report,
+        finalize=as_written,
+    )
 
 
 def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]:
@@ -232,7 +226,7 @@ def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:
         results=run.results,
         violations=run.violations,
         provenance={**run.provenance, "outcome": run.outcome, "normalization": str(run.sheet.normalization)},
-        history=[step["objective"] for step in optimized.history if "objective" in step],
+        history=[float(str(step["objective"])) for step in optimized.history if "objective" in step],
         seconds=run.seconds,
     )
 
@@ -258,5 +252,6 @@ def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
         "prescription_gy": dict(run.sheet.prescription.target_gy),
         "normalization": str(run.sheet.normalization),
         "dose": dict(run.dose.provenance),
+        "optimiser_seconds": dict(optimized.seconds),
         "history": list(optimized.history),
     }

@@ -15,7 +15,8 @@ class PlanSettings:
     """What the user chooses for one plan; the resolved copy is saved in `run.json`.
 
     `goals`, `machine` and `mapping` are shipped names or paths. Angles are IEC 61217; `None` leaves
-    the choice to the optimiser. `collimator_deg` holds one angle per arc.
+    the choice to the optimiser. `collimator_deg` holds one angle for all arcs or one per arc.
+    `patient_position` stands in where the CT does not state it.
     """
 
     goals: str
@@ -30,6 +31,8 @@ class PlanSettings:
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     mapping: str | None = None
+    patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
+    allow_outside_body: bool = False
 
 
 def plan_settings(**values: Any) -> PlanSettings:
