@@ -4,6 +4,7 @@ from vmat_diffusion.dicom.contours import contours_from_mask
 from vmat_diffusion.dicom.inspection import Inspection, StructureFound, inspect
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
+from vmat_diffusion.dicom.write import write_case, write_dose, write_plan
 
 __all__ = [
     "Inspection",
@@ -15,4 +16,7 @@ __all__ = [
     "read_case",
     "read_dose",
     "read_plan",
+    "write_case",
+    "write_dose",
+    "write_plan",
 ]

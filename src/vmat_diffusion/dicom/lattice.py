@@ -150,7 +150,7 @@ def placement_of(lattice: Lattice) -> Placement:
         return Placement(lattice, grid, heights, axes, tuple(np.flatnonzero(sign < 0)), steps)
     grid = _box(lattice, heights, spacing, shape, nearest)
     degrees = np.degrees(np.arccos(np.clip(np.max(np.abs(frame), axis=1).min(), 0, 1)))
-    turned = f"turn-oblique: series turned by {degrees:.1f} degrees resampled onto patient axes (linear, SimpleITK)"
+    turned = f"turn-oblique: series turned by {degrees:.1f} degrees onto patient axes (linear, SimpleITK)"
     return Placement(lattice, grid, heights, None, (), (*steps, turned))
 
 

@@ -79,9 +79,7 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
         "source": "RTPLAN",
         "sop_instance_uid": text(dataset, "SOPInstanceUID"),
         "structure_set_uid": structure_set_uid(dataset),
-        "software": " ".join(
-            filter(None, (text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")))
-        ),
+        "software": f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}".strip(),
         "machine_in_plan": beams[0].machine,
         "energy_mv": beams[0].energy_mv,
         "fluence_mode": beams[0].fluence_mode,

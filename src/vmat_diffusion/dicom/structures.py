@@ -147,9 +147,8 @@ def structures_on(
                 "export it on this CT"
             )
         with about(f"structure {entry.name}"):
-            native, notes = native_mask(
-                roi.contours, placement.lattice, strict=entry.role in ("target", "body")
-            )
+            strict = entry.role in ("target", "body")
+            native, notes = native_mask(roi.contours, placement.lattice, strict=strict)
         steps += [f"{note.split(':', 1)[0]}: {entry.name}:{note.split(':', 1)[1]}" for note in notes]
         mask = placement.mask(native)
         if not mask.any():
