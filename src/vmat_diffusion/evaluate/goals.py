@@ -197,7 +197,8 @@ def parse_goals(text: str, name: str) -> GoalSheet:
     except tomllib.TOMLDecodeError as error:
         raise GoalError(f"{label}: not valid TOML ({error}); correct the file") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key also leaves the right one missing; the misspelt one is what the user can see.
+        first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
         where = " ".join(f"{p + 1}" if isinstance(p, int) else str(p) for p in first["loc"])
         raise GoalError(f"{label}: {where}: {first['msg']}; correct the file") from None
     if not raw.prescription_gy:

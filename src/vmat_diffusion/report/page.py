@@ -18,8 +18,9 @@ from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
-from vmat_diffusion.report import figures
+from vmat_diffusion.report import charts
 from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
+from vmat_diffusion.report.planes import planes_figure, window_hu
 
 _PRIORITIES = {1: "Must", 2: "Should", 3: "Wish"}
 _MARKS = {"pass": "✓", "acceptable": "~", "fail": "✗", "not evaluated": ""}
@@ -59,14 +60,14 @@ def write_report(
         goals=_goal_groups(results, shown),
         absent=_absent(results),
         figures=_figures(case, plan, machine, dose, shown, prescription),
-        history=_image(figures.svg(figures.history_figure(history)), "svg+xml") if history else "",
+        history=_image(charts.svg(charts.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
         statistics=[_statistics(s) for s in shown],
         renamed=any(s.structure.alias not in ("", s.name) for s in shown),
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
         provenance=_provenance(_resolved(plan, machine, dose, provenance)),
-        window=figures.window_hu(case),
+        window=window_hu(case),
     )
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
@@ -104,11 +105,11 @@ def _figures(
     maximum: Point = (float(x[hottest[2]]), float(y[hottest[1]]), float(z[hottest[0]]))
 
     def planes(point: Point, mark: str) -> str:
-        figure = figures.planes_figure(case, dose, shown, point, reference, mark=mark)
-        return _image(figures.png(figure), "png")
+        figure = planes_figure(case, dose, shown, point, reference, mark=mark)
+        return _image(charts.png(figure), "png")
 
     return {
-        "dvh": _image(figures.svg(figures.dvh_figure(shown, prescription)), "svg+xml"),
+        "dvh": _image(charts.svg(charts.dvh_figure(shown, prescription)), "svg+xml"),
         "isocenter": planes(plan.isocenter_mm, "+"),
         "maximum": planes(maximum, "x"),
         "maximum_gy": float(dose.gy.max()),
@@ -117,7 +118,7 @@ def _figures(
         "arcs": [
             (
                 _arc_name(arc),
-                _image(figures.svg(figures.control_points_figure(arc, plan, machine)), "svg+xml"),
+                _image(charts.svg(charts.control_points_figure(arc, plan, machine)), "svg+xml"),
             )
             for arc in plan.arcs
         ],

@@ -1,8 +1,7 @@
-"""Figures of a plan: planes with isodoses, DVH and control points. Nothing here keeps global state."""
+"""Planes of a plan: CT, dose, isodoses and contours."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +9,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import LogFormatter, MultipleLocator
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Grid, Point, resample
-from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Arc, Plan, timing
+from vmat_diffusion.plan import Plan
+from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
 from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
 
 ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
@@ -41,8 +38,6 @@ _ISODOSE_COLOURS = (
 )
 _WINDOW_HU = (-260.0, 340.0)
 _LUNG_WINDOW_HU = (-1000.0, 300.0)
-_INK = "#1d2733"
-_FAINT = "#6b7785"
 _REGION_SHARE = 0.25
 _MARGIN_MM = 25.0
 _RIM_MM = 6.0
@@ -53,24 +48,6 @@ _ISODOSE_KEYS_IN = 1.85
 _PLANE_HEIGHT_IN = 5.6
 _TITLE_IN = 0.3
 _GAP_IN = 0.12
-
-
-def png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as PNG."""
-    return _saved(figure, "png", dpi)
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG, with text as outlines."""
-    return _saved(figure, "svg", 72)
-
-
-def _saved(figure: Figure, kind: str, dpi: int) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-    return buffer.getvalue()
 
 
 def plan_picture(
@@ -94,76 +71,12 @@ def plan_picture(
     rows = figure.add_gridspec(2, 1, height_ratios=heights, left=0, right=1, bottom=0, top=1, hspace=0)
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
     _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference)
-    _draw_dvh(bottom, shown, prescription)
+    draw_dvh(bottom, shown, prescription)
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(png(figure, dpi=110))
     os.replace(partial, path)
     return path
-
-
-# Dose-volume histograms
-
-
-def dvh_figure(shown: Sequence[Shown], prescription: Prescription | None) -> Figure:
-    """Cumulative DVHs: targets thick, organs thin, the legend outside."""
-    figure = Figure(figsize=(11.0, max(4.6, 0.19 * len(shown) + 1.0)), facecolor="white")
-    _draw_dvh(figure, shown, prescription)
-    return figure
-
-
-def _draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: Prescription | None) -> None:
-    axes = figure.add_axes((0.065, 0.125, 0.70, 0.83))
-    curves = [s for s in shown if not s.is_body]
-    top = (
-        max([s.dvh.max_gy for s in curves] + list(prescription.target_gy.values() if prescription else ()))
-        * 1.04
-    )
-    handles = []
-    for s in curves:
-        style = _style(s)
-        gy, percent = s.dvh.curve(500, top)
-        axes.plot(gy, percent, **style)
-        handles.append(Line2D([], [], label=s.name, **style))
-    for level in sorted(set(prescription.target_gy.values())) if prescription else ():
-        axes.axvline(level, color=_FAINT, lw=0.8, ls=(0, (2, 3)), zorder=0)
-        axes.annotate(
-            f"{level:g} Gy", (level, 101.5), color=_FAINT, fontsize=8, ha="center", annotation_clip=False
-        )
-    axes.set(
-        xlim=(0, top), ylim=(0, 100.8), xlabel="Dose [Gy]", ylabel="Volume receiving at least the dose [%]"
-    )
-    axes.set_yticks(range(0, 101, 10))
-    _plain(axes)
-    axes.grid(color="#e4e8ec", lw=0.7)
-    columns = 1 if len(handles) <= 26 else 2
-    axes.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(1.015, 1.02),
-        frameon=False,
-        fontsize=8.5 if columns == 1 else 7.5,
-        ncols=columns,
-        handlelength=2.6,
-        labelcolor=_INK,
-    )
-
-
-def _style(s: Shown) -> dict:
-    """Line style; the dash tells structures apart that share a colour."""
-    dashes: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-    return {"color": s.colour, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#b4bcc6")
-    axes.tick_params(which="both", labelcolor=_INK, labelsize=8.5, color="#b4bcc6")
-    axes.xaxis.label.set(color=_INK, fontsize=9.5)
-    axes.yaxis.label.set(color=_INK, fontsize=9.5)
-
-
-# Planes
 
 
 def planes_figure(
@@ -226,7 +139,7 @@ def _draw_planes(
         axes.set_xlim(low[across], high[across])
         axes.set_ylim(*((high[up], low[up]) if axis == 2 else (low[up], high[up])))
         where = f"{'xyz'[axis]} = {point_mm[axis]:.1f} mm"
-        axes.set_title(f"{name}, {where}", fontsize=9.5, color=_INK, loc="left", pad=4)
+        axes.set_title(f"{name}, {where}", fontsize=9.5, color=INK, loc="left", pad=4)
         left_in += size[0] + _GAP_IN
     keys = figure.add_axes((left_in / _WIDTH_IN, 0.0, 1 - left_in / _WIDTH_IN, 1 - 0.06 / height_in))
     keys.set_axis_off()
@@ -299,7 +212,7 @@ def _draw_plane(
         if not mask.any():
             continue
         seen.add(s.name)
-        style = _style(s)
+        style = line_style(s)
         axes.contour(
             *coordinates,
             mask.astype(np.float32),
@@ -369,7 +282,7 @@ def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float, height_in: 
         "frameon": False,
         "alignment": "left",
         "labelspacing": 0.3,
-        "labelcolor": _INK,
+        "labelcolor": INK,
         "loc": "upper left",
     }
     first = axes.legend(
@@ -383,7 +296,7 @@ def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float, height_in: 
     axes.add_artist(first)
     columns = 1 if len(shown) <= 12 else 2
     axes.legend(
-        handles=[Line2D([], [], label=s.name, **_style(s)) for s in shown],
+        handles=[Line2D([], [], label=s.name, **line_style(s)) for s in shown],
         title="Structures",
         bbox_to_anchor=(0.0, 1.0 - _ISODOSE_KEYS_IN / height_in),
         fontsize=8 if columns == 1 else 7,
@@ -393,80 +306,3 @@ def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float, height_in: 
         handlelength=1.8,
         **style,
     )
-
-
-# Control points
-
-
-def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
-    """MU, dose rate, gantry speed and leaf motion of one beam along its segments, with the limits."""
-    pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
-    limits = machine.limits
-    travel = np.abs(np.diff(arc.leaves_mm, axis=0))
-    seconds = np.maximum(pace.time_s, 1e-9)
-    open_pair = _open_pairs(arc)
-    moving = np.where(open_pair[:, None, :], travel, np.nan)
-    mean_travel = np.nanmean(moving, axis=(1, 2)) if open_pair.any() else np.zeros(len(arc.mu))
-    figure = Figure(figsize=(11.0, 6.0), facecolor="white")
-    panels = figure.subplots(5, 1, sharex=True)
-    figure.subplots_adjust(left=0.115, right=0.985, top=0.93, bottom=0.085, hspace=0.22)
-    # The cap on the dose rate may stand below the machine's limit.
-    rate = min(plan.dose_rate_mu_min or limits.dose_rate_mu_min, limits.dose_rate_mu_min)
-    rows: tuple[tuple[str, NDArray, float | None], ...] = (
-        ("MU per\nsegment", arc.mu, None),
-        ("Dose rate\n[MU/min]", pace.dose_rate_mu_min, rate),
-        (
-            "Gantry speed\n[deg/s]",
-            pace.gantry_speed_deg_s,
-            limits.gantry_speed_deg_s if arc.rotates else None,
-        ),
-        ("Fastest leaf\n[mm/s]", travel.max(axis=(1, 2)) / seconds, limits.leaf_speed_mm_s),
-        ("Mean leaf\ntravel [mm]", mean_travel, None),
-    )
-    edges = arc.gantry_deg if arc.rotates else np.arange(len(arc.gantry_deg))
-    for axes, (label, values, limit) in zip(panels, rows, strict=True):
-        axes.stairs(
-            values, edges, color="#1f5f99", lw=1.2, fill=True, facecolor="#1f5f9930", edgecolor="#1f5f99"
-        )
-        if limit is not None:
-            axes.axhline(limit, color="#c0392b", lw=0.9, ls=(0, (4, 3)))
-        axes.set_ylim(0, 1.12 * max(float(np.max(values)), limit or 0.0, 1e-9))
-        axes.set_ylabel(label, rotation=0, ha="right", va="center")
-        _plain(axes)
-        axes.grid(axis="y", color="#e4e8ec", lw=0.7)
-        axes.locator_params(axis="y", nbins=4)
-    panels[0].set_xlim(edges[0], edges[-1])
-    panels[-1].set_xlabel("Gantry angle [deg], in the order of delivery" if arc.rotates else "Segment")
-    if arc.rotates:
-        panels[-1].xaxis.set_major_locator(MultipleLocator(30))
-        panels[-1].xaxis.set_major_formatter(lambda angle, _: f"{angle % 360:g}")
-    panels[0].legend(
-        handles=[Line2D([], [], color="#c0392b", lw=0.9, ls=(0, (4, 3)), label="limit")],
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        frameon=False,
-        fontsize=8.5,
-    )
-    return figure
-
-
-def _open_pairs(arc: Arc) -> NDArray[np.bool_]:
-    """For each segment and pair whether the leaves stand more than 1 mm apart at either end."""
-    gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > 1.0
-    return gap[1:] | gap[:-1]
-
-
-def history_figure(history: Sequence[float]) -> Figure:
-    """The objective at each iteration, on a logarithmic scale where it is positive."""
-    figure = Figure(figsize=(11.0, 2.6), facecolor="white")
-    axes = figure.add_axes((0.085, 0.2, 0.9, 0.74))
-    values = np.asarray(history, float)
-    axes.plot(np.arange(len(values)), values, color="#1f5f99", lw=1.4)
-    if np.all(values > 0):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.set(xlabel="Iteration", ylabel="Objective", xlim=(0, max(len(values) - 1, 1)))
-    _plain(axes)
-    axes.grid(color="#e4e8ec", lw=0.7)
-    return figure

@@ -1,0 +1,333 @@
+"""Goal sheets: what they say, what is refused, and how a dose is judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.case import Case, Dose, Prescription, Structure
+from vmat_diffusion.errors import GoalError
+from vmat_diffusion.evaluate.dvh import Dvh
+from vmat_diffusion.evaluate.goals import (
+    Goal,
+    add_unions,
+    evaluate,
+    fit_to_case,
+    goal_sheet_names,
+    load_goals,
+    parse_goals,
+)
+from vmat_diffusion.evaluate.metrics import Metric, homogeneity, paddick
+from vmat_diffusion.geometry import Grid
+
+SHEET = """
+title = "Test"
+site = "pelvis"
+source = "here"
+fractions = 20
+
+[prescription_gy]
+PTV = 60.0
+
+[normalization]
+PTV = "D95% = 57 Gy"
+
+[[goals]]
+structure = "PTV"
+goal = "D95% >= 57 Gy"
+variation = 55
+priority = 1
+source = "here"
+
+[[goals]]
+structure = "Rectum"
+goal = "V40Gy <= 35 %"
+priority = 2
+source = "here"
+"""
+
+
+def _case(**boxes: tuple[str, slice]) -> Case:
+    """A 20 x 10 x 10 case of 2 mm voxels; each structure is a range of slices."""
+    grid = Grid((20, 10, 10), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    structures = {"BODY": Structure("BODY", "body", np.ones(grid.shape, bool))}
+    for name, (role, slices) in boxes.items():
+        mask = np.zeros(grid.shape, bool)
+        mask[slices] = True
+        structures[name] = Structure(name, role, mask)  # type: ignore[arg-type]
+    return Case("test", "pelvis", grid, np.zeros(grid.shape, np.int16), structures)
+
+
+def _step_dose(case: Case) -> Dose:
+    """Slice k receives 3 k Gy."""
+    gy = np.broadcast_to(3.0 * np.arange(20, dtype=np.float32)[:, None, None], case.grid.shape)
+    return Dose(case.grid, np.ascontiguousarray(gy))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value", "unit", "result"),
+    [
+        ("D95%", "D%", 95.0, "%", "Gy"),
+        ("D0.03cc", "Dcc", 0.03, "cc", "Gy"),
+        ("V20Gy", "V", 20.0, "Gy", "%"),
+        ("V20Gy[cc]", "V", 20.0, "Gy", "cc"),
+        ("V95%", "V", 95.0, "%", "%"),
+        ("V95%[cc]", "V", 95.0, "%", "cc"),
+        ("mean", "mean", None, None, "Gy"),
+        ("max", "max", None, None, "Gy"),
+        ("min", "min", None, None, "Gy"),
+        ("conformity95%", "conformity", 95.0, "%", ""),
+        ("homogeneity", "homogeneity", None, None, ""),
+    ],
+)
+def test_metrics_are_read_and_written_alike(
+    text: str, kind: str, value: float | None, unit: str | None, result: str
+) -> None:
+    metric = Metric.parse(text)
+    assert (metric.kind, metric.value, metric.value_unit, metric.result_unit) == (kind, value, unit, result)
+    assert str(metric) == text and Metric.parse(str(metric)) == metric
+
+
+def test_conformity_means_the_95_percent_isodose() -> None:
+    assert Metric.parse("conformity") == Metric.parse("conformity95%")
+
+
+@pytest.mark.parametrize(
+    "text", ["D95", "95%", "V20", "D120%", "Vmax", "d95%", "D-1cc", "", "mean%", "conformity0%"]
+)
+def test_unknown_metrics_are_refused(text: str) -> None:
+    with pytest.raises(GoalError, match="is not known; write D95%"):
+        Metric.parse(text)
+
+
+def test_every_shipped_sheet_is_whole() -> None:
+    assert set(goal_sheet_names()) == {
+        "tg119_multitarget",
+        "tg119_prostate",
+        "tg119_headneck",
+        "tg119_cshape_easy",
+        "tg119_cshape_hard",
+        "head_neck_70_63_56",
+        "prostate_78",
+        "prostate_60_20",
+        "lung_60",
+        "esophagus_41_4",
+    }
+    for name in goal_sheet_names():
+        sheet = load_goals(name)
+        assert sheet.title and sheet.site and sheet.source
+        assert all(goal.source for goal in sheet.goals)
+        for target, gy in sheet.prescription.target_gy.items():
+            assert any(g.structure == target and g.priority == 1 for g in sheet.goals)
+            assert 1.5 <= gy / sheet.prescription.fractions <= 3.0 or "multitarget" in name
+        # The normalisation must itself satisfy every goal on the same metric.
+        for norm in sheet.normalizations:
+            for goal in sheet.goals:
+                if (goal.structure, goal.metric) == (norm.structure, norm.metric):
+                    assert goal.status(norm.gy) == "pass", f"{name}: {norm} against {goal}"
+
+
+def test_head_and_neck_numbers() -> None:
+    sheet = load_goals("head_neck_70_63_56")
+    assert sheet.prescription.fractions == 35
+    assert str(sheet.normalization) == "PTV_70 D95% = 67.5 Gy"
+    written = {(str(g), g.variation, g.priority) for g in sheet.goals}
+    assert {
+        ("PTV_70 D95% >= 66.5 Gy", None, 1),
+        ("PTV_70 D2% <= 77 Gy", None, 1),
+        ("PTV_63 D95% >= 59.85 Gy", None, 1),
+        ("PTV_56 D95% >= 53.2 Gy", None, 1),
+        ("SpinalCord D0.03cc <= 45 Gy", 48.0, 1),
+        ("Brainstem D0.03cc <= 54 Gy", 56.0, 1),
+        ("Bone_Mandible D0.03cc <= 70 Gy", 75.0, 2),
+        ("Parotid_L mean <= 26 Gy", None, 2),
+        ("Larynx mean <= 44 Gy", None, 2),
+    } <= written
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", "titel"),
+        ("priority = 1\n", "", "goals 1 priority"),
+        ("priority = 1\n", "priority = 4\n", "priority 4 is not 1"),
+        ("priority = 1\n", 'priority = "1"\n', "goals 1 priority"),
+        ("priority = 1\n", "priority = 1\nlimit = 3\n", "goals 1 limit"),
+        ("variation = 55", "variation = 58", "variation 58 is stricter"),
+        ("variation = 55", "variation = nan", "goals 1 variation"),
+        ("D95% >= 57 Gy", "D95% > 57 Gy", "cannot read"),
+        ("D95% >= 57 Gy", "D95% >= 57", "needs Gy"),
+        ("D95% >= 57 Gy", "D95% >= 57 %", "needs Gy"),
+        ("D95% >= 57 Gy", "D95% = 57 Gy", "needs >= or <="),
+        ("D95% >= 57 Gy", "D95 >= 57 Gy", "metric 'D95' is not known"),
+        ("V40Gy <= 35 %", "V40Gy <= 35 Gy", "needs % or cc"),
+        ("V40Gy <= 35 %", "V40% <= 35 %", "relative to a prescription, but Rectum has none"),
+        ('source = "here"\n\n[[', 'source = " "\n\n[[', "source is empty"),
+        ("PTV = 60.0", "PTV = 600.0", "outside 0 to 200"),
+        ("PTV = 60.0", "PTV = true", "prescription_gy PTV"),
+        ("PTV = 60.0", "", "names no target"),
+        ("fractions = 20", "fractions = 0", "0 fractions"),
+        ("fractions = 20", "fractions = 20.5", "fractions"),
+        ('PTV = "D95% = 57 Gy"', 'PTV = "D95% >= 57 Gy"', "must read"),
+        ('PTV = "D95% = 57 Gy"', 'GTV = "D95% = 57 Gy"', "GTV, which has no prescription_gy"),
+        ('PTV = "D95% = 57 Gy"', "", "normalization is empty"),
+        ("fractions = 20", 'fractions = 20\noptional_targets = ["GTV"]', "optional_targets names GTV"),
+        ("fractions = 20", "fractions = ", "not valid TOML"),
+    ],
+)
+def test_a_faulty_sheet_is_refused_in_one_sentence(old: str, new: str, message: str) -> None:
+    assert old in SHEET
+    with pytest.raises(GoalError) as caught:
+        parse_goals(SHEET.replace(old, new, 1), "mine")
+    text = str(caught.value)
+    assert text.startswith("goal sheet mine") and message in text and "\n" not in text
+
+
+def test_a_sheet_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(SHEET)
+    sheet = load_goals(file)
+    assert sheet.name == "mine" and load_goals(str(file)) == sheet
+    assert str(sheet.goals[1]) == "Rectum V40Gy <= 35 %"
+    with pytest.raises(GoalError, match="does not exist"):
+        load_goals(tmp_path / "other.toml")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(GoalError, match="UTF-8"):
+        load_goals(file)
+    with pytest.raises(GoalError, match="known are esophagus_41_4"):
+        load_goals("breast")
+
+
+def test_v_goal_in_cc_takes_its_unit_from_the_limit() -> None:
+    sheet = parse_goals(SHEET.replace("V40Gy <= 35 %", "V40Gy <= 3 cc"), "mine")
+    assert sheet.goals[1].metric == Metric.parse("V40Gy[cc]")
+
+
+def test_status_at_and_around_limit_and_variation() -> None:
+    at_least = Goal("PTV", Metric.parse("D95%"), ">=", 66.5, "Gy", 65.0, 1)
+    assert [at_least.status(v) for v in (66.5, 66.49, 65.0, 64.99)] == [
+        "pass",
+        "acceptable",
+        "acceptable",
+        "fail",
+    ]
+    at_most = Goal("SpinalCord", Metric.parse("D0.03cc"), "<=", 45.0, "Gy", 48.0, 1)
+    assert [at_most.status(v) for v in (45.0, 45.01, 48.0, 48.01)] == [
+        "pass",
+        "acceptable",
+        "acceptable",
+        "fail",
+    ]
+    assert at_most.status(float(np.float32(45.0000001))) == "pass"
+
+
+def test_evaluate_by_hand() -> None:
+    """Slices of the target receive 45, 48, 51, 54 and 57 Gy, those of the rectum 3 k Gy up to 27 Gy."""
+    case = _case(PTV=("target", slice(15, 20)), Rectum=("organ", slice(0, 10)))
+    sheet = parse_goals(SHEET, "mine")
+    metrics = {
+        "PTV": [
+            "D50% >= 1 Gy",
+            "D0.03cc <= 1 Gy",
+            "V85% >= 1 %",
+            "V85% >= 1 cc",
+            "mean <= 1 Gy",
+            "max <= 1 Gy",
+        ],
+        "Rectum": ["V12Gy <= 1 %", "V12Gy <= 1 cc", "min <= 1 Gy", "D20% <= 1 Gy"],
+    }
+    text = SHEET.split("[[goals]]")[0]
+    for structure, goals in metrics.items():
+        for goal in goals:
+            text += f'[[goals]]\nstructure = "{structure}"\ngoal = "{goal}"\npriority = 2\nsource = "x"\n'
+    results = evaluate(parse_goals(text, "mine"), case, _step_dose(case))
+    # 60 Gy prescribed: 85 % are 51 Gy, reached in three of five slices of 0.8 cc.
+    # A fifth of the rectum is two of ten slices: half-way between 24 and 21 Gy.
+    expected = [51.0, 57.0, 60.0, 2.4, 51.0, 57.0, 60.0, 4.8, 0.0, 22.5]
+    assert [r.value for r in results] == pytest.approx(expected, abs=1e-4)
+    assert results[0].status == "pass" and results[1].status == "fail"
+    assert evaluate(sheet, case, _step_dose(case))[0].value == pytest.approx(45.0)
+
+
+def test_absent_and_empty_organs_are_not_evaluated() -> None:
+    sheet = parse_goals(SHEET, "mine")
+    for case, why in (
+        (_case(PTV=("target", slice(15, 20))), "not contoured"),
+        (_case(PTV=("target", slice(15, 20)), Rectum=("organ", slice(0, 0))), "contour is empty"),
+    ):
+        result = evaluate(fit_to_case(sheet, case), case, _step_dose(case))[1]
+        assert (result.value, result.status, result.note) == (None, "not evaluated", why)
+
+
+def test_structures_beyond_the_dose_grid_are_noted() -> None:
+    case = _case(PTV=("target", slice(15, 20)), Rectum=("organ", slice(0, 10)))
+    whole = _step_dose(case)
+    half = Dose(Grid((15, 10, 10), (2.0, 2.0, 2.0), (0.0, 0.0, 10.0)), whole.gy[5:])
+    rectum = evaluate(parse_goals(SHEET, "mine"), case, half)[1]
+    assert "50.0 % of the structure lies outside the dose grid" in rectum.note
+
+
+def test_missing_target_stops() -> None:
+    case = _case(Rectum=("organ", slice(0, 10)), GTV=("target", slice(3, 4)))
+    with pytest.raises(GoalError, match=r"target PTV is not in the case \(its targets: GTV\)"):
+        fit_to_case(parse_goals(SHEET, "mine"), case)
+
+
+def test_optional_levels_are_left_out_and_normalisation_falls_to_the_next() -> None:
+    sheet = load_goals("head_neck_70_63_56")
+    both = fit_to_case(sheet, _case(PTV_70=("target", slice(8, 12)), PTV_56=("target", slice(5, 15))))
+    assert dict(both.prescription.target_gy) == {"PTV_70": 70.0, "PTV_56": 56.0}
+    assert both.prescription.fractions == 35
+    assert not any(g.structure == "PTV_63" for g in both.goals)
+    assert any(g.structure == "Larynx" for g in both.goals)
+    assert both.normalization.structure == "PTV_70"
+    low = fit_to_case(sheet, _case(PTV_63=("target", slice(8, 12)), PTV_70=("target", slice(0, 0))))
+    assert str(low.normalization) == "PTV_63 D95% = 60.75 Gy"
+    with pytest.raises(GoalError, match="PTV_70 and PTV_63 and PTV_56"):
+        fit_to_case(sheet, _case(GTV=("target", slice(8, 12))))
+
+
+def test_unions_fill_in_only_what_is_not_contoured() -> None:
+    sheet = load_goals("lung_60")
+    parts = _case(Lung_L=("organ", slice(0, 5)), Lung_R=("organ", slice(5, 9)))
+    made = add_unions(sheet, parts)
+    assert made.structures["Lungs"].voxels == 900
+    assert made.source.steps == ("Lungs made as the union of Lung_L and Lung_R",)
+    own = _case(Lung_L=("organ", slice(0, 5)), Lung_R=("organ", slice(5, 9)), Lungs=("organ", slice(0, 8)))
+    assert add_unions(sheet, own) is own
+    one = _case(Lung_L=("organ", slice(0, 5)))
+    assert add_unions(sheet, one) is one
+
+
+def test_indices_by_hand() -> None:
+    # Four of five target voxels at the level, and an isodose of eight voxels: 4^2 / (5 * 8).
+    dvh = Dvh.of([60, 60, 58, 57, 50], 0.1)
+    assert paddick(dvh, 57.0, 0.8) == pytest.approx(16 / 40)
+    assert paddick(dvh, 70.0, 0.0) == 0.0
+    uniform = Dvh.of(np.linspace(50.0, 70.0, 10001), 0.001)
+    assert homogeneity(uniform) == pytest.approx(0.96 * 20 / 60, abs=1e-4)
+    assert np.isnan(homogeneity(Dvh.of([0.0, 0.0], 1.0)))
+
+
+def test_conformity_and_homogeneity_through_a_sheet() -> None:
+    case = _case(PTV=("target", slice(15, 20)))
+    text = SHEET.split("[[goals]]")[0]
+    for goal in ("conformity85% >= 0.5", "homogeneity <= 0.1"):
+        text += f'[[goals]]\nstructure = "PTV"\ngoal = "{goal}"\npriority = 3\nsource = "x"\n'
+    conformity, spread = evaluate(parse_goals(text, "mine"), case, _step_dose(case))
+    # The 51 Gy isodose fills three slices, all within the target of five: 3^2 / (5 * 3).
+    assert conformity.value == pytest.approx(0.6)
+    assert spread.value == pytest.approx((57 - 45) / 51)
+    nothing = Dose(case.grid, np.zeros(case.grid.shape, np.float32))
+    assert evaluate(parse_goals(text, "mine"), case, nothing)[1].status == "not evaluated"
+
+
+def test_results_do_not_depend_on_the_case_being_replaced() -> None:
+    case = _case(PTV=("target", slice(15, 20)), Rectum=("organ", slice(0, 10)))
+    other = replace(case, prescription=Prescription(5, {"PTV": 30.0}))
+    sheet = parse_goals(SHEET.replace("D95% >= 57 Gy", "V95% >= 57 %"), "mine")
+    a, b = (evaluate(sheet, c, _step_dose(c))[0].value for c in (case, other))
+    assert a == b == pytest.approx(20.0)
