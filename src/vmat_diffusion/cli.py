@@ -22,6 +22,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.goals import GoalResult
     from vmat_diffusion.workflow import PlanRun, Progress
 
 app = typer.Typer(
@@ -42,6 +43,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
 MappingFile = Annotated[
     Path | None, typer.Option("--mapping", help="Structure names: your own oar_mapping.json.")
+]
+PatientPosition = Annotated[
+    str | None, typer.Option(help="HFS, HFP, FFS or FFP, where the CT does not state it.")
+]
+AllowOutsideBody = Annotated[
+    bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
 ]
 _DEBUG = "VMAT_DEBUG"
 
@@ -97,16 +104,23 @@ def _root(
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any folder of DICOM files.")],
     mapping: MappingFile = None,
+    patient_position: PatientPosition = None,
+    allow_outside_body: AllowOutsideBody = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a folder holds, and what would be refused and why."""
-    from vmat_diffusion.dicom.read import inspect as inspect_folder
+    from vmat_diffusion.dicom.inspection import inspect as inspect_folder
 
     if not folder.exists():
         raise InputError(f"{folder} does not exist; give a folder of DICOM files")
     with _stdout_kept():
-        found = inspect_folder(folder, mapping=mapping)
-    _print(json.dumps(asdict(found), indent=1, default=str) if as_json else str(found))
+        found = inspect_folder(
+            folder,
+            mapping=mapping,
+            patient_position=patient_position,
+            allow_outside_body=allow_outside_body,
+        )
+    _print(json.dumps(asdict(found)) if as_json else "\n".join(found.lines()))
 
 
 @app.command()
@@ -142,12 +156,8 @@ def plan(
     max_minutes: Annotated[float | None, typer.Option(help="Stop optimising after this time.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
-    patient_position: Annotated[
-        str | None, typer.Option(help="HFS, HFP, FFS or FFP, where the CT does not state it.")
-    ] = None,
-    allow_outside_body: Annotated[
-        bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
-    ] = False,
+    patient_position: PatientPosition = None,
+    allow_outside_body: AllowOutsideBody = False,
     as_json: AsJson = False,
 ) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
@@ -355,17 +365,19 @@ def _run_text(run: PlanRun) -> str:
     return "\n\n".join(parts)
 
 
-def _goals_text(results: Sequence[Any]) -> str:
+def _goals_text(results: Sequence[GoalResult]) -> str:
     rows = []
-    for r in results:
-        value = "-" if r.value is None else f"{r.value:.2f} {r.goal.unit}".rstrip()
+    for r in (r for r in results if r.value is not None):
         acceptable = "" if r.goal.variation is None else f"{r.goal.variation:g}"
-        status = r.status if r.status in ("pass", "acceptable") else r.status.upper()
+        status = "FAIL" if r.status == "fail" else r.status
+        value = f"{r.value:.2f} {r.goal.unit}".rstrip()
         rows.append([r.goal.priority, r.goal.structure, r.goal.statement, acceptable, value, status, r.note])
     header = ["priority", "structure", "goal", "acceptable", "value", "status", "note"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return _table(header, rows, left=7)
+    text = _table(header, rows, left=7)
+    absent = list(dict.fromkeys(f"{r.goal.structure} ({r.note})" for r in results if r.value is None))
+    return f"{text}\n\nNot evaluated: {', '.join(absent)}" if absent else text
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:

@@ -122,7 +122,9 @@ def dose_statistics(
     sheet = load_goals(goals) if goals else None
     if not dose_file.is_file():
         raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
-    case, dose = read_case(case_folder, mapping=mapping), read_dose(dose_file)
+    # A target that leaves the body is no reason not to look at its dose.
+    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    dose = read_dose(dose_file)
     if sheet:
         sheet = fit_to_case(sheet, case)
         case = add_unions(sheet, case)

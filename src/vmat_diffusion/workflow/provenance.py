@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 def git_revision() -> str | None:
     """Commit of the source tree this package runs from, `+` if changed; None if it is no git checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     try:
