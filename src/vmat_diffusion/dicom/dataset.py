@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import config
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import DSfloat
+from pydicom.valuerep import DSfloat, validate_value
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
@@ -98,11 +99,13 @@ def reference(sop_class: UID | str, instance: UID | str) -> Dataset:
     return out
 
 
-def source_header(case: Case) -> Dataset:
-    """Patient, study and frame of reference of the CT that the case was read from.
+def source_header(case: Case) -> tuple[Dataset, str]:
+    """Patient, study and frame of reference of the CT that the case was read from, and a remark.
 
-    Raises PlanError where the case was never DICOM, lacks a structure set, or its CT is gone. The
-    values go into files only, never into messages.
+    The remark names the attributes that the CT holds with values that are no valid DICOM (clumsy
+    anonymisers write them) and that are left empty for that reason; "" where there are none. Raises
+    PlanError where the case was never DICOM, lacks a structure set, or its CT is gone. The values
+    go into files only, never into messages.
     """
     source = case.source
     if not (source.image_path and source.study_uid and source.frame_of_reference_uid):
@@ -128,15 +131,17 @@ def source_header(case: Case) -> Dataset:
     return _copied(original, case)
 
 
-def _copied(original: Dataset, case: Case) -> Dataset:
-    out = Dataset()
+def _copied(original: Dataset, case: Case) -> tuple[Dataset, str]:
+    out, emptied = Dataset(), []
     out.SpecificCharacterSet = original.get("SpecificCharacterSet") or "ISO_IR 100"
     with quiet():
         for keyword in (*_COPIED_REQUIRED, *_COPIED_OPTIONAL):
             try:
-                if keyword in original:
+                if keyword in original and _is_valid(original[keyword]):
                     out[keyword] = original[keyword]
-                elif keyword in _COPIED_REQUIRED:
+                elif keyword in original:
+                    emptied.append(keyword)
+                if keyword not in out and keyword in _COPIED_REQUIRED:
                     setattr(out, keyword, "")
             except Exception:  # pydicom raises every kind of exception for a value it cannot decode
                 raise PlanError(
@@ -144,7 +149,20 @@ def _copied(original: Dataset, case: Case) -> Dataset:
                 ) from None
     out.StudyInstanceUID = case.source.study_uid
     out.FrameOfReferenceUID = case.source.frame_of_reference_uid
-    return out
+    return out, f"Left empty, invalid in the CT: {', '.join(emptied)}" if emptied else ""
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Whether a date, time or code can be written; names and numbers identify and are kept as they are."""
+    if element.is_empty or element.VR not in ("DA", "TM", "CS"):
+        return True
+    if element.keyword == "PatientSex" and element.value not in ("M", "F", "O"):
+        return False
+    try:
+        validate_value(element.VR, str(element.value), config.RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def save_whole(

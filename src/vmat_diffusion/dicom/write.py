@@ -49,7 +49,8 @@ def write_plan(
     """Write an RT Plan of the numbers in `as_written(plan)`, with new UIDs, UNAPPROVED.
 
     It refers to the CT study, frame of reference and structure set of `case.source`; the patient
-    module is copied from the original CT. The file is read back and compared with the plan before
+    module is copied from the original CT, except dates and codes that are no valid DICOM: those are
+    left empty and named in RTPlanDescription. The file is read back and compared with the plan before
     it gets its name. Raises PlanError for a plan that the machine cannot deliver, a case that does
     not come from DICOM, an existing file, or anything that DICOM or planning systems cannot hold.
     """
@@ -58,7 +59,9 @@ def write_plan(
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise PlanError(f"the plan is not written because it cannot be delivered{more}: {found[0]}")
-    dataset = plan_dataset(plan, case, machine, prescription, source_header(case), datetime.now())
+    header, remark = source_header(case)
+    dataset = plan_dataset(plan, case, machine, prescription, header, datetime.now())
+    dataset.RTPlanDescription = ". ".join(filter(None, (dataset.RTPlanDescription, remark)))
     return save_whole(path, dataset, overwrite=overwrite, check=partial(_check_plan, plan=plan, case=case))
 
 
@@ -71,7 +74,10 @@ def write_dose(
     file is for viewers only. Raises CaseError for a negative dose, PlanError as in `write_plan`.
     """
     path = Path(path)
-    out = new_dataset(RTDoseStorage, "RTDOSE", source_header(case), now=datetime.now())
+    header, remark = source_header(case)
+    out = new_dataset(RTDoseStorage, "RTDOSE", header, now=datetime.now())
+    if remark:
+        out.ImageComments = remark
     grid, (nz, ny, nx) = dose.grid, dose.grid.shape
     stored, scaling = _stored(dose)
     out.SeriesDescription = "Dose"

@@ -260,6 +260,26 @@ def test_a_nonascii_patient_name_survives(tmp_path: Path, machine: Machine, plan
     assert str(pydicom.dcmread(path).PatientName) == "Größe^Ægir"
 
 
+def test_invalid_dates_and_codes_of_the_ct_are_left_empty_and_named(
+    tmp_path: Path, machine: Machine, plan: Plan
+) -> None:
+    case = as_study(tmp_path / "study", phantom("water_cylinder"))
+    image = pydicom.dcmread(case.source.image_path)
+    with pydicom.config.disable_value_validation():
+        image.PatientBirthDate = "46e04faf-4826"
+        image.PatientSex = "unknown"
+        image.StudyDate = "20240229"
+        image.save_as(case.source.image_path)
+    assert case.prescription is not None
+    path = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    written = pydicom.dcmread(path)
+    assert (written.PatientBirthDate, written.PatientSex, written.StudyDate) == ("", "", "20240229")
+    assert written.RTPlanDescription.endswith("PatientBirthDate, PatientSex")
+    assert "46e04faf" not in str(written)
+    dose = pydicom.dcmread(write_dose(tmp_path / "RD.dcm", dose_of(case), case, plan_file=path))
+    assert dose.ImageComments.endswith("PatientBirthDate, PatientSex")
+
+
 # --- refusals ----------------------------------------------------------------------------------
 
 
