@@ -110,21 +110,24 @@ def has(dataset: Dataset, keyword: str) -> bool:
 
 
 def text(dataset: Dataset, keyword: str, default: str = "") -> str:
-    """One text or UID; several values are joined by a backslash."""
+    """One text or UID without control characters; several values are joined by a backslash."""
     value = _value(dataset, keyword)
     if value is None:
         return default
     if isinstance(value, Sequence | bytes):
         raise CaseError(f"{name_of(keyword)} holds no text; export the file again")
     if not isinstance(value, str) and hasattr(value, "__iter__"):
-        return "\\".join(str(v) for v in value)
-    return str(value).strip(" \0")
+        value = "\\".join(str(v) for v in value)
+    # Texts are shown in messages and reports: one line each, whatever a damaged file holds.
+    return "".join(c if c.isprintable() else " " for c in str(value)).strip()
 
 
 def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...]:
-    """Finite numbers; () where the attribute is absent. `count` is the number that must be there."""
+    """Finite numbers. With `count` exactly so many must be there; else () where the attribute is absent."""
     value = _value(dataset, keyword)
     if value is None:
+        if count is not None:
+            raise CaseError(f"{name_of(keyword)} is missing; export the file again")
         return ()
     try:
         if isinstance(value, str | bytes | Sequence):
