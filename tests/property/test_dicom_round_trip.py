@@ -137,6 +137,15 @@ def test_a_phantom_reads_back_as_itself(name: str, tmp_path: Path) -> None:
         assert back.voxels == pytest.approx(structure.voxels, rel=0.005), structure.name
 
 
+@pytest.mark.parametrize("position", ["HFP", "FFS", "FFP"])
+def test_other_patient_positions_read_back(position: str, case: Case, tmp_path: Path) -> None:
+    write_case(tmp_path / "case", replace(case, patient_position=position))
+    found = read_case(tmp_path / "case")
+    assert found.patient_position == position
+    assert found.grid.matches(case.grid)
+    assert np.array_equal(found.structures["PTV"].mask, case.structures["PTV"].mask)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     shape=st.tuples(st.integers(2, 5), st.integers(1, 6), st.integers(1, 6)),

@@ -213,6 +213,23 @@ def test_a_machine_without_x_jaws_and_with_two_layers(
     assert proximal.LeafJawPositions == pytest.approx(leaves[5, :, 28:].ravel(), abs=0.0101)
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected", "identifier"), [("STANDARD", "STANDARD", None), ("FFF", "NON_STANDARD", "FFF")]
+)
+def test_energy_and_fluence_mode(
+    tmp_path: Path, case: Case, machine: Machine, plan: Plan, mode: str, expected: str, identifier: str | None
+) -> None:
+    beam = replace(machine.require_beam(), energy="10 MV", fluence_mode=mode)
+    assert case.prescription is not None
+    path = write_plan(
+        tmp_path / "RP.dcm", plan, case, replace(machine, beam=beam), prescription=case.prescription
+    )
+    first = pydicom.dcmread(path).BeamSequence[0]
+    assert first.ControlPointSequence[0].NominalBeamEnergy == 10
+    assert first.PrimaryFluenceModeSequence[0].FluenceMode == expected
+    assert first.PrimaryFluenceModeSequence[0].get("FluenceModeID") == identifier
+
+
 def test_a_static_beam(export: Callable[..., Path], plan: Plan) -> None:
     arc = plan.arcs[0]
     still = Arc(
