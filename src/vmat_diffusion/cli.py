@@ -376,8 +376,12 @@ def _goals_text(results: Sequence[GoalResult]) -> str:
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     text = _table(header, rows, left=7)
-    absent = list(dict.fromkeys(f"{r.goal.structure} ({r.note})" for r in results if r.value is None))
-    return f"{text}\n\nNot evaluated: {', '.join(absent)}" if absent else text
+    absent: dict[str, list[str]] = {}
+    for r in (r for r in results if r.value is None):
+        absent.setdefault(r.note, []).append(r.goal.structure)
+    for why, names in absent.items():
+        text += f"\n\nNot evaluated, {why}: {', '.join(dict.fromkeys(names))}"
+    return text
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:

@@ -91,9 +91,11 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def appearing_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; its files move to `out` at the end.
 
+    Of the files that `out` has already, those that are written anew are replaced and those in
+    `names` that are not are deleted, so that no file of an earlier run is taken for this one's.
     On any failure it is removed again, with the parents that were made for it. Raises PlanError
     where `out` is a file, or not empty and not to be overwritten.
     """
@@ -108,8 +110,11 @@ def appearing_whole(out: Path, *, overwrite: bool) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         if out.is_dir():
-            for name in sorted(partial.iterdir(), key=lambda f: f.name == "run.json"):
-                name.replace(out / name.name)
+            written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
+            for name in set(names) - {file.name for file in written}:
+                (out / name).unlink(missing_ok=True)
+            for file in written:
+                file.replace(out / file.name)
         else:
             partial.rename(out)
     except BaseException:

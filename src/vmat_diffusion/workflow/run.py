@@ -90,7 +90,7 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = _Clock(progress)
-    with appearing_whole(out, overwrite=overwrite) as folder:
+    with appearing_whole(out, overwrite=overwrite, names=FILES) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
         with clock.stage("optimise"):
@@ -178,9 +178,12 @@ def _optimise(
     from vmat_diffusion.optimize import Settings, optimize
 
     angles = {"arc_start_deg": settings.arc_start_deg, "arc_stop_deg": settings.arc_stop_deg}
+    collimators = settings.collimator_deg
+    if collimators is not None and len(collimators) == 1:
+        collimators *= settings.arcs
     own = Settings(
         arcs=settings.arcs,
-        collimator_deg=settings.collimator_deg,
+        collimator_deg=collimators,
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,

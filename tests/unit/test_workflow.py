@@ -1,0 +1,325 @@
+"""Planning runs: what is written, what is refused, and that nothing is ever left half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.case import Case, Dose, Prescription, Structure
+from vmat_diffusion.dicom.read import read_dose, read_plan
+from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.plan import Arc, Plan, timing
+from vmat_diffusion.workflow import FILES, PlanSettings, plan_case, plan_settings
+from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence
+from vmat_diffusion.workflow.provenance import content_hash
+
+
+def small_case() -> Case:
+    """A water block of 12 cm with a cubic PTV of 3 cm and a core beside it."""
+    grid = Grid((20, 24, 24), (5.0, 5.0, 6.0), (-57.5, -57.5, -57.0))
+    masks = {name: np.zeros(grid.shape, bool) for name in ("BODY", "PTV", "Core")}
+    masks["BODY"][:, 2:-2, 2:-2] = True
+    masks["PTV"][8:13, 9:15, 9:15] = True
+    masks["Core"][8:13, 9:15, 17:20] = True
+    roles = {"BODY": "body", "PTV": "target", "Core": "organ"}
+    hu = np.where(masks["BODY"], 0.0, -1000.0)
+    structures = {name: Structure(name, roles[name], mask) for name, mask in masks.items()}
+    return Case("small", "test", grid, hu, structures, Prescription(25, {"PTV": 50.0}))
+
+
+def open_arc(isocenter_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Plan:
+    """One slow open arc with a 4 x 4 cm field."""
+    n = 19
+    leaves = np.zeros((n, 2, 60))
+    leaves[:, 0], leaves[:, 1] = -0.3, 0.3
+    leaves[:, 0, 26:34], leaves[:, 1, 26:34] = -20.0, 20.0
+    jaws = np.tile([-20.0, 20.0, -20.0, 20.0], (n, 1))
+    arc = Arc(np.linspace(182.0, 218.0, n), 10.0, 0.0, leaves, jaws, np.full(n - 1, 4.0), "A1", 1)
+    return Plan((arc,), isocenter_mm, 25, "generic_6mv")
+
+
+@pytest.fixture(scope="module")
+def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("case") / "dicom"
+    write_case(folder, small_case())
+    return folder
+
+
+@pytest.fixture
+def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    """Stands in for the optimiser: hands over a given plan and a uniform dose, and notes its arguments."""
+    import vmat_diffusion.optimize as package
+
+    def install(plan: Plan | None = None, *, failing: BaseException | None = None) -> list[dict]:
+        calls: list[dict] = []
+
+        def optimize(case: Case, sheet: object, machine: object, **keywords: object) -> SimpleNamespace:
+            calls.append(keywords)
+            if failing is not None:
+                raise failing
+            made = keywords["finalize"](plan or open_arc())
+            grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+            return SimpleNamespace(
+                plan=made,
+                dose=Dose(grid, np.full(grid.shape, 52.0, np.float32), provenance={"engine": "uniform"}),
+                outcome=package.Outcome.CONVERGED,
+                history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
+                fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
+                seconds={"dose": 0.0},
+            )
+
+        monkeypatch.setattr(package, "optimize", optimize)
+        return calls
+
+    return install
+
+
+SETTINGS = plan_settings(goals="tg119_cshape_easy")
+
+
+def test_a_run_writes_every_file_and_its_record(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    seen: list[str] = []
+    run = plan_case(
+        case_folder,
+        tmp_path / "a" / "out",
+        SETTINGS,
+        progress=lambda stage, fraction, note: seen.append(stage),
+    )
+    out = tmp_path / "a" / "out"
+    assert sorted(f.name for f in out.iterdir()) == sorted(FILES)
+    assert [f.name for f in run.files] == list(FILES)
+    assert all(f.is_file() for f in run.files)
+    record = json.loads((out / "run.json").read_text())
+    assert record["outcome"] == "CONVERGED"
+    assert record["settings"]["grid_mm"] == 3.0
+    assert record["inputs"]["sha256"] == content_hash(case_folder)
+    assert record["history"][-1]["objective"] == 1.0
+    statuses = [(g["structure"], g["goal"], g["status"]) for g in record["goals"]]
+    assert statuses == [
+        ("PTV", "D95% >= 50 Gy", "pass"),
+        ("PTV", "D10% <= 55 Gy", "pass"),
+        ("Core", "D10% <= 25 Gy", "fail"),
+    ]
+    assert set(record["seconds"]) == {"read", "optimise", "dose", "write", "report"} <= {*seen, "dose"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_written_dicom_is_the_run_s_plan_and_dose(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    back = read_plan(tmp_path / "out" / "RP.dcm", run.machine)
+    np.testing.assert_allclose(back.arcs[0].mu, run.plan.arcs[0].mu, rtol=1e-6)
+    np.testing.assert_array_equal(back.arcs[0].leaves_mm, run.plan.arcs[0].leaves_mm)
+    np.testing.assert_allclose(read_dose(tmp_path / "out" / "RD.dcm").gy, run.dose.gy, rtol=1e-6)
+
+
+def test_summary_has_exactly_the_documented_keys(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    summary = json.loads(json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS).summary()))
+    assert set(summary) == {
+        "outcome", "goals", "mu", "delivery_s", "violations", "seconds", "peak_gb", "files",
+    }  # fmt: skip
+    assert set(summary["goals"][0]) == {"goal", "structure", "value", "limit", "unit", "status"}
+    assert summary["mu"] == pytest.approx(72.0)
+    # 36 degrees at 6 deg/s take 6 s; 4 MU per 2 degrees at 600 MU/min take 0.4 s each, which is longer.
+    assert summary["delivery_s"] == pytest.approx(18 * 0.4, rel=0.05)
+
+
+def test_settings_reach_the_optimiser(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser()
+    chosen = plan_settings(
+        goals="tg119_cshape_easy",
+        arcs=3,
+        arc_start_deg=200,
+        arc_stop_deg=20,
+        collimator_deg=[15],
+        grid_mm=4,
+        seed=7,
+        max_minutes=2,
+        device="cpu",
+    )
+    plan_case(case_folder, tmp_path / "out", chosen)
+    (call,) = calls
+    given = call["settings"]
+    assert (given.arcs, given.arc_start_deg, given.arc_stop_deg) == (3, 200.0, 20.0)
+    assert given.collimator_deg == (15.0, 15.0, 15.0)
+    assert (given.grid_mm, given.seed, given.max_minutes, call["device"]) == (4.0, 7, 2.0, "cpu")
+
+
+def test_an_undeliverable_plan_gets_a_report_but_no_dicom(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    plan = open_arc()
+    leaves = plan.arcs[0].leaves_mm.copy()
+    leaves[9, 0, 30] = 19.0  # 39 mm in 0.4 s is far above any leaf speed
+    optimiser(replace(plan, arcs=(replace(plan.arcs[0], leaves_mm=leaves),)))
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    assert any("leaf speed" in v for v in run.violations)
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert names == set(FILES) - {"RP.dcm", "RD.dcm"} == {f.name for f in run.files}
+
+
+@pytest.mark.parametrize("failing", [PlanError("no"), RuntimeError("defect"), KeyboardInterrupt()])
+def test_a_failed_run_leaves_nothing_behind(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], failing: BaseException
+) -> None:
+    optimiser(failing=failing)
+    with pytest.raises(type(failing)):
+        plan_case(case_folder, tmp_path / "new" / "out", SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_overwrite_keeps_the_earlier_run(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+    optimiser(failing=RuntimeError("defect"))
+    with pytest.raises(RuntimeError):
+        plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_in_use_is_refused_without_overwrite(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(PlanError, match="not empty"):
+        plan_case(case_folder, tmp_path, SETTINGS)
+    assert not calls
+    plan_case(case_folder, tmp_path, SETTINGS, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert {f.name for f in tmp_path.iterdir()} == {*FILES, "notes.txt"}
+
+
+def test_an_undeliverable_rerun_does_not_keep_the_old_dicom(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    arc = open_arc().arcs[0]
+    optimiser(replace(open_arc(), arcs=(replace(arc, mu=np.full(18, 1e-4)),)))
+    assert plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True).violations
+    assert not (tmp_path / "out" / "RP.dcm").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(PlanError, match="is a file"), appearing_whole(tmp_path / "out", overwrite=True):
+        pass
+    assert (tmp_path / "out").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"goals": "no_such_sheet"}, GoalError),
+        ({"machine": "no_such_machine"}, MachineError),
+        ({"goals": "prostate_78"}, GoalError),  # its target PTV_78 is not in the case
+        ({"mapping": "no_such_file.json"}, InputError),
+    ],
+)
+def test_unfit_inputs_stop_before_the_optimiser(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], changed: dict, error: type
+) -> None:
+    calls = optimiser()
+    settings = plan_settings(**{"goals": "tg119_cshape_easy", **changed})
+    with pytest.raises(error):
+        plan_case(case_folder, tmp_path / "out", settings)
+    assert not calls
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="does not exist"):
+        plan_case(tmp_path / "nowhere", tmp_path / "out", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"arcs": 0}, "arcs"),
+        ({"grid_mm": 0.2}, "grid_mm"),
+        ({"grid_mm": float("nan")}, "grid_mm"),
+        ({"seed": -1}, "seed"),
+        ({"device": "toaster"}, "device"),
+        ({"prior": "magic"}, "prior"),
+        ({"max_minutes": 0}, "max_minutes"),
+        ({"arc_start_deg": 10}, "both"),
+        ({"arcs": 3, "collimator_deg": (10, 20)}, "2 collimator angles for 3 arcs"),
+        ({"patient_position": "SITTING"}, "patient_position"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        plan_settings(**{"goals": "x", **values})
+
+
+def test_settings_cannot_be_made_wrong_or_changed() -> None:
+    with pytest.raises(ValueError, match="arcs"):
+        PlanSettings(goals="x", arcs=99)
+    with pytest.raises(AttributeError):
+        SETTINGS.arcs = 3  # type: ignore[misc]
+
+
+def test_control_point_table_restates_the_plan(tmp_path: Path) -> None:
+    plan, machine = open_arc(), load_machine("generic_6mv")
+    path = write_control_points(tmp_path / "cp.csv", plan, machine)
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    arc, pace = plan.arcs[0], timing(plan.arcs[0], machine.limits)
+    assert len(rows) == len(arc.gantry_deg)
+    np.testing.assert_allclose([float(r["gantry_deg"]) for r in rows], arc.gantry_deg % 360)
+    np.testing.assert_allclose([float(r["mu"]) for r in rows[:-1]], arc.mu)
+    np.testing.assert_allclose(
+        [float(r["dose_rate_mu_min"]) for r in rows[:-1]], pace.dose_rate_mu_min, atol=1e-3
+    )
+    assert rows[-1]["mu"] == ""
+    assert float(rows[-1]["cumulative_mu"]) == pytest.approx(arc.total_mu)
+    banks = [[float(rows[5][f"{b}_leaf_{k}_mm"]) for k in range(1, 61)] for b in ("x1", "x2")]
+    np.testing.assert_allclose(banks, arc.leaves_mm[5])
+    assert [float(rows[5][f"jaw_{j}_mm"]) for j in ("x1", "x2", "y1", "y2")] == list(arc.jaws_mm[5])
+
+
+def test_fluence_file_holds_the_maps_and_the_delivery(tmp_path: Path) -> None:
+    plan, machine = open_arc(), load_machine("generic_6mv")
+    maps = np.arange(24.0).reshape(2, 3, 4)
+    with np.load(write_fluence(tmp_path / "f.npz", plan, machine, {"ideal_mu": maps})) as stored:
+        np.testing.assert_array_equal(stored["ideal_mu"], maps)
+        np.testing.assert_array_equal(stored["arc1_leaves_mm"], plan.arcs[0].leaves_mm)
+        np.testing.assert_allclose(
+            stored["arc1_mu"] / stored["arc1_time_s"] * 60, stored["arc1_dose_rate_mu_min"]
+        )
+
+
+def test_content_hash_knows_contents_not_names(tmp_path: Path) -> None:
+    for folder, names in (("a", "xy"), ("b", "qp")):
+        (tmp_path / folder).mkdir()
+        for name, text in zip(names, ("one", "two"), strict=True):
+            (tmp_path / folder / name).write_text(text)
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+    (tmp_path / "b" / "q").write_text("other")
+    assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
