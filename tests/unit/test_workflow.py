@@ -7,45 +7,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_case import open_arc, replace_optimiser, small_case
 
-from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dicom.read import read_dose, read_plan
 from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
-from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.plan import Arc, Plan, timing
+from vmat_diffusion.plan import timing
 from vmat_diffusion.workflow import FILES, PlanSettings, plan_case, plan_settings
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence
 from vmat_diffusion.workflow.provenance import content_hash
-
-
-def small_case() -> Case:
-    """A water block of 12 cm with a cubic PTV of 3 cm and a core beside it."""
-    grid = Grid((20, 24, 24), (5.0, 5.0, 6.0), (-57.5, -57.5, -57.0))
-    masks = {name: np.zeros(grid.shape, bool) for name in ("BODY", "PTV", "Core")}
-    masks["BODY"][:, 2:-2, 2:-2] = True
-    masks["PTV"][8:13, 9:15, 9:15] = True
-    masks["Core"][8:13, 9:15, 17:20] = True
-    roles = {"BODY": "body", "PTV": "target", "Core": "organ"}
-    hu = np.where(masks["BODY"], 0.0, -1000.0)
-    structures = {name: Structure(name, roles[name], mask) for name, mask in masks.items()}
-    return Case("small", "test", grid, hu, structures, Prescription(25, {"PTV": 50.0}))
-
-
-def open_arc(isocenter_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Plan:
-    """One slow open arc with a 4 x 4 cm field."""
-    n = 19
-    leaves = np.zeros((n, 2, 60))
-    leaves[:, 0], leaves[:, 1] = -0.3, 0.3
-    leaves[:, 0, 26:34], leaves[:, 1, 26:34] = -20.0, 20.0
-    jaws = np.tile([-20.0, 20.0, -20.0, 20.0], (n, 1))
-    arc = Arc(np.linspace(182.0, 218.0, n), 10.0, 0.0, leaves, jaws, np.full(n - 1, 4.0), "A1", 1)
-    return Plan((arc,), isocenter_mm, 25, "generic_6mv")
 
 
 @pytest.fixture(scope="module")
@@ -57,31 +31,7 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
-    """Stands in for the optimiser: hands over a given plan and a uniform dose, and notes its arguments."""
-    import vmat_diffusion.optimize as package
-
-    def install(plan: Plan | None = None, *, failing: BaseException | None = None) -> list[dict]:
-        calls: list[dict] = []
-
-        def optimize(case: Case, sheet: object, machine: object, **keywords: object) -> SimpleNamespace:
-            calls.append(keywords)
-            if failing is not None:
-                raise failing
-            made = keywords["finalize"](plan or open_arc())
-            grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
-            return SimpleNamespace(
-                plan=made,
-                dose=Dose(grid, np.full(grid.shape, 52.0, np.float32), provenance={"engine": "uniform"}),
-                outcome=package.Outcome.CONVERGED,
-                history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
-                fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
-                seconds={"dose": 0.0},
-            )
-
-        monkeypatch.setattr(package, "optimize", optimize)
-        return calls
-
-    return install
+    return replace_optimiser(monkeypatch)
 
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
