@@ -44,7 +44,9 @@ def save(dataset: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> 
 def cylinder_hu(slices: int, size: int) -> NDArray[np.int16]:
     """Water in air, `[slices, size, size]`, of a diameter of three quarters of the field of view."""
     j, i = np.mgrid[:size, :size] - (size - 1) / 2
-    return np.broadcast_to(np.where(np.hypot(i, j) < 0.38 * size, 0, -1000), (slices, size, size)).astype(np.int16)
+    return np.broadcast_to(np.where(np.hypot(i, j) < 0.38 * size, 0, -1000), (slices, size, size)).astype(
+        np.int16
+    )
 
 
 def ct_series(

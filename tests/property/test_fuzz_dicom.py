@@ -43,7 +43,9 @@ _VALUES: dict[str, list[object]] = {
 
 @pytest.fixture(scope="module")
 def originals() -> dict[str, bytes]:
-    images = ct_series(cylinder_hu(4, 12), spacing_mm=(4.0, 4.0), origins_mm=[(-22, -22, 3 * k) for k in range(4)])
+    images = ct_series(
+        cylinder_hu(4, 12), spacing_mm=(4.0, 4.0), origins_mm=[(-22, -22, 3 * k) for k in range(4)]
+    )
     datasets = {f"ct{k}": image for k, image in enumerate(images)}
     datasets |= {"rs": structure_set(images), "rd": rt_dose(), "rp": rt_plan()}
     return {name: _bytes(dataset) for name, dataset in datasets.items()}
@@ -192,7 +194,7 @@ def test_pixel_counts_beyond_all_memory_are_refused(tmp_path: Path) -> None:
         image.Rows = image.Columns = 65535
     for k, dataset in enumerate([*images, structure_set(images)]):
         save(dataset, tmp_path / f"{k}")
-    with pytest.raises(InputError, match="voxels|pixels"):
+    with pytest.raises(InputError, match=r"voxels|pixels"):
         read_case(tmp_path)
 
 

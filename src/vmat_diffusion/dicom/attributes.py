@@ -28,6 +28,9 @@ from vmat_diffusion.errors import CaseError, InputError
 
 _FILE_BYTES_MAX = 2**31
 _VOXELS_MAX = 2**29
+# Lossless and lossy. GDCM, the plugin that pydicom tries first, ends the whole process on damaged
+# JPEG 2000 data (an uncaught C++ exception); OpenJPEG raises.
+_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
 
 @contextmanager
@@ -212,7 +215,10 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
         raise CaseError(f"{name_of('NumberOfFrames')} is not {frames} as the rest of the file says")
     try:
         # Bits above BitsStored may hold the padding value; `without_spare_bits` removes them after.
-        dataset.pixel_array_options(correct_unused_bits=False)
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        dataset.pixel_array_options(
+            correct_unused_bits=False, decoding_plugin="pylibjpeg" if syntax in _JPEG_2000 else ""
+        )
         pixels = np.asarray(dataset.pixel_array)
     except Exception as fault:  # every decoder plugin has exceptions of its own
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from vmat_diffusion.dicom.names import cleaned, load_table
+from vmat_diffusion.errors import CaseError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical", "role"),
+    [
+        ("BODY", "BODY", "body"),
+        ("External ROI_1", "BODY", "body"),
+        ("SpinalCord", "SpinalCord", "organ"),
+        ("SPINAL_CORD", "SpinalCord", "organ"),
+        ("cord", "SpinalCord", "organ"),
+        ("cord_prv", "SpinalCord_PRV", "organ"),
+        ("Brain Stem", "Brainstem", "organ"),
+        ("RightParotid", "Parotid_R", "organ"),
+        ("PAROTID RT", "Parotid_R", "organ"),
+        ("l parotid", "Parotid_L", "organ"),
+        ("Parotid (L)", "Parotid_L", "organ"),
+        ("Left_Cochlear", "Cochlea_L", "organ"),
+        ("Lt Lung", "Lung_L", "organ"),
+        ("Lung-GTV", "Lungs-GTV", "organ"),
+        ("Fem Head R", "Femur_Head_R", "organ"),
+        ("Oesophagus", "Esophagus", "organ"),
+        ("Mandible", "Bone_Mandible", "organ"),
+        ("PTV", "PTV", "target"),
+        ("PTV70", "PTV_70", "target"),
+        ("PTV_70cf", "PTV_70", "target"),
+        ("ptv 70 Gy", "PTV_70", "target"),
+        ("PTV_7000", "PTV_70", "target"),
+        ("PTVp_7000", "PTV_70", "target"),
+        ("PTVp7000", "PTV_70", "target"),
+        ("PTVn2_5600", "PTV_56", "target"),
+        ("PTV_5600cGy", "PTV_56", "target"),
+        ("PTV 63_eval", "PTV_63", "target"),
+        ("PTV_41.4", "PTV_41.4", "target"),
+        ("PTV4140", "PTV_41.4", "target"),
+        ("CTV_60", "CTV_60", "target"),
+        ("GTV_n_CF", "GTVn", "target"),
+        ("Core", "Core", "organ"),
+    ],
+)
+def test_names_as_clinics_write_them(written: str, canonical: str, role: str) -> None:
+    match = load_table().match(written)
+    assert match is not None and (match.name, match.role) == (canonical, role)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Cord +0.3cm",
+        "Brainstem +0.3cm",
+        "L PAROTID PRV",
+        "External -0.5cm",
+        "Ring 70",
+        "SPTV 70",
+        "PTV70 opt",
+        "PTV_70-PTV_63",
+        "PTV70-5mm",
+        "Parotid_L-PTV",
+        "zPTV_70",
+        "_SpinalCord",
+        "PTV_High",
+        "PTV_1",
+        "PTV2",
+        "PTV_660",
+        "Lung",
+        "Hotspot",
+        "",
+        "\u8133",
+    ],
+)
+def test_helper_structures_and_unclear_names_are_not_guessed(written: str) -> None:
+    assert load_table().match(written) is None
+
+
+def test_unknown_names_come_with_the_nearest_known_ones() -> None:
+    assert load_table().nearest("Brainstm")[0] == "Brainstem"
+    assert load_table().nearest("qqqqqq") == ()
+    assert len(load_table().nearest("Parotid")) <= 3
+
+
+def test_cleaned_names_are_safe_to_show_and_to_store() -> None:
+    assert cleaned("Brain <b>/..\\ stem +0.3cm ") == "Brain_b_.._stem_+0.3cm"
+    assert len(cleaned("x" * 200)) == 64
+
+
+def test_file_at_the_root_is_the_one_in_the_package() -> None:
+    shipped = (resources.files("vmat_diffusion.dicom") / "oar_mapping.json").read_text(encoding="utf-8")
+    assert (ROOT / "oar_mapping.json").read_text(encoding="utf-8") == shipped
+
+
+def test_shipped_table_gives_every_canonical_name_back() -> None:
+    table = load_table()
+    for match in table.exact.values():
+        found = table.match(match.name)
+        assert found is not None and found.name == match.name and found.how == "name"
+
+
+def test_own_table_from_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(
+        json.dumps({"structures": {"Tumour_{dose}": {"role": "target", "regexes": [r"t(?P<dose>\d+)"]}}})
+    )
+    match = load_table(file).match("T5400")
+    assert match is not None and match.name == "Tumour_54"
+    assert load_table(file).match("BODY") is None
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({}, "structures"),
+        ({"structures": {}, "extra": 1}, "unknown key 'extra'"),
+        ({"structures": {"A": {"role": "tumour"}}}, "role 'tumour'"),
+        ({"structures": {"A": {"role": "organ", "alias": []}}}, "role, aliases and regexes only"),
+        ({"structures": {"A": {"role": "organ", "aliases": "b"}}}, "list of texts"),
+        ({"structures": {"A": {"role": "organ", "regexes": ["("]}}}, "not a regular expression"),
+        ({"structures": {"A_{dose}": {"role": "target", "regexes": ["a"]}}}, "need each other"),
+        (
+            {
+                "structures": {
+                    "A": {"role": "organ", "aliases": ["x"]},
+                    "B": {"role": "organ", "aliases": ["X "]},
+                }
+            },
+            "already stands for A",
+        ),
+    ],
+)
+def test_wrong_tables_are_refused_by_name(tree: dict, says: str) -> None:
+    with pytest.raises(CaseError, match=says.replace("(", r"\(")):
+        load_table(tree)
+
+
+def test_missing_or_broken_table_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="cannot be opened"):
+        load_table(tmp_path / "absent.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(CaseError, match="not valid JSON"):
+        load_table(tmp_path / "broken.json")
