@@ -22,7 +22,7 @@ check: $(VENV)/.installed-dev ## Everything that must hold before a change is me
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	$(PYTEST)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
@@ -32,7 +32,7 @@ bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/plans.py
 
 docs: $(VENV)/.installed-dev ## The documentation as a site in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove what can be made again, but not the environment
 	rm -rf site dist build demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis

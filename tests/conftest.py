@@ -28,8 +28,9 @@ _ARCHIVES = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Slow tests run only when asked for."""
+    """Slow tests run, and golden files change, only when asked for."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

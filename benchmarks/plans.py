@@ -1,0 +1,216 @@
+"""Plan the benchmark cases and write what was measured to docs/benchmarks.md.
+
+    python benchmarks/plans.py                     # all cases
+    python benchmarks/plans.py --only pt_3 pt_22   # measure these again, keep the other figures
+
+Each case is planned in a process of its own, so that its peak memory is its own. Patients come from
+the folder in VMAT_SHARED_DATA; without it only the phantoms are measured. The figures are kept in
+docs/benchmarks.json, from which the page is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PROGRAM = (sys.executable, "-m", "vmat_diffusion")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One case to plan. `archive` names the file that holds a patient; None makes the phantom `source`."""
+
+    name: str
+    source: str
+    goals: str
+    archive: str | None = None
+    options: tuple[str, ...] = ()
+
+
+BENCHES = (
+    Bench("pt_3", "pt_3", "head_neck_70_63_56", "openkbp_dicom"),
+    Bench("pt_22", "pt_22", "head_neck_70_63_56", "openkbp_dicom"),
+    Bench("pt_201", "pt_201", "head_neck_70_63_56", "openkbp_dicom"),
+    Bench("hn_fullres", "hn_fullres", "head_neck_70_63_56", "hn_fullres"),
+    Bench("tg119_cshape_easy", "tg119_cshape", "tg119_cshape_easy"),
+    Bench("tg119_cshape_hard", "tg119_cshape", "tg119_cshape_hard"),
+    Bench("tg119_prostate", "tg119_prostate", "tg119_prostate"),
+    Bench("tg119_headneck", "tg119_headneck", "tg119_headneck"),
+    Bench("tg119_multitarget", "tg119_multitarget", "tg119_multitarget"),
+)
+
+
+def case_folder(bench: Bench, work: Path) -> Path | None:
+    """The DICOM folder of a case, made in `work`; None where the patient's archive is not at hand."""
+    folder = work / bench.source
+    if folder.is_dir():
+        return folder
+    if bench.archive is None:
+        subprocess.run(
+            [*PROGRAM, "phantom", bench.source, "--out", folder], check=True, stdout=subprocess.PIPE
+        )
+        return folder
+    data = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data"))
+    archive = data / "dicom" / f"{bench.archive}.tar.xz"
+    if not archive.is_file():
+        return None
+    with tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.name.split("/")[0] == bench.source]
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(work, members, filter="data")
+        else:
+            tar.extractall(work, members)
+    return folder
+
+
+def measure(bench: Bench, work: Path, keep: Path | None) -> dict[str, Any] | None:
+    """Plan one case; the object that `plan --json` prints, with wall time, date and machine."""
+    case = case_folder(bench, work)
+    if case is None:
+        print(f"{bench.name}: left out, its archive is not in VMAT_SHARED_DATA", file=sys.stderr)
+        return None
+    out = (keep or work / "plans") / bench.name
+    command = [*PROGRAM, "plan", case, "--goals", bench.goals, "--out", out, "--overwrite", "--json"]
+    start = time.perf_counter()
+    done = subprocess.run([*command, *bench.options], stdout=subprocess.PIPE, text=True)
+    wall_s = time.perf_counter() - start
+    record: dict[str, Any] = {
+        "sheet": bench.goals,
+        "options": list(bench.options),
+        "wall_s": round(wall_s, 1),
+    }
+    if done.returncode in (0, 1):
+        record |= json.loads(done.stdout)
+        record["files"] = [Path(f).name for f in record["files"]]
+        case_plan = json.loads((out / "run.json").read_text())
+        record["missed"] = [
+            f"{g['structure']} {g['goal']}" for g in case_plan["goals"] if g["status"] == "fail"
+        ]
+    else:
+        record["failed"] = f"ended with exit code {done.returncode}"
+    return record | {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
+
+
+def machine() -> str:
+    """The computer and the versions the figures hold for."""
+    model = platform.processor() or platform.machine()
+    memory = ""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB memory"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba"))
+    return f"{model}, {cores} cores{memory}; Python {platform.python_version()}, {versions}"
+
+
+def page(figures: dict[str, Any]) -> Iterator[str]:
+    """The lines of docs/benchmarks.md."""
+    yield "# Benchmarks"
+    yield ""
+    yield "Written by `make bench`; do not edit. Times are seconds of wall clock, one run each, on the"
+    yield "computer named at the end. Goals are judged on the dose of the written plan, by the engine that"
+    yield "planned it."
+    yield ""
+    if not figures:
+        yield "No figures yet: run `make bench`."
+        return
+    yield "## Time, memory, delivery"
+    yield ""
+    stages = list(dict.fromkeys(s for f in figures.values() for s in f.get("seconds", {})))
+    columns = ["case", "total", *stages, "peak GB", "MU", "beam on, s", "violations", "optimiser", "date"]
+    yield f"| {' | '.join(columns)} |"
+    yield f"|---|{'---:|' * (len(stages) + 5)}---|---|"
+    for name, f in figures.items():
+        if "failed" in f:
+            blank = " |" * (len(stages) + 4)
+            yield f"| {name} | {f['wall_s']:.0f} |{blank} {f['failed']} | {f['date']} |"
+            continue
+        seconds = " | ".join(f"{f['seconds'].get(s, 0):.1f}" for s in stages)
+        yield (
+            f"| {name} | {f['wall_s']:.0f} | {seconds} | {f['peak_gb']} | {f['mu']:.0f} | "
+            f"{f['delivery_s']:.0f} | {len(f['violations'])} | {f['outcome'].lower().replace('_', ' ')} | "
+            f"{f['date']} |"
+        )
+    for name, f in figures.items():
+        if "failed" not in f:
+            yield from _goals(name, f)
+    yield ""
+    yield "## Computers"
+    yield ""
+    for computer in dict.fromkeys(f["machine"] for f in figures.values()):
+        names = [name for name, f in figures.items() if f["machine"] == computer]
+        yield f"- {', '.join(names)}: {computer}"
+
+
+def _goals(name: str, figures: dict[str, Any]) -> Iterator[str]:
+    judged = [g for g in figures["goals"] if g["value"] is not None]
+    absent = list(dict.fromkeys(g["structure"] for g in figures["goals"] if g["value"] is None))
+    reached = sum(g["status"] != "fail" for g in judged)
+    yield ""
+    yield f"## {name}: {reached} of {len(judged)} goals reached (`{figures['sheet']}`)"
+    yield ""
+    yield "| structure | goal | value | status |"
+    yield "|---|---|---:|---|"
+    for g in judged:
+        status = "**missed**" if g["status"] == "fail" else g["status"]
+        yield f"| {g['structure']} | {g['goal']} | {g['value']:.2f} {g['unit']} | {status} |"
+    if absent:
+        yield ""
+        yield f"Not contoured and so not evaluated: {', '.join(absent)}."
+
+
+def save(figures: dict[str, Any]) -> None:
+    """Write the figures and the page, in the order of `BENCHES`."""
+    ordered = {b.name: figures[b.name] for b in BENCHES if b.name in figures}
+    for path, text in (
+        (FIGURES, json.dumps(ordered, indent=1) + "\n"),
+        (PAGE, "\n".join(page(ordered)) + "\n"),
+    ):
+        part = path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHES], help="cases to measure")
+    parser.add_argument("--keep", type=Path, help="keep the plans in this folder")
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    with tempfile.TemporaryDirectory(prefix="vmat_bench_") as work:
+        for bench in BENCHES:
+            if arguments.only and bench.name not in arguments.only:
+                continue
+            print(f"== {bench.name}", file=sys.stderr, flush=True)
+            measured = measure(bench, Path(work), arguments.keep)
+            if measured is not None:
+                figures[bench.name] = measured
+                save(figures)
+    save(figures)
+    failed = [name for name, f in figures.items() if "failed" in f or f["violations"]]
+    sys.exit(f"failed or not deliverable: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
