@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from vmat_diffusion.errors import CaseError, InputError
 
@@ -31,6 +33,8 @@ _VOXELS_MAX = 2**29
 # Lossless and lossy. GDCM, the plugin that pydicom tries first, ends the whole process on damaged
 # JPEG 2000 data (an uncaught C++ exception); OpenJPEG raises.
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_CODE = re.compile(r"[A-Z0-9_ .\-]{0,32}")
+_FORMS = {"CS": _CODE, "UI": re.compile(r"[A-Za-z0-9_.\-]{0,64}")}
 
 
 @contextmanager
@@ -75,6 +79,11 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
         raise CaseError(f"the file cannot be opened ({fault.strerror}); check its permissions") from None
     try:
         dataset = dcmread(stream, stop_before_pixels=not pixels, force=head[128:] != b"DICM")
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            # Files without preamble do not state it; the parser has found out while reading.
+            implicit, little = dataset.original_encoding
+            native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = native if little else ExplicitVRBigEndian
         # Touching the elements of the top level finds broken sequences while the file is named.
         for keyword in ("SOPClassUID", "Modality"):
             dataset.get(keyword)
@@ -113,7 +122,12 @@ def has(dataset: Dataset, keyword: str) -> bool:
 
 
 def text(dataset: Dataset, keyword: str, default: str = "") -> str:
-    """One text or UID without control characters; several values are joined by a backslash."""
+    """One text, code or UID; several values are joined by a backslash.
+
+    Codes come in capitals. Texts are cut to the standard's 64 characters and lose control
+    characters. A code or UID with other characters than theirs raises CaseError: a damaged length
+    makes an element swallow what follows, among it the patient's name, and it may be shown.
+    """
     value = _value(dataset, keyword)
     if value is None:
         return default
@@ -121,8 +135,13 @@ def text(dataset: Dataset, keyword: str, default: str = "") -> str:
         raise CaseError(f"{name_of(keyword)} holds no text; export the file again")
     if not isinstance(value, str) and hasattr(value, "__iter__"):
         value = "\\".join(str(v) for v in value)
-    # Texts are shown in messages and reports: one line each, whatever a damaged file holds.
-    return "".join(c if c.isprintable() else " " for c in str(value)).strip()
+    plain = "".join(c if c.isprintable() else " " for c in str(value)).strip()
+    if (form := _FORMS.get(dictionary_VR(keyword))) is None:
+        return plain[:64].strip()
+    plain = plain.upper() if form is _CODE else plain
+    if not all(form.fullmatch(part) for part in plain.split("\\")):
+        raise CaseError(f"{name_of(keyword)} does not hold what the standard asks for; export the file again")
+    return plain
 
 
 def numbers(dataset: Dataset, keyword: str, count: int | None = None) -> tuple[float, ...]:
@@ -215,9 +234,9 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
         raise CaseError(f"{name_of('NumberOfFrames')} is not {frames} as the rest of the file says")
     try:
         # Bits above BitsStored may hold the padding value; `without_spare_bits` removes them after.
-        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        name = str(dataset.file_meta.TransferSyntaxUID)
         dataset.pixel_array_options(
-            correct_unused_bits=False, decoding_plugin="pylibjpeg" if syntax in _JPEG_2000 else ""
+            correct_unused_bits=False, decoding_plugin="pylibjpeg" if name in _JPEG_2000 else ""
         )
         pixels = np.asarray(dataset.pixel_array)
     except Exception as fault:  # every decoder plugin has exceptions of its own

@@ -85,7 +85,7 @@ def open_series(files: Sequence[Found]) -> Series:
 
 
 def _without_scouts(files: Sequence[Found]) -> tuple[tuple[Found, ...], tuple[str, ...]]:
-    kept = tuple(f for f in files if "LOCALIZER" not in text(f.dataset, "ImageType").upper().split("\\"))
+    kept = tuple(f for f in files if "LOCALIZER" not in text(f.dataset, "ImageType").split("\\"))
     if not kept:
         raise CaseError("the CT series holds localizers only; add the axial images")
     dropped = len(files) - len(kept)
@@ -147,7 +147,7 @@ def read_hu(series: Series) -> tuple[NDArray[np.float32], tuple[str, ...]]:
 
 def _slice_hu(dataset: Dataset, out: NDArray[np.float32]) -> int:
     """Fill `out` with the HU of one image; returns the number of padding pixels."""
-    if (kind := text(dataset, "RescaleType").upper()) not in ("", "HU", "US"):
+    if (kind := text(dataset, "RescaleType")) not in ("", "HU", "US"):
         raise CaseError(
             f"RescaleType (0028,1054) is {kind!r}, Hounsfield units (HU) are needed; use the CT itself"
         )

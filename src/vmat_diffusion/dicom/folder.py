@@ -17,6 +17,7 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.481.2": "RTDOSE",
     "1.2.840.10008.5.1.4.1.1.481.5": "RTPLAN",
 }
+_GROUPED_BY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,9 @@ def open_file(path: Path, label: str) -> Found | None:
     modality = text(dataset, "Modality")
     if not sop_class and not modality:
         return None
+    # What files are grouped by is looked at here, so that a damaged one is refused by its name.
+    for keyword in _GROUPED_BY:
+        text(dataset, keyword)
     # Some systems export plans under a private class; the modality still says what they are.
     kind = KINDS.get(sop_class) or (modality if modality in ("RTPLAN", "RTSTRUCT", "RTDOSE") else "")
     return Found(path, label, kind or f"{modality or 'unknown'} image or object", dataset)

@@ -63,9 +63,10 @@ class NameTable:
         return None
 
     def nearest(self, name: str) -> tuple[str, ...]:
-        """Up to three canonical names whose spellings come closest, best first."""
+        """Up to three canonical names: those that a word of the name means, then the closest spellings."""
+        words = [w for w in re.split(r"[\s_\-.]+", name.casefold()) if len(w) > 2 and w in self.exact]
         close = difflib.get_close_matches(squeezed(name), list(self.exact), n=8, cutoff=0.7)
-        return tuple(dict.fromkeys(self.exact[c].name for c in close))[:3]
+        return tuple(dict.fromkeys(self.exact[c].name for c in [*words, *close]))[:3]
 
 
 def squeezed(name: str) -> str:

@@ -35,7 +35,7 @@ def plan_uid(found: Found) -> str:
 
 def summation(found: Found) -> str:
     """DoseSummationType, such as PLAN or BEAM."""
-    return text(found.dataset, "DoseSummationType").upper()
+    return text(found.dataset, "DoseSummationType")
 
 
 def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
@@ -137,11 +137,11 @@ def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]
         dataset = open_dataset(found.path, pixels=True)
         if dataset is None:
             raise CaseError("the file changed while it was read; start again")
-        if (units := text(dataset, "DoseUnits").upper()) != "GY":
+        if (units := text(dataset, "DoseUnits")) != "GY":
             raise CaseError(
                 f"DoseUnits (3004,0002) is {units or 'missing'}, GY is needed; export absolute dose"
             )
-        if (kind := text(dataset, "DoseType", "PHYSICAL").upper()) != "PHYSICAL":
+        if (kind := text(dataset, "DoseType", "PHYSICAL")) != "PHYSICAL":
             raise CaseError(f"DoseType (3004,0004) is {kind}, PHYSICAL is needed; export physical dose")
         scaling = number(dataset, "DoseGridScaling")
         if not 0 < scaling < 1e3:

@@ -108,7 +108,7 @@ def prescribed_gy(dataset: Dataset) -> Mapping[int, float]:
     """Prescribed dose of the course by ROI number, as far as the plan names volumes."""
     found: dict[int, float] = {}
     for item in items(dataset, "DoseReferenceSequence"):
-        if text(item, "DoseReferenceType").upper() != "TARGET" or not has(item, "ReferencedROINumber"):
+        if text(item, "DoseReferenceType") != "TARGET" or not has(item, "ReferencedROINumber"):
             continue
         if (gy := number(item, "TargetPrescriptionDose", 0.0)) > 0:
             found[integer(item, "ReferencedROINumber")] = gy
@@ -127,7 +127,7 @@ def _fraction_group(dataset: Dataset) -> Dataset:
 
 def _left_out(item: Dataset, mu: float, referenced: bool) -> str:
     """Why a beam delivers nothing, or "" for one that does."""
-    delivery = text(item, "TreatmentDeliveryType", "TREATMENT").upper()
+    delivery = text(item, "TreatmentDeliveryType", "TREATMENT")
     if not referenced:
         return f"({delivery}) is in no fraction group"
     if mu == 0:
@@ -140,14 +140,14 @@ def _left_out(item: Dataset, mu: float, referenced: bool) -> str:
 
 
 def _read_beam(item: Dataset, mu: float) -> _Beam:
-    if (radiation := text(item, "RadiationType", "PHOTON").upper()) != "PHOTON":
+    if (radiation := text(item, "RadiationType", "PHOTON")) != "PHOTON":
         raise PlanError(f"RadiationType (300A,00C6) is {radiation}, PHOTON is needed; remove the beam")
     for keyword, what in _FORBIDDEN.items():
         if integer(item, keyword, 0) > 0:
             raise PlanError(f"{what} cannot be represented; plan the beam without them")
     if has(item, "ApplicatorSequence"):
         raise PlanError("an applicator (cone) cannot be represented; plan the beam without it")
-    if (unit := text(item, "PrimaryDosimeterUnit", "MU").upper()) != "MU":
+    if (unit := text(item, "PrimaryDosimeterUnit", "MU")) != "MU":
         raise PlanError(f"PrimaryDosimeterUnit (300A,00B3) is {unit}, MU is needed; export the plan in MU")
     points = items(item, "ControlPointSequence")
     if len(points) < 2:
@@ -224,7 +224,7 @@ def _gantry(points: Sequence[Dataset]) -> NDArray[np.float64]:
     out = [angles[0]]
     way = "NONE"
     for k, point in enumerate(points[:-1]):
-        way = text(point, "GantryRotationDirection", way).upper()
+        way = text(point, "GantryRotationDirection", way)
         step = (angles[k + 1] - angles[k] + 180.0) % 360.0 - 180.0
         if way not in ("CW", "CC", "NONE"):
             raise PlanError(
@@ -263,7 +263,7 @@ def _energy(points: Sequence[Dataset]) -> float:
 def _devices(point: Dataset, k: int) -> dict[str, tuple[float, ...]]:
     with about(f"control point {k}", PlanError):
         return {
-            text(item, "RTBeamLimitingDeviceType").upper(): numbers(item, "LeafJawPositions")
+            text(item, "RTBeamLimitingDeviceType"): numbers(item, "LeafJawPositions")
             for item in items(point, "BeamLimitingDevicePositionSequence")
         }
 
@@ -290,7 +290,7 @@ def _leaves(
     """Leaf positions `(n, 2, pairs)` of all layers one after the other, and the layers' boundaries."""
     layers: list[tuple[str, tuple[float, ...]]] = []
     for device in items(item, "BeamLimitingDeviceSequence"):
-        name = text(device, "RTBeamLimitingDeviceType").upper()
+        name = text(device, "RTBeamLimitingDeviceType")
         if name in _JAWS:
             continue
         if name not in _LEAVES:
@@ -360,9 +360,9 @@ def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
 
 
 def _patient_position(beams: Sequence[_Beam], setups: Mapping[int, Dataset]) -> str:
-    found = {text(setups[b.setup], "PatientPosition").upper() for b in beams if b.setup in setups}
+    found = {text(setups[b.setup], "PatientPosition") for b in beams if b.setup in setups}
     if not found:
-        found = {text(s, "PatientPosition").upper() for s in setups.values()}
+        found = {text(s, "PatientPosition") for s in setups.values()}
     found -= {""}
     if len(found) != 1:
         raise PlanError(

@@ -51,7 +51,7 @@ def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
     """The regions of a structure set. Raises CaseError for a contour that is no list of points."""
     contours = {integer(item, "ReferencedROINumber"): item for item in items(dataset, "ROIContourSequence")}
     declared = {
-        integer(item, "ReferencedROINumber"): text(item, "RTROIInterpretedType").upper()
+        integer(item, "ReferencedROINumber"): text(item, "RTROIInterpretedType")
         for item in items(dataset, "RTROIObservationsSequence")
     }
     out: dict[int, Roi] = {}
@@ -72,7 +72,7 @@ def _areas(item: Dataset) -> tuple[tuple[NDArray, ...], tuple[str, ...]]:
     areas: list[NDArray] = []
     others: dict[str, int] = {}
     for contour in items(item, "ContourSequence"):
-        kind = text(contour, "ContourGeometricType").upper()
+        kind = text(contour, "ContourGeometricType")
         if kind not in _AREAS:
             others[kind or "untyped"] = others.get(kind or "untyped", 0) + 1
             continue

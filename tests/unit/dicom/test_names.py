@@ -85,6 +85,7 @@ def test_helper_structures_and_unclear_names_are_not_guessed(written: str) -> No
 
 def test_unknown_names_come_with_the_nearest_known_ones() -> None:
     assert load_table().nearest("Brainstm")[0] == "Brainstem"
+    assert load_table().nearest("Cord +0.3cm")[0] == "SpinalCord"
     assert load_table().nearest("qqqqqq") == ()
     assert len(load_table().nearest("Parotid")) <= 3
 
