@@ -131,9 +131,15 @@ class FluenceModel:
 
 
 def fluence_model(
-    machine: Machine, jaws_low_high_mm: tuple[float, float, float, float], step_mm: float
+    machine: Machine,
+    jaws_low_high_mm: tuple[float, float, float, float],
+    step_mm: float,
+    blur_mm2: float = 0.0,
 ) -> FluenceModel:
-    """The fluence model of a machine for fields inside a jaw box (x1, x2, y1, y2) in mm."""
+    """The fluence model of a machine for fields inside a jaw box (x1, x2, y1, y2) in mm.
+
+    `blur_mm2` is a variance added to every kernel, for doses that will be read through a coarse grid.
+    """
     x1, x2, y1, y2 = jaws_low_high_mm
     sigma = np.asarray(machine.require_beam().kernel_sigma_mm)
     margin = 2 * step_mm
@@ -143,7 +149,7 @@ def fluence_model(
     return FluenceModel(
         strips=slice(first, last),
         row_edges_mm=edges[first : last + 1],
-        sigma_mm=np.sqrt(np.maximum(sigma**2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
+        sigma_mm=np.sqrt(np.maximum(sigma**2 + blur_mm2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
         u=nodes(x1 - margin, x2 + margin, step_mm),
         v=nodes(y1 - margin, y2 + margin, step_mm),
         transmission=machine.mlc.transmission,
@@ -262,13 +268,13 @@ class _Opening(torch.autograd.Function):
 def convolved_fluence(model: FluenceModel, leaves_mm: Tensor, jaws_mm: Tensor, mu: Tensor) -> Tensor:
     """Fluence times MU, convolved with each kernel, at the nodes: shape (n, v, u, kernels).
 
-    `leaves_mm[n, 2, 2, strips]` and `jaws_mm[n, 2, 4]` hold start and end of each exposure. Open
+    `leaves_mm[n, 2, 2, strips]` (the model's strips only) and `jaws_mm[n, 2, 4]` hold start and end. Open
     areas count 1, leaves inside the jaws the transmission, everything behind a jaw 0. Differentiable
     in all three arguments.
     """
     shift = model.gap_offset_mm / 2
     x1, x2 = jaws_mm[:, :, None, 0, None], jaws_mm[:, :, None, 1, None]
-    widened = leaves_mm[..., model.strips] + torch.tensor([-shift, shift], dtype=leaves_mm.dtype)[:, None]
+    widened = leaves_mm + torch.tensor([-shift, shift], dtype=leaves_mm.dtype)[:, None]
     opening = _Opening.apply(torch.minimum(torch.maximum(widened, x1), x2).contiguous(), *model.across)
     between = _Opening.apply(jaws_mm[:, :, :2, None].contiguous(), *model.across)
     rows = (1 - model.transmission) * opening + model.transmission * between

@@ -128,7 +128,7 @@ class PencilBeam:
                 progress(done / len(groups), f"gantry {exposed.gantry_deg[members[0]] % 360:.0f} deg")
             field = convolved_fluence(
                 model,
-                torch.as_tensor(exposed.leaves_mm[members], dtype=torch.float32),
+                torch.as_tensor(exposed.leaves_mm[members][..., model.strips], dtype=torch.float32),
                 torch.as_tensor(exposed.jaws_mm[members], dtype=torch.float32),
                 torch.as_tensor(exposed.mu[members], dtype=torch.float32),
             ).numpy()
@@ -234,6 +234,12 @@ class SampledDose:
         """Dose in units of `gy_per_mu` at the points, shape (points,), from `convolved_fluence`."""
         return _Gather.apply(field, self)
 
+    def by_exposure(self, field: Tensor) -> NDArray[np.float32]:
+        """The same, kept apart for each exposure: shape (points, exposures)."""
+        out = np.zeros((self.index_u.shape[1], self.index_u.shape[0]), np.float32)
+        _gather_each(field.detach().numpy(), self.index_u, self.index_v, self.weight, out)
+        return out
+
 
 def sampled_dose(
     machine: Machine,
@@ -319,30 +325,43 @@ class _Gather(torch.autograd.Function):
         return torch.from_numpy(out), None
 
 
+@numba.njit(inline="always")
+def _read(field, index_u, index_v, weight, s, i):  # type: ignore[no-untyped-def]
+    """Dose of exposure s at point i."""
+    fu, fv = index_u[s, i], index_v[s, i]
+    total = np.float32(0.0)
+    if fu < 0.0:
+        return total
+    iu, iv = int(fu), int(fv)
+    tu, tv = fu - iu, fv - iv
+    a, c = (1 - tu) * (1 - tv), tu * (1 - tv)
+    d, e = (1 - tu) * tv, tu * tv
+    for k in range(weight.shape[2]):
+        total += weight[s, i, k] * (
+            a * field[s, iv, iu, k]
+            + c * field[s, iv, iu + 1, k]
+            + d * field[s, iv + 1, iu, k]
+            + e * field[s, iv + 1, iu + 1, k]
+        )
+    return total
+
+
 @numba.njit(parallel=True, cache=True, fastmath=True)
 def _gather(field, index_u, index_v, weight, out):  # type: ignore[no-untyped-def]
     n, m = index_u.shape
-    kernels = weight.shape[2]
     block = 2048
     for b in numba.prange((m + block - 1) // block):
         for s in range(n):
             for i in range(b * block, min((b + 1) * block, m)):
-                fu, fv = index_u[s, i], index_v[s, i]
-                if fu < 0.0:
-                    continue
-                iu, iv = int(fu), int(fv)
-                tu, tv = fu - iu, fv - iv
-                a, c = (1 - tu) * (1 - tv), tu * (1 - tv)
-                d, e = (1 - tu) * tv, tu * tv
-                total = np.float32(0.0)
-                for k in range(kernels):
-                    total += weight[s, i, k] * (
-                        a * field[s, iv, iu, k]
-                        + c * field[s, iv, iu + 1, k]
-                        + d * field[s, iv + 1, iu, k]
-                        + e * field[s, iv + 1, iu + 1, k]
-                    )
-                out[i] += total
+                out[i] += _read(field, index_u, index_v, weight, s, i)
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def _gather_each(field, index_u, index_v, weight, out):  # type: ignore[no-untyped-def]
+    n, m = index_u.shape
+    for i in numba.prange(m):
+        for s in range(n):
+            out[i, s] = _read(field, index_u, index_v, weight, s, i)
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)

@@ -1,0 +1,226 @@
+"""Direct aperture optimisation: leaves and MU of all control points against the objective.
+
+After Hardcastle, Shepard and others' direct aperture optimisation, with exact gradients through the
+dose engine; the machine's limits are held by projection after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmat_diffusion.dose.fluence import Exposures, FluenceModel, convolved_fluence
+from vmat_diffusion.dose.pencil_beam import SampledDose
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.objectives import Objective
+from vmat_diffusion.optimize.sequence import deliverable
+
+_GAP_MARGIN_MM = 0.05
+_REACH_MARGIN = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """The control points of all arcs in one array, and which pairs of them bound a segment.
+
+    `first[s]`, `last[s]` are control points of segment s; `gantry_deg[s]` its middle angle;
+    `rotation_deg[s]` its width; `arc[s]` its arc; `bounds` are (begin, end) control points per arc.
+    """
+
+    frames: tuple[ArcFrame, ...]
+    angles_deg: NDArray[np.float64]
+    bounds: tuple[tuple[int, int], ...]
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
+    gantry_deg: NDArray[np.float64]
+    rotation_deg: NDArray[np.float64]
+    arc: NDArray[np.intp]
+
+
+def track(frames: tuple[ArcFrame, ...], every: int) -> Track:
+    """The track of every n-th control point of the frames."""
+    angles, bounds, first, arc = [], [], [], []
+    count = 0
+    for number, frame in enumerate(frames):
+        gantry = frame.gantry_deg[frame.thinned(every)]
+        angles.append(gantry)
+        bounds.append((count, count + len(gantry)))
+        first.append(np.arange(count, count + len(gantry) - 1))
+        arc.append(np.full(len(gantry) - 1, number))
+        count += len(gantry)
+    all_angles, start = np.concatenate(angles), np.concatenate(first)
+    return Track(
+        frames,
+        all_angles,
+        tuple(bounds),
+        start,
+        start + 1,
+        (all_angles[start] + all_angles[start + 1]) / 2,
+        np.abs(all_angles[start + 1] - all_angles[start]),
+        np.concatenate(arc),
+    )
+
+
+def angles_only(way: Track, strips: int) -> Exposures:
+    """Exposures at the segments' middles whose apertures are still open questions."""
+    n = len(way.gantry_deg)
+    jaws = np.array([way.frames[a].jaws_mm for a in way.arc])
+    return Exposures(
+        way.gantry_deg,
+        np.array([way.frames[a].collimator_deg for a in way.arc]),
+        np.zeros(n),
+        np.zeros((n, 2, 2, strips)),
+        np.repeat(jaws[:, None], 2, axis=1),
+        np.ones(n),
+    )
+
+
+@dataclass(eq=False)
+class Apertures:
+    """State of the search: leaves `(control points, 2, strips in the jaws)` in mm and MU per segment."""
+
+    leaves_mm: NDArray[np.float64]
+    mu: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ApertureProblem:
+    """Everything that stays the same during one stage of the search.
+
+    `correction` is added to the relative dose at the objective's points: what the final dose on its
+    grid had over the sampled dose when last compared.
+    """
+
+    way: Track
+    machine: Machine
+    model: FluenceModel
+    sampled: SampledDose
+    objective: Objective
+    relative_per_mu: float
+    mu_cap_per_deg: float
+    correction: Tensor
+
+    def reach_mm(self, arc: int) -> NDArray[np.float64]:
+        """How far a leaf may travel in each segment of an arc with the gantry at full speed."""
+        limits = self.machine.limits
+        rotation = self.way.rotation_deg[self.way.arc == arc]
+        return _REACH_MARGIN * limits.leaf_speed_mm_s * rotation / limits.gantry_speed_deg_s
+
+    def project(self, state: Apertures) -> Apertures:
+        """The nearest apertures and MU that the machine can deliver."""
+        gap = self.machine.limits.leaf_gap_mm + _GAP_MARGIN_MM
+        leaves = state.leaves_mm.copy()
+        for number, (begin, end) in enumerate(self.way.bounds):
+            x1, x2 = self.way.frames[number].jaws_mm[:2]
+            leaves[begin:end] = deliverable(leaves[begin:end], self.reach_mm(number), gap, x1, x2)
+        low = self.machine.limits.mu_per_deg_min * 1.02 * self.way.rotation_deg
+        high = self.mu_cap_per_deg * self.way.rotation_deg
+        return Apertures(leaves, np.clip(state.mu, low, high))
+
+    def field(self, leaves: Tensor, mu: Tensor) -> Tensor:
+        """Convolved fluence of all segments."""
+        pair = torch.stack([leaves[self.way.first], leaves[self.way.last]], dim=1)
+        jaws = torch.tensor([self.way.frames[a].jaws_mm for a in self.way.arc], dtype=leaves.dtype)
+        return convolved_fluence(self.model, pair, jaws[:, None].expand(-1, 2, -1), mu)
+
+    def dose(self, state: Apertures) -> NDArray[np.float32]:
+        """Relative dose at the objective's points."""
+        with torch.no_grad():
+            field = self.field(torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float())
+            return (self.sampled.dose(field) * self.relative_per_mu + self.correction).numpy()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the search: iterations, first and last leaf step in mm, first MU step (relative)."""
+
+    name: str
+    iterations: int
+    leaf_step_mm: float
+    leaf_step_end_mm: float
+    mu_step: float
+    adapt_every: int = 20
+
+
+def search(
+    problem: ApertureProblem,
+    state: Apertures,
+    stage: Stage,
+    *,
+    keep_going: Callable[[], bool],
+    report: Callable[[int, float, int], None],
+    latest: list[Apertures],
+) -> Apertures:
+    """Projected Adam from a deliverable state to a better one; every iterate is deliverable.
+
+    Returns the best state by objective since the weights last changed. `report(iteration,
+    objective, missed goals)` after each step; stops early where `keep_going()` says no. The newest
+    state is always in `latest[0]`, for a caller who is interrupted.
+    """
+    state = problem.project(state)
+    best, best_value = state, np.inf
+    moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
+    square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
+    b1, b2, missed = 0.85, 0.97, 0
+    for k in range(stage.iterations):
+        if not keep_going():
+            break
+        leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
+        mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+        dose = problem.sampled.dose(problem.field(leaves, mu)) * problem.relative_per_mu + problem.correction
+        value = problem.objective(dose)
+        value.backward()
+        now = value.item()
+        if now < best_value:
+            best, best_value = state, now
+        if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
+            missed = problem.objective.adapt(dose.detach().numpy())
+            best_value = np.inf
+        report(k, now, missed)
+        done = k / max(stage.iterations - 1, 1)
+        leaf_step = stage.leaf_step_mm * (stage.leaf_step_end_mm / stage.leaf_step_mm) ** done
+        # Adam's first steps have full length in every direction, however small the gradient.
+        warm = min(1.0, (k + 1) / 8)
+        leaf_step, mu_step = leaf_step * warm, stage.mu_step * (1 - 0.8 * done) * warm
+        assert leaves.grad is not None and mu.grad is not None
+        gradients = (leaves.grad.double().numpy(), (mu.grad.double().numpy() * state.mu))
+        steps = []
+        for i, g in enumerate(gradients):
+            moment[i] = b1 * moment[i] + (1 - b1) * g
+            square[i] = b2 * square[i] + (1 - b2) * g * g
+            m, v = moment[i] / (1 - b1 ** (k + 1)), square[i] / (1 - b2 ** (k + 1))
+            # The floor keeps leaves that hardly matter from wandering at full pace.
+            steps.append(m / (np.sqrt(v) + 0.1 * np.sqrt(v.mean()) + 1e-20))
+        state = latest[0] = problem.project(
+            Apertures(state.leaves_mm - leaf_step * steps[0], state.mu * np.exp(-mu_step * steps[1]))
+        )
+    return best if np.isfinite(best_value) else state
+
+
+def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) -> Apertures:
+    """The MU alone with apertures frozen: a convex problem, solved on the dose per MU of each segment."""
+    with torch.no_grad():
+        unit = problem.field(torch.as_tensor(state.leaves_mm).float(), torch.ones(len(state.mu)))
+        per_mu = torch.as_tensor(problem.sampled.by_exposure(unit)) * problem.relative_per_mu
+    way, limits = problem.way, problem.machine.limits
+    low = torch.as_tensor(limits.mu_per_deg_min * 1.02 * way.rotation_deg).float()
+    high = torch.as_tensor(problem.mu_cap_per_deg * way.rotation_deg).float()
+    mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+    best, best_value = mu.detach().clone(), np.inf
+    adam = torch.optim.Adam([mu], lr=0.03 * float(state.mu.mean()), betas=(0.8, 0.95))
+    for _ in range(iterations):
+        value = problem.objective(per_mu @ mu + problem.correction)
+        if value.item() < best_value:
+            best, best_value = mu.detach().clone(), value.item()
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+        with torch.no_grad():
+            mu.copy_(mu.clamp(low, high))
+    return Apertures(state.leaves_mm, best.double().numpy())

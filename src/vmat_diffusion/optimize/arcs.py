@@ -1,0 +1,120 @@
+"""Where the arcs go: isocentre, angles, collimators and jaws that enclose the targets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Case
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.geometry import Point, beam_axes, project
+from vmat_diffusion.machine import Machine
+
+_MARGIN_MM = 7.0
+_COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ArcFrame:
+    """One arc before it has apertures: unwrapped gantry angle of each control point, and its box.
+
+    `jaws_mm` is X1, X2, Y1, Y2 at the isocentre plane, fixed during the arc.
+    """
+
+    gantry_deg: NDArray[np.float64]
+    collimator_deg: float
+    jaws_mm: tuple[float, float, float, float]
+
+    def thinned(self, every: int) -> NDArray[np.intp]:
+        """Indices of every n-th control point, the last one included."""
+        index = np.arange(0, len(self.gantry_deg), every)
+        return index if index[-1] == len(self.gantry_deg) - 1 else np.append(index, len(self.gantry_deg) - 1)
+
+
+def isocenter_of(case: Case, targets: tuple[str, ...]) -> Point:
+    """Middle of the box around all targets, rounded to a millimetre."""
+    points = target_points(case, targets)
+    x, y, z = np.round((points.min(axis=0) + points.max(axis=0)) / 2)
+    return float(x), float(y), float(z)
+
+
+def target_points(case: Case, targets: tuple[str, ...], most: int = 20000) -> NDArray[np.float64]:
+    """Voxel centres of all targets, thinned evenly; the outermost along each axis are kept."""
+    mask = np.zeros(case.grid.shape, bool)
+    for name in targets:
+        mask |= case.structures[name].mask
+    points = case.grid.points_mm(np.flatnonzero(mask))
+    ends = np.concatenate([points.argmin(axis=0), points.argmax(axis=0)])
+    step = max(len(points) // most, 1)
+    return np.concatenate([points[::step], points[ends]])
+
+
+def arc_frames(
+    case: Case,
+    targets: tuple[str, ...],
+    isocenter_mm: Point,
+    machine: Machine,
+    *,
+    arcs: int,
+    start_deg: float,
+    stop_deg: float,
+    spacing_deg: float,
+    collimators_deg: tuple[float, ...] | None,
+) -> tuple[ArcFrame, ...]:
+    """Frames of alternating direction between two gantry angles, clockwise from start to stop first.
+
+    Collimators default to mirrored pairs, as far from 0 as the leaf span allows for these targets.
+    A target wider than the span is shared: odd arcs take its left part, even arcs its right.
+    """
+    if not 1 <= arcs <= 6:
+        raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
+    turn = (stop_deg - start_deg) % 360.0 or 360.0
+    count = max(round(turn / spacing_deg), 4)
+    clockwise = start_deg + turn * np.arange(count + 1) / count
+    points = target_points(case, targets)
+    span = machine.limits.leaf_span_mm - 1.0
+    if collimators_deg is None:
+        collimators_deg = _collimators(points, isocenter_mm, machine, case.patient_position, clockwise, arcs, span)
+    if len(collimators_deg) != arcs:
+        raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
+    frames = []
+    for number, collimator in enumerate(collimators_deg):
+        gantry = clockwise if number % 2 == 0 else clockwise[::-1]
+        x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, gantry, collimator)
+        if x2 - x1 > span:
+            x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
+        over = machine.limits.jaw_overtravel_x_mm
+        x1, x2 = min(x1, over), max(x2, -over)
+        frames.append(ArcFrame(gantry.copy(), float(collimator) % 360.0, (x1, x2, y1, y2)))
+    return tuple(frames)
+
+
+def _box(
+    points: NDArray, isocenter_mm: Point, machine: Machine, position: str, gantry: NDArray, collimator: float
+) -> tuple[float, float, float, float]:
+    """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for angle in gantry[:: max(len(gantry) // 36, 1)]:
+        uv = project(points, beam_axes(angle, collimator, 0.0, position), isocenter_mm, machine.sad_mm)[:, :2]
+        low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
+    reach = machine.limits.jaw_position_mm
+    low, high = np.maximum(np.floor(low - _MARGIN_MM), -reach), np.minimum(np.ceil(high + _MARGIN_MM), reach)
+    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _collimators(
+    points: NDArray, isocenter_mm: Point, machine: Machine, position: str, gantry: NDArray, arcs: int, span: float
+) -> tuple[float, ...]:
+    """Mirrored angles, the largest whose field fits the leaf span; spread over pairs of arcs."""
+    chosen = _COLLIMATORS_DEG[-1]
+    for angle in _COLLIMATORS_DEG:
+        x1, x2, _, _ = _box(points, isocenter_mm, machine, position, gantry, angle)
+        if x2 - x1 <= span:
+            chosen = angle
+            break
+    pairs = math.ceil(arcs / 2)
+    spread = [chosen * (pairs - k) / pairs for k in range(pairs)]
+    return tuple(angle if side == 0 else 360.0 - angle for angle in spread for side in range(2))[:arcs]

@@ -1,0 +1,264 @@
+"""Clinical goals as differentiable functions of the dose at sampled points.
+
+All doses here are relative to the highest prescription. Goals become hinges that vanish once they
+are met; besides them every target is pushed to uniform coverage, normal tissue below a falloff from
+the targets, and every organ as low as the rest allows. Equations: `docs/optimiser.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from vmat_diffusion.case import Case, Structure
+from vmat_diffusion.evaluate.dvh import Dvh
+from vmat_diffusion.evaluate.goals import Goal, GoalSheet
+from vmat_diffusion.geometry import Grid, average_onto, sample
+
+# Sampling: cubic millimetres per point and most points, by what the structure is for.
+_TARGET_SAMPLING = (22.0, 7000)
+_SERIAL_SAMPLING = (12.0, 2500)
+_ORGAN_SAMPLING = (30.0, 2200)
+_TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
+# Normal tissue may receive: 1 at the target's border, falling to the far level with this length.
+_FALLOFF_MM, _FALLOFF_FAR, _FALLOFF_GRACE_MM = 18.0, 0.30, 2.0
+_HOT_MARGIN = 1.03
+_UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 120.0, 60.0, 25.0, 40.0, 0.035
+# While a goal is missed its strength grows by this factor up to this bound, by priority: organs of
+# lower priority may never outbid the targets.
+_GROWTH = {1: 1.6, 2: 1.35, 3: 1.2}
+_STRONGEST_TARGET = {1: 60.0, 2: 12.0, 3: 4.0}
+_STRONGEST_ORGAN = {1: 60.0, 2: 3.0, 3: 1.0}
+# A mean dose that is out of reach pulls with constant force beyond this relative excess.
+_MEAN_KNEE = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Sampled points of one structure: their index range, which lie in a target, its volume."""
+
+    name: str
+    points: slice
+    in_target: NDArray[np.bool_]
+    volume_cc: float
+
+
+@dataclass(eq=False)
+class GoalTerm:
+    """A hinge for one goal, with the weight that grows while the goal is missed."""
+
+    goal: Goal
+    region: Region
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The points at which dose is needed and the function that judges it.
+
+    `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
+    highest prescription, in which all relative doses are measured.
+    """
+
+    points_mm: NDArray[np.float64]
+    regions: dict[str, Region]
+    targets: dict[str, float]
+    ceiling: Tensor
+    tissue: slice
+    terms: list[GoalTerm] = field(default_factory=list)
+    reference_gy: float = 1.0
+
+    def __call__(self, dose: Tensor) -> Tensor:
+        """The scalar to minimise, for relative dose at all points."""
+        total = dose.new_zeros(())
+        for name, level in self.targets.items():
+            d = dose[self.regions[name].points]
+            hot = self.ceiling[self.regions[name].points]
+            total = total + _UNDER * (level - d).clamp_min(0).square().mean() / level**2
+            total = total + _OVER * (d - hot).clamp_min(0).square().mean() / level**2
+        d = dose[self.tissue]
+        total = total + _TISSUE * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
+        for name, region in self.regions.items():
+            if name not in self.targets and not region.in_target.all():
+                outside = torch.from_numpy(~region.in_target)
+                total = total + _SPARE * dose[region.points][outside].mean()
+        for term in self.terms:
+            total = total + _GOAL * term.strength * self._hinge(term, dose)
+        return total
+
+    def _hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
+        """Zero where the goal is met with a small margin, growing quadratically beyond."""
+        goal, region = term.goal, term.region
+        d = dose[region.points]
+        kind, at_least = goal.metric.kind, goal.comparator == ">="
+        limit = goal.limit / self.reference_gy
+        if goal.priority > 1 and not at_least:
+            # What lies inside a target is the target's business: it counts but is not pushed.
+            inside = torch.from_numpy(region.in_target)
+            d = torch.where(inside, d.detach(), d)
+        if kind == "mean":
+            gap = (limit * 1.005 - d.mean()) if at_least else (d.mean() - limit * 0.985)
+            excess = gap.clamp_min(0) / _MEAN_KNEE
+            return _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1) * 2
+        if kind == "max" or kind == "Dcc":
+            return (d - limit * 0.965).clamp_min(0).square().sum() / 40
+        if kind == "min":
+            return (limit - d).clamp_min(0).square().sum() / 40
+        level = self._level(goal)
+        share = self._share(goal, region)
+        if level is None or share is None:
+            return d.new_zeros(())
+        ordered = torch.sort(d, descending=True).values
+        first = int(np.clip(round(share * len(d)), 0, len(d)))
+        if at_least:
+            return (level * 1.004 - ordered[:first]).clamp_min(0).square().sum() / max(len(d), 1) * 3
+        return (ordered[first:] - level * 0.99).clamp_min(0).square().sum() / max(len(d) - first, 1) * 3
+
+    def _level(self, goal: Goal) -> float | None:
+        """The relative dose level of a D% or V goal."""
+        if goal.metric.kind == "D%":
+            return goal.limit / self.reference_gy
+        if goal.metric.kind == "V" and goal.metric.value is not None:
+            if goal.metric.value_unit == "%":
+                own = self.targets.get(goal.structure)
+                return None if own is None else own * goal.metric.value / 100
+            return goal.metric.value / self.reference_gy
+        return None
+
+    def _share(self, goal: Goal, region: Region) -> float | None:
+        """The share of the volume that may (or must) receive the level."""
+        if goal.metric.kind == "D%" and goal.metric.value is not None:
+            return goal.metric.value / 100
+        if goal.metric.kind == "V":
+            return goal.limit / 100 if goal.unit == "%" else goal.limit / max(region.volume_cc, 1e-6)
+        return None
+
+    def value(self, goal: Goal, region: Region, dose: NDArray) -> float | None:
+        """The goal's metric on relative dose at the sampled points, in the goal's unit."""
+        gy = dose[region.points] * self.reference_gy
+        dvh = Dvh.of(gy, region.volume_cc / len(gy))
+        metric = goal.metric
+        if metric.kind == "mean":
+            return dvh.mean_gy
+        if metric.kind == "max":
+            return dvh.max_gy
+        if metric.kind == "min":
+            return dvh.min_gy
+        if metric.kind == "Dcc" and metric.value is not None:
+            return dvh.dose_at_cc_gy(metric.value)
+        if metric.kind == "D%" and metric.value is not None:
+            return dvh.dose_at_percent_gy(metric.value)
+        level = self._level(goal)
+        if metric.kind == "V" and level is not None:
+            percent = float(dvh.volume_at_dose_percent(level * self.reference_gy))
+            return percent if goal.unit == "%" else percent / 100 * region.volume_cc
+        return None
+
+    def adapt(self, dose: NDArray) -> int:
+        """Strengthen the terms of missed goals, ease those met with room; returns how many are missed."""
+        missed = 0
+        for term in self.terms:
+            value = self.value(term.goal, term.region, dose)
+            if value is None:
+                continue
+            margin = 0.995 if term.goal.comparator == "<=" else 1.002
+            met = value <= term.goal.limit * margin if term.goal.comparator == "<=" else value >= term.goal.limit * margin
+            if met:
+                term.strength = max(term.strength * 0.97, 0.5)
+            else:
+                missed += 1
+                bound = _STRONGEST_TARGET if term.goal.structure in self.targets else _STRONGEST_ORGAN
+                grown = term.strength * _GROWTH[term.goal.priority]
+                term.strength = min(grown, bound[term.goal.priority])
+        return missed
+
+
+def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator) -> Objective:
+    """Sample the structures that the sheet names, and normal tissue, and set up all terms.
+
+    `grid` is the dose grid; `sheet` must already be fitted to the case.
+    """
+    reference = max(sheet.prescription.target_gy.values())
+    targets = {n: gy / reference for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
+    ceiling_map, distance = _ceiling(case, targets, grid)
+    union = np.zeros(case.grid.shape, bool)
+    for name in targets:
+        union |= case.structures[name].mask
+    serial = {g.structure for g in sheet.goals if g.metric.kind in ("Dcc", "max") and g.priority == 1}
+    wanted = dict.fromkeys([*targets, *(g.structure for g in sheet.goals if g.structure in case.structures)])
+    points, regions, in_target = [], {}, []
+    count = 0
+    for name in wanted:
+        structure = case.structures[name]
+        if structure.role == "body" or structure.voxels == 0:
+            continue
+        rule = _TARGET_SAMPLING if name in targets else _SERIAL_SAMPLING if name in serial else _ORGAN_SAMPLING
+        flat = _draw(structure, case.grid, *rule, rng)
+        inside = union.ravel()[flat] if name not in targets else np.zeros(len(flat), bool)
+        regions[name] = Region(name, slice(count, count + len(flat)), inside, structure.voxels * case.grid.voxel_cc)
+        points.append(case.grid.points_mm(flat))
+        in_target.append(inside)
+        count += len(flat)
+    tissue_points = _tissue(distance, grid, rng)
+    points.append(tissue_points)
+    where = np.concatenate(points)
+    ceiling = sample(ceiling_map, grid, where, fill=_FALLOFF_FAR)
+    for name, level in targets.items():
+        own = regions[name].points
+        ceiling[own] = np.maximum(ceiling[own], level * _HOT_MARGIN)
+    terms = [GoalTerm(g, regions[g.structure]) for g in sheet.goals if g.structure in regions]
+    return Objective(
+        where,
+        regions,
+        targets,
+        torch.as_tensor(ceiling, dtype=torch.float32),
+        slice(count, count + len(tissue_points)),
+        terms,
+        reference,
+    )
+
+
+def _draw(structure: Structure, grid: Grid, mm3: float, most: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """A random subset of the structure's voxels, one per `mm3` but at most `most`, as flat indices."""
+    flat = np.flatnonzero(structure.mask)
+    wanted = int(min(most, max(60, len(flat) * grid.voxel_cc * 1000 / mm3)))
+    return flat if wanted >= len(flat) else np.sort(rng.choice(flat, wanted, replace=False))
+
+
+def _ceiling(case: Case, targets: dict[str, float], grid: Grid) -> tuple[NDArray, NDArray]:
+    """On the dose grid: the relative dose that each voxel may receive, and the distance to any target.
+
+    The ceiling falls from each target's level exponentially with distance; the highest counts.
+    Outside the body the distance is infinite.
+    """
+    ceiling = np.full(grid.shape, 0.0, np.float32)
+    nearest = np.full(grid.shape, np.inf, np.float32)
+    spacing = grid.spacing_mm[::-1]
+    top = max(targets.values())
+    for name, level in targets.items():
+        inside = average_onto(case.structures[name].mask, case.grid, grid) > 0.5
+        if not inside.any():
+            continue
+        away = ndimage.distance_transform_edt(~inside, sampling=spacing).astype(np.float32)
+        fall = np.exp(-np.maximum(away - _FALLOFF_GRACE_MM, 0) / _FALLOFF_MM)
+        far = _FALLOFF_FAR * level
+        ceiling = np.maximum(ceiling, far + (level * (_HOT_MARGIN if level == top else 1.02) - far) * fall)
+        nearest = np.minimum(nearest, away)
+    body = average_onto(case.body.mask, case.grid, grid) > 0.5
+    nearest[~body] = np.inf
+    return ceiling, nearest
+
+
+def _tissue(distance: NDArray, grid: Grid, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Points in normal tissue, denser near the targets."""
+    flat, low, chosen = distance.ravel(), 0.0, []
+    for high, most in _TISSUE_POINTS:
+        shell = np.flatnonzero((flat > low) & (flat <= high) & np.isfinite(flat))
+        chosen.append(shell if len(shell) <= most else rng.choice(shell, most, replace=False))
+        low = high
+    return grid.points_mm(np.sort(np.concatenate(chosen)))
