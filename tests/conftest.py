@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -15,6 +16,11 @@ install_import_hook(
     ["vmat_diffusion.geometry", "vmat_diffusion.case"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+# A slow or busy computer is no defect. In CI the same examples run every time, so that a failure
+# belongs to the change under test; elsewhere new ones are looked for.
+hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("project")
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Archive under `dicom/` of the shared data that holds each patient's folder.
