@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -24,10 +24,10 @@ _GROUPED_BY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Frame
 class Found:
     """One DICOM file: path relative to the folder, kind, and its data set without pixels."""
 
-    path: Path
+    path: Path = field(repr=False)
     label: str
     kind: str
-    dataset: Dataset
+    dataset: Dataset = field(repr=False)
 
     @property
     def uid(self) -> str:

@@ -1,0 +1,127 @@
+"""RTDOSE files to doses of the whole course."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import beam, rt_dose, rt_plan, save
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from vmat_diffusion.dicom import read_dose
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Grid
+
+GY = np.random.default_rng(3).uniform(0, 70, (4, 6, 7))
+GRID = Grid((4, 6, 7), (4.0, 5.0, 3.0), (-20.0, -20.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax"),
+    [
+        ("<u2", ExplicitVRLittleEndian),
+        ("<u4", ExplicitVRLittleEndian),
+        (">u2", ExplicitVRBigEndian),
+        (">u4", ExplicitVRBigEndian),
+    ],
+)
+def test_bits_and_byte_orders(tmp_path: Path, kind: str, syntax: str) -> None:
+    dose = read_dose(save(rt_dose(GY, kind=np.dtype(kind)), tmp_path / "rd", syntax))  # type: ignore[arg-type]
+    assert dose.grid.matches(GRID)
+    step = 70 / 2 ** (8 * np.dtype(kind).itemsize)  # stored in whole steps, then as 32-bit float
+    np.testing.assert_allclose(dose.gy, GY, rtol=2e-7, atol=step)
+
+
+def test_absolute_and_relative_frame_offsets_are_told_apart(tmp_path: Path) -> None:
+    relative = read_dose(save(rt_dose(GY), tmp_path / "a"))
+    absolute = read_dose(save(rt_dose(GY, offsets_mm=[1.0, 4.0, 7.0, 10.0]), tmp_path / "b"))
+    assert relative.grid == absolute.grid == GRID
+    np.testing.assert_array_equal(relative.gy, absolute.gy)
+
+
+def test_descending_frames_are_turned_round(tmp_path: Path) -> None:
+    dose = read_dose(save(rt_dose(GY, offsets_mm=[0, -3, -6, -9]), tmp_path / "rd"))
+    assert dose.grid.origin_mm == (-20.0, -20.0, -8.0)
+    np.testing.assert_allclose(dose.gy, GY[::-1], atol=1e-5)
+
+
+def test_feet_first_prone_orientation(tmp_path: Path) -> None:
+    dose = read_dose(save(rt_dose(GY, orientation=(-1, 0, 0, 0, -1, 0)), tmp_path / "rd"))
+    assert dose.grid.origin_mm == (-20.0 - 6 * 4.0, -20.0 - 5 * 5.0, 1.0)
+    np.testing.assert_allclose(dose.gy, GY[:, ::-1, ::-1], atol=1e-5)
+
+
+def test_beam_doses_are_added_as_a_named_step(tmp_path: Path) -> None:
+    files = [
+        save(rt_dose(GY / n, summation="BEAM", beams=[n], uid=f"1.2.3.6{n}"), tmp_path / f"rd{n}")
+        for n in (1, 2)
+    ]
+    plan = save(rt_plan([beam(1), beam(2)]), tmp_path / "rp")
+    dose = read_dose(files, plan=plan)
+    np.testing.assert_allclose(dose.gy, 1.5 * GY, atol=1e-4)
+    assert dose.provenance["steps"] == ("sum-beams: 2 beam doses added",)
+    with pytest.raises(CaseError, match="dose of beam 2 is missing"):
+        read_dose(files[:1], plan=plan)
+    with pytest.raises(CaseError, match="that of a single beam"):
+        read_dose(files[0])
+    with pytest.raises(CaseError, match="beam's dose is there twice"):
+        read_dose([files[0], files[0]], plan=plan)
+
+
+def test_fraction_doses_need_the_plan(tmp_path: Path) -> None:
+    group = save(rt_dose(GY, summation="FRACTION"), tmp_path / "group")
+    session = save(rt_dose(GY, summation="FRACTION_SESSION"), tmp_path / "session")
+    plan = save(rt_plan(), tmp_path / "rp")
+    np.testing.assert_allclose(read_dose(group, plan=plan).gy, GY, atol=1e-4)
+    with pytest.raises(CaseError, match="exactly one fraction group"):
+        read_dose(group)
+    with pytest.raises(CaseError, match="exactly one fraction group"):
+        read_dose(session)
+
+
+def test_dose_of_one_fraction_is_multiplied_by_their_number(tmp_path: Path) -> None:
+    session = save(rt_dose(GY / 35, summation="FRACTION_SESSION"), tmp_path / "session")
+    dose = read_dose(session, plan=save(rt_plan(), tmp_path / "rp"))
+    np.testing.assert_allclose(dose.gy, GY * 30 / 35, atol=1e-4)
+    assert dose.provenance["steps"] == ("scale-fractions: dose of one fraction multiplied by 30",)
+
+
+def _set(keyword: str, value: object):
+    def change(dataset: Dataset) -> None:
+        setattr(dataset, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_set("DoseUnits", "RELATIVE"), r"DoseUnits \(3004,0002\) is RELATIVE"),
+        (_set("DoseType", "EFFECTIVE"), r"DoseType \(3004,0004\) is EFFECTIVE"),
+        (_set("DoseSummationType", "MULTI_PLAN"), "MULTI_PLAN"),
+        (_set("DoseSummationType", ""), "missing"),
+        (_set("DoseGridScaling", 0), "DoseGridScaling"),
+        (_set("GridFrameOffsetVector", [0, 3, 6]), "3 positions for 4 frames"),
+        (_set("GridFrameOffsetVector", [0, 3, 6, 13]), "slice is missing"),
+        (_set("GridFrameOffsetVector", [55, 58, 61, 64]), "must agree"),
+        (_set("PixelData", b"\0" * 64), "cannot be decoded"),
+        (_set("DoseGridScaling", 1e-3), "more than 1000 Gy"),
+    ],
+)
+def test_unusable_doses_are_refused_by_name(tmp_path: Path, change, says: str) -> None:
+    dataset = rt_dose(GY)
+    change(dataset)
+    with pytest.raises(CaseError, match=says):
+        read_dose(save(dataset, tmp_path / "rd"))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="RTPLAN, an RTDOSE is needed"):
+        read_dose(save(rt_plan(), tmp_path / "rp"))
+    (tmp_path / "text").write_text("x")
+    with pytest.raises(CaseError, match="not DICOM"):
+        read_dose(tmp_path / "text")
+    with pytest.raises(CaseError, match="does not exist"):
+        read_dose(tmp_path / "absent")

@@ -1,0 +1,208 @@
+"""RTPLAN files to plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import beam, rt_plan, save
+from pydicom.dataset import Dataset
+
+from vmat_diffusion.dicom import inspect, read_plan
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.plan import Plan
+
+
+def plan_of(tmp_path: Path, dataset: Dataset) -> Plan:
+    return read_plan(save(dataset, tmp_path / "rp.dcm"))
+
+
+def test_arc_with_inherited_attributes(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, rt_plan())
+    (arc,) = plan.arcs
+    np.testing.assert_allclose(arc.gantry_deg, [180, 240, 300, 360, 420, 480, 539])
+    np.testing.assert_allclose(arc.jaws_mm, np.tile([-20, 30, -15, 25], (7, 1)))
+    assert arc.leaves_mm.shape == (7, 2, 4)
+    np.testing.assert_allclose(arc.leaves_mm[:, 0, 0], -5 - np.arange(7))
+    np.testing.assert_allclose(arc.leaves_mm[:, 1, 3], 6 + np.arange(7))
+    np.testing.assert_allclose(arc.mu, 50)
+    assert arc.collimator_deg == 15 and arc.couch_deg == 0
+    assert plan.isocenter_mm == (0, 0, 6.25) and plan.fractions == 30 and plan.patient_position == "HFS"
+    assert plan.machine == "linac" and plan.dose_rate_mu_min == 600 and plan.label == "plan"
+
+
+def test_weights_are_relative_to_the_final_one(tmp_path: Path) -> None:
+    """Some systems end at 100 or at the MU themselves; the meterset says what they are worth."""
+    plan = plan_of(tmp_path, rt_plan([beam(final=87.5)], {1: 210.0}))
+    np.testing.assert_allclose(plan.arcs[0].mu, 35)
+
+
+@pytest.mark.parametrize(
+    ("angles", "direction", "unwrapped"),
+    [
+        ((181, 270, 0, 90, 179), "CW", (181, 270, 360, 450, 539)),
+        ((179, 90, 0, 270, 181), "CC", (179, 90, 0, -90, -179)),
+        ((180, 300, 60, 180, 300, 60, 180), "CW", (180, 300, 420, 540, 660, 780, 900)),
+        ((180, 0, 180, 0, 180), "CC", (180, 0, -180, -360, -540)),
+        ((30, 30), "NONE", (30, 30)),
+        ((180, 180), "CW", (180, 540)),
+        ((0, 100, 359.9999), "CW", (0, 100, 359.9999)),
+        ((90, 90, 90), "NONE", (90, 90, 90)),
+    ],
+)
+def test_gantry_angles_follow_the_direction(
+    tmp_path: Path, angles: tuple[float, ...], direction: str, unwrapped: tuple[float, ...]
+) -> None:
+    plan = plan_of(tmp_path, rt_plan([beam(gantry_deg=angles, direction=direction)]))
+    np.testing.assert_allclose(plan.arcs[0].gantry_deg, unwrapped)
+
+
+def test_direction_that_changes_within_a_beam(tmp_path: Path) -> None:
+    item = beam(gantry_deg=(180, 270, 0, 270, 180))
+    for k, way in enumerate(("CW", "CW", "CC", "CC", "NONE")):
+        item.ControlPointSequence[k].GantryRotationDirection = way
+    np.testing.assert_allclose(
+        plan_of(tmp_path, rt_plan([item])).arcs[0].gantry_deg, [180, 270, 360, 270, 180]
+    )
+
+
+def test_setup_beams_are_left_out_by_number_not_by_order(tmp_path: Path) -> None:
+    setup = beam(7, gantry_deg=(0, 0), direction="NONE")
+    setup.TreatmentDeliveryType = "SETUP"
+    spare = beam(9, gantry_deg=(0, 0), direction="NONE")
+    plan = plan_of(tmp_path, rt_plan([setup, beam(2), spare, beam(4)], {4: 111.0, 7: None, 9: 0.0, 2: 222.0}))
+    assert [(a.number, round(a.total_mu)) for a in plan.arcs] == [(2, 222), (4, 111)]
+    assert plan.provenance["steps"] == (
+        "leave-out-beam: beam 7 (SETUP) has no MU",
+        "leave-out-beam: beam 9 (TREATMENT) has 0 MU",
+    )
+
+
+def test_two_layers_of_leaves_one_after_the_other(tmp_path: Path) -> None:
+    item = beam()
+    low, high = item.BeamLimitingDeviceSequence[2], Dataset()
+    low.RTBeamLimitingDeviceType = "MLCX2"
+    high.RTBeamLimitingDeviceType, high.NumberOfLeafJawPairs = "MLCX1", 3
+    high.LeafPositionBoundaries = [-15.0, -5.0, 5.0, 15.0]
+    item.BeamLimitingDeviceSequence.append(high)
+    for point in item.ControlPointSequence:
+        point.BeamLimitingDevicePositionSequence[-1].RTBeamLimitingDeviceType = "MLCX2"
+        device = Dataset()
+        device.RTBeamLimitingDeviceType, device.LeafJawPositions = "MLCX1", [-1.0, -2, -3, 1, 2, 3]
+        point.BeamLimitingDevicePositionSequence.append(device)
+    plan = plan_of(tmp_path, rt_plan([item]))
+    np.testing.assert_allclose(
+        plan.arcs[0].leaves_mm[0], [[-1, -2, -3, -5, -5, -5, -5], [1, 2, 3, 6, 6, 6, 6]]
+    )
+    assert [len(edges) - 1 for edges in plan.provenance["leaf_boundaries_mm"].values()] == [3, 4]
+
+
+def test_axis_without_jaws_is_open(tmp_path: Path) -> None:
+    item = beam()
+    del item.BeamLimitingDeviceSequence[0]
+    del item.ControlPointSequence[0].BeamLimitingDevicePositionSequence[0]
+    np.testing.assert_allclose(plan_of(tmp_path, rt_plan([item])).arcs[0].jaws_mm[3], [-200, 200, -15, 25])
+
+
+Change = Callable[[Dataset], None]
+
+
+def _beam(keyword: str, value: object) -> Change:
+    return lambda plan: setattr(plan.BeamSequence[0], keyword, value)
+
+
+def _point(k: int, keyword: str, value: object) -> Change:
+    return lambda plan: setattr(plan.BeamSequence[0].ControlPointSequence[k], keyword, value)
+
+
+def _second_group(plan: Dataset) -> None:
+    plan.FractionGroupSequence.append(plan.FractionGroupSequence[0])
+
+
+def _no_leaves(plan: Dataset) -> None:
+    del plan.BeamSequence[0].BeamLimitingDeviceSequence[2]
+
+
+def _y_leaves(plan: Dataset) -> None:
+    plan.BeamSequence[0].BeamLimitingDeviceSequence[2].RTBeamLimitingDeviceType = "MLCY"
+
+
+def _no_meterset(plan: Dataset) -> None:
+    del plan.FractionGroupSequence[0].ReferencedBeamSequence[0].BeamMeterset
+
+
+def _decubitus(plan: Dataset) -> None:
+    plan.PatientSetupSequence[0].PatientPosition = "HFDL"
+
+
+def _few_leaves(plan: Dataset) -> None:
+    plan.BeamSequence[0].ControlPointSequence[3].BeamLimitingDevicePositionSequence[0].LeafJawPositions = [
+        1.0,
+        2.0,
+    ]
+
+
+def _no_fractions(plan: Dataset) -> None:
+    plan.FractionGroupSequence[0].NumberOfFractionsPlanned = None
+
+
+def _other_isocentre(plan: Dataset) -> None:
+    other = beam(2)
+    other.ControlPointSequence[0].IsocenterPosition = [0, 0, 50]
+    plan.BeamSequence.append(other)
+    item = Dataset()
+    item.ReferencedBeamNumber, item.BeamMeterset = 2, 100
+    plan.FractionGroupSequence[0].ReferencedBeamSequence.append(item)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_beam("RadiationType", "ELECTRON"), "beam 1: RadiationType .* is ELECTRON"),
+        (_beam("NumberOfWedges", 1), "beam 1: wedges cannot be represented"),
+        (_beam("NumberOfBlocks", 2), "blocks cannot be represented"),
+        (_beam("NumberOfCompensators", 1), "compensators cannot be represented"),
+        (_beam("NumberOfBoli", 1), "boli cannot be represented"),
+        (_beam("PrimaryDosimeterUnit", "MINUTE"), "MINUTE, MU is needed"),
+        (_beam("FinalCumulativeMetersetWeight", 0), "must be positive"),
+        (_beam("ControlPointSequence", []), "0 control points"),
+        (_point(3, "PatientSupportAngle", 10), "couch angle turns by 10.00 degrees"),
+        (_point(3, "BeamLimitingDeviceAngle", 20), "collimator angle turns by 5.00 degrees"),
+        (_point(0, "TableTopPitchAngle", 2), "table pitch angle is 2 degrees"),
+        (_point(3, "IsocenterPosition", [0, 0, 9]), "isocentre moves within the beam"),
+        (_point(0, "IsocenterPosition", None), "IsocenterPosition .* is missing"),
+        (_point(3, "NominalBeamEnergy", 10), "energy changes within the beam"),
+        (_point(2, "GantryRotationDirection", "NONE"), "control point 2: the gantry turns by 60.00 degrees"),
+        (_point(6, "CumulativeMetersetWeight", 0.7), "cumulative weights run from 0 to 0.7, not from 0 to 1"),
+        (_second_group, "2 fraction groups"),
+        (_no_leaves, "no multileaf collimator"),
+        (_y_leaves, "MLCY cannot be represented"),
+        (_no_meterset, "BeamMeterset .* is missing"),
+        (_decubitus, "patient position 'HFDL'"),
+        (_few_leaves, "control point 3: MLCX has 2 leaf positions, 8 are needed"),
+        (_no_fractions, "NumberOfFractionsPlanned .* is missing"),
+        (_other_isocentre, "beams 1 and 2 differ in their isocentre"),
+    ],
+)
+def test_what_a_plan_cannot_hold_is_refused_by_name(tmp_path: Path, change: Change, says: str) -> None:
+    dataset = rt_plan()
+    change(dataset)
+    with pytest.raises(PlanError, match=says):
+        plan_of(tmp_path, dataset)
+    assert any(row.startswith("rp.dcm: ") for row in inspect(tmp_path).refused)
+
+
+def test_machine_must_have_the_plans_leaves(tmp_path: Path) -> None:
+    machine = load_machine("generic_6mv")
+    item = beam(pairs=60)
+    item.BeamLimitingDeviceSequence[2].LeafPositionBoundaries = list(machine.mlc.layers[0].boundaries_mm)
+    path = save(rt_plan([item]), tmp_path / "rp")
+    assert read_plan(path, machine).machine == "generic_6mv"
+    item.BeamLimitingDeviceSequence[2].LeafPositionBoundaries = [5.0 * k - 150 for k in range(61)]
+    with pytest.raises(PlanError, match="leaf boundaries of the plan are not those of machine generic_6mv"):
+        read_plan(save(rt_plan([item]), tmp_path / "rp"), machine)
+    # Another number of pairs is for `violations` to say, with all else that is wrong.
+    assert read_plan(save(rt_plan(), tmp_path / "rp"), machine).arcs[0].leaves_mm.shape[2] == 4
