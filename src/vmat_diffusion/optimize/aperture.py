@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import Exposures, FluenceModel, convolved_fluence
+from vmat_diffusion.dose.fluence import Exposures, FluenceModel, JawParts, convolved_fluence
 from vmat_diffusion.dose.pencil_beam import SampledDose
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
@@ -81,6 +81,12 @@ def angles_only(way: Track, strips: int) -> Exposures:
     )
 
 
+def jaws_of(way: Track) -> Tensor:
+    """The jaws of all segments at their start and end, shape (segments, 2, 4) in mm."""
+    jaws = torch.tensor([way.frames[a].jaws_mm for a in way.arc], dtype=torch.float32)
+    return jaws[:, None].expand(-1, 2, -1)
+
+
 @dataclass(eq=False)
 class Apertures:
     """State of the search: leaves `(control points, 2, strips in the jaws)` in mm and MU per segment."""
@@ -105,6 +111,7 @@ class ApertureProblem:
     relative_per_mu: float
     mu_cap_per_deg: float
     correction: Tensor
+    parts: JawParts
 
     def reach_mm(self, arc: int) -> NDArray[np.float64]:
         """How far a leaf may travel in each segment of an arc with the gantry at full speed."""
@@ -126,8 +133,7 @@ class ApertureProblem:
     def field(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """Convolved fluence of all segments."""
         pair = torch.stack([leaves[self.way.first], leaves[self.way.last]], dim=1)
-        jaws = torch.tensor([self.way.frames[a].jaws_mm for a in self.way.arc], dtype=leaves.dtype)
-        return convolved_fluence(self.model, pair, jaws[:, None].expand(-1, 2, -1), mu)
+        return convolved_fluence(self.model, pair, jaws_of(self.way).to(leaves.dtype), mu, self.parts)
 
     def dose(self, state: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""

@@ -106,7 +106,7 @@ class Objective:
             excess = gap.clamp_min(0) / _MEAN_KNEE
             return _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1) * 2
         if kind == "max" or kind == "Dcc":
-            return (d - limit * 0.965).clamp_min(0).square().sum() / 40
+            return (d - limit * 0.95).clamp_min(0).square().sum() / 40
         if kind == "min":
             return (limit - d).clamp_min(0).square().sum() / 40
         level = self._level(goal)

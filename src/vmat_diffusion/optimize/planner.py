@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.fluence import FluenceModel, fluence_model
+from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid, sampled_dose
 from vmat_diffusion.dose.rays import Density, density_of
 from vmat_diffusion.errors import GoalError, PlanError
@@ -27,6 +27,7 @@ from vmat_diffusion.optimize.aperture import (
     Stage,
     Track,
     angles_only,
+    jaws_of,
     refine_mu,
     search,
     track,
@@ -40,6 +41,8 @@ from vmat_diffusion.plan import Arc, Plan
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
 _SECTOR_DEG = 36.0
+# Shares of the time limit by which the coarse and the whole search must have ended.
+_COARSE_SHARE, _SEARCH_SHARE = 0.5, 0.8
 
 
 class Outcome(str, Enum):
@@ -57,6 +60,7 @@ class Settings:
 
     Angles in degrees, IEC. `collimator_deg` None chooses mirrored angles that the leaf span allows.
     `spacing_deg` is the distance of the control points in the output. `effort` scales all iterations.
+    The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 
     arcs: int = 2
@@ -66,7 +70,7 @@ class Settings:
     spacing_deg: float = 2.0
     grid_mm: float = 3.0
     seed: int = 0
-    max_minutes: float | None = None
+    max_minutes: float | None = 5.0
     effort: float = 1.0
 
 
@@ -124,13 +128,15 @@ class _Run:
             raise GoalError(f"goal sheet {sheet.name}: none of its targets is in the case; map the names first")
         self.begun = time.monotonic()
         self.interrupted = False
+        self.share = _COARSE_SHARE
         self.history: list[dict[str, object]] = []
         self.seconds: dict[str, float] = {}
 
     def keep_going(self) -> bool:
-        """Whether there is time, leaving a fifth of it for the final dose."""
+        """Whether there is time for the present stage: half of all for the coarse search, a fifth kept back."""
         limit = self.settings.max_minutes
-        return not self.interrupted and (limit is None or time.monotonic() - self.begun < 48 * limit)
+        spent = time.monotonic() - self.begun
+        return not self.interrupted and (limit is None or spent < 60 * limit * self.share)
 
     def run(self) -> Optimized:
         settings, rng = self.settings, np.random.default_rng(self.settings.seed)
@@ -290,8 +296,9 @@ class _Run:
         )
         problem = self._problem(coarse, "apertures")
         state = self._stage(
-            problem, problem.project(Apertures(leaves, mu)), Stage("apertures", int(160 * effort), 2.5, 0.5, 0.06)
+            problem, problem.project(Apertures(leaves, mu)), Stage("apertures", int(200 * effort), 2.5, 0.5, 0.06)
         )
+        self.share = _SEARCH_SHARE
         if not self.keep_going():
             return fine, self._refined_grid(coarse, fine, state)
         sampled_gy = problem.dose(state)
@@ -301,7 +308,7 @@ class _Run:
         read = sample(full.gy, full.grid, self.objective.points_mm) / self.objective.reference_gy
         problem = self._problem(fine, "refine", torch.as_tensor(read - sampled_gy).float())
         state = problem.project(state)
-        state = self._stage(problem, state, Stage("refine", int(60 * effort), 0.8, 0.15, 0.03, 15))
+        state = self._stage(problem, state, Stage("refine", int(70 * effort), 0.8, 0.15, 0.03, 15))
         if not self.interrupted:
             state = refine_mu(problem, state)
         return fine, problem.project(state)
@@ -316,6 +323,7 @@ class _Run:
             self.relative_per_mu,
             self.mu_cap_per_deg,
             torch.zeros(len(self.objective.points_mm)) if correction is None else correction,
+            jaw_parts(self.model, jaws_of(way)),
         )
 
     def _stage(self, problem: ApertureProblem, state: Apertures, stage: Stage) -> Apertures:
