@@ -23,6 +23,7 @@ from vmat_diffusion.optimize.sequence import deliverable
 
 _GAP_MARGIN_MM = 0.05
 _REACH_MARGIN = 0.99
+_MU_PRICE = 0.008
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,10 @@ class ApertureProblem:
         pair = torch.stack([leaves[self.way.first], leaves[self.way.last]], dim=1)
         return convolved_fluence(self.model, pair, jaws_of(self.way).to(leaves.dtype), mu, self.parts)
 
+    def economy(self, mu: Tensor) -> Tensor:
+        """A small price on MU, in units of what an open field would need, so that apertures stay wide."""
+        return _MU_PRICE * mu.sum() * self.relative_per_mu
+
     def dose(self, state: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""
         with torch.no_grad():
@@ -180,7 +185,7 @@ def search(
         leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
         mu = torch.as_tensor(state.mu).float().requires_grad_(True)
         dose = problem.sampled.dose(problem.field(leaves, mu)) * problem.relative_per_mu + problem.correction
-        value = problem.objective(dose)
+        value = problem.objective(dose) + problem.economy(mu)
         value.backward()
         now = value.item()
         if now < best_value:
@@ -221,7 +226,7 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
     best, best_value = mu.detach().clone(), np.inf
     adam = torch.optim.Adam([mu], lr=0.03 * float(state.mu.mean()), betas=(0.8, 0.95))
     for _ in range(iterations):
-        value = problem.objective(per_mu @ mu + problem.correction)
+        value = problem.objective(per_mu @ mu + problem.correction) + problem.economy(mu)
         if value.item() < best_value:
             best, best_value = mu.detach().clone(), value.item()
         adam.zero_grad()
