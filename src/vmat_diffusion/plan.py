@@ -190,18 +190,27 @@ def _positions(arc: Arc, machine: Machine) -> list[str]:
 
 
 def _gaps(arc: Arc, limits: Limits) -> list[str]:
+    """Crossed banks, gaps below the minimum, leaves out of range.
+
+    The minimum gap is one of moving leaves: a pair that is closed and rests in the segments before and
+    after is parked, as clinical plans do with all pairs outside the field.
+    """
     out = []
     mm = _POSITION_TOLERANCE_MM
     gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0]
+    rests = np.abs(np.diff(arc.leaves_mm, axis=0)).max(axis=1) <= mm
+    always = np.ones((1, rests.shape[1]), bool)
+    parked = (gap <= mm) & np.vstack([always, rests]) & np.vstack([rests, always])
+    small = np.where(parked, np.inf, gap)
     if (at := _worst(gap, 0.0, above=False, slack=mm)) is not None:
         out.append(
             f"control point {at[0]}, leaf pair {at[1] + 1}: X1 is {-gap[at]:.2f} mm beyond X2; "
             "banks must not cross"
         )
-    elif (at := _worst(gap, limits.leaf_gap_mm, above=False, slack=mm)) is not None:
+    elif (at := _worst(small, limits.leaf_gap_mm, above=False, slack=mm)) is not None:
         out.append(
             f"control point {at[0]}, leaf pair {at[1] + 1}: gap {gap[at]:.2f} mm is below the minimum "
-            f"{limits.leaf_gap_mm:g} mm; open the pair"
+            f"{limits.leaf_gap_mm:g} mm of moving leaves; open the pair"
         )
     reach = np.abs(arc.leaves_mm)
     if (at := _worst(reach, limits.leaf_position_mm, above=True, slack=mm)) is not None:
@@ -237,9 +246,9 @@ def _banks(arc: Arc, machine: Machine) -> list[str]:
 def _jaws(arc: Arc, machine: Machine) -> list[str]:
     limits, out, mm = machine.limits, [], _POSITION_TOLERANCE_MM
     x1, x2, y1, y2 = arc.jaws_mm.T
-    for label, low, high, over in (
-        ("X", x1, x2, limits.jaw_overtravel_x_mm),
-        ("Y", y1, y2, limits.jaw_overtravel_y_mm),
+    for label, one, low, high, over in (
+        ("X", "an X jaw", x1, x2, limits.jaw_overtravel_x_mm),
+        ("Y", "a Y jaw", y1, y2, limits.jaw_overtravel_y_mm),
     ):
         if f"ASYM{label}" not in machine.jaws and label not in machine.jaws:
             continue
@@ -248,13 +257,13 @@ def _jaws(arc: Arc, machine: Machine) -> list[str]:
         outer = np.maximum(-low, high)
         if (at := _worst(outer, limits.jaw_position_mm, above=True, slack=mm)) is not None:
             out.append(
-                f"control point {at[0]}: a {label} jaw stands at {outer[at]:.1f} mm, the limit is "
+                f"control point {at[0]}: {one} stands at {outer[at]:.1f} mm, the limit is "
                 f"{limits.jaw_position_mm:g} mm; close it"
             )
         inner = np.maximum(low, -high)
         if (at := _worst(inner, over, above=True, slack=mm)) is not None:
             out.append(
-                f"control point {at[0]}: a {label} jaw is {inner[at]:.1f} mm beyond the central axis, the "
+                f"control point {at[0]}: {one} is {inner[at]:.1f} mm beyond the central axis, the "
                 f"limit is {over:g} mm; move the isocentre"
             )
     return out

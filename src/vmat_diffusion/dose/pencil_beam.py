@@ -26,6 +26,8 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
+_RAY_GRID_MM = 2.5
+
 
 class DoseEngine(Protocol):
     """Anything that computes the dose of a plan on a case; two of them check each other."""
@@ -68,7 +70,7 @@ def _ray_grid(case: Case, where: Grid) -> Grid:
     own_low, own_high = where.bounds_mm
     if np.all(low >= np.asarray(own_low) - 1e-3) and np.all(high <= np.asarray(own_high) + 1e-3):
         return where
-    return dose_grid(case, float(np.clip(min(where.spacing_mm), 1.0, 3.0)))
+    return dose_grid(case, _RAY_GRID_MM)
 
 
 def jaw_box(exposed: Exposures) -> tuple[float, float, float, float]:
