@@ -152,7 +152,7 @@ def plan(
     ] = None,
     grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
-    device: Annotated[str, typer.Option(help="auto or cpu; the engine runs on processors only as yet.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
     max_minutes: Annotated[float, typer.Option(help="Stop optimising after this time.")] = 5.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
