@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from water import block, field, with_leaves
 
 from vmat_diffusion.case import Case
@@ -63,8 +64,6 @@ def plane(case: Case, plan: Plan, towards_source_mm: float) -> tuple[NDArray, ND
 
 def along(dose: NDArray, back: NDArray, head: NDArray, start: NDArray, end: NDArray, n: int = 801) -> NDArray:
     """Dose on the straight line from start to end (back, head), bilinear."""
-    from scipy.ndimage import map_coordinates
-
     points = start + np.linspace(0, 1, n)[:, None] * (end - start)
     index = np.stack([(points[:, 1] - head[0]) / 0.5, (points[:, 0] - back[0]) / 0.5])
     return map_coordinates(dose, index, order=1, mode="nearest")
