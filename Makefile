@@ -29,6 +29,7 @@ format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
+	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/plans.py
 
 docs: $(VENV)/.installed-dev ## The documentation as a site in site/

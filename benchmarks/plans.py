@@ -26,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import beam
+
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -195,12 +197,17 @@ def _goals(name: str, figures: dict[str, Any]) -> Iterator[str]:
         yield f"Not contoured and so not evaluated: {', '.join(absent)}."
 
 
+def load() -> dict[str, Any]:
+    """The figures measured so far."""
+    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+
+
 def save(figures: dict[str, Any]) -> None:
     """Write the figures and the page, in the order of `BENCHES`."""
     ordered = {b.name: figures[b.name] for b in BENCHES if b.name in figures}
     for path, text in (
         (FIGURES, json.dumps(ordered, indent=1) + "\n"),
-        (PAGE, "\n".join(page(ordered)) + "\n"),
+        (PAGE, "\n".join([*page(ordered), *beam.section()]) + "\n"),
     ):
         part = path.with_suffix(".part")
         part.write_text(text, encoding="utf-8")
@@ -214,7 +221,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHES], help="cases to measure")
     parser.add_argument("--keep", type=Path, help="keep the plans in this folder")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    figures = load()
     with tempfile.TemporaryDirectory(prefix="vmat_bench_") as work:
         for bench in BENCHES:
             if arguments.only and bench.name not in arguments.only:

@@ -107,7 +107,7 @@ def test_each_mistake_in_the_static_field_is_seen(shared_data: Path, mistake: st
         shared_data / "reference_dose" / "static_oblique_cylinder", POINT_SOURCE_SIGMA_MM
     )
     wrong = replace(plan, arcs=tuple(MISTAKES[mistake](arc) for arc in plan.arcs))
-    assert passing_percent(reference, case, wrong, machine, 3, 3) < 70
+    assert passing_percent(reference, case, wrong, machine, 3, 3) < 60
 
 
 @pytest.mark.slow
@@ -124,4 +124,4 @@ def test_each_mistake_in_the_arcs_is_seen(shared_data: Path, mistake: str) -> No
         shared_data / "reference_dose" / "vmat_cshape_cylinder", POINT_SOURCE_SIGMA_MM
     )
     wrong = replace(plan, arcs=tuple(MISTAKES[mistake](arc) for arc in plan.arcs))
-    assert passing_percent(reference, case, wrong, machine, 3, 3) < 75
+    assert passing_percent(reference, case, wrong, machine, 3, 3) < 65
