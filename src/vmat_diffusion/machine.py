@@ -37,7 +37,10 @@ _Section = TypeVar("_Section")
 
 @checked(frozen=True, config=_STRICT)
 class Limits:
-    """What the linac can do. All speeds are maxima; `gantry_acceleration_deg_s2` bounds speed changes."""
+    """What the linac can do. All speeds are maxima; `gantry_acceleration_deg_s2` bounds speed changes.
+
+    `gantry_stop_deg` is the angle that a C-arm cannot turn through; a ring has none.
+    """
 
     gantry_speed_deg_s: _Positive
     gantry_speed_min_deg_s: _Positive
@@ -54,6 +57,7 @@ class Limits:
     jaw_overtravel_x_mm: _Number
     jaw_overtravel_y_mm: _Number
     control_points_max: Annotated[int, Field(strict=True, ge=2)]
+    gantry_stop_deg: float | None = None
 
 
 @checked(frozen=True, config=_STRICT)

@@ -178,6 +178,12 @@ def violations(plan: Plan, machine: Machine) -> list[str]:
     return found
 
 
+def turns_through(gantry_deg: NDArray, stop_deg: float) -> bool:
+    """Whether unwrapped angles pass the stop; to start or end on it is allowed."""
+    turns = (np.array([gantry_deg.min() + 1e-6, gantry_deg.max() - 1e-6]) - stop_deg) / 360.0
+    return bool(np.floor(turns[0]) != np.floor(turns[1]))
+
+
 def _worst(value: NDArray, limit: float, *, above: bool, slack: float) -> tuple[int, ...] | None:
     """Index of the value furthest beyond the limit, or None where all keep it."""
     excess = value - limit if above else limit - value
@@ -284,6 +290,11 @@ def _meterset(arc: Arc, limits: Limits) -> list[str]:
     rotation = np.abs(np.diff(arc.gantry_deg))
     if not arc.rotates:
         return out
+    if limits.gantry_stop_deg is not None and turns_through(arc.gantry_deg, limits.gantry_stop_deg):
+        out.append(
+            f"the gantry turns through {limits.gantry_stop_deg:g} deg, where it has its stop; go the "
+            "other way round or split the arc"
+        )
     moving = rotation > 1e-6
     if not moving.all():
         k = int(np.argmin(moving))

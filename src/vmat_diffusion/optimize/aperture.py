@@ -203,8 +203,8 @@ def search(
 ) -> Apertures:
     """Projected Adam from the deliverable state `newest[0]` to a better one; all iterates are deliverable.
 
-    Returns the best state by objective since the weights last changed, and leaves it in `newest[0]`,
-    which is kept current all the time for a caller who is interrupted. `report(iteration, objective,
+    Returns the best state by objective since the weights last changed; it is in `newest[0]` all the
+    time, for a caller who is interrupted. `report(iteration, objective,
     missed goals)` is called in each step; the search stops early where `keep_going()` says no.
     """
     state = newest[0]
@@ -223,6 +223,7 @@ def search(
         now = value.item()
         if now < best_value:
             best, best_value = state, now
+            newest[0] = best
         if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
             missed = problem.objective.adapt(dose.detach().numpy())
             best_value = np.inf
@@ -241,11 +242,10 @@ def search(
             m, v = moment[i] / (1 - b1 ** (k + 1)), square[i] / (1 - b2 ** (k + 1))
             # The floor keeps leaves that hardly matter from wandering at full pace.
             steps.append(m / (np.sqrt(v) + 0.1 * np.sqrt(v.mean()) + 1e-20))
-        state = newest[0] = problem.reach.project(
+        state = problem.reach.project(
             Apertures(state.leaves_mm - leaf_step * steps[0], state.mu * np.exp(-mu_step * steps[1]))
         )
-    newest[0] = best if np.isfinite(best_value) else state
-    return newest[0]
+    return best
 
 
 def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) -> Apertures:

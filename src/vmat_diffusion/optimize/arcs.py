@@ -12,6 +12,7 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import Point, beam_axes, project
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import turns_through
 
 _MARGIN_MM = 7.0
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
@@ -71,7 +72,19 @@ def arc_frames(
     """
     if not 1 <= arcs <= 6:
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
+    _refuse_machine(machine)
     turn = (stop_deg - start_deg) % 360.0 or 360.0
+    for end in (start_deg, stop_deg):
+        if abs(end % 360.0 - 180.0) < 0.05:
+            raise PlanError(
+                f"an arc cannot start or stop at {end:g} deg, whose side is ambiguous; take 181 or 179"
+            )
+    stop = machine.limits.gantry_stop_deg
+    if stop is not None and turns_through(np.array([start_deg, start_deg + turn]), stop):
+        raise PlanError(
+            f"an arc from {start_deg:g} clockwise to {stop_deg:g} deg turns through {stop:g} deg, where "
+            f"machine {machine.name} has its stop; exchange start and stop or split the arc"
+        )
     count = max(round(turn / spacing_deg), 4)
     clockwise = start_deg + turn * np.arange(count + 1) / count
     points = target_points(case, targets)
@@ -87,6 +100,11 @@ def arc_frames(
         gantry = clockwise if number % 2 == 0 else clockwise[::-1]
         x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, gantry, collimator)
         if x2 - x1 > span:
+            if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
+                raise PlanError(
+                    f"the targets are {x2 - x1:.0f} mm wide across the leaves, which span {span:.0f} mm; "
+                    f"{'give two arcs' if arcs == 1 else 'turn the collimator or treat with two isocentres'}"
+                )
             x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
         over = machine.limits.jaw_overtravel_x_mm
         x1, x2 = min(x1, over), max(x2, -over)
@@ -102,9 +120,34 @@ def _box(
     for angle in gantry[:: max(len(gantry) // 36, 1)]:
         uv = project(points, beam_axes(angle, collimator, 0.0, position), isocenter_mm, machine.sad_mm)[:, :2]
         low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
+    low, high = np.floor(low - _MARGIN_MM), np.ceil(high + _MARGIN_MM)
     reach = machine.limits.jaw_position_mm
-    low, high = np.maximum(np.floor(low - _MARGIN_MM), -reach), np.minimum(np.ceil(high + _MARGIN_MM), reach)
+    leaf = min(reach, machine.limits.leaf_position_mm)
+    rows = machine.row_edges_mm()
+    least, most = np.array([-leaf, max(-reach, rows[0])]), np.array([leaf, min(reach, rows[-1])])
+    cut = float(np.maximum(least - low, high - most).max())
+    if cut > _MARGIN_MM:
+        raise PlanError(
+            f"the targets reach {cut - _MARGIN_MM:.0f} mm beyond the largest field of machine "
+            f"{machine.name}; plan a part of them or use two isocentres"
+        )
+    low, high = np.maximum(low, least), np.minimum(high, most)
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _refuse_machine(machine: Machine) -> None:
+    """Say at once what the optimiser cannot plan for, before minutes are spent."""
+    name = machine.name
+    if not {"X", "Y"} <= {jaw.removeprefix("ASYM") for jaw in machine.jaws}:
+        raise PlanError(
+            f"machine {name} has the jaws {', '.join(machine.jaws) or 'none'}; planning needs X and Y jaws"
+        )
+    if len(machine.mlc.layers) != 1:
+        raise PlanError(f"machine {name} has a stacked collimator; planning for one is not supported yet")
+    if not machine.mlc.interdigitation:
+        raise PlanError(
+            f"the leaves of machine {name} do not interdigitate; planning for such is not supported yet"
+        )
 
 
 def _collimators(

@@ -35,6 +35,8 @@ _STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
 _WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
 # A mean dose that is out of reach pulls with constant force beyond this relative excess.
 _MEAN_KNEE = 0.03
+# Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
+_POINT_CC = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +111,12 @@ class Objective:
             gap = (limit * 1.005 - d.mean()) if at_least else (d.mean() - limit * 0.985)
             excess = gap.clamp_min(0) / _MEAN_KNEE
             return _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1) * 2
-        if kind == "max" or kind == "Dcc":
-            return (d - limit * 0.95).clamp_min(0).square().sum() / 40
-        if kind == "min":
-            return (limit - d).clamp_min(0).square().sum() / 40
+        if kind in ("max", "min") or (kind == "Dcc" and goal.metric.value <= _POINT_CC):  # type: ignore[operator]
+            # Near-maximum and near-minimum: all points beyond the limit, a little early.
+            gap = (limit * 1.01 - d) if at_least else (d - limit * 0.95)
+            if kind == "min" or not at_least:
+                return gap.clamp_min(0).square().sum() / 40
+            return gap.min().clamp_min(0).square()
         level = self._level(goal)
         share = self._share(goal, region)
         if level is None or share is None:
@@ -125,7 +129,7 @@ class Objective:
 
     def _level(self, goal: Goal) -> float | None:
         """The relative dose level of a D% or V goal."""
-        if goal.metric.kind == "D%":
+        if goal.metric.kind in ("D%", "Dcc"):
             return goal.limit / self.reference_gy
         if goal.metric.kind == "V" and goal.metric.value is not None:
             if goal.metric.value_unit == "%":
@@ -138,6 +142,8 @@ class Objective:
         """The share of the volume that may (or must) receive the level."""
         if goal.metric.kind == "D%" and goal.metric.value is not None:
             return goal.metric.value / 100
+        if goal.metric.kind == "Dcc" and goal.metric.value is not None:
+            return min(goal.metric.value / max(region.volume_cc, 1e-6), 1.0)
         if goal.metric.kind == "V":
             return goal.limit / 100 if goal.unit == "%" else goal.limit / max(region.volume_cc, 1e-6)
         return None
@@ -282,9 +288,9 @@ def _ceiling(case: Case, targets: dict[str, float], grid: Grid) -> tuple[NDArray
     spacing = grid.spacing_mm[::-1]
     top = max(targets.values())
     for name, level in targets.items():
-        inside = average_onto(case.structures[name].mask, case.grid, grid) > 0.5
-        if not inside.any():
-            continue
+        share = average_onto(case.structures[name].mask, case.grid, grid)
+        # A target smaller than a dose voxel still has its place.
+        inside = share > min(0.5, 0.5 * float(share.max()))
         away = ndimage.distance_transform_edt(~inside, sampling=spacing).astype(np.float32)
         fall = np.exp(-np.maximum(away - _FALLOFF_GRACE_MM, 0) / _FALLOFF_MM)
         far = _FALLOFF_FAR * level

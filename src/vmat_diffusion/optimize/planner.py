@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from vmat_diffusion.dose.rays import Density, density_of
 from vmat_diffusion.errors import GoalError, PlanError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet
-from vmat_diffusion.geometry import Point, sample
+from vmat_diffusion.geometry import Grid, Point, sample
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import (
     ApertureProblem,
@@ -46,6 +45,7 @@ _SEARCH_STEP_MM = 2.5
 _SECTOR_DEG = 36.0
 # Shares of the time limit by which the coarse and the whole search must have ended.
 _COARSE_SHARE, _SEARCH_SHARE = 0.5, 0.8
+_NORMALIZING_ROUNDS = 4
 _COARSE = Stage("apertures", 200, 2.5, 0.5, 0.06)
 _REFINE = Stage("refine", 70, 0.8, 0.15, 0.03, adapt_every=15)
 
@@ -134,6 +134,7 @@ class _Run:
             )
         self.begun = time.monotonic()
         self.interrupted = False
+        self.truncated = False
         self.share = _COARSE_SHARE
         self.history: list[dict[str, object]] = []
         self.seconds: dict[str, float] = {}
@@ -195,7 +196,7 @@ class _Run:
     def _outcome(self) -> Outcome:
         if self.interrupted:
             return Outcome.INTERRUPTED
-        if not self.keep_going():
+        if self.truncated:
             return Outcome.OUT_OF_TIME
         values = [float(r["objective"]) for r in self.history[-12:]]  # type: ignore[arg-type]
         settled = len(values) > 1 and min(values) > 0.98 * values[0] if values else True
@@ -295,6 +296,7 @@ class _Run:
             self.share = _SEARCH_SHARE
             finer = fine.project(interpolated(coarse.way, fine.way, state))
             self.newest, reach = [finer], fine
+            self.truncated |= not self.keep_going()
             if self.keep_going():
                 problem = self._problem(fine, "refine", self._correction)
                 self.newest[0] = refine_mu(problem, self._stage(problem, _REFINE))
@@ -343,7 +345,10 @@ class _Run:
                 stage.name, (k + 1) / stage.iterations, f"objective {value:.4f}, {missed} goals open"
             )
 
-        return search(problem, stage, keep_going=self.keep_going, report=report, newest=self.newest)
+        before = len(self.history)
+        state = search(problem, stage, keep_going=self.keep_going, report=report, newest=self.newest)
+        self.truncated |= len(self.history) - before < stage.iterations
+        return state
 
     def _plan(self, way: Track, state: Apertures) -> Plan:
         """The search's strips put back into the full bank of leaves; leaves behind the jaws wait closed."""
@@ -381,48 +386,52 @@ class _Run:
             patient_position=self.case.patient_position,
         )
 
-    def _normalized(self, plan: Plan, grid) -> tuple[Plan, Dose]:  # type: ignore[no-untyped-def]
-        """MU scaled so that the sheet's normalisation holds on the full dose; the dose scales with them."""
-        engine = PencilBeam(self.machine)
-        dose = engine(plan, self.case, grid, progress=lambda done, note: self.progress("dose", done, note))
+    def _normalized(self, plan: Plan, grid: Grid) -> tuple[Plan, Dose]:
+        """MU scaled until the sheet's normalisation holds on the full dose of the rounded plan."""
+        wish = self.sheet.normalization
+        dose = self._full_dose(plan, grid)
+        total = 1.0
+        for _ in range(_NORMALIZING_ROUNDS):
+            value = self._normalizing_value(dose)
+            if not value > 0:
+                raise PlanError(
+                    f"{wish.structure} {wish.metric} is {value:.2f} Gy where {wish.gy:g} Gy is asked, so no "
+                    "MU can normalise it; look whether the target lies in the body, or give more minutes"
+                )
+            factor = wish.gy / value
+            total *= factor
+            final = self.finalize(
+                replace(
+                    plan,
+                    arcs=tuple(replace(arc, mu=self._at_least(arc.mu * factor, arc)) for arc in plan.arcs),
+                    provenance={"normalization": str(wish), "normalization_factor": round(total, 5)},
+                )
+            )
+            if _proportional(plan, final, factor):
+                return final, replace(dose, gy=dose.gy * np.float32(final.total_mu / plan.total_mu))
+            # Segments at their least MU do not scale: the dose must be computed anew and looked at again.
+            plan, dose = final, self._full_dose(final, grid)
+        return plan, dose
+
+    def _full_dose(self, plan: Plan, grid: Grid) -> Dose:
+        report = self.progress
+        return PencilBeam(self.machine)(
+            plan, self.case, grid, progress=lambda done, note: report("dose", done, note)
+        )
+
+    def _at_least(self, mu: NDArray, arc: Arc) -> NDArray[np.float64]:
+        low = self.machine.limits.mu_per_deg_min * 1.005
+        return np.maximum(mu, low * np.abs(np.diff(arc.gantry_deg)))
+
+    def _normalizing_value(self, dose: Dose) -> float:
+        """The metric that the sheet normalises, in Gy."""
         wish = self.sheet.normalization
         dvh = structure_dvh(dose, self.case.structures[wish.structure], self.case.grid)
-        metric = wish.metric
-        value = (
-            dvh.mean_gy if metric.kind == "mean" else
-            dvh.dose_at_percent_gy(metric.value) if metric.kind == "D%" and metric.value is not None else None
-        )  # fmt: skip
-        if value is None:
-            raise GoalError(
-                f"goal sheet {self.sheet.name}: normalisation {wish} must be a mean or a D% metric"
-            )
-        factor = wish.gy / value if value > 0 else math.nan
-        low = self.machine.limits.mu_per_deg_min * 1.005
-        if not 0.5 < factor < 2.0:
-            raise PlanError(
-                f"the plan reaches only {value:.2f} Gy where {wish} is asked; give more arcs or more minutes"
-            )
-        scaled = replace(
-            plan,
-            arcs=tuple(
-                replace(arc, mu=np.maximum(arc.mu * factor, low * np.abs(np.diff(arc.gantry_deg))))
-                for arc in plan.arcs
-            ),
-            provenance={"normalization": str(wish), "normalization_factor": round(factor, 5)},
-        )
-        final = self.finalize(scaled)
-        gy = dose.gy * np.float32(final.total_mu / plan.total_mu)
-        same = all(
-            np.allclose(b.mu / b.total_mu, a.mu / a.total_mu, rtol=1e-5)
-            for a, b in zip(plan.arcs, final.arcs, strict=True)
-        ) and np.allclose(
-            [a.total_mu * factor for a in plan.arcs], [b.total_mu for b in final.arcs], rtol=1e-5
-        )
-        if not same:
-            return final, engine(
-                final, self.case, grid, progress=lambda done, note: self.progress("dose", done, note)
-            )
-        return final, replace(dose, gy=gy)
+        if wish.metric.kind == "mean":
+            return dvh.mean_gy
+        if wish.metric.kind == "D%" and wish.metric.value is not None:
+            return dvh.dose_at_percent_gy(wish.metric.value)
+        raise GoalError(f"goal sheet {self.sheet.name}: normalisation {wish} must be a mean or a D% metric")
 
     def _fluence_report(
         self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[Sector]
@@ -435,3 +444,11 @@ class _Run:
             "sector_start_deg": np.array([frames[s.arc].gantry_deg[s.first] for s in sectors]) % 360,
             "sector_stop_deg": np.array([frames[s.arc].gantry_deg[s.last] for s in sectors]) % 360,
         }
+
+
+def _proportional(plan: Plan, scaled: Plan, factor: float) -> bool:
+    """Whether every segment's MU are `factor` times what they were, so that the dose simply scales."""
+    return all(
+        np.allclose(b.mu, a.mu * factor, rtol=1e-4, atol=1e-5)
+        for a, b in zip(plan.arcs, scaled.arcs, strict=True)
+    )

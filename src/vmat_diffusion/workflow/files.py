@@ -109,10 +109,12 @@ def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) ->
     try:
         partial.mkdir(parents=True)
         yield partial
+        if out.is_dir() and not overwrite and any(out.iterdir()):
+            raise PlanError(f"output folder {out} was filled by something else meanwhile; name another one")
         if out.is_dir():
-            written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
-            for name in set(names) - {file.name for file in written}:
+            for name in names:  # first the old files go, so that old and new never stand side by side
                 (out / name).unlink(missing_ok=True)
+            written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
             for file in written:
                 file.replace(out / file.name)
         else:

@@ -1,5 +1,7 @@
 """Arc frames: angles, directions and jaws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,8 +50,6 @@ def test_jaws_enclose_the_target_from_every_angle(case):
 
 def test_a_field_wider_than_the_span_is_shared_by_the_arcs(case):
     """The leaves of one bank reach 150 mm at most, so each arc takes a side; together they cover all."""
-    from dataclasses import replace
-
     full = load_machine("generic_6mv")
     machine = replace(full, limits=replace(full.limits, leaf_span_mm=100.0))
     wide = arc_frames(
@@ -65,3 +65,31 @@ def test_a_field_wider_than_the_span_is_shared_by_the_arcs(case):
 def test_impossible_requests_are_refused(case, arcs, collimators):
     with pytest.raises(PlanError):
         frames_of(case, arcs=arcs, collimators=collimators)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(90.0, 270.0), (170.0, 190.0), (180.0, 60.0)])
+def test_an_arc_through_the_gantry_stop_is_refused(case, start, stop):
+    with pytest.raises(PlanError, match="180 deg"):
+        frames_of(case, start=start, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"jaws": ("ASYMY",)}, "X and Y jaws"),
+        ({"mlc": "no interdigitation"}, "interdigitate"),
+        ({"limits": {"jaw_position_mm": 20.0}}, "largest field"),
+        ({"limits": {"leaf_span_mm": 60.0}}, "isocentres"),
+    ],
+)
+def test_a_machine_that_cannot_take_the_plan_is_refused_before_any_work(case, change, words):
+    full = load_machine("generic_6mv")
+    if "limits" in change:
+        change = {"limits": replace(full.limits, **change["limits"])}
+    if change.get("mlc"):
+        change = {"mlc": replace(full.mlc, interdigitation=False)}
+    with pytest.raises(PlanError, match=words):
+        arc_frames(
+            case, ("PTV",), isocenter_of(case, ("PTV",)), replace(full, **change),
+            arcs=2, start_deg=182.0, stop_deg=178.0, spacing_deg=2.0, collimators_deg=(30.0, 330.0),
+        )  # fmt: skip
