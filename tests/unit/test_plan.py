@@ -341,3 +341,15 @@ def test_layers_of_a_stacked_collimator_have_their_own_span() -> None:
     assert violations(plan_of(arc), machine) == []
     array[:, :, 4] -= 120.0
     assert "span 120.0 mm" in violations(plan_of(good_arc(leaves_mm=array)), machine)[0]
+
+
+@pytest.mark.parametrize(("start", "ok"), [(182.0, True), (-178.0, True), (150.0, False), (510.0, False)])
+def test_the_gantry_does_not_turn_through_its_stop(start, ok):
+    """Unwrapped angles: a C-arm goes from one side of 180 to the other the long way round only."""
+    arc = good_arc()
+    moved = replace(arc, gantry_deg=start + arc.gantry_deg - arc.gantry_deg[0])
+    wide = replace(
+        moved, gantry_deg=start + 40.0 * np.arange(len(arc.gantry_deg)) / (len(arc.gantry_deg) - 1)
+    )
+    found = [v for v in violations(plan_of(wide), MACHINE) if "through 180 deg" in v]
+    assert (found == []) is ok
