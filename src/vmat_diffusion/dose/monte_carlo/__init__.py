@@ -1,0 +1,1 @@
+"""Photon Monte Carlo."""
