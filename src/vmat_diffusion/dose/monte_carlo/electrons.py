@@ -16,7 +16,7 @@ from vmat_diffusion.dose.monte_carlo.photons import azimuth, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
 
 LOSS, HARD, MOLLER, SCATTER, SCREENING, RANGE = range(6)
-STEP = 0.20  # share of its energy that an electron may lose in one step
+STEP = 0.30  # share of its energy that an electron may lose in one step
 _REJECT_MEV = 1.0  # below this energy a particle that cannot leave its voxel is absorbed in it
 LOG_LOWEST = math.log(LOWEST)
 PER_LOG = (POINTS - 1) / math.log(HIGHEST / LOWEST)
@@ -38,82 +38,36 @@ def read(table, medium, i, t, column):  # type: ignore[no-untyped-def]
     return a + t * (table[medium, i + 1, column] - a)
 
 
-@numba.njit
-def advance(p, cell, loss, i, t, weight, geometry, electron, to_water, tally):  # type: ignore[no-untyped-def]
-    """Move along the direction until `loss` MeV are lost; False once outside the grid.
+@numba.njit(inline="always")
+def deflected(u, v, w, rate, screening, state):  # type: ignore[no-untyped-def]
+    """A direction after multiple scattering; `rate` is the number of elastic collisions times screening.
 
-    `p` holds x, y, z, u, v, w, energy; `cell` ix, iy, iz. Deposits along the way, voxel by voxel.
+    With eta the screening and n = rate / eta collisions of density eta (1 + eta) / (h + eta)^2 in
+    h = (1 - cos) / 2, those beyond a border are drawn singly and the rest together. The border is
+    where one hard collision is expected; the mean cosine of the whole is exact.
     """
-    ex, ey, ez, density, medium = geometry
-    nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
-    ix, iy, iz = cell[0], cell[1], cell[2]
-    x, y, z, u, v, w = p[0], p[1], p[2], p[3], p[4], p[5]
-    while True:
-        dx = 1e30 if u == 0.0 else ((ex[ix + 1] if u > 0.0 else ex[ix]) - x) / u
-        dy = 1e30 if v == 0.0 else ((ey[iy + 1] if v > 0.0 else ey[iy]) - y) / v
-        dz = 1e30 if w == 0.0 else ((ez[iz + 1] if w > 0.0 else ez[iz]) - z) / w
-        d = max(min(dx, dy, dz), 0.0)
-        voxel = (iz * ny + iy) * nx + ix
-        m = medium[voxel]
-        rate = density[voxel] * read(electron, m, i, t, LOSS)
-        lost = rate * d
-        if lost >= loss and rate > 0.0:
-            d = loss / rate
-            p[0], p[1], p[2] = x + u * d, y + v * d, z + w * d
-            p[6] -= loss
-            cell[0], cell[1], cell[2] = ix, iy, iz
-            score = loss * weight
-            if to_water:
-                score *= read(electron, 0, i, t, LOSS) / read(electron, m, i, t, LOSS)
-            tally[voxel] += score
-            return True
-        if lost > 0.0:
-            loss -= lost
-            p[6] -= lost
-            score = lost * weight
-            if to_water:
-                score *= read(electron, 0, i, t, LOSS) / read(electron, m, i, t, LOSS)
-            tally[voxel] += score
-        x, y, z = x + u * d, y + v * d, z + w * d
-        if dx <= dy and dx <= dz:
-            ix += 1 if u > 0.0 else -1
-            x = ex[ix] if u > 0.0 else ex[ix + 1]
-            if ix < 0 or ix >= nx:
-                return False
-        elif dy <= dz:
-            iy += 1 if v > 0.0 else -1
-            y = ey[iy] if v > 0.0 else ey[iy + 1]
-            if iy < 0 or iy >= ny:
-                return False
-        else:
-            iz += 1 if w > 0.0 else -1
-            z = ez[iz] if w > 0.0 else ez[iz + 1]
-            if iz < 0 or iz >= nz:
-                return False
-
-
-@numba.njit
-def deflect(p, strength, log_screening, state):  # type: ignore[no-untyped-def]
-    """Turn the direction by multiple scattering with mean cosine exp(-strength)."""
-    screening = math.exp(log_screening)
-    rate = 0.5 * strength / (-log_screening - 1.0)  # collisions times screening
-    # The border between soft and hard is set where one hard collision is expected per step.
-    border = min(max(rate, 10.0 * screening), 0.5)
-    hard = rate * (1.0 / (border + screening) - 1.0 / (1.0 + screening))
-    soft = rate * (math.log((border + screening) / screening) - border / (border + screening))
-    mean = 0.5 * (1.0 - math.exp(-2.0 * soft))
-    half = 2.0
-    while half > 1.0:
-        half = -mean * math.log(1.0 - uniform(state))
-    c, s = azimuth(state)
-    p[3], p[4], p[5] = turned(p[3], p[4], p[5], 1.0 - 2.0 * half, c, s)
-    waiting = -math.log(1.0 - uniform(state))
-    while waiting < hard:
-        low, high = 1.0 / (border + screening), 1.0 / (1.0 + screening)
-        half = 1.0 / (low - uniform(state) * (low - high)) - screening
+    border = rate / (1.0 + rate) - screening
+    none = 0.36787944117144233
+    if border <= 0.0:
+        border = 0.0
+        none = math.exp(-rate * (1.0 / screening - 1.0))
+    else:
+        reached = border + screening
+        soft = rate * (math.log(reached / screening) - border / reached)
+        mean = soft * (1.0 - soft * (1.0 - soft * (2.0 / 3.0)))
+        half = 2.0
+        while half > 1.0:
+            half = -mean * math.log(1.0 - uniform(state))
         c, s = azimuth(state)
-        p[3], p[4], p[5] = turned(p[3], p[4], p[5], 1.0 - 2.0 * half, c, s)
-        waiting -= math.log(1.0 - uniform(state))
+        u, v, w = turned(u, v, w, 1.0 - 2.0 * half, c, s)
+    product = uniform(state)
+    while product > none:
+        low = 1.0 / (border + screening)
+        half = 1.0 / (low - uniform(state) * (low - 1.0)) - screening
+        c, s = azimuth(state)
+        u, v, w = turned(u, v, w, 1.0 - 2.0 * min(half, 1.0), c, s)
+        product *= uniform(state)
+    return u, v, w
 
 
 @numba.njit
@@ -162,62 +116,115 @@ def brems_energy(energy, state):  # type: ignore[no-untyped-def]
             return k
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def transport(
     p, cell, charge, weight, keep, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Follow one charged particle to its end. Returns the sizes of both stacks.
 
     Bremsstrahlung and annihilation photons survive with probability `keep` (Russian roulette); the
-    caller gives survivors `weight / keep`.
+    caller gives survivors `weight / keep`. Long because it is the innermost loop of the engine: all
+    state is in local variables, which a compiler keeps in registers.
     """
-    ex, ey, ez, density, medium = geometry
-    nx, ny = len(ex) - 1, len(ey) - 1
+    ex, ey, ez, density, medium, absorb_cm = geometry
+    nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
+    ix, iy, iz = cell[0], cell[1], cell[2]
+    x, y, z, u, v, w, energy = p[0], p[1], p[2], p[3], p[4], p[5], p[6]
+    voxel = (iz * ny + iy) * nx + ix
     while True:
-        energy = p[6]
-        voxel = (cell[2] * ny + cell[1]) * nx + cell[0]
         if energy <= ECUT:
             tally[voxel] += energy * weight
             break
         m, rho = medium[voxel], density[voxel]
+        i, t = place(energy * (1.0 - 0.5 * STEP))
         if energy < _REJECT_MEV and rho > 0.0:
-            near = min(p[0] - ex[cell[0]], ex[cell[0] + 1] - p[0], p[1] - ey[cell[1]])
-            near = min(near, ey[cell[1] + 1] - p[1], p[2] - ez[cell[2]], ez[cell[2] + 1] - p[2])
-            i, t = place(energy)
-            if read(electron, m, i, t, RANGE) < near * rho:
+            reach = read(electron, m, i, t, RANGE)
+            if reach < absorb_cm * rho:
+                tally[voxel] += energy * weight
+                break
+            # The table is read below the energy; 1.25 covers the range at the energy itself.
+            reach *= 1.25 / rho
+            if (
+                x - ex[ix] > reach and ex[ix + 1] - x > reach and y - ey[iy] > reach
+                and ey[iy + 1] - y > reach and z - ez[iz] > reach and ez[iz + 1] - z > reach
+            ):  # fmt: skip
                 tally[voxel] += energy * weight
                 break
         step = min(STEP * energy, energy - ECUT + 1e-9)
-        i, t = place(energy - 0.5 * step)
         until = -math.log(1.0 - uniform(state)) / max(read(electron, m, i, t, HARD), 1e-12)
         event = until < step
         if event:
             step = until
+        if step < 0.98 * STEP * energy:
             i, t = place(energy - 0.5 * step)
         first = uniform(state) * step
-        if not advance(p, cell, first, i, t, weight, geometry, electron, to_water, tally):
-            return n_charged, n_photons
-        m = medium[(cell[2] * ny + cell[1]) * nx + cell[0]]
-        deflect(p, step * read(electron, m, i, t, SCATTER), read(electron, m, i, t, SCREENING), state)
-        if not advance(p, cell, step - first, i, t, weight, geometry, electron, to_water, tally):
-            return n_charged, n_photons
+        rate = read(electron, m, i, t, LOSS)
+        water = read(electron, 0, i, t, LOSS)
+        for half in range(2):
+            left = first if half == 0 else step - first
+            while True:
+                dx = 1e30 if u == 0.0 else ((ex[ix + 1] if u > 0.0 else ex[ix]) - x) / u
+                dy = 1e30 if v == 0.0 else ((ey[iy + 1] if v > 0.0 else ey[iy]) - y) / v
+                dz = 1e30 if w == 0.0 else ((ez[iz + 1] if w > 0.0 else ez[iz]) - z) / w
+                d = max(min(dx, dy, dz), 0.0)
+                loss = rate * rho
+                lost = loss * d
+                arrived = lost >= left and loss > 0.0
+                if arrived:
+                    d = left / loss
+                    lost = left
+                x, y, z = x + u * d, y + v * d, z + w * d
+                tally[voxel] += lost * weight * (water / rate if to_water else 1.0)
+                if arrived:
+                    break
+                left -= lost
+                if dx <= dy and dx <= dz:
+                    ix += 1 if u > 0.0 else -1
+                    if ix < 0 or ix >= nx:
+                        return n_charged, n_photons
+                    x = ex[ix] if u > 0.0 else ex[ix + 1]
+                elif dy <= dz:
+                    iy += 1 if v > 0.0 else -1
+                    if iy < 0 or iy >= ny:
+                        return n_charged, n_photons
+                    y = ey[iy] if v > 0.0 else ey[iy + 1]
+                else:
+                    iz += 1 if w > 0.0 else -1
+                    if iz < 0 or iz >= nz:
+                        return n_charged, n_photons
+                    z = ez[iz] if w > 0.0 else ez[iz + 1]
+                voxel = (iz * ny + iy) * nx + ix
+                rho = density[voxel]
+                if medium[voxel] != m:
+                    m = medium[voxel]
+                    rate = read(electron, m, i, t, LOSS)
+            if half == 0:
+                u, v, w = deflected(
+                    u, v, w, step * read(electron, m, i, t, SCATTER), read(electron, m, i, t, SCREENING), state
+                )
+        energy -= step
         if not event:
             continue
+        p[0], p[1], p[2], p[3], p[4], p[5], p[6] = x, y, z, u, v, w, energy
+        cell[0], cell[1], cell[2] = ix, iy, iz
         if uniform(state) < read(electron, m, i, t, MOLLER):
             n_charged = moller(p, cell, weight, state, charged, n_charged)
-        elif p[6] > BREMS:
-            k = brems_energy(p[6], state)
+        elif energy > BREMS:
+            k = brems_energy(energy, state)
             p[6] -= k
             if k > PCUT and uniform(state) < keep and n_photons < photons.shape[0]:
-                push(photons, n_photons, p, p[3], p[4], p[5], k, cell, 0.0)
+                push(photons, n_photons, p, u, v, w, k, cell, 0.0)
                 n_photons += 1
+        u, v, w, energy = p[3], p[4], p[5], p[6]
     if charge > 0.0:
         # Annihilation at rest: two photons back to back.
-        z = 2.0 * uniform(state) - 1.0
-        r = math.sqrt(1.0 - z * z)
+        p[0], p[1], p[2] = x, y, z
+        cell[0], cell[1], cell[2] = ix, iy, iz
+        along = 2.0 * uniform(state) - 1.0
+        r = math.sqrt(1.0 - along * along)
         c, s = azimuth(state)
         for sign in (-1.0, 1.0):
             if uniform(state) < keep and n_photons < photons.shape[0]:
-                push(photons, n_photons, p, sign * r * c, sign * r * s, sign * z, ELECTRON_MEV, cell, 0.0)
+                push(photons, n_photons, p, sign * r * c, sign * r * s, sign * along, ELECTRON_MEV, cell, 0.0)
                 n_photons += 1
     return n_charged, n_photons

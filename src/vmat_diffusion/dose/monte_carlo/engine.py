@@ -18,6 +18,7 @@ GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
+_ABSORB_SHARE = 0.25  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,7 @@ def simulate(
         *(np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)),
         np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
         np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
+        _ABSORB_SHARE * min(float(np.diff(e).min()) for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)) / 10,
     )
     data = tables()
     voxels = phantom.density_g_cm3.size

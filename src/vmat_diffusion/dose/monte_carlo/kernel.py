@@ -21,7 +21,7 @@ TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
 _STACK = 256
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def enter(p, cell, geometry):  # type: ignore[no-untyped-def]
     """Move a particle to the grid's border along its direction; False if it misses the grid."""
     ex, ey, ez = geometry[0], geometry[1], geometry[2]
@@ -43,7 +43,7 @@ def enter(p, cell, geometry):  # type: ignore[no-untyped-def]
     return True
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def interact(
     p, cell, m, i, t, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
 ):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -86,7 +86,7 @@ def interact(
     return follow(keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons)
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def follow(
     keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
 ):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -105,12 +105,12 @@ def follow(
     return n_photons
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def trace(
     p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Follow one photon of full weight through the grid with its split interactions."""
-    ex, ey, ez, density, medium = geometry
+    ex, ey, ez, density, medium, _ = geometry
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
     ix, iy, iz = cell[0], cell[1], cell[2]
     x, y, z, u, v, w = p[0], p[1], p[2], p[3], p[4], p[5]
@@ -168,7 +168,7 @@ def trace(
                 return n_photons
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def cascade(
     p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons
 ):  # type: ignore[no-untyped-def]  # fmt: skip
@@ -244,7 +244,7 @@ def emit(p, source, choice, state):  # type: ignore[no-untyped-def]
     return weight, electron
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
 def run_batches(first, histories, seed, split, source, geometry, photon, electron, to_water, tally):  # type: ignore[no-untyped-def]
     """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch."""
     traced = np.zeros(tally.shape[0], np.int64)
@@ -276,7 +276,7 @@ def run_batches(first, histories, seed, split, source, geometry, photon, electro
     return traced
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
 def collect(tally, total, square):  # type: ignore[no-untyped-def]
     """Add each batch and its square to the sums, and clear the tally."""
     for voxel in numba.prange(tally.shape[1]):

@@ -92,8 +92,8 @@ class Tables:
 
     `photon` columns: total without coherent, coherent, share of incoherent in the former, share of
     incoherent plus pair. `electron` columns: restricted loss in MeV cm2/g, hard collisions per MeV
-    lost, share of Moller in them, elastic transport strength per MeV lost, ln of the screening
-    parameter, CSDA range in g/cm2.
+    lost, share of Moller in them, elastic collisions per MeV lost times the screening parameter, the
+    screening parameter, CSDA range in g/cm2.
     """
 
     photon: NDArray[np.float64]
@@ -209,4 +209,6 @@ def _electron_table(medium: Medium, energy: NDArray) -> NDArray:
     transport, log_screening = elastic(medium, energy)
     reach = _log_interp(energy, medium.electron_mev, medium.range_g_cm2)
     share = np.divide(moller, hard, out=np.zeros_like(hard), where=hard > 0)
-    return np.stack([loss, hard / loss, share, transport / loss, log_screening, reach], axis=1)
+    # A Rutherford collision has mean (1 - cos) = 2 eta (ln(1 + 1 / eta) - 1 / (1 + eta)) to first order in eta.
+    collisions = transport / loss / (2 * (np.log1p(np.exp(-log_screening)) - 1))
+    return np.stack([loss, hard / loss, share, collisions, np.exp(log_screening), reach], axis=1)

@@ -44,7 +44,7 @@ def azimuth(state):  # type: ignore[no-untyped-def]
             return a * r, b * r
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def compton(energy, state):  # type: ignore[no-untyped-def]
     """Share of the energy that the scattered photon keeps, and the cosine of its angle.
 
@@ -64,7 +64,7 @@ def compton(energy, state):  # type: ignore[no-untyped-def]
             return share, 1.0 - t
 
 
-@numba.njit
+@numba.njit(error_model="numpy", fastmath=True)
 def rayleigh(energy, state):  # type: ignore[no-untyped-def]
     """Cosine of a coherent scattering: Thomson's formula times a dipole form factor squared."""
     a = (_FORM_FACTOR_MEV / energy) ** 2
