@@ -127,8 +127,8 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield "Written by `make bench`; do not edit. Times are seconds of wall clock, one run each, on the"
-    yield "computer named at the end. Goals are judged on the dose of the written plan, by the engine that"
-    yield "planned it."
+    yield "computer named at the end; CPU is processor seconds of all cores. Goals are judged on the dose of"
+    yield "the written plan, by the engine that planned it."
     yield ""
     if not figures:
         yield "No figures yet: run `make bench`."
@@ -136,17 +136,28 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
     yield "## Time, memory, delivery"
     yield ""
     stages = list(dict.fromkeys(s for f in figures.values() for s in f.get("seconds", {})))
-    columns = ["case", "total", *stages, "peak GB", "MU", "beam on, s", "violations", "optimiser", "date"]
+    columns = [
+        "case",
+        "total",
+        "CPU",
+        *stages,
+        "peak GB",
+        "MU",
+        "beam on, s",
+        "violations",
+        "optimiser",
+        "date",
+    ]
     yield f"| {' | '.join(columns)} |"
-    yield f"|---|{'---:|' * (len(stages) + 5)}---|---|"
+    yield f"|---|{'---:|' * (len(stages) + 6)}---|---|"
     for name, f in figures.items():
         if "failed" in f:
             blank = " |" * (len(stages) + 4)
-            yield f"| {name} | {f['wall_s']:.0f} |{blank} {f['failed']} | {f['date']} |"
+            yield f"| {name} | {f['wall_s']:.0f} | {f['cpu_s']:.0f} |{blank} {f['failed']} | {f['date']} |"
             continue
         seconds = " | ".join(f"{f['seconds'].get(s, 0):.1f}" for s in stages)
         yield (
-            f"| {name} | {f['wall_s']:.0f} | {seconds} | {f['peak_gb']} | {f['mu']:.0f} | "
+            f"| {name} | {f['wall_s']:.0f} | {f['cpu_s']:.0f} | {seconds} | {f['peak_gb']} | {f['mu']:.0f} | "
             f"{f['delivery_s']:.0f} | {len(f['violations'])} | {f['outcome'].lower().replace('_', ' ')} | "
             f"{f['date']} |"
         )

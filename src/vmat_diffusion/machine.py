@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import MachineError
@@ -22,27 +22,38 @@ else:
     import tomli as tomllib
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+# Strict: text is no number, so that none can stand in a file without its source.
+_Number = Annotated[float, Field(strict=True)]
+_Positive = Annotated[float, Field(strict=True, gt=0)]
+_NotNegative = Annotated[float, Field(strict=True, ge=0)]
+_Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
+
+_JAW_TYPES = ("X", "Y", "ASYMX", "ASYMY")
+_LEAF_TYPES = ("MLCX", "MLCX1", "MLCX2")
+
+
+_Section = TypeVar("_Section")
 
 
 @checked(frozen=True, config=_STRICT)
 class Limits:
     """What the linac can do. All speeds are maxima; `gantry_acceleration_deg_s2` bounds speed changes."""
 
-    gantry_speed_deg_s: float
-    gantry_speed_min_deg_s: float
-    gantry_acceleration_deg_s2: float
-    leaf_speed_mm_s: float
-    jaw_speed_mm_s: float
-    dose_rate_mu_min: float
-    mu_per_deg_min: float
-    mu_per_deg_max: float
-    leaf_gap_mm: float
-    leaf_position_mm: float
-    leaf_span_mm: float
-    jaw_position_mm: float
-    jaw_overtravel_x_mm: float
-    jaw_overtravel_y_mm: float
-    control_points_max: int
+    gantry_speed_deg_s: _Positive
+    gantry_speed_min_deg_s: _Positive
+    gantry_acceleration_deg_s2: _Positive
+    leaf_speed_mm_s: _Positive
+    jaw_speed_mm_s: _Positive
+    dose_rate_mu_min: _Positive
+    mu_per_deg_min: _NotNegative
+    mu_per_deg_max: _Positive
+    leaf_gap_mm: _NotNegative
+    leaf_position_mm: _Positive
+    leaf_span_mm: _Positive
+    jaw_position_mm: _Positive
+    jaw_overtravel_x_mm: _Number
+    jaw_overtravel_y_mm: _Number
+    control_points_max: Annotated[int, Field(strict=True, ge=2)]
 
 
 @checked(frozen=True, config=_STRICT)
@@ -50,7 +61,13 @@ class Layer:
     """One bank pair of leaves: DICOM device type and the n + 1 leaf boundaries in mm, ascending."""
 
     device: str
-    boundaries_mm: tuple[float, ...]
+    boundaries_mm: tuple[_Number, ...]
+
+    def __post_init__(self) -> None:
+        if self.device not in _LEAF_TYPES:
+            raise ValueError(f"device {self.device!r} is not one of {', '.join(_LEAF_TYPES)}")
+        if self.pairs < 1 or np.any(np.diff(self.boundaries_mm) <= 0):
+            raise ValueError(f"boundaries_mm of {self.device} must be at least two, ascending")
 
     @property
     def pairs(self) -> int:
@@ -64,9 +81,9 @@ class Mlc:
 
     layers: tuple[Layer, ...]
     interdigitation: bool
-    transmission: float
-    gap_offset_mm: float
-    source_distance_mm: float
+    transmission: _Share
+    gap_offset_mm: _Number
+    source_distance_mm: _Positive
 
     @property
     def pairs(self) -> int:
@@ -86,15 +103,15 @@ class BeamModel:
 
     energy: str
     fluence_mode: str
-    sad_mm: float
-    gy_per_mu: float
+    sad_mm: _Positive
+    gy_per_mu: _Positive
     reference_point: str
-    kernel_sigma_mm: tuple[float, ...]
-    depth_mm: tuple[float, ...]
-    kernel_weight: tuple[tuple[float, ...], ...]
-    softening_per_mm2: float
-    horn_radius_mm: tuple[float, ...]
-    horn: tuple[float, ...]
+    kernel_sigma_mm: tuple[_Positive, ...]
+    depth_mm: tuple[_NotNegative, ...]
+    kernel_weight: tuple[tuple[_NotNegative, ...], ...]
+    softening_per_mm2: _Number
+    horn_radius_mm: tuple[_NotNegative, ...]
+    horn: tuple[_Positive, ...]
 
     def __post_init__(self) -> None:
         if len(self.kernel_weight) != len(self.kernel_sigma_mm) or any(
@@ -103,6 +120,9 @@ class BeamModel:
             raise ValueError("kernel_weight must hold one row per kernel and one column per depth")
         if len(self.horn) != len(self.horn_radius_mm):
             raise ValueError("horn must hold one value per horn_radius_mm")
+        for name, nodes in (("depth_mm", self.depth_mm), ("horn_radius_mm", self.horn_radius_mm)):
+            if len(nodes) < 2 or np.any(np.diff(nodes) <= 0):
+                raise ValueError(f"{name} must be at least two values, ascending")
 
 
 @checked(frozen=True, config=_STRICT)
@@ -217,7 +237,11 @@ def load_machine(name: str | Path) -> Machine:
         path = Path(name)
         if not path.is_file():
             raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
-        text, label = path.read_text(encoding="utf-8"), path.stem
+        label = path.stem
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MachineError(f"machine file {path} cannot be read as text ({error}); check it") from None
     else:
         if name not in machine_names():
             raise MachineError(
@@ -240,25 +264,32 @@ def parse_machine(text: str, label: str) -> Machine:
     allowed = {"name", "title", "jaws", "limits", "mlc", "beam", "source"}
     if unknown := set(plain) - allowed:
         raise MachineError(f"machine {label}: unknown key {sorted(unknown)[0]!r}; known: {sorted(allowed)}")
+    for device in (jaws := tuple(plain.get("jaws", ()))):
+        if device not in _JAW_TYPES:
+            raise MachineError(
+                f"machine {label}: jaws: {device!r} is not one of {', '.join(_JAW_TYPES)}; correct the file"
+            )
+    return Machine(
+        name=str(plain.get("name", label)),
+        title=str(plain.get("title", "")),
+        jaws=jaws,
+        limits=_section(Limits, "limits", plain.get("limits", {}), label),
+        mlc=_section(Mlc, "mlc", plain.get("mlc", {}), label),
+        beam=_section(BeamModel, "beam", plain["beam"], label) if "beam" in plain else None,
+        sources=sources,
+        source=_section(PhotonSource, "source", plain["source"], label) if "source" in plain else None,
+    )
+
+
+def _section(kind: type[_Section], name: str, plain: Any, label: str) -> _Section:
+    """One table of the file as its dataclass. Raises MachineError naming the key by its path."""
     try:
-        machine = Machine(
-            name=str(plain.get("name", label)),
-            title=str(plain.get("title", "")),
-            jaws=tuple(plain.get("jaws", ())),
-            limits=TypeAdapter(Limits).validate_python(plain.get("limits", {})),
-            mlc=TypeAdapter(Mlc).validate_python(plain.get("mlc", {})),
-            beam=TypeAdapter(BeamModel).validate_python(plain["beam"]) if "beam" in plain else None,
-            sources=sources,
-            source=TypeAdapter(PhotonSource).validate_python(plain["source"]) if "source" in plain else None,
-        )
+        return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise MachineError(f"machine {label}: {where}: {first['msg']}; correct the file") from None
-    for layer in machine.mlc.layers:
-        if layer.pairs < 1 or np.any(np.diff(layer.boundaries_mm) <= 0):
-            raise MachineError(f"machine {label}: boundaries_mm of {layer.device} must ascend")
-    return machine
+        where = ".".join(str(p) for p in (name, *first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise MachineError(f"machine {label}: {where}: {message}; correct the file") from None
 
 
 def _strip_sources(node: Any, path: str, sources: dict[str, str], label: str) -> Any:
@@ -273,8 +304,15 @@ def _strip_sources(node: Any, path: str, sources: dict[str, str], label: str) ->
             key: _strip_sources(value, f"{path}.{key}".lstrip("."), sources, label)
             for key, value in node.items()
         }
-    if isinstance(node, list) and node and isinstance(node[0], dict):
+    if isinstance(node, list) and not any(_is_number(v) for v in node):
         return [_strip_sources(v, f"{path}[{i}]", sources, label) for i, v in enumerate(node)]
-    if isinstance(node, int | float) and not isinstance(node, bool):
-        raise MachineError(f"machine {label}: {path} has no source; write {{ value = {node}, source = '...' }}")
+    if isinstance(node, list) or _is_number(node):
+        shown = "[...]" if isinstance(node, list) else node
+        raise MachineError(
+            f"machine {label}: {path} has no source; write {{ value = {shown}, source = '...' }}"
+        )
     return node
+
+
+def _is_number(node: Any) -> bool:
+    return isinstance(node, int | float) and not isinstance(node, bool)

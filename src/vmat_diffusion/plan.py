@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Arc:
     number: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("gantry_deg", "leaves_mm", "jaws_mm", "mu"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         n = len(self.gantry_deg)
         if n < 2:
             raise PlanError(f"beam {self.name}: {n} control points; at least 2 are needed")
@@ -86,6 +88,14 @@ class Plan:
     dose_rate_mu_min: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.fractions < 1:
+            raise PlanError(f"plan of {self.fractions} fractions; at least 1 is needed")
+        if not np.all(np.isfinite(self.isocenter_mm)):
+            raise PlanError("the isocentre is not finite; export the plan again")
+        if self.dose_rate_mu_min is not None and not self.dose_rate_mu_min > 0:
+            raise PlanError(f"dose rate {self.dose_rate_mu_min:g} MU/min must be positive; set or omit it")
+
     @property
     def total_mu(self) -> float:
         """Monitor units of all beams, per fraction."""
@@ -122,11 +132,8 @@ def timing(arc: Arc, limits: Limits, dose_rate_mu_min: float | None = None) -> T
     jaw_travel = np.abs(np.diff(arc.jaws_mm, axis=0)).max(axis=1, initial=0.0)
     time = np.maximum(rotation / limits.gantry_speed_deg_s, arc.mu / rate)
     moving = rotation > 1e-6
-    time = np.where(
-        moving,
-        time,
-        np.maximum(time, np.maximum(leaf_travel / limits.leaf_speed_mm_s, jaw_travel / limits.jaw_speed_mm_s)),
-    )
+    at_rest = np.maximum(leaf_travel / limits.leaf_speed_mm_s, jaw_travel / limits.jaw_speed_mm_s)
+    time = np.where(moving, time, np.maximum(time, at_rest))
     speed = np.divide(rotation, time, out=np.zeros_like(time), where=time > 0)
     if moving.all():
         squared = speed**2
@@ -151,12 +158,18 @@ def violations(plan: Plan, machine: Machine) -> list[str]:
     found: list[str] = []
     if not plan.arcs:
         found.append("the plan has no beam with monitor units; at least one is needed")
+    most = machine.limits.dose_rate_mu_min
+    if plan.dose_rate_mu_min is not None and plan.dose_rate_mu_min > most * (1 + _RELATIVE_TOLERANCE):
+        found.append(
+            f"dose rate {plan.dose_rate_mu_min:g} MU/min is above the maximum {most:g} MU/min of machine "
+            f"{machine.name}; lower it"
+        )
     for arc in plan.arcs:
         name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
         if arc.leaves_mm.shape[2] != machine.mlc.pairs:
             found.append(
-                f"{name}: {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has {machine.mlc.pairs}; "
-                "choose the machine that the plan was made for"
+                f"{name}: {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has "
+                f"{machine.mlc.pairs}; choose the machine that the plan was made for"
             )
             continue
         found += [f"{name}: {sentence}" for sentence in _positions(arc, machine)]
@@ -173,18 +186,31 @@ def _worst(value: NDArray, limit: float, *, above: bool, slack: float) -> tuple[
 
 
 def _positions(arc: Arc, machine: Machine) -> list[str]:
-    limits, out = machine.limits, []
+    return [*_gaps(arc, machine.limits), *_banks(arc, machine), *_jaws(arc, machine)]
+
+
+def _gaps(arc: Arc, limits: Limits) -> list[str]:
+    """Crossed banks, gaps below the minimum, leaves out of range.
+
+    The minimum gap is one of moving leaves: a pair that is closed and rests in the segments before and
+    after is parked, as clinical plans do with all pairs outside the field.
+    """
+    out = []
     mm = _POSITION_TOLERANCE_MM
     gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0]
+    rests = np.abs(np.diff(arc.leaves_mm, axis=0)).max(axis=1) <= mm
+    always = np.ones((1, rests.shape[1]), bool)
+    parked = (gap <= mm) & np.vstack([always, rests]) & np.vstack([rests, always])
+    small = np.where(parked, np.inf, gap)
     if (at := _worst(gap, 0.0, above=False, slack=mm)) is not None:
         out.append(
             f"control point {at[0]}, leaf pair {at[1] + 1}: X1 is {-gap[at]:.2f} mm beyond X2; "
             "banks must not cross"
         )
-    elif (at := _worst(gap, limits.leaf_gap_mm, above=False, slack=mm)) is not None:
+    elif (at := _worst(small, limits.leaf_gap_mm, above=False, slack=mm)) is not None:
         out.append(
             f"control point {at[0]}, leaf pair {at[1] + 1}: gap {gap[at]:.2f} mm is below the minimum "
-            f"{limits.leaf_gap_mm:g} mm; open the pair"
+            f"{limits.leaf_gap_mm:g} mm of moving leaves; open the pair"
         )
     reach = np.abs(arc.leaves_mm)
     if (at := _worst(reach, limits.leaf_position_mm, above=True, slack=mm)) is not None:
@@ -192,29 +218,37 @@ def _positions(arc: Arc, machine: Machine) -> list[str]:
             f"control point {at[0]}, leaf pair {at[2] + 1}: position {arc.leaves_mm[at]:.2f} mm is outside "
             f"+-{limits.leaf_position_mm:g} mm; move the leaf or the isocentre"
         )
+    return out
+
+
+def _banks(arc: Arc, machine: Machine) -> list[str]:
+    limits, out, mm = machine.limits, [], _POSITION_TOLERANCE_MM
     first = 0
     for layer in machine.mlc.layers:
         leaves = arc.leaves_mm[:, :, first : first + layer.pairs]
         span = leaves.max(axis=2) - leaves.min(axis=2)
         if (at := _worst(span, limits.leaf_span_mm, above=True, slack=mm)) is not None:
             out.append(
-                f"control point {at[0]}, bank X{at[1] + 1}: leaves span {span[at]:.1f} mm, the carriage allows "
-                f"{limits.leaf_span_mm:g} mm; narrow the field"
+                f"control point {at[0]}, bank X{at[1] + 1}: leaves span {span[at]:.1f} mm, the carriage "
+                f"allows {limits.leaf_span_mm:g} mm; narrow the field"
             )
         if not machine.mlc.interdigitation:
-            cross = np.maximum(
-                leaves[:, 0, 1:] - leaves[:, 1, :-1], leaves[:, 0, :-1] - leaves[:, 1, 1:]
-            )
+            cross = np.maximum(leaves[:, 0, 1:] - leaves[:, 1, :-1], leaves[:, 0, :-1] - leaves[:, 1, 1:])
             if (at := _worst(cross, 0.0, above=True, slack=mm)) is not None:
                 out.append(
                     f"control point {at[0]}, leaf pairs {at[1] + 1} and {at[1] + 2} interdigitate by "
                     f"{cross[at]:.2f} mm; machine {machine.name} does not allow it"
                 )
         first += layer.pairs
+    return out
+
+
+def _jaws(arc: Arc, machine: Machine) -> list[str]:
+    limits, out, mm = machine.limits, [], _POSITION_TOLERANCE_MM
     x1, x2, y1, y2 = arc.jaws_mm.T
-    for label, low, high, over in (
-        ("X", x1, x2, limits.jaw_overtravel_x_mm),
-        ("Y", y1, y2, limits.jaw_overtravel_y_mm),
+    for label, one, low, high, over in (
+        ("X", "an X jaw", x1, x2, limits.jaw_overtravel_x_mm),
+        ("Y", "a Y jaw", y1, y2, limits.jaw_overtravel_y_mm),
     ):
         if f"ASYM{label}" not in machine.jaws and label not in machine.jaws:
             continue
@@ -223,13 +257,13 @@ def _positions(arc: Arc, machine: Machine) -> list[str]:
         outer = np.maximum(-low, high)
         if (at := _worst(outer, limits.jaw_position_mm, above=True, slack=mm)) is not None:
             out.append(
-                f"control point {at[0]}: a {label} jaw stands at {outer[at]:.1f} mm, the limit is "
+                f"control point {at[0]}: {one} stands at {outer[at]:.1f} mm, the limit is "
                 f"{limits.jaw_position_mm:g} mm; close it"
             )
         inner = np.maximum(low, -high)
         if (at := _worst(inner, over, above=True, slack=mm)) is not None:
             out.append(
-                f"control point {at[0]}: a {label} jaw is {inner[at]:.1f} mm beyond the central axis, the "
+                f"control point {at[0]}: {one} is {inner[at]:.1f} mm beyond the central axis, the "
                 f"limit is {over:g} mm; move the isocentre"
             )
     return out
@@ -258,14 +292,12 @@ def _meterset(arc: Arc, limits: Limits) -> list[str]:
     density = np.divide(arc.mu, rotation, out=np.full_like(rotation, limits.mu_per_deg_min), where=moving)
     # A segment without any MU is beam-hold while moving, which avoidance sectors use on purpose.
     lit = np.where(arc.mu > 1e-9, density, limits.mu_per_deg_min)
-    if (at := _worst(lit, limits.mu_per_deg_min * (1 - _RELATIVE_TOLERANCE), above=False, slack=0)) is not None:
+    least, most = limits.mu_per_deg_min, limits.mu_per_deg_max
+    if (at := _worst(lit, least * (1 - _RELATIVE_TOLERANCE), above=False, slack=0)) is not None:
+        out.append(f"segment {at[0]}: {lit[at]:.4f} MU/deg is below the minimum {least:g} MU/deg; raise it")
+    if (at := _worst(density, most * (1 + _RELATIVE_TOLERANCE), above=True, slack=0)) is not None:
         out.append(
-            f"segment {at[0]}: {lit[at]:.4f} MU/deg is below the minimum {limits.mu_per_deg_min:g} MU/deg; "
-            "raise it"
-        )
-    if (at := _worst(density, limits.mu_per_deg_max * (1 + _RELATIVE_TOLERANCE), above=True, slack=0)) is not None:
-        out.append(
-            f"segment {at[0]}: {density[at]:.2f} MU/deg is above the maximum {limits.mu_per_deg_max:g} MU/deg; "
+            f"segment {at[0]}: {density[at]:.2f} MU/deg is above the maximum {most:g} MU/deg; "
             "spread the dose over more angles or arcs"
         )
     return out
@@ -283,8 +315,8 @@ def _motion(arc: Arc, limits: Limits, dose_rate_mu_min: float | None) -> list[st
     ):
         if (at := _worst(speed - rounding, limit * more, above=True, slack=0)) is not None:
             out.append(
-                f"segment {at[0]}: {what} speed {speed[at]:.2f} mm/s over {pace.time_s[at]:.3f} s is above the "
-                f"maximum {limit:g} mm/s; move it less or give the segment more time"
+                f"segment {at[0]}: {what} speed {speed[at]:.2f} mm/s over {pace.time_s[at]:.3f} s is above "
+                f"the maximum {limit:g} mm/s; move it less or give the segment more time"
             )
     if arc.rotates:
         moving = np.abs(np.diff(arc.gantry_deg)) > 1e-6

@@ -12,6 +12,7 @@ import gzip
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,8 @@ from scipy.special import erf
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel
 
-DEPTH_NODES_MM = np.array(
-    [0, 1, 2, 3.5, 5, 7, 9, 11, 13, 15, 17.5, 20, 25, 30, 40, 50, 65, 80, 100, 125, 150, 175, 200, 250, 300, 350.0]
-)
+_SHALLOW_MM = (0, 1, 2, 3.5, 5, 7, 9, 11, 13, 15, 17.5, 20, 25, 30)
+DEPTH_NODES_MM = np.array([*_SHALLOW_MM, 40, 50, 65, 80, 100, 125, 150, 175, 200, 250, 300, 350.0])
 HORN_RADIUS_MM = np.array([0, 15, 30, 45, 60, 80, 100, 120, 140, 160, 185, 210, 240.0])
 SAD_MM = 1000.0
 
@@ -49,52 +49,61 @@ def read_scans(scans: Path, output_factors: Path, reference_depth_mm: float = 15
     and depth 50 mm. Each curve is thinned to about 2 mm. The reference point is the 10x10 field at
     SSD 1000 mm and `reference_depth_mm`.
     """
-    curves: dict[tuple[str, str, str], list[tuple[float, ...]]] = defaultdict(list)
-    opened = gzip.open(scans, "rt") if str(scans).endswith(".gz") else open(scans, encoding="utf-8")
-    with opened as file:
-        for row in csv.DictReader(file):
-            key = (row["curve"], row["field_mm"], row["depth_mm"])
-            point = tuple(float(row[k] or 0) for k in ("x_mm", "y_mm", "z_depth_mm", "dose_rel"))
-            curves[key].append((*point, float(row["ssd_mm"])))
+    curves = _read_curves(scans)
     factor = _square_output_factors(output_factors)
-    depth_dose = {
-        int(k[1].split("*")[0]): np.array(sorted(v, key=lambda p: p[2])) for k, v in curves.items() if k[0] == "PDD"
-    }
+    depth_dose = {k.side_mm: v[np.argsort(v[:, 2])] for k, v in curves.items() if k.kind == "PDD"}
     if 100 not in depth_dose:
         raise MachineError("scans hold no depth dose of the 100*100 mm field; it sets the reference")
 
     def axis(side: int, depth: NDArray | float) -> NDArray:
+        """Absolute dose on the axis: the depth dose, anchored by the output factor at 50 mm."""
         pdd = depth_dose[side]
         at = np.interp(depth, pdd[:, 2], pdd[:, 3])
         return factor[side] * at / np.interp(50.0, pdd[:, 2], pdd[:, 3])
 
     reference = axis(100, reference_depth_mm)
-    out: list[NDArray] = []
-    for (curve, field, _), points in curves.items():
-        side = int(field.split("*")[0])
-        p = np.array(points)
-        if curve == "PDD":
+    tables = []
+    for key, points in curves.items():
+        if key.kind == "PDD":
             depth = np.concatenate([np.arange(0, 30, 1.0), np.arange(30, 348, 4.0)])
-            rows = np.stack(
-                [np.full_like(depth, side), np.full_like(depth, 1000), 0 * depth, 0 * depth, depth,
-                 axis(side, depth) / reference, 0 * depth], axis=1
-            )
+            x, y, ratio, kind, ssd = 0 * depth, 0 * depth, np.ones_like(depth), 0, 1000.0
         else:
-            along = p[:, 0] if curve == "PRF" else np.hypot(p[:, 0], p[:, 1]) * np.sign(p[:, 0])
-            order = np.argsort(along)
-            wanted = np.arange(np.ceil(along.min()), along.max(), 2.0)
-            value = np.interp(wanted, along[order], p[order, 3])
-            value /= np.interp(0.0, along[order], p[order, 3])
-            depth = np.full_like(wanted, p[0, 2])
-            x = wanted if curve == "PRF" else wanted / np.sqrt(2)
-            y = 0 * x if curve == "PRF" else x
-            rows = np.stack(
-                [np.full_like(x, side), np.full_like(x, p[0, 4]), x, y, depth,
-                 value * axis(side, depth) / reference, np.full_like(x, 1 if curve == "PRF" else 2)], axis=1
-            )
-        out.append(rows)
-    table = np.concatenate(out)
-    return Scan(*table.T)
+            x, y, ratio = _thinned(points, diagonal=key.kind != "PRF")
+            depth = np.full_like(x, points[0, 2])
+            kind, ssd = (1 if key.kind == "PRF" else 2), points[0, 4]
+        dose = ratio * axis(key.side_mm, depth) / reference
+        columns = (float(key.side_mm), ssd, x, y, depth, dose, float(kind))
+        tables.append(np.stack([np.broadcast_to(column, depth.shape) for column in columns], axis=1))
+    return Scan(*np.concatenate(tables).T)
+
+
+class _Curve(NamedTuple):
+    kind: str
+    side_mm: int
+    depth: str
+
+
+def _read_curves(scans: Path) -> dict[_Curve, NDArray]:
+    """Points of each curve as rows of x, y, depth, relative dose, SSD."""
+    curves: dict[_Curve, list[tuple[float, ...]]] = defaultdict(list)
+    data = Path(scans).read_bytes()
+    text = (gzip.decompress(data) if str(scans).endswith(".gz") else data).decode("utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        key = _Curve(row["curve"], int(row["field_mm"].split("*")[0]), row["depth_mm"])
+        columns = ("x_mm", "y_mm", "z_depth_mm", "dose_rel", "ssd_mm")
+        curves[key].append(tuple(float(row[k] or 0) for k in columns))
+    return {key: np.array(points) for key, points in curves.items()}
+
+
+def _thinned(points: NDArray, *, diagonal: bool) -> tuple[NDArray, NDArray, NDArray]:
+    """x, y and dose relative to the axis every 2 mm along a profile."""
+    along = np.hypot(points[:, 0], points[:, 1]) * np.sign(points[:, 0]) if diagonal else points[:, 0]
+    order = np.argsort(along)
+    wanted = np.arange(np.ceil(along.min()), along.max(), 2.0)
+    ratio = np.interp(wanted, along[order], points[order, 3])
+    ratio /= np.interp(0.0, along[order], points[order, 3])
+    x = wanted / np.sqrt(2) if diagonal else wanted
+    return x, x if diagonal else 0 * x, ratio
 
 
 def _square_output_factors(path: Path) -> dict[int, float]:
@@ -103,7 +112,8 @@ def _square_output_factors(path: Path) -> dict[int, float]:
     columns = [float(v) for v in lines[0]]
     sides = [float(line[0]) for line in lines[1:]]
     diagonal = [float(line[1 + columns.index(s)]) for s, line in zip(sides, lines[1:], strict=True)]
-    return {side: float(np.interp(side / 10, sides, diagonal)) for side in (30, 40, 60, 80, 100, 150, 200, 300, 400)}
+    wanted = (30, 40, 60, 80, 100, 150, 200, 300, 400)
+    return {side: float(np.interp(side / 10, sides, diagonal)) for side in wanted}
 
 
 def kernel_field(scan: Scan, sigma_mm: NDArray) -> NDArray:
@@ -140,7 +150,10 @@ def _parts(scan: Scan, sigma_mm: NDArray, softening_per_mm2: float) -> _Parts:
     slant = np.sqrt(1 + (radius / SAD_MM) ** 2)
     depth = scan.depth_mm * slant * (1 + softening_per_mm2 * radius**2)
     return _Parts(
-        kernel_field(scan, sigma_mm), _hat(depth, DEPTH_NODES_MM), _hat(radius, HORN_RADIUS_MM), (SAD_MM / distance) ** 2
+        field=kernel_field(scan, sigma_mm),
+        hat_depth=_hat(depth, DEPTH_NODES_MM),
+        hat_horn=_hat(radius, HORN_RADIUS_MM),
+        inverse_square=(SAD_MM / distance) ** 2,
     )
 
 
@@ -148,7 +161,8 @@ def _solve_weights(scan: Scan, parts: _Parts, horn: NDArray, point_weight: NDArr
     """Non-negative depth weights (kernels, depths) that fit all points, and the mean square residual."""
     n_kernel, n_depth = parts.field.shape[1], len(DEPTH_NODES_MM)
     common = parts.inverse_square * (parts.hat_horn @ horn)
-    design = (parts.field[:, :, None] * parts.hat_depth[:, None, :]).reshape(len(common), -1) * common[:, None]
+    design = (parts.field[:, :, None] * parts.hat_depth[:, None, :]).reshape(len(common), -1)
+    design *= common[:, None]
     # Smoothness of ln-like curvature: second differences on the node index, weak against the data.
     second = np.diff(np.eye(n_depth), 2, axis=0)
     spacing = np.diff(DEPTH_NODES_MM)
@@ -203,7 +217,9 @@ class BeamFit:
         )
 
 
-def fit_beam(scan: Scan, start_sigma_mm: tuple[float, ...] = (2.6, 7.0, 25.0, 90.0), rounds: int = 4) -> BeamFit:
+def fit_beam(
+    scan: Scan, start_sigma_mm: tuple[float, ...] = (2.6, 7.0, 25.0, 90.0), rounds: int = 4
+) -> BeamFit:
     """Kernel widths, depth weights, off-axis ratio and softening from scans; about two minutes.
 
     Points below 10 mm depth and fields over 30 cm count less: the model is for therapy depths.
@@ -250,7 +266,8 @@ def beam_toml(beam: BeamModel, source: str) -> str:
             f'fluence_mode = "{beam.fluence_mode}"',
             f'reference_point = "{beam.reference_point}"',
             f'sad_mm = {{ value = {beam.sad_mm:g}, source = "isocentric C-arm linac" }}',
-            f'gy_per_mu = {{ value = {beam.gy_per_mu:g}, source = "calibration: 1 cGy/MU at the reference point" }}',
+            f"gy_per_mu = {{ value = {beam.gy_per_mu:g}, "
+            'source = "calibration: 1 cGy/MU at the reference point" }',
             f"kernel_sigma_mm = {{ value = {row(beam.kernel_sigma_mm)}, {quoted} }}",
             f"depth_mm = {{ value = {row(beam.depth_mm)}, {quoted} }}",
             f"kernel_weight = {{ value = [{weights}], {quoted} }}",

@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from torch import Tensor
 
+from vmat_diffusion.dose.loops import LUT_PER_MM
+from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
 # Beyond the jaws the field is smooth: nodes thin out at these distances in mm.
 _OUTSIDE_MM = np.array([4.0, 8, 13, 20, 29, 40, 55, 75, 100, 135, 180, 240])
-_LUT_MM = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """Nodes along one axis of the isocentre plane: dense between the jaws, thinning outside.
 
-    `lut` holds the fractional node index every 0.5 mm from `lut_low`; linear between entries.
+    `lookup` is the fractional node index every 0.5 mm and the position in mm of its first entry.
     """
 
     position_mm: NDArray[np.float64]
-    lut: NDArray[np.float32]
-    lut_low_mm: float
+    lookup: tuple[NDArray[np.float32], float]
     step_mm: float
 
 
@@ -43,9 +43,10 @@ def nodes(low_mm: float, high_mm: float, step_mm: float) -> Nodes:
     count = max(math.ceil((high_mm - low_mm) / step_mm), 1)
     inner = low_mm + step_mm * np.arange(count + 1)
     position = np.concatenate([inner[0] - _OUTSIDE_MM[::-1], inner, inner[-1] + _OUTSIDE_MM])
-    grid = np.arange(position[0], position[-1] + _LUT_MM, _LUT_MM)
+    step = 1.0 / LUT_PER_MM
+    grid = np.arange(position[0], position[-1] + step, step)
     index = np.interp(grid, position, np.arange(len(position)))
-    return Nodes(position, index.astype(np.float32), float(position[0]), step_mm)
+    return Nodes(position, (index.astype(np.float32), float(position[0])), step_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,31 +65,52 @@ class Exposures:
     mu: NDArray[np.float64]
 
 
-def exposures(plan: Plan, machine: Machine, max_step_deg: float = 2.2, max_travel_mm: float = 12.0) -> Exposures:
-    """Cut every segment so that the gantry turns at most `max_step_deg` and leaves move `max_travel_mm`.
+def exposures(
+    plan: Plan, machine: Machine, max_step_deg: float = 2.2, max_travel_mm: float = 12.0
+) -> Exposures:
+    """Cut every segment so that the gantry turns `max_step_deg` and leaves and jaws `max_travel_mm` at most.
 
     Within a segment gantry, leaves and jaws move linearly in meterset, as DICOM defines; each
     exposure stands at the middle of its gantry interval. Segments without MU are left out.
+    Raises PlanError for a plan of another collimator or without monitor units.
     """
     pairs = machine.row_pairs()
     parts: list[tuple[NDArray, ...]] = []
     for arc in plan.arcs:
+        if arc.leaves_mm.shape[2] != machine.mlc.pairs:
+            raise PlanError(
+                f"beam {arc.number} has {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has "
+                f"{machine.mlc.pairs}; choose the machine that the plan was made for"
+            )
         strips = _strip_positions(arc.leaves_mm, pairs)
         for k in np.flatnonzero(arc.mu > 0):
             turn = abs(arc.gantry_deg[k + 1] - arc.gantry_deg[k])
-            travel = np.abs(strips[k + 1] - strips[k]).max()
+            leaf, jaw = strips[k : k + 2], arc.jaws_mm[k : k + 2]
+            travel = max(np.abs(leaf[1] - leaf[0]).max(), np.abs(jaw[1] - jaw[0]).max())
             cuts = max(math.ceil(turn / max_step_deg), math.ceil(travel / max_travel_mm), 1)
             t = np.linspace(0.0, 1.0, cuts + 1)
-            t0, t1 = t[:-1, None, None], t[1:, None, None]
-            leaf, jaw = strips[k : k + 2], arc.jaws_mm[k : k + 2]
-            between = np.stack([leaf[0] + (leaf[1] - leaf[0]) * t0, leaf[0] + (leaf[1] - leaf[0]) * t1], axis=1)
-            jaws = np.stack([jaw[0] + (jaw[1] - jaw[0]) * t0[:, 0], jaw[0] + (jaw[1] - jaw[0]) * t1[:, 0]], axis=1)
             middle = arc.gantry_deg[k] + (arc.gantry_deg[k + 1] - arc.gantry_deg[k]) * (t[1:] + t[:-1]) / 2
             same = np.ones(cuts)
             parts.append(
-                (middle, same * arc.collimator_deg, same * arc.couch_deg, between, jaws, same * arc.mu[k] / cuts)
+                (
+                    middle,
+                    same * arc.collimator_deg,
+                    same * arc.couch_deg,
+                    _start_and_end(leaf, t),
+                    _start_and_end(jaw, t),
+                    same * arc.mu[k] / cuts,
+                )
             )
+    if not parts:
+        raise PlanError("the plan has no beam with monitor units, so there is no dose; give it MU")
     return Exposures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _start_and_end(between: NDArray, t: NDArray) -> NDArray[np.float64]:
+    """Positions at the start and end of each cut `t` of the way from between[0] to between[1]."""
+    share = t.reshape(-1, *(1,) * (between.ndim - 1))
+    position = between[0] + (between[1] - between[0]) * share
+    return np.stack([position[:-1], position[1:]], axis=1)
 
 
 def _strip_positions(leaves_mm: NDArray, pairs: NDArray) -> NDArray[np.float64]:
@@ -112,8 +134,9 @@ def _strip_positions(leaves_mm: NDArray, pairs: NDArray) -> NDArray[np.float64]:
 class FluenceModel:
     """What turns apertures of one machine into convolved fluence on fixed nodes.
 
-    Only the `strips` that the jaw box touches are kept. Interpolating between nodes blurs like a Gaussian of variance h^2/6 (triangle of half width h),
-    so the kernels are narrowed by as much before sampling.
+    Only the `strips` that the jaw box touches are kept. Interpolating between nodes blurs like a
+    Gaussian of variance h^2/6 (triangle of half width h), so the kernels are narrowed by as much before
+    sampling.
     """
 
     strips: slice

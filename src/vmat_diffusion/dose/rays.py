@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, density_g_cm3
-from vmat_diffusion.geometry import BeamAxes, Grid, Point, average_onto
+from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.geometry import BeamAxes, Grid, Point, average_onto, beam_axes
+
+Progress = Callable[[float, str], None]
 
 _STEP_MM = 2.5
 _LATERAL_MM = 4.0
@@ -33,17 +38,18 @@ def density_of(case: Case, grid: Grid) -> Density:
     return Density(grid, np.ascontiguousarray(average_onto(fine, case.grid, grid)))
 
 
-@dataclass(frozen=True, eq=False)
-class DepthField:
+class DepthField(NamedTuple):
     """Radiological depth in mm on a divergent lattice of one gantry angle.
 
-    `depth_mm[w, v, u]`: u and v are isocentre-plane coordinates at collimator 0, w the distance in
-    mm below the uppermost plane along the beam axis. `low` and `step` give the lattice in (u, v, w).
+    `depth_mm[w, v, u]`: u and v are isocentre-plane coordinates at collimator 0. `low` holds the first
+    u and v and the height above the isocentre of the uppermost plane, from which w runs down along the
+    beam axis. Rays are `lateral_mm` apart at the isocentre plane, planes `step_mm`.
     """
 
     depth_mm: NDArray[np.float32]
     low: NDArray[np.float64]
-    step: NDArray[np.float64]
+    lateral_mm: float
+    step_mm: float
 
 
 def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: float) -> DepthField:
@@ -54,8 +60,12 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
     """
     low_corner, high_corner = density.grid.bounds_mm
     corners = np.array(
-        [[x, y, z] for x in (low_corner[0], high_corner[0]) for y in (low_corner[1], high_corner[1])
-         for z in (low_corner[2], high_corner[2])]
+        [
+            [x, y, z]
+            for x in (low_corner[0], high_corner[0])
+            for y in (low_corner[1], high_corner[1])
+            for z in (low_corner[2], high_corner[2])
+        ]
     ) - np.asarray(isocenter_mm)
     height = corners @ axes.to_source
     scale = sad_mm / (sad_mm - height)
@@ -77,7 +87,7 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
         sad_mm,
         depth,
     )
-    return DepthField(depth, low, np.array([_LATERAL_MM, _LATERAL_MM, _STEP_MM]))
+    return DepthField(depth, low, _LATERAL_MM, _STEP_MM)
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
@@ -121,19 +131,28 @@ def _trace(density, origin, inverse_spacing, axes, low, sad, out):  # type: igno
                 out[iw, iv, iu] = total
 
 
-@numba.njit(inline="always")
-def depth_at(depth, low, u, v, w):  # type: ignore[no-untyped-def]
-    """Trilinear depth at isocentre-plane (u, v) of collimator 0 and height w towards the source."""
-    nw, nv, nu = depth.shape
-    fu = min(max((u - low[0]) / _LATERAL_MM, 0.0), nu - 1.001)
-    fv = min(max((v - low[1]) / _LATERAL_MM, 0.0), nv - 1.001)
-    fw = min(max((low[2] - w) / _STEP_MM, 0.0), nw - 1.001)
-    iu, iv, iw = int(fu), int(fv), int(fw)
-    tu, tv, tw = fu - iu, fv - iv, fw - iw
-    upper = (1 - tv) * ((1 - tu) * depth[iw, iv, iu] + tu * depth[iw, iv, iu + 1]) + tv * (
-        (1 - tu) * depth[iw, iv + 1, iu] + tu * depth[iw, iv + 1, iu + 1]
-    )
-    lower = (1 - tv) * ((1 - tu) * depth[iw + 1, iv, iu] + tu * depth[iw + 1, iv, iu + 1]) + tv * (
-        (1 - tu) * depth[iw + 1, iv + 1, iu] + tu * depth[iw + 1, iv + 1, iu + 1]
-    )
-    return (1 - tw) * upper + tw * lower
+def same_beam_direction(exposed: Exposures) -> list[NDArray[np.intp]]:
+    """Indices of exposures that share gantry and couch angle, so that their rays are traced once."""
+    keys = np.round(np.stack([exposed.gantry_deg % 360.0, exposed.couch_deg], axis=1), 3)
+    _, inverse = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(inverse.ravel(), kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1)
+
+
+def trace_directions(
+    density: Density,
+    exposed: Exposures,
+    isocenter_mm: Point,
+    sad_mm: float,
+    patient_position: str,
+    progress: Progress | None = None,
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64], DepthField]]:
+    """For each beam direction its exposures, its axes (rows x, y, to source; collimator 0) and its depths."""
+    groups = same_beam_direction(exposed)
+    for done, members in enumerate(groups):
+        gantry_deg, couch_deg = exposed.gantry_deg[members[0]], exposed.couch_deg[members[0]]
+        if progress and done % 8 == 0:
+            progress(done / len(groups), f"gantry {gantry_deg % 360:.0f} deg")
+        axes = beam_axes(gantry_deg, 0.0, couch_deg, patient_position)
+        rays = depth_field(density, axes, isocenter_mm, sad_mm)
+        yield members, np.stack([axes.x, axes.y, axes.to_source]), rays

@@ -97,28 +97,24 @@ class Apertures:
 
 
 @dataclass(frozen=True, eq=False)
-class ApertureProblem:
-    """Everything that stays the same during one stage of the search.
-
-    `correction` is added to the relative dose at the objective's points: what the final dose on its
-    grid had over the sampled dose when last compared.
-    """
+class Reach:
+    """What the machine can deliver along a track, as a projection."""
 
     way: Track
     machine: Machine
-    model: FluenceModel
-    sampled: SampledDose
-    objective: Objective
-    relative_per_mu: float
     mu_cap_per_deg: float
-    correction: Tensor
-    parts: JawParts
 
-    def reach_mm(self, arc: int) -> NDArray[np.float64]:
+    def travel_mm(self, arc: int) -> NDArray[np.float64]:
         """How far a leaf may travel in each segment of an arc with the gantry at full speed."""
         limits = self.machine.limits
         rotation = self.way.rotation_deg[self.way.arc == arc]
         return _REACH_MARGIN * limits.leaf_speed_mm_s * rotation / limits.gantry_speed_deg_s
+
+    @property
+    def mu_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and most MU of each segment."""
+        low = self.machine.limits.mu_per_deg_min * 1.02 * self.way.rotation_deg
+        return low, self.mu_cap_per_deg * self.way.rotation_deg
 
     def project(self, state: Apertures) -> Apertures:
         """The nearest apertures and MU that the machine can deliver."""
@@ -126,10 +122,48 @@ class ApertureProblem:
         leaves = state.leaves_mm.copy()
         for number, (begin, end) in enumerate(self.way.bounds):
             x1, x2 = self.way.frames[number].jaws_mm[:2]
-            leaves[begin:end] = deliverable(leaves[begin:end], self.reach_mm(number), gap, x1, x2)
-        low = self.machine.limits.mu_per_deg_min * 1.02 * self.way.rotation_deg
-        high = self.mu_cap_per_deg * self.way.rotation_deg
-        return Apertures(leaves, np.clip(state.mu, low, high))
+            leaves[begin:end] = deliverable(leaves[begin:end], self.travel_mm(number), gap, x1, x2)
+        return Apertures(leaves, np.clip(state.mu, *self.mu_bounds))
+
+
+def interpolated(coarse: Track, fine: Track, state: Apertures) -> Apertures:
+    """The same motion described by more control points: positions interpolated, MU shared out."""
+    leaves = np.empty((len(fine.angles_deg), *state.leaves_mm.shape[1:]))
+    mu = np.empty(len(fine.gantry_deg))
+    for number, ((a, b), (c, d)) in enumerate(zip(coarse.bounds, fine.bounds, strict=True)):
+        sign = np.sign(fine.angles_deg[d - 1] - fine.angles_deg[c])
+        at, known = sign * fine.angles_deg[c:d], sign * coarse.angles_deg[a:b]
+        index = np.clip(np.searchsorted(known, at, side="right") - 1, 0, b - a - 2)
+        t = ((at - known[index]) / (known[index + 1] - known[index]))[:, None, None]
+        own = state.leaves_mm[a:b]
+        leaves[c:d] = own[index] * (1 - t) + own[index + 1] * t
+        per_deg = (state.mu / coarse.rotation_deg)[coarse.arc == number]
+        segments = fine.arc == number
+        middle = np.clip(np.searchsorted(known, sign * fine.gantry_deg[segments]) - 1, 0, b - a - 2)
+        mu[segments] = per_deg[middle] * fine.rotation_deg[segments]
+    return Apertures(leaves, mu)
+
+
+@dataclass(frozen=True, eq=False)
+class ApertureProblem:
+    """Everything that stays the same during one stage of the search.
+
+    `correction` is added to the relative dose at the objective's points: what the final dose on its
+    grid had over the sampled dose when last compared.
+    """
+
+    reach: Reach
+    model: FluenceModel
+    sampled: SampledDose
+    objective: Objective
+    relative_per_mu: float
+    correction: Tensor
+    parts: JawParts
+
+    @property
+    def way(self) -> Track:
+        """The control points and segments."""
+        return self.reach.way
 
     def field(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """Convolved fluence of all segments."""
@@ -161,20 +195,19 @@ class Stage:
 
 def search(
     problem: ApertureProblem,
-    state: Apertures,
     stage: Stage,
     *,
     keep_going: Callable[[], bool],
     report: Callable[[int, float, int], None],
-    latest: list[Apertures],
+    newest: list[Apertures],
 ) -> Apertures:
-    """Projected Adam from a deliverable state to a better one; every iterate is deliverable.
+    """Projected Adam from the deliverable state `newest[0]` to a better one; all iterates are deliverable.
 
-    Returns the best state by objective since the weights last changed. `report(iteration,
-    objective, missed goals)` after each step; stops early where `keep_going()` says no. The newest
-    state is always in `latest[0]`, for a caller who is interrupted.
+    Returns the best state by objective since the weights last changed, and leaves it in `newest[0]`,
+    which is kept current all the time for a caller who is interrupted. `report(iteration, objective,
+    missed goals)` is called in each step; the search stops early where `keep_going()` says no.
     """
-    state = problem.project(state)
+    state = newest[0]
     best, best_value = state, np.inf
     moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
@@ -208,10 +241,11 @@ def search(
             m, v = moment[i] / (1 - b1 ** (k + 1)), square[i] / (1 - b2 ** (k + 1))
             # The floor keeps leaves that hardly matter from wandering at full pace.
             steps.append(m / (np.sqrt(v) + 0.1 * np.sqrt(v.mean()) + 1e-20))
-        state = latest[0] = problem.project(
+        state = newest[0] = problem.reach.project(
             Apertures(state.leaves_mm - leaf_step * steps[0], state.mu * np.exp(-mu_step * steps[1]))
         )
-    return best if np.isfinite(best_value) else state
+    newest[0] = best if np.isfinite(best_value) else state
+    return newest[0]
 
 
 def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) -> Apertures:
@@ -219,9 +253,7 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
     with torch.no_grad():
         unit = problem.field(torch.as_tensor(state.leaves_mm).float(), torch.ones(len(state.mu)))
         per_mu = torch.as_tensor(problem.sampled.by_exposure(unit)) * problem.relative_per_mu
-    way, limits = problem.way, problem.machine.limits
-    low = torch.as_tensor(limits.mu_per_deg_min * 1.02 * way.rotation_deg).float()
-    high = torch.as_tensor(problem.mu_cap_per_deg * way.rotation_deg).float()
+    low, high = (torch.as_tensor(bound).float() for bound in problem.reach.mu_bounds)
     mu = torch.as_tensor(state.mu).float().requires_grad_(True)
     best, best_value = mu.detach().clone(), np.inf
     adam = torch.optim.Adam([mu], lr=0.03 * float(state.mu.mean()), betas=(0.8, 0.95))

@@ -77,7 +77,9 @@ def arc_frames(
     points = target_points(case, targets)
     span = machine.limits.leaf_span_mm - 1.0
     if collimators_deg is None:
-        collimators_deg = _collimators(points, isocenter_mm, machine, case.patient_position, clockwise, arcs, span)
+        collimators_deg = _collimators(
+            points, isocenter_mm, machine, case.patient_position, clockwise, arcs, span
+        )
     if len(collimators_deg) != arcs:
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
@@ -106,7 +108,13 @@ def _box(
 
 
 def _collimators(
-    points: NDArray, isocenter_mm: Point, machine: Machine, position: str, gantry: NDArray, arcs: int, span: float
+    points: NDArray,
+    isocenter_mm: Point,
+    machine: Machine,
+    position: str,
+    gantry: NDArray,
+    arcs: int,
+    span: float,
 ) -> tuple[float, ...]:
     """Mirrored angles, the largest whose field fits the leaf span; spread over pairs of arcs."""
     chosen = _COLLIMATORS_DEG[-1]

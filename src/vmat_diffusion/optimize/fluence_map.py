@@ -87,7 +87,9 @@ def optimize_fluence(
     """
     edges = column_edges_mm(model)
     columns = _column_shares(model, edges)
-    rows = row_shares(model, torch.as_tensor(y_jaws_mm[:, 0]).float(), torch.as_tensor(y_jaws_mm[:, 1]).float())
+    rows = row_shares(
+        model, torch.as_tensor(y_jaws_mm[:, 0]).float(), torch.as_tensor(y_jaws_mm[:, 1]).float()
+    )
     allowed = torch.as_tensor(open_bixels).float()
     with torch.no_grad():
         seen = sampled.dose(_field(allowed, rows, columns)) * relative_per_mu
@@ -128,7 +130,9 @@ def optimize_fluence(
 
 def _column_shares(model: FluenceModel, edges: NDArray) -> Tensor:
     """How much of each column reaches each node along u, per kernel: (kernels, columns, u)."""
-    z = (model.u.position_mm[None, None, :] - edges[None, :, None]) / (model.sigma_mm[:, None, None] * np.sqrt(2))
+    z = (model.u.position_mm[None, None, :] - edges[None, :, None]) / (
+        model.sigma_mm[:, None, None] * np.sqrt(2)
+    )
     step = 0.5 * erf(z)
     return torch.as_tensor(step[:, :-1] - step[:, 1:]).float()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.evaluate.dvh import Dvh
-from vmat_diffusion.evaluate.goals import Goal, GoalSheet
+from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization
 from vmat_diffusion.geometry import Grid, average_onto, sample
 
 # Sampling: cubic millimetres per point and most points, by what the structure is for.
@@ -29,11 +29,10 @@ _TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
 _FALLOFF_MM, _FALLOFF_FAR, _FALLOFF_GRACE_MM = 18.0, 0.30, 2.0
 _HOT_MARGIN = 1.03
 _UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 120.0, 60.0, 25.0, 40.0, 0.035
-# While a goal is missed its strength grows by this factor up to this bound, by priority: organs of
-# lower priority may never outbid the targets.
-_GROWTH = {1: 1.6, 2: 1.35, 3: 1.2}
-_STRONGEST_TARGET = {1: 60.0, 2: 12.0, 3: 4.0}
-_STRONGEST_ORGAN = {1: 60.0, 2: 3.0, 3: 1.0}
+# While a goal is missed its strength grows by this factor up to this bound, by priority.
+_GROWTH = {1: 1.6, 2: 1.4, 3: 1.25}
+_STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
+_WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
 # A mean dose that is out of reach pulls with constant force beyond this relative excess.
 _MEAN_KNEE = 0.03
 
@@ -57,12 +56,13 @@ class GoalTerm:
     strength: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Objective:
     """The points at which dose is needed and the function that judges it.
 
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
-    highest prescription, in which all relative doses are measured.
+    highest prescription, in which all relative doses are measured. `factor` is what the plan's
+    normalisation would multiply the dose by, as of the last call of `adapt`; organ goals count it in.
     """
 
     points_mm: NDArray[np.float64]
@@ -70,8 +70,10 @@ class Objective:
     targets: dict[str, float]
     ceiling: Tensor
     tissue: slice
+    normalization: Normalization
     terms: list[GoalTerm] = field(default_factory=list)
     reference_gy: float = 1.0
+    factor: float = 1.0
 
     def __call__(self, dose: Tensor) -> Tensor:
         """The scalar to minimise, for relative dose at all points."""
@@ -95,6 +97,8 @@ class Objective:
         """Zero where the goal is met with a small margin, growing quadratically beyond."""
         goal, region = term.goal, term.region
         d = dose[region.points]
+        if goal.structure not in self.targets:
+            d = d * self.factor
         kind, at_least = goal.metric.kind, goal.comparator == ">="
         limit = goal.limit / self.reference_gy
         if goal.priority > 1 and not at_least:
@@ -160,22 +164,47 @@ class Objective:
         return None
 
     def adapt(self, dose: NDArray) -> int:
-        """Strengthen the terms of missed goals, ease those met with room; returns how many are missed."""
-        missed = 0
-        for term in self.terms:
-            value = self.value(term.goal, term.region, dose)
-            if value is None:
-                continue
-            margin = 0.995 if term.goal.comparator == "<=" else 1.002
-            met = value <= term.goal.limit * margin if term.goal.comparator == "<=" else value >= term.goal.limit * margin
-            if met:
-                term.strength = max(term.strength * 0.97, 0.5)
-            else:
-                missed += 1
-                bound = _STRONGEST_TARGET if term.goal.structure in self.targets else _STRONGEST_ORGAN
-                grown = term.strength * _GROWTH[term.goal.priority]
-                term.strength = min(grown, bound[term.goal.priority])
-        return missed
+        """Re-weigh the goals by how the normalised dose meets them; returns how many are missed.
+
+        Missed goals grow, goals met with room ease. Goals rank by priority, targets before organs:
+        where a rank has a missed goal, missed goals of lower ranks weaken instead, so that they do
+        not stand in its way.
+        """
+        self.factor = self._normalizing(dose)
+        scaled = dose * np.float32(self.factor)
+        missed_before = 0
+        for priority in (1, 2, 3):
+            for of_targets in (True, False):
+                missed = 0
+                for term in self.terms:
+                    if term.goal.priority != priority or (term.goal.structure in self.targets) != of_targets:
+                        continue
+                    value = self.value(term.goal, term.region, scaled)
+                    if value is None:
+                        continue
+                    # A little inside the limit: the search sees samples, the report every voxel.
+                    room = 0.994 if term.goal.comparator == "<=" else 1.002
+                    limit = term.goal.limit * room
+                    if value <= limit if term.goal.comparator == "<=" else value >= limit:
+                        term.strength = max(term.strength * _EASE, _WEAKEST)
+                        continue
+                    if term.goal.status(value) != "pass":
+                        missed += 1
+                    if missed_before:
+                        term.strength = max(term.strength * _DECAY, _WEAKEST)
+                    else:
+                        term.strength = min(term.strength * _GROWTH[priority], _STRONGEST[priority])
+                missed_before += missed
+        return missed_before
+
+    def _normalizing(self, dose: NDArray) -> float:
+        """The factor that brings the sheet's normalisation about, within 5 %; 1 where it says nothing."""
+        wish = self.normalization
+        region = self.regions.get(wish.structure)
+        if region is None:
+            return 1.0
+        now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
+        return float(np.clip(wish.gy / now, 0.95, 1.05)) if now else 1.0
 
 
 def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator) -> Objective:
@@ -197,10 +226,14 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         structure = case.structures[name]
         if structure.role == "body" or structure.voxels == 0:
             continue
-        rule = _TARGET_SAMPLING if name in targets else _SERIAL_SAMPLING if name in serial else _ORGAN_SAMPLING
+        rule = (
+            _TARGET_SAMPLING if name in targets else _SERIAL_SAMPLING if name in serial else _ORGAN_SAMPLING
+        )
         flat = _draw(structure, case.grid, *rule, rng)
         inside = union.ravel()[flat] if name not in targets else np.zeros(len(flat), bool)
-        regions[name] = Region(name, slice(count, count + len(flat)), inside, structure.voxels * case.grid.voxel_cc)
+        regions[name] = Region(
+            name, slice(count, count + len(flat)), inside, structure.voxels * case.grid.voxel_cc
+        )
         points.append(case.grid.points_mm(flat))
         in_target.append(inside)
         count += len(flat)
@@ -218,12 +251,15 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         targets,
         torch.as_tensor(ceiling, dtype=torch.float32),
         slice(count, count + len(tissue_points)),
+        sheet.normalization,
         terms,
         reference,
     )
 
 
-def _draw(structure: Structure, grid: Grid, mm3: float, most: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def _draw(
+    structure: Structure, grid: Grid, mm3: float, most: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
     """A random subset of the structure's voxels, one per `mm3` but at most `most`, as flat indices."""
     flat = np.flatnonzero(structure.mask)
     wanted = int(min(most, max(60, len(flat) * grid.voxel_cc * 1000 / mm3)))

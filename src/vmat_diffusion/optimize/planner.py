@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,11 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import (
     ApertureProblem,
     Apertures,
+    Reach,
     Stage,
     Track,
     angles_only,
+    interpolated,
     jaws_of,
     refine_mu,
     search,
@@ -35,7 +38,7 @@ from vmat_diffusion.optimize.aperture import (
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, column_edges_mm, optimize_fluence, target_shadow
 from vmat_diffusion.optimize.objectives import Objective, build_objective
-from vmat_diffusion.optimize.sequence import fill_unused, sweep
+from vmat_diffusion.optimize.sequence import Sector, sweep_arc
 from vmat_diffusion.plan import Arc, Plan
 
 Progress = Callable[[str, float, str], None]
@@ -43,6 +46,8 @@ _SEARCH_STEP_MM = 2.5
 _SECTOR_DEG = 36.0
 # Shares of the time limit by which the coarse and the whole search must have ended.
 _COARSE_SHARE, _SEARCH_SHARE = 0.5, 0.8
+_COARSE = Stage("apertures", 200, 2.5, 0.5, 0.06)
+_REFINE = Stage("refine", 70, 0.8, 0.15, 0.03, adapt_every=15)
 
 
 class Outcome(str, Enum):
@@ -125,7 +130,9 @@ class _Run:
         self.progress, self.finalize = progress, finalize
         self.targets = tuple(n for n in sheet.prescription.target_gy if n in case.structures)
         if not self.targets:
-            raise GoalError(f"goal sheet {sheet.name}: none of its targets is in the case; map the names first")
+            raise GoalError(
+                f"goal sheet {sheet.name}: none of its targets is in the case; map the names first"
+            )
         self.begun = time.monotonic()
         self.interrupted = False
         self.share = _COARSE_SHARE
@@ -133,7 +140,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
 
     def keep_going(self) -> bool:
-        """Whether there is time for the present stage: half of all for the coarse search, a fifth kept back."""
+        """Whether the present stage still has time: half of all for the coarse search, a fifth kept back."""
         limit = self.settings.max_minutes
         spent = time.monotonic() - self.begun
         return not self.interrupted and (limit is None or spent < 60 * limit * self.share)
@@ -166,14 +173,20 @@ class _Run:
         start = self._lap("prepare", start)
         maps, sectors = self._fluence(frames)
         start = self._lap("fluence maps", start)
-        coarse = self._sequence(frames, maps, sectors)
-        way, state = self._apertures(frames, coarse)
+        reach, state = self._apertures(frames, self._sequence(frames, maps, sectors))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
-        plan = self.finalize(self._plan(way, state))
+        plan = self.finalize(self._plan(reach.way, state))
         plan, dose = self._normalized(plan, grid)
         self._lap("dose", start)
-        return Optimized(plan, dose, self._outcome(), tuple(self.history), self._fluence_report(frames, maps, sectors), self.seconds)
+        return Optimized(
+            plan,
+            dose,
+            self._outcome(),
+            tuple(self.history),
+            self._fluence_report(frames, maps, sectors),
+            self.seconds,
+        )
 
     def _lap(self, name: str, since: float) -> float:
         now = time.monotonic()
@@ -217,16 +230,17 @@ class _Run:
             progress=lambda done, note: self.progress(name, done, note),
         )
 
-    def _fluence(self, frames: tuple[ArcFrame, ...]) -> tuple[FluenceMaps, list[tuple[int, int, int]]]:
-        """Fluence maps at the middle of every sector; sectors are (arc, first, last control point)."""
-        sectors = []
+    def _fluence(self, frames: tuple[ArcFrame, ...]) -> tuple[FluenceMaps, list[Sector]]:
+        """Fluence maps at the middle of every sector."""
+        sectors: list[Sector] = []
         for number, frame in enumerate(frames):
             count = len(frame.gantry_deg) - 1
             parts = max(round(abs(frame.gantry_deg[-1] - frame.gantry_deg[0]) / _SECTOR_DEG), 1)
             borders = np.round(np.linspace(0, count, parts + 1)).astype(int)
-            sectors += [(number, int(a), int(b)) for a, b in zip(borders[:-1], borders[1:], strict=True)]
-        arc = np.array([s[0] for s in sectors])
-        middle = np.array([(frames[a].gantry_deg[i] + frames[a].gantry_deg[j]) / 2 for a, i, j in sectors])
+            sectors += [Sector(number, int(a), int(b)) for a, b in itertools.pairwise(borders)]
+        arc = np.array([s.arc for s in sectors])
+        ends = np.array([frames[s.arc].gantry_deg[[s.first, s.last]] for s in sectors])
+        middle = ends.mean(axis=1)
         way = Track(frames, middle, (), arc, arc, middle, np.ones(len(arc)), arc)
         sampled = self._sampled(way, "fluence maps")
         edges = column_edges_mm(self.model)
@@ -254,80 +268,67 @@ class _Run:
         )  # fmt: skip
         return maps, sectors
 
-    def _sequence(
-        self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[tuple[int, int, int]]
-    ) -> list[tuple[NDArray, NDArray]]:
-        """Leaves and MU of every arc at full resolution: sweeps of alternating direction."""
-        limits = self.machine.limits
-        gap = limits.leaf_gap_mm
-        out = []
+    def _sequence(self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[Sector]) -> Apertures:
+        """The first apertures: every second control point of the sweeps through all maps."""
+        leaves, mu = [], []
         for number, frame in enumerate(frames):
-            strips = maps.mu.shape[1]
-            leaves = np.full((len(frame.gantry_deg), 2, strips), np.nan)
-            mu = np.zeros(len(frame.gantry_deg) - 1)
-            rotation = np.abs(np.diff(frame.gantry_deg))
-            own = [(k, i, j) for k, (a, i, j) in enumerate(sectors) if a == number]
-            for turn, (k, i, j) in enumerate(own):
-                times = np.linspace(0, 1, j - i + 1)
-                travel = limits.leaf_speed_mm_s / limits.gantry_speed_deg_s * rotation[i:j].sum()
-                positions, need = sweep(
-                    maps.mu[k],
-                    maps.column_edges_mm,
-                    times,
-                    rightward=turn % 2 == number % 2,
-                    travel_mm=travel,
-                    mu_most=self.mu_cap_per_deg * rotation[i:j].sum(),
-                )
-                known = ~np.isnan(positions)
-                leaves[i : j + 1][known] = positions[known]
-                mu[i:j] = need * rotation[i:j] / rotation[i:j].sum()
-            out.append((fill_unused(leaves, gap), np.minimum(mu, self.mu_cap_per_deg * rotation)))
-        return out
+            own = [k for k, s in enumerate(sectors) if s.arc == number]
+            positions, meterset = sweep_arc(
+                frame.gantry_deg, [sectors[k] for k in own], maps.mu[own], maps.column_edges_mm,
+                self.machine.limits, self.mu_cap_per_deg, rightward=number % 2 == 0,
+            )  # fmt: skip
+            thin = frame.thinned(2)
+            leaves.append(positions[thin])
+            mu.append(np.add.reduceat(meterset, thin[:-1]))
+        return Apertures(np.concatenate(leaves), np.concatenate(mu))
 
-    def _apertures(
-        self, frames: tuple[ArcFrame, ...], start: list[tuple[NDArray, NDArray]]
-    ) -> tuple[Track, Apertures]:
-        """Search at every second control point, then at all of them, then the MU alone."""
-        effort = self.settings.effort
-        coarse, fine = track(frames, 2), track(frames, 1)
-        leaves = np.concatenate([part[0][f.thinned(2)] for part, f in zip(start, frames, strict=True)])
-        mu = np.concatenate(
-            [np.add.reduceat(part[1], f.thinned(2)[:-1]) for part, f in zip(start, frames, strict=True)]
-        )
-        problem = self._problem(coarse, "apertures")
-        state = self._stage(
-            problem, problem.project(Apertures(leaves, mu)), Stage("apertures", int(200 * effort), 2.5, 0.5, 0.06)
-        )
-        self.share = _SEARCH_SHARE
-        if not self.keep_going():
-            return fine, self._refined_grid(coarse, fine, state)
-        sampled_gy = problem.dose(state)
-        del problem
-        state = self._refined_grid(coarse, fine, state)
-        full = PencilBeam(self.machine)(self._plan(fine, state), self.case, self.density.grid)
+    def _apertures(self, frames: tuple[ArcFrame, ...], start: Apertures) -> tuple[Reach, Apertures]:
+        """Search at every second control point, then at all of them, then the MU alone.
+
+        However it ends, the newest deliverable state is returned at all control points.
+        """
+        coarse = Reach(track(frames, 2), self.machine, self.mu_cap_per_deg)
+        fine = Reach(track(frames, 1), self.machine, self.mu_cap_per_deg)
+        self.newest = [coarse.project(start)]
+        reach = coarse
+        try:
+            state = self._stage(self._problem(coarse, "apertures"), _COARSE)
+            self.share = _SEARCH_SHARE
+            finer = fine.project(interpolated(coarse.way, fine.way, state))
+            self.newest, reach = [finer], fine
+            if self.keep_going():
+                problem = self._problem(fine, "refine", self._correction)
+                self.newest[0] = refine_mu(problem, self._stage(problem, _REFINE))
+        except KeyboardInterrupt:
+            self.interrupted = True
+        state = self.newest[0]
+        if reach is coarse:
+            state = interpolated(coarse.way, fine.way, state)
+        return fine, fine.project(state)
+
+    def _correction(self, problem: ApertureProblem) -> torch.Tensor:
+        """What the full dose, read through its grid, has over the sampled dose of the newest state."""
+        state = self.newest[0]
+        full = PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
         read = sample(full.gy, full.grid, self.objective.points_mm) / self.objective.reference_gy
-        problem = self._problem(fine, "refine", torch.as_tensor(read - sampled_gy).float())
-        state = problem.project(state)
-        state = self._stage(problem, state, Stage("refine", int(70 * effort), 0.8, 0.15, 0.03, 15))
-        if not self.interrupted:
-            state = refine_mu(problem, state)
-        return fine, problem.project(state)
+        return torch.as_tensor(read - problem.dose(state)).float()
 
-    def _problem(self, way: Track, name: str, correction: torch.Tensor | None = None) -> ApertureProblem:
-        return ApertureProblem(
-            way,
-            self.machine,
+    def _problem(
+        self, reach: Reach, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
+    ) -> ApertureProblem:
+        problem = ApertureProblem(
+            reach,
             self.model,
-            self._sampled(way, name),
+            self._sampled(reach.way, name),
             self.objective,
             self.relative_per_mu,
-            self.mu_cap_per_deg,
-            torch.zeros(len(self.objective.points_mm)) if correction is None else correction,
-            jaw_parts(self.model, jaws_of(way)),
+            torch.zeros(len(self.objective.points_mm)),
+            jaw_parts(self.model, jaws_of(reach.way)),
         )
+        return replace(problem, correction=correct(problem)) if correct else problem
 
-    def _stage(self, problem: ApertureProblem, state: Apertures, stage: Stage) -> Apertures:
-        latest = [state]
+    def _stage(self, problem: ApertureProblem, stage: Stage) -> Apertures:
+        stage = replace(stage, iterations=max(int(stage.iterations * self.settings.effort), 1))
 
         def report(k: int, value: float, missed: int) -> None:
             self.history.append(
@@ -339,37 +340,20 @@ class _Run:
                     "seconds": round(time.monotonic() - self.begun, 2),
                 }
             )
-            self.progress(stage.name, (k + 1) / stage.iterations, f"objective {value:.4f}, {missed} goals open")
+            self.progress(
+                stage.name, (k + 1) / stage.iterations, f"objective {value:.4f}, {missed} goals open"
+            )
 
-        try:
-            latest[0] = search(problem, state, stage, keep_going=self.keep_going, report=report, latest=latest)
-        except KeyboardInterrupt:
-            self.interrupted = True
-        return latest[0]
-
-    def _refined_grid(self, coarse: Track, fine: Track, state: Apertures) -> Apertures:
-        """The same motion described by all control points: positions interpolated, MU shared out."""
-        leaves = np.empty((len(fine.angles_deg), *state.leaves_mm.shape[1:]))
-        mu = np.empty(len(fine.gantry_deg))
-        for number, ((a, b), (c, d)) in enumerate(zip(coarse.bounds, fine.bounds, strict=True)):
-            sign = np.sign(fine.angles_deg[d - 1] - fine.angles_deg[c])
-            at, known = sign * fine.angles_deg[c:d], sign * coarse.angles_deg[a:b]
-            index = np.clip(np.searchsorted(known, at, side="right") - 1, 0, b - a - 2)
-            t = ((at - known[index]) / (known[index + 1] - known[index]))[:, None, None]
-            own = state.leaves_mm[a:b]
-            leaves[c:d] = own[index] * (1 - t) + own[index + 1] * t
-            per_deg = (state.mu / coarse.rotation_deg)[coarse.arc == number]
-            segments = fine.arc == number
-            middle = np.clip(np.searchsorted(known, sign * fine.gantry_deg[segments]) - 1, 0, b - a - 2)
-            mu[segments] = per_deg[middle] * fine.rotation_deg[segments]
-        return Apertures(leaves, mu)
+        return search(problem, stage, keep_going=self.keep_going, report=report, newest=self.newest)
 
     def _plan(self, way: Track, state: Apertures) -> Plan:
         """The search's strips put back into the full bank of leaves; leaves behind the jaws wait closed."""
         gap = self.machine.limits.leaf_gap_mm + 0.1
         pairs = self.machine.row_pairs()
         if pairs.shape[1] != 1:
-            raise PlanError(f"machine {self.machine.name}: planning with stacked collimators is not supported yet")
+            raise PlanError(
+                f"machine {self.machine.name}: planning with stacked collimators is not supported yet"
+            )
         inside = pairs[self.model.strips, 0]
         arcs = []
         for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
@@ -410,7 +394,9 @@ class _Run:
             dvh.dose_at_percent_gy(metric.value) if metric.kind == "D%" and metric.value is not None else None
         )  # fmt: skip
         if value is None:
-            raise GoalError(f"goal sheet {self.sheet.name}: normalisation {wish} must be a mean or a D% metric")
+            raise GoalError(
+                f"goal sheet {self.sheet.name}: normalisation {wish} must be a mean or a D% metric"
+            )
         factor = wish.gy / value if value > 0 else math.nan
         low = self.machine.limits.mu_per_deg_min * 1.005
         if not 0.5 < factor < 2.0:
@@ -420,27 +406,33 @@ class _Run:
         scaled = replace(
             plan,
             arcs=tuple(
-                replace(arc, mu=np.maximum(arc.mu * factor, low * np.abs(np.diff(arc.gantry_deg)))) for arc in plan.arcs
+                replace(arc, mu=np.maximum(arc.mu * factor, low * np.abs(np.diff(arc.gantry_deg))))
+                for arc in plan.arcs
             ),
             provenance={"normalization": str(wish), "normalization_factor": round(factor, 5)},
         )
         final = self.finalize(scaled)
         gy = dose.gy * np.float32(final.total_mu / plan.total_mu)
         same = all(
-            np.allclose(b.mu / b.total_mu, a.mu / a.total_mu, rtol=1e-5) for a, b in zip(plan.arcs, final.arcs, strict=True)
-        ) and np.allclose([a.total_mu * factor for a in plan.arcs], [b.total_mu for b in final.arcs], rtol=1e-5)
+            np.allclose(b.mu / b.total_mu, a.mu / a.total_mu, rtol=1e-5)
+            for a, b in zip(plan.arcs, final.arcs, strict=True)
+        ) and np.allclose(
+            [a.total_mu * factor for a in plan.arcs], [b.total_mu for b in final.arcs], rtol=1e-5
+        )
         if not same:
-            return final, engine(final, self.case, grid, progress=lambda done, note: self.progress("dose", done, note))
+            return final, engine(
+                final, self.case, grid, progress=lambda done, note: self.progress("dose", done, note)
+            )
         return final, replace(dose, gy=gy)
 
     def _fluence_report(
-        self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[tuple[int, int, int]]
+        self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[Sector]
     ) -> dict[str, NDArray]:
         return {
             "ideal_mu": maps.mu.astype(np.float32),
             "column_edges_mm": maps.column_edges_mm,
             "row_edges_mm": self.model.row_edges_mm,
-            "sector_arc": np.array([s[0] + 1 for s in sectors]),
-            "sector_start_deg": np.array([frames[a].gantry_deg[i] for a, i, _ in sectors]) % 360,
-            "sector_stop_deg": np.array([frames[a].gantry_deg[j] for a, _, j in sectors]) % 360,
+            "sector_arc": np.array([s.arc + 1 for s in sectors]),
+            "sector_start_deg": np.array([frames[s.arc].gantry_deg[s.first] for s in sectors]) % 360,
+            "sector_stop_deg": np.array([frames[s.arc].gantry_deg[s.last] for s in sectors]) % 360,
         }

@@ -2,8 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+from vmat_diffusion.machine import Limits
+
+
+@dataclass(frozen=True)
+class Sector:
+    """A stretch of an arc that one fluence map stands for: its first and last control point."""
+
+    arc: int
+    first: int
+    last: int
+
+
+def sweep_arc(
+    gantry_deg: NDArray,
+    sectors: Sequence[Sector],
+    fluence: NDArray,
+    column_edges_mm: NDArray,
+    limits: Limits,
+    mu_cap_per_deg: float,
+    *,
+    rightward: bool,
+) -> tuple[NDArray, NDArray]:
+    """Leaves `(control points, 2, strips)` and MU per segment of one arc: sweeps that alternate.
+
+    `fluence[sectors, strips, columns]` in MU. The leaves may still break the travel limit.
+    """
+    leaves = np.full((len(gantry_deg), 2, fluence.shape[1]), np.nan)
+    rotation = np.abs(np.diff(gantry_deg))
+    mu = np.zeros(len(rotation))
+    for turn, (sector, wanted) in enumerate(zip(sectors, fluence, strict=True)):
+        own = slice(sector.first, sector.last)
+        positions, need = sweep(
+            wanted,
+            column_edges_mm,
+            np.linspace(0, 1, sector.last - sector.first + 1),
+            rightward=(turn % 2 == 0) is rightward,
+            travel_mm=limits.leaf_speed_mm_s / limits.gantry_speed_deg_s * rotation[own].sum(),
+            mu_most=mu_cap_per_deg * rotation[own].sum(),
+        )
+        known = ~np.isnan(positions)
+        leaves[sector.first : sector.last + 1][known] = positions[known]
+        mu[own] = need * rotation[own] / rotation[own].sum()
+    return fill_unused(leaves, limits.leaf_gap_mm), np.minimum(mu, mu_cap_per_deg * rotation)
 
 
 def sweep(
@@ -21,8 +68,9 @@ def sweep(
     `fluence[strips, columns]` in MU; `times` in [0, 1] at which positions are wanted; `travel_mm`
     what a leaf can travel during the sector; `mu_most` what the linac can give meanwhile. Returns
     positions `(times, 2, strips)` and the MU that the sector needs. Rows whose modulation costs more
-    than `mu_most` are smoothed until they fit, NaN stands for rows that stay closed. Where a row is too wide to be crossed in `fill` of the time its pace is raised
-    beyond the leaf's; the caller's projection onto the speed limit then shortens the sweep.
+    than `mu_most` are smoothed until they fit; NaN stands for rows that stay closed. A row too wide
+    to be crossed in `fill` of the time is crossed faster than the leaf can: the caller's projection
+    onto the speed limit then shortens the sweep.
     Source: Svensson, Kallman, Brahme, Phys Med Biol 39:37 (1994); Spirou and Chui, Med Phys 21:1031 (1994).
     """
     f = fluence if rightward else fluence[:, ::-1]
@@ -57,36 +105,27 @@ def _affordable(row: NDArray, most: float) -> NDArray:
         total = row.sum()
         padded = np.concatenate([row[:1], row, row[-1:]])
         row = np.where(support, (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0.0)
-        row = row * (total / max(row.sum(), 1e-12))
-    return row * min(1.0, most / max(_rise(row), 1e-12))
+        row = row * (total / max(float(row.sum()), 1e-12))
+    return row * min(1.0, most / max(float(_rise(row)), 1e-12))
 
 
 def _row(dwell: NDArray, edges: NDArray, times: NDArray, crossing: float) -> NDArray:
-    """Leading and trailing edge of one row at the given times; dwell is in units of the sector's time.
+    """Trailing (left) and leading (right) edge of one row at the given times, shape (times, 2).
 
-    The opening's leading edge passes column borders at `lead`, its trailing edge at `trail`, and
-    `trail - lead` inside a column is the column's dwell. Returns (times, 2): left, right.
+    `dwell` is in units of the sector's time: how long each column is to lie between the two edges.
     """
     used = np.flatnonzero(dwell > 0)
     first, last = used[0], used[-1] + 1
-    d, x = dwell[first:last], edges[first : last + 1]
-    pace = crossing / (x[-1] - x[0])
-    step = np.diff(np.concatenate([[0.0], d]))
-    lead = np.zeros(len(x))
-    trail = np.zeros(len(x))
-    time_lead, time_trail = 0.0, 0.0
-    knots_lead, knots_trail, position = [], [], []
-    for j in range(len(d)):
-        time_lead += max(-step[j], 0.0)
-        time_trail += max(step[j], 0.0)
-        knots_lead += [time_lead, time_lead + pace * (x[j + 1] - x[j])]
-        knots_trail += [time_trail, time_trail + pace * (x[j + 1] - x[j])]
-        position += [x[j], x[j + 1]]
-        time_lead, time_trail = knots_lead[-1], knots_trail[-1]
-    lead, trail, position = np.array(knots_lead), np.array(knots_trail), np.array(position)
+    borders = np.stack([edges[first:last], edges[first + 1 : last + 1]], axis=1)
+    pace = crossing / (borders[-1, 1] - borders[0, 0])
+    step = np.diff(dwell[first:last], prepend=0.0)
+    # The leading edge waits before a column of less dwell, the trailing edge before one of more.
+    crossed = pace * (borders - borders[0, 0])
+    lead = (np.cumsum(np.maximum(-step, 0))[:, None] + crossed).ravel()
+    trail = (np.cumsum(np.maximum(step, 0))[:, None] + crossed).ravel()
     shift = (1.0 - trail[-1]) / 2
-    right = np.interp(times, lead + shift, position)
-    left = np.interp(times, trail + shift, position)
+    right = np.interp(times, lead + shift, borders.ravel())
+    left = np.interp(times, trail + shift, borders.ravel())
     return np.stack([np.minimum(left, right), right], axis=1)
 
 
@@ -109,7 +148,9 @@ def lipschitz(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
     return (upper + lower) / 2
 
 
-def deliverable(leaves_mm: NDArray, reach_mm: NDArray, gap_mm: float, low_mm: float, high_mm: float) -> NDArray:
+def deliverable(
+    leaves_mm: NDArray, reach_mm: NDArray, gap_mm: float, low_mm: float, high_mm: float
+) -> NDArray:
     """Leaves `(n, 2, rows)` moved onto the limits of travel, gap and range; all hold exactly.
 
     The minimum of two trajectories within the travel limit keeps it, so opening a pair that is too

@@ -1,0 +1,78 @@
+"""The planner end to end on a coarse, short run: what must hold however little time it has."""
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.dicom.write import as_written
+from vmat_diffusion.dose import PencilBeam
+from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.optimize import Outcome, Settings, optimize
+from vmat_diffusion.phantom import phantom
+from vmat_diffusion.plan import violations
+
+QUICK = Settings(effort=0.06, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    case = phantom("tg119_cshape")
+    return case, fit_to_case(load_goals("tg119_cshape_easy"), case), load_machine("generic_6mv")
+
+
+@pytest.fixture(scope="module")
+def quick(setup):
+    return optimize(*setup, settings=QUICK, finalize=as_written)
+
+
+def test_even_a_short_search_ends_deliverable_and_normalised(setup, quick):
+    case, sheet, machine = setup
+    assert violations(quick.plan, machine) == []
+    d95 = structure_dvh(quick.dose, case.structures["PTV"], case.grid).dose_at_percent_gy(95)
+    assert d95 == pytest.approx(sheet.normalization.gy, rel=1e-3)
+
+
+def test_the_dose_is_that_of_the_plan_as_it_is_written(setup, quick):
+    case, _, machine = setup
+    again = PencilBeam(machine)(quick.plan, case, quick.dose.grid)
+    np.testing.assert_allclose(again.gy, quick.dose.gy, atol=1e-3 * quick.dose.gy.max())
+    assert as_written(quick.plan).total_mu == pytest.approx(quick.plan.total_mu, abs=1e-6)
+
+
+def test_the_dose_is_in_the_target_and_spares_the_core(setup, quick):
+    case = setup[0]
+    mean = {
+        n: structure_dvh(quick.dose, case.structures[n], case.grid).mean_gy for n in ("PTV", "Core", "BODY")
+    }
+    assert mean["PTV"] > 1.5 * mean["Core"] > mean["BODY"]
+
+
+def test_same_seed_same_plan_another_seed_another(setup, quick):
+    again = optimize(*setup, settings=QUICK, finalize=as_written)
+    for one, two in zip(quick.plan.arcs, again.plan.arcs, strict=True):
+        np.testing.assert_array_equal(one.leaves_mm, two.leaves_mm)
+        np.testing.assert_array_equal(one.mu, two.mu)
+
+
+def test_interrupting_keeps_the_best_deliverable_plan(setup):
+    def interrupt(stage, fraction, note):
+        if stage == "apertures" and fraction > 0.4:
+            raise KeyboardInterrupt
+
+    result = optimize(*setup, settings=QUICK, progress=interrupt, finalize=as_written)
+    assert result.outcome is Outcome.INTERRUPTED
+    assert violations(result.plan, setup[2]) == []
+
+
+def test_a_time_limit_ends_the_search_with_a_deliverable_plan(setup):
+    from dataclasses import replace
+
+    result = optimize(*setup, settings=replace(QUICK, max_minutes=0.01), finalize=as_written)
+    assert result.outcome is Outcome.OUT_OF_TIME
+    assert violations(result.plan, setup[2]) == []
+
+
+def test_the_search_lowers_the_objective(quick):
+    values = [row["objective"] for row in quick.history if row["stage"] == "apertures"]
+    assert min(values[-3:]) < 0.7 * values[0]

@@ -1,0 +1,69 @@
+"""What a Case, its structures and its dose refuse, and the density of a voxel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_case import small_case
+
+from vmat_diffusion.case import Case, Dose, Prescription, Structure, density_g_cm3
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Grid
+
+GRID = Grid((2, 3, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
+def test_density_of_known_tissues() -> None:
+    hu = np.array([-1024, -1000, -700, -98, 0, 50, 1000, 3071, 5000])
+    expected = [0.00121, 0.00121, 0.3101, 0.93, 1.0, 1.0624, 1.6086, 2.8, 2.8]
+    assert np.allclose(density_g_cm3(hu), expected, atol=2e-3)
+    assert density_g_cm3(np.array([0]))[0] == 1.0
+
+
+def test_a_case_names_its_body_and_targets() -> None:
+    case = small_case()
+    assert case.body.name == "BODY"
+    assert [t.name for t in case.targets] == ["PTV"]
+    assert case.structures["PTV"].voxels == 5 * 6 * 6
+
+
+@pytest.mark.parametrize("bodies", [0, 2])
+def test_a_case_needs_exactly_one_body(bodies: int) -> None:
+    masks = {f"B{i}": Structure(f"B{i}", "body", np.ones(GRID.shape, bool)) for i in range(bodies)}
+    with pytest.raises(CaseError, match="exactly one structure of role body"):
+        Case("x", "", GRID, np.zeros(GRID.shape), masks)
+
+
+def test_arrays_must_fit_the_grid() -> None:
+    case = small_case()
+    short = replace(case.structures["PTV"], mask=case.structures["PTV"].mask[:-1])
+    with pytest.raises(CaseError, match="structure PTV"):
+        replace(case, structures={**case.structures, "PTV": short})
+    with pytest.raises(CaseError, match="CT of shape"):
+        replace(case, hu=case.hu[:-1])
+    with pytest.raises(CaseError, match="does not fit its grid"):
+        Dose(GRID, np.zeros((2, 3, 5), np.float32))
+
+
+def test_a_dose_must_be_finite() -> None:
+    gy = np.zeros(GRID.shape, np.float32)
+    gy[0, 0, 0] = np.nan
+    with pytest.raises(CaseError, match="not finite"):
+        Dose(GRID, gy)
+
+
+def test_a_dose_on_another_grid_is_interpolated_and_0_outside() -> None:
+    x = np.broadcast_to(np.arange(4.0), GRID.shape).astype(np.float32)
+    other = Grid((1, 1, 3), (1.0, 1.0, 1.0), (1.5, 1.0, 0.5))
+    assert Dose(GRID, x).on(other).ravel().tolist() == [1.5, 2.5, 3.0]
+    assert Dose(GRID, x).on(Grid((1, 1, 1), (1.0, 1.0, 1.0), (9.0, 0.0, 0.0))).ravel().tolist() == [0.0]
+
+
+def test_prescriptions_are_checked() -> None:
+    with pytest.raises(CaseError, match="fractions"):
+        Prescription(0, {"PTV": 50.0})
+    for gy in (0.0, -2.0, 500.0, float("nan")):
+        with pytest.raises(CaseError, match="PTV"):
+            Prescription(25, {"PTV": gy})

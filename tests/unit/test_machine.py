@@ -1,0 +1,144 @@
+"""Machine files: every number with its source, every mistake named by its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.errors import MachineError
+from vmat_diffusion.machine import load_machine, machine_names, parse_machine
+
+SHIPPED = Path(__file__).parents[2] / "src" / "vmat_diffusion" / "machines" / "generic_6mv.toml"
+TEXT = SHIPPED.read_text(encoding="utf-8")
+HEAD = TEXT[: TEXT.index("[beam]")]
+SPEED_SOURCE = TEXT[TEXT.index("source = ", TEXT.index("gantry_speed_deg_s")) : TEXT.index(" }\n")]
+
+
+def changed(old: str, new: str) -> str:
+    assert old in TEXT, f"the shipped machine no longer holds {old!r}"
+    return TEXT.replace(old, new, 1)
+
+
+def test_the_generic_machine_has_40_leaves_of_5_mm_between_20_of_10_mm() -> None:
+    machine = load_machine("generic_6mv")
+    widths = np.diff(machine.mlc.layers[0].boundaries_mm)
+    assert widths.tolist() == [10] * 10 + [5] * 40 + [10] * 10
+    assert machine.mlc.pairs == 60 and machine.sad_mm == 1000
+    assert machine.row_pairs()[:, 0].tolist() == list(range(60))
+
+
+def test_every_number_of_a_shipped_machine_has_a_source() -> None:
+    for name in machine_names():
+        machine = load_machine(name)
+        fields = [f"limits.{k}" for k in vars(machine.limits) if not k.startswith("_")]
+        fields += ["mlc.transmission", "mlc.gap_offset_mm", "mlc.source_distance_mm", "beam.kernel_weight"]
+        for field in fields:
+            assert machine.sources[field].strip(), field
+
+
+def test_a_machine_is_loaded_by_path_and_takes_the_name_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "ours.toml"
+    file.write_text(changed('name = "generic_6mv"\n', "").replace("value = 22.5", "value = 19.0"))
+    machine = load_machine(file)
+    assert machine.name == "ours" and machine.limits.leaf_speed_mm_s == 19.0
+    assert load_machine(str(file)).name == "ours"
+
+
+def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="generic_6mv"):
+        load_machine("truebeam")
+    with pytest.raises(MachineError, match="does not exist"):
+        load_machine(tmp_path / "absent.toml")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MachineError, match="cannot be read"):
+        load_machine(binary)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (changed("leaf_speed_mm_s = {", "leaf_sped_mm_s = {"), "limits.leaf_speed_mm_s"),
+        (changed("interdigitation = true", "interdigitation = true\nfoo = true"), "mlc.foo"),
+        (changed("interdigitation = true\n", ""), "mlc.interdigitation"),
+        (changed("[mlc]", "[mcl]"), "mlc"),
+        (TEXT + '\n[more]\na = "b"\n', "more"),
+        (
+            changed("leaf_speed_mm_s = { value = 22.5", "leaf_speed_mm_s = { value = 0"),
+            "limits.leaf_speed_mm_s",
+        ),
+        (
+            changed("leaf_speed_mm_s = { value = 22.5", "leaf_speed_mm_s = { value = nan"),
+            "limits.leaf_speed_mm_s",
+        ),
+        (
+            changed("leaf_speed_mm_s = { value = 22.5", "leaf_speed_mm_s = { value = '9'"),
+            "limits.leaf_speed_mm_s",
+        ),
+        (changed("transmission = { value = 0.015", "transmission = { value = 1.5"), "mlc.transmission"),
+        (
+            changed("control_points_max = { value = 500", "control_points_max = { value = 1"),
+            "control_points_max",
+        ),
+        (changed("[-200, -190", "[-190, -200"), "boundaries_mm of MLCX"),
+        (changed('device = "MLCX"', 'device = "MLC"'), "'MLC'"),
+        (changed('"ASYMX"', '"XJAW"'), "'XJAW'"),
+        (changed("horn = { value = [1, ", "horn = { value = [1, 1, "), "horn"),
+        (changed("depth_mm = { value = [0, 1", "depth_mm = { value = [0, 0"), "depth_mm"),
+        (
+            changed("kernel_sigma_mm = { value = [2.", "kernel_sigma_mm = { value = [-2."),
+            "beam.kernel_sigma_mm",
+        ),
+        ("name = ", "TOML"),
+    ],
+)
+def test_mistakes_are_named_by_their_key(text: str, named: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        parse_machine(text, "ours")
+    message = str(caught.value)
+    assert message.startswith("machine ours: ") and named in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        (
+            'gy_per_mu = { value = 0.01, source = "calibration: 1 cGy/MU at the reference point" }',
+            "gy_per_mu = 0.01",
+            "beam.gy_per_mu",
+        ),
+        (SPEED_SOURCE, 'source = ""', "limits.gantry_speed_deg_s"),
+        ('value = 6.0, source = "1 rpm', 'value = 6.0, sauce = "1 rpm', "limits.gantry_speed_deg_s"),
+        ("kernel_sigma_mm = {", "kernel_sigma_mm = [1.0, 2.0, 3.0, 4.0]\nunused = {", "beam.kernel_sigma_mm"),
+        ("leaf_gap_mm = {", "leaf_gap_mm = '0.5'\nunused = {", "limits.leaf_gap_mm"),
+    ],
+)
+def test_numbers_without_a_source_are_refused(old: str, new: str, named: str) -> None:
+    with pytest.raises(MachineError, match=named.replace(".", r"\.")):
+        parse_machine(changed(old, new), "ours")
+
+
+def test_a_machine_without_beam_says_that_it_has_no_dose() -> None:
+    machine = parse_machine(HEAD, "geometry")
+    assert machine.beam is None and machine.sad_mm == 1000
+    with pytest.raises(MachineError, match="no beam model"):
+        machine.require_beam()
+
+
+STACKED = HEAD[: HEAD.index("[[mlc.layers]]")] + "".join(
+    f'[[mlc.layers]]\ndevice = "{device}"\nboundaries_mm = {{ value = {edges}, source = "test" }}\n'
+    for device, edges in (("MLCX1", [-20, -10, 0, 10, 20]), ("MLCX2", [-25, -15, -5, 5, 15, 25]))
+)
+
+
+def test_strips_of_two_stacked_layers_lie_between_all_leaf_boundaries() -> None:
+    """Two layers offset by half a leaf: each strip lies behind one leaf of each, numbered through."""
+    machine = parse_machine(STACKED, "stacked")
+    assert machine.mlc.pairs == 9
+    assert machine.row_edges_mm().tolist() == [-25, -20, -15, -10, -5, 0, 5, 10, 15, 20, 25]
+    assert machine.row_pairs().tolist() == [
+        [-1, 4], [0, 4], [0, 5], [1, 5], [1, 6], [2, 6], [2, 7], [3, 7], [3, 8], [-1, 8],
+    ]  # fmt: skip
