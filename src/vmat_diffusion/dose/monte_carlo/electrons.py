@@ -17,6 +17,7 @@ from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
 
 LOSS, HARD, MOLLER, SCATTER, SCREENING, RANGE = range(6)
 STEP = 0.30  # share of its energy that an electron may lose in one step
+INTERFACE = 0.25  # relative change of density from voxel to voxel at which a step ends
 _REJECT_MEV = 1.0  # below this energy a particle that cannot leave its voxel is absorbed in it
 LOG_LOWEST = math.log(LOWEST)
 PER_LOG = (POINTS - 1) / math.log(HIGHEST / LOWEST)
@@ -158,6 +159,8 @@ def transport(
         if step < 0.98 * STEP * energy:
             i, t = place(energy - 0.5 * step)
         first = uniform(state) * step
+        spent = 0.0
+        crossed = False
         rate = read(electron, m, i, t, LOSS)
         water = read(electron, 0, i, t, LOSS)
         for half in range(2):
@@ -175,6 +178,7 @@ def transport(
                     lost = left
                 x, y, z = x + u * d, y + v * d, z + w * d
                 tally[voxel] += lost * weight * (water / rate if to_water else 1.0)
+                spent += lost
                 if arrived:
                     break
                 left -= lost
@@ -194,16 +198,22 @@ def transport(
                         return n_charged, n_photons
                     z = ez[iz] if w > 0.0 else ez[iz + 1]
                 voxel = (iz * ny + iy) * nx + ix
+                if abs(density[voxel] - rho) > INTERFACE * max(density[voxel], rho) and spent > 0.0:
+                    # A step ends at an interface; the hinge fell before it as often as it should have.
+                    crossed = True
+                    break
                 rho = density[voxel]
                 if medium[voxel] != m:
                     m = medium[voxel]
                     rate = read(electron, m, i, t, LOSS)
+            if crossed:
+                break
             if half == 0:
                 u, v, w = deflected(
                     u, v, w, step * read(electron, m, i, t, SCATTER), read(electron, m, i, t, SCREENING), state
                 )
-        energy -= step
-        if not event:
+        energy -= spent
+        if crossed or not event:
             continue
         p[0], p[1], p[2], p[3], p[4], p[5], p[6] = x, y, z, u, v, w, energy
         cell[0], cell[1], cell[2] = ix, iy, iz

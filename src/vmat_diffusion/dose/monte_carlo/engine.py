@@ -18,7 +18,7 @@ GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
-_ABSORB_SHARE = 0.25  # electrons with a range below this share of the smallest voxel edge stay where they are
+_ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,9 @@ def simulate(
     total, square = np.zeros(voxels), np.zeros(voxels)
     mass = phantom.mass_g().ravel()
     inside = mass > 0
+    # One small batch first, so that compiling does not count as computing.
+    run_batches(0, 1, seed, split, source, geometry, data.photon, data.electron, to_water, tally[:1])
+    tally[:] = 0
     started, batches, photons, sigma_now = time.perf_counter(), 0, 0, float("inf")
     while True:
         photons += int(

@@ -19,6 +19,7 @@ from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
 
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
 _STACK = 256
+_SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g^2, g^3 = g + 1
 
 
 @numba.njit(error_model="numpy", fastmath=True)
@@ -187,7 +188,7 @@ def cascade(
 
 
 @numba.njit(inline="always")
-def emit(p, source, choice, state):  # type: ignore[no-untyped-def]
+def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-def]
     """Draw one particle from the source: fills p, returns its weight and whether it is an electron."""
     cumulative, box, frame_of, frames, origin, energy_edges, energy_cdf, horn, n = source
     entry = min(np.searchsorted(cumulative, choice * cumulative[-1], side="right"), len(cumulative) - 1)
@@ -198,8 +199,8 @@ def emit(p, source, choice, state):  # type: ignore[no-untyped-def]
     t = 1.0 - math.sqrt(1.0 - xi) if uniform(state) * (gap0 + gap1) < gap0 else math.sqrt(xi)
     low = box[entry, 0] + t * (box[entry, 2] - box[entry, 0])
     high = box[entry, 1] + t * (box[entry, 3] - box[entry, 1])
-    a = low + uniform(state) * (high - low)
-    b = box[entry, 4] + uniform(state) * (box[entry, 5] - box[entry, 4])
+    a = low + across * (high - low)
+    b = box[entry, 4] + along * (box[entry, 5] - box[entry, 4])
     sad, collimator = n[0], n[1]
     height, sx, sy = 0.0, 0.0, 0.0
     kind = uniform(state)
@@ -253,9 +254,13 @@ def run_batches(first, histories, seed, split, source, geometry, photon, electro
         p, cell = np.empty(8), np.empty(3, np.int64)
         charged, photons = np.empty((64, 11)), np.empty((_STACK, 11))
         row = tally[batch]
-        # Consecutive histories share out the source evenly; the start is drawn anew for each batch.
+        # The histories of a batch cover openings and positions evenly (an additive sequence of the
+        # plastic number in each opening's area); shifts drawn anew make batches independent.
+        shift_a, shift_b = uniform(state), uniform(state)
         for h in range(histories):
-            weight, is_electron = emit(p, source, (h + uniform(state)) / histories, state)
+            across = (shift_a + h * _SPREAD_A) % 1.0
+            along = (shift_b + h * _SPREAD_B) % 1.0
+            weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
             if not enter(p, cell, geometry):
                 continue
             if is_electron:
