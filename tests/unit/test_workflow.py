@@ -17,7 +17,7 @@ from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
-from vmat_diffusion.workflow import FILES, PlanSettings, plan_case, plan_settings
+from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence
 from vmat_diffusion.workflow.provenance import content_hash
 
@@ -63,7 +63,8 @@ def test_a_run_writes_every_file_and_its_record(
         ("PTV", "D10% <= 55 Gy", "pass"),
         ("Core", "D10% <= 25 Gy", "fail"),
     ]
-    assert set(record["seconds"]) == {"read", "optimise", "dose", "write", "report"} <= {*seen, "dose"}
+    assert set(record["seconds"]) == set(STAGES) <= {*seen, "dose"}
+    assert record["verdict"]["passed"] is True and record["gate"]["gamma_pass_percent"] == 95.0
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["out"]
 
@@ -85,7 +86,7 @@ def test_summary_has_exactly_the_documented_keys(
     optimiser()
     summary = json.loads(json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS).summary()))
     assert set(summary) == {
-        "outcome", "goals", "mu", "delivery_s", "violations", "seconds", "peak_gb", "files",
+        "outcome", "goals", "mu", "delivery_s", "violations", "verdict", "seconds", "peak_gb", "files",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {"goal", "structure", "value", "limit", "unit", "status"}
     assert summary["mu"] == pytest.approx(72.0)
@@ -116,7 +117,7 @@ def test_settings_reach_the_optimiser(
     assert (given.grid_mm, given.seed, given.max_minutes, call["device"]) == (4.0, 7, 2.0, "cpu")
 
 
-def test_an_undeliverable_plan_gets_a_report_but_no_dicom(
+def test_an_undeliverable_plan_gets_its_report_and_dose_but_no_plan_file(
     case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
 ) -> None:
     plan = open_arc()
@@ -126,7 +127,9 @@ def test_an_undeliverable_plan_gets_a_report_but_no_dicom(
     run = plan_case(case_folder, tmp_path / "out", SETTINGS)
     assert any("leaf speed" in v for v in run.violations)
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert names == set(FILES) - {"RP.dcm", "RD.dcm"} == {f.name for f in run.files}
+    assert names == set(FILES) - {"RP.dcm"} == {f.name for f in run.files}
+    assert [c.name for c in run.verdict.failed] == ["deliverable", "independent dose"]
+    assert not read_dose(tmp_path / "out" / "RD.dcm").provenance["plan_uid"]
 
 
 @pytest.mark.parametrize("failing", [PlanError("no"), RuntimeError("defect"), KeyboardInterrupt()])

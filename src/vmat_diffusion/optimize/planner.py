@@ -104,14 +104,17 @@ def optimize(
     device: str = "cpu",
     progress: Progress | None = None,
     finalize: Callable[[Plan], Plan] = lambda plan: plan,
+    difference: Dose | None = None,
 ) -> Optimized:
     """Plan a case for a goal sheet that was fitted to it.
 
     `finalize` turns the plan into what a file will hold (rounded), so that the dose is that of the
     file. Ctrl-C and `max_minutes` end the search with the best deliverable plan so far. About 2 to 5
-    minutes and 2 to 4 GB on two cores for a head and neck.
+    minutes and 2 to 4 GB on two cores for a head and neck. `difference` in Gy, such as a better
+    engine's dose of a like plan less this one's, is added to every dose, the returned one included.
     """
-    return _Run(case, sheet, machine, settings or Settings(), progress or (lambda *_: None), finalize).run()
+    report = progress or (lambda *_: None)
+    return _Run(case, sheet, machine, settings or Settings(), report, finalize, difference).run()
 
 
 class _Run:
@@ -125,9 +128,10 @@ class _Run:
         settings: Settings,
         progress: Progress,
         finalize: Callable[[Plan], Plan],
+        difference: Dose | None = None,
     ) -> None:
         self.case, self.sheet, self.machine, self.settings = case, sheet, machine, settings
-        self.progress, self.finalize = progress, finalize
+        self.progress, self.finalize, self.difference = progress, finalize, difference
         self.targets = tuple(n for n in sheet.prescription.target_gy if n in case.structures)
         if not self.targets:
             raise GoalError(
@@ -309,9 +313,25 @@ class _Run:
     def _correction(self, problem: ApertureProblem) -> torch.Tensor:
         """What the full dose, read through its grid, has over the sampled dose of the newest state."""
         state = self.newest[0]
-        full = PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
+        full = self._with_difference(
+            PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
+        )
         read = sample(full.gy, full.grid, self.objective.points_mm) / self.objective.reference_gy
-        return torch.as_tensor(read - problem.dose(state)).float()
+        return problem.correction + torch.as_tensor(read - problem.dose(state)).float()
+
+    def _with_difference(self, dose: Dose) -> Dose:
+        if self.difference is None:
+            return dose
+        gy = np.maximum(dose.gy + self.difference.on(dose.grid), 0).astype(np.float32)
+        return replace(dose, gy=gy, provenance={**dose.provenance, "difference_added": True})
+
+    def _base(self) -> torch.Tensor:
+        """The given difference at the objective's points, relative as its doses are."""
+        points = self.objective.points_mm
+        if self.difference is None:
+            return torch.zeros(len(points))
+        gy = sample(self.difference.gy, self.difference.grid, points)
+        return torch.as_tensor(gy / self.objective.reference_gy).float()
 
     def _problem(
         self, reach: Reach, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
@@ -322,7 +342,7 @@ class _Run:
             self._sampled(reach.way, name),
             self.objective,
             self.relative_per_mu,
-            torch.zeros(len(self.objective.points_mm)),
+            self._base(),
             jaw_parts(self.model, jaws_of(reach.way)),
         )
         return replace(problem, correction=correct(problem)) if correct else problem
@@ -385,7 +405,9 @@ class _Run:
     def _normalized(self, plan: Plan, grid) -> tuple[Plan, Dose]:  # type: ignore[no-untyped-def]
         """MU scaled so that the sheet's normalisation holds on the full dose; the dose scales with them."""
         engine = PencilBeam(self.machine)
-        dose = engine(plan, self.case, grid, progress=lambda done, note: self.progress("dose", done, note))
+        dose = self._with_difference(
+            engine(plan, self.case, grid, progress=lambda done, note: self.progress("dose", done, note))
+        )
         wish = self.sheet.normalization
         dvh = structure_dvh(dose, self.case.structures[wish.structure], self.case.grid)
         metric = wish.metric
@@ -420,9 +442,10 @@ class _Run:
             [a.total_mu * factor for a in plan.arcs], [b.total_mu for b in final.arcs], rtol=1e-5
         )
         if not same:
-            return final, engine(
+            again = engine(
                 final, self.case, grid, progress=lambda done, note: self.progress("dose", done, note)
             )
+            return final, self._with_difference(again)
         return final, replace(dose, gy=gy)
 
     def _fluence_report(
