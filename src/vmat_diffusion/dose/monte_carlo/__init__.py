@@ -84,8 +84,18 @@ def phantom_of(case: Case, grid: Grid) -> Phantom:
     density = density_of(case, grid).g_cm3
     density = np.where(density < _THINNEST_G_CM3, 0.0, density)
     low, _ = grid.bounds_mm
-    edges = [lo + s * np.arange(n + 1) for lo, s, n in zip(low, grid.spacing_mm, grid.shape[::-1], strict=True)]
+    edges = [
+        lo + s * np.arange(n + 1) for lo, s, n in zip(low, grid.spacing_mm, grid.shape[::-1], strict=True)
+    ]
     return Phantom(edges[0], edges[1], edges[2], density, medium_of(density))
 
 
-__all__ = ["MEDIA", "MonteCarlo", "Phantom", "ReferenceCase", "ReferenceResult", "phantom_of", "reference_check"]
+__all__ = [
+    "MEDIA",
+    "MonteCarlo",
+    "Phantom",
+    "ReferenceCase",
+    "ReferenceResult",
+    "phantom_of",
+    "reference_check",
+]

@@ -118,9 +118,22 @@ def brems_energy(energy, state):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def transport(
-    p, cell, charge, weight, keep, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def transport(  # type: ignore[no-untyped-def]
+    p,
+    cell,
+    charge,
+    weight,
+    keep,
+    geometry,
+    electron,
+    to_water,
+    state,
+    tally,
+    charged,
+    n_charged,
+    photons,
+    n_photons,
+):
     """Follow one charged particle to its end. Returns the sizes of both stacks.
 
     Bremsstrahlung and annihilation photons survive with probability `keep` (Russian roulette); the
@@ -210,7 +223,12 @@ def transport(
                 break
             if half == 0:
                 u, v, w = deflected(
-                    u, v, w, step * read(electron, m, i, t, SCATTER), read(electron, m, i, t, SCREENING), state
+                    u,
+                    v,
+                    w,
+                    step * read(electron, m, i, t, SCATTER),
+                    read(electron, m, i, t, SCREENING),
+                    state,
                 )
         energy -= spent
         if crossed or not event:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.dose.monte_carlo.kernel import collect, run_batches
-from vmat_diffusion.dose.monte_carlo.materials import MEDIA, medium_of, tables
+from vmat_diffusion.dose.monte_carlo.materials import MEDIA, tables
 from vmat_diffusion.errors import CaseError
 
 Progress = Callable[[float, str], None]
@@ -59,11 +59,6 @@ class Estimate:
     uncertainty: float
 
 
-def uniform_medium(density_g_cm3: NDArray) -> NDArray[np.uint8]:
-    """Medium of each voxel by the stated density bands."""
-    return medium_of(density_g_cm3)
-
-
 def simulate(
     phantom: Phantom,
     source: tuple,
@@ -101,7 +96,16 @@ def simulate(
     while True:
         photons += int(
             run_batches(
-                batches, batch_histories, seed, split, source, geometry, data.photon, data.electron, to_water, tally
+                batches,
+                batch_histories,
+                seed,
+                split,
+                source,
+                geometry,
+                data.photon,
+                data.electron,
+                to_water,
+                tally,
             ).sum()
         )
         collect(tally, total, square)
@@ -130,7 +134,9 @@ def simulate(
     )
 
 
-def _mean_relative_sigma(total: NDArray, square: NDArray, batches: int, mass: NDArray, inside: NDArray) -> float:
+def _mean_relative_sigma(
+    total: NDArray, square: NDArray, batches: int, mass: NDArray, inside: NDArray
+) -> float:
     """Mean of sigma over dose where the dose is above half of a robust maximum."""
     mean = total[inside] / batches
     dose = mean / mass[inside]

@@ -45,9 +45,24 @@ def enter(p, cell, geometry):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def interact(
-    p, cell, m, i, t, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def interact(  # type: ignore[no-untyped-def]
+    p,
+    cell,
+    m,
+    i,
+    t,
+    split,
+    weight,
+    geometry,
+    photon,
+    electron,
+    to_water,
+    state,
+    tally,
+    charged,
+    photons,
+    n_photons,
+):
     """One of the split interactions of photon p in medium m; electrons are followed to their end."""
     energy, keep = p[6], 1.0 / split
     n_charged = 0
@@ -84,13 +99,15 @@ def interact(
         u, v, w = turned(p[3], p[4], p[5], forward_cosine(energy + ELECTRON_MEV, state), c, s)
         push(charged, 0, p, u, v, w, energy, cell, -1.0)
         n_charged = 1
-    return follow(keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons)
+    return follow(
+        keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+    )
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def follow(
+def follow(  # type: ignore[no-untyped-def]
     keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):
     """Empty the stack of charged particles; returns the size of the stack of photons."""
     p, cell = np.empty(8), np.empty(3, np.int64)
     while n_charged > 0:
@@ -107,9 +124,9 @@ def follow(
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def trace(
+def trace(  # type: ignore[no-untyped-def]
     p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):
     """Follow one photon of full weight through the grid with its split interactions."""
     ex, ey, ez, density, medium, _ = geometry
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
@@ -170,12 +187,11 @@ def trace(
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def cascade(
-    p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """One photon and all photons that come of it. Returns how many were traced."""
-    traced = 1
-    n = trace(p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, 0)
+def cascade(  # type: ignore[no-untyped-def]
+    n, p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons
+):
+    """Trace the n photons on the stack and all that come of them; returns how many were traced."""
+    traced = 0
     while n > 0:
         n -= 1
         for k in range(7):
@@ -183,7 +199,9 @@ def cascade(
         for k in range(3):
             cell[k] = int(photons[n, 7 + k])
         traced += 1
-        n = trace(p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n)
+        n = trace(
+            p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n
+        )
     return traced
 
 
@@ -263,21 +281,19 @@ def run_batches(first, histories, seed, split, source, geometry, photon, electro
             weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
             if not enter(p, cell, geometry):
                 continue
+            u, v, w, energy = p[3], p[4], p[5], p[6]
             if is_electron:
-                push(charged, 0, p, p[3], p[4], p[5], p[6], cell, -1.0)
-                n = follow(1.0 / split, weight, geometry, electron, to_water, state, row, charged, 1, photons, 0)
-                while n > 0:
-                    n -= 1
-                    for k in range(7):
-                        p[k] = photons[n, k]
-                    for k in range(3):
-                        cell[k] = int(photons[n, 7 + k])
-                    n = trace(p, cell, split, weight * split, geometry, photon, electron, to_water, state, row,
-                              charged, photons, n)  # fmt: skip
-            else:
-                traced[batch] += cascade(
-                    p, cell, split, weight, geometry, photon, electron, to_water, state, row, charged, photons
+                push(charged, 0, p, u, v, w, energy, cell, -1.0)
+                n = follow(
+                    1.0 / split, weight, geometry, electron, to_water, state, row, charged, 1, photons, 0
                 )
+                weight *= split
+            else:
+                push(photons, 0, p, u, v, w, energy, cell, 0.0)
+                n = 1
+            traced[batch] += cascade(
+                n, p, cell, split, weight, geometry, photon, electron, to_water, state, row, charged, photons
+            )
     return traced
 
 

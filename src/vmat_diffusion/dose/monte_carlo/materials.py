@@ -33,7 +33,17 @@ _BOHR_MEV = 3.7289e-3  # hbar c / Bohr radius in MeV
 # Density bands in g/cm3 by which a voxel's medium is chosen. Pure water is a narrow band around 1 so
 # that phantoms stay water; the bands' borders follow the HU ranges of ICRU 44 tissues.
 _BAND_TOP = np.array([0.05, 0.75, 0.985, 0.995, 1.005, 1.11, 1.45, 2.6])
-_BAND = ("air", "lung", "adipose", "soft_tissue", "water", "soft_tissue", "bone_soft", "bone_cortical", "titanium")
+_BAND = (
+    "air",
+    "lung",
+    "adipose",
+    "soft_tissue",
+    "water",
+    "soft_tissue",
+    "bone_soft",
+    "bone_cortical",
+    "titanium",
+)
 
 
 def medium_of(density_g_cm3: NDArray) -> NDArray[np.uint8]:
@@ -81,7 +91,19 @@ def media() -> tuple[Medium, ...]:
     for name in MEDIA:
         c, p, e = composition[name], photons[name], electrons[name]
         out.append(
-            Medium(name, float(c[0, 0]), c[:, 1], c[:, 2], c[:, 3], p[:, 0], p[:, 1:], e[:, 0], e[:, 1], e[:, 2], e[:, 3])
+            Medium(
+                name,
+                float(c[0, 0]),
+                c[:, 1],
+                c[:, 2],
+                c[:, 3],
+                p[:, 0],
+                p[:, 1:],
+                e[:, 0],
+                e[:, 1],
+                e[:, 2],
+                e[:, 3],
+            )
         )
     return tuple(out)
 
@@ -146,7 +168,11 @@ def restricted_collision(medium: Medium, energy_mev: NDArray, cut_mev: float = E
 
     def f(eta: NDArray | float) -> NDArray:
         bracket = tau**2 * np.square(eta) / 2 + (2 * tau + 1) * np.log1p(-np.asarray(eta))
-        return np.log(4 * np.asarray(eta) * (1 - np.asarray(eta))) + 1 / (1 - np.asarray(eta)) + bracket / (tau + 1) ** 2
+        return (
+            np.log(4 * np.asarray(eta) * (1 - np.asarray(eta)))
+            + 1 / (1 - np.asarray(eta))
+            + bracket / (tau + 1) ** 2
+        )
 
     eta = np.minimum(cut_mev / energy_mev, 0.5)
     return full - _BETHE * medium.electrons_mol_g / beta2 * (f(0.5) - f(eta))
@@ -209,6 +235,6 @@ def _electron_table(medium: Medium, energy: NDArray) -> NDArray:
     transport, log_screening = elastic(medium, energy)
     reach = _log_interp(energy, medium.electron_mev, medium.range_g_cm2)
     share = np.divide(moller, hard, out=np.zeros_like(hard), where=hard > 0)
-    # A Rutherford collision has mean (1 - cos) = 2 eta (ln(1 + 1 / eta) - 1 / (1 + eta)) to first order in eta.
+    # A Rutherford collision has mean (1 - cos) = 2 eta (ln(1 + 1 / eta) - 1) to first order in eta.
     collisions = transport / loss / (2 * (np.log1p(np.exp(-log_screening)) - 1))
     return np.stack([loss, hard / loss, share, collisions, np.exp(log_screening), reach], axis=1)

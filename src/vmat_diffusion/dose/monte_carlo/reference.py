@@ -116,14 +116,16 @@ def read_reference_case(path: Path, read_plan: ReadPlan | None = None) -> Refere
     for index, entry in text["media"].items():
         name = _MEDIUM_NAMES.get(entry["name"], entry["name"])
         if name not in MEDIA:
-            raise InputError(f"case {path.name}: medium {entry['name']!r} is not known; known: {', '.join(MEDIA)}")
+            raise InputError(
+                f"case {path.name}: medium {entry['name']!r} is not known; known: {', '.join(MEDIA)}"
+            )
         here = arrays["medium"] == int(index)
         media[here] = MEDIA.index(name)
         if entry["name"] == "vacuum":
             density[here] = 0.0
     density[~np.isin(arrays["medium"], [int(k) for k in text["media"]])] = 0.0
     source = _source(path, text["source"])
-    isocenter = tuple(float(v) for v in text["isocenter_mm"])
+    x, y, z = (float(v) for v in text["isocenter_mm"])
     sad = float(text["source"].get("sad_mm", 1000.0))
     if "plan" in text:
         if read_plan is None:
@@ -134,7 +136,15 @@ def read_reference_case(path: Path, read_plan: ReadPlan | None = None) -> Refere
         gantry = float(text["beams"][0]["gantry_deg"]) if len(text["beams"]) == 1 else None
     phantom = Phantom(arrays["x_mm"], arrays["y_mm"], arrays["z_mm"], density, media)
     return ReferenceCase(
-        path.name, phantom, openings, source, sad, isocenter, gantry, arrays["dose"], arrays["sigma"]  # type: ignore[arg-type]
+        path.name,
+        phantom,
+        openings,
+        source,
+        sad,
+        (x, y, z),
+        gantry,
+        arrays["dose"],
+        arrays["sigma"],
     )
 
 
@@ -162,8 +172,11 @@ def _of_beams(beams: list[dict]) -> Openings:
             boxes.append([x1, x2, x1, x2, y1, y2])
             fluence.append(float(beam["weight"]))
             frame.append(k)
-    angles = (np.array([float(b[k]) for b in beams]) for k in ("gantry_deg", "collimator_deg", "couch_deg"))
-    return Openings(np.array(boxes, float), np.array(fluence), np.array(frame), frames(*angles, "HFS"))
+    gantry, collimator, couch = (
+        np.array([float(b[k]) for b in beams]) for k in ("gantry_deg", "collimator_deg", "couch_deg")
+    )
+    axes = frames(gantry, collimator, couch, "HFS")
+    return Openings(np.array(boxes, float), np.array(fluence), np.array(frame), axes)
 
 
 def _of_plan(plan: Plan) -> Openings:

@@ -40,11 +40,13 @@ class Openings:
         return 0.5 * (b[:, 1] - b[:, 0] + b[:, 3] - b[:, 2]) * (b[:, 5] - b[:, 4]) / 100.0
 
 
-def frames(gantry_deg: NDArray, collimator_deg: NDArray, couch_deg: NDArray, patient_position: str) -> NDArray:
+def frames(
+    gantry_deg: NDArray, collimator_deg: NDArray, couch_deg: NDArray, patient_position: str
+) -> NDArray:
     """Axes of each exposure, shape (n, 3, 3)."""
     out = []
-    for angles in zip(gantry_deg, collimator_deg, couch_deg, strict=True):
-        axes = beam_axes(*map(float, angles), patient_position)
+    for gantry, collimator, couch in zip(gantry_deg, collimator_deg, couch_deg, strict=True):
+        axes = beam_axes(float(gantry), float(collimator), float(couch), patient_position)
         out.append(np.stack([axes.x, axes.y, axes.to_source]))
     return np.array(out)
 
@@ -71,7 +73,9 @@ def plan_openings(exposed: Exposures, machine: Machine, patient_position: str = 
         fluence.append(np.repeat(share * exposed.mu, strips))
         frame.append(np.repeat(np.arange(n), strips))
     axes = frames(exposed.gantry_deg, exposed.collimator_deg, exposed.couch_deg, patient_position)
-    return _without_empty(Openings(np.concatenate(boxes), np.concatenate(fluence), np.concatenate(frame), axes))
+    return _without_empty(
+        Openings(np.concatenate(boxes), np.concatenate(fluence), np.concatenate(frame), axes)
+    )
 
 
 def _without_empty(openings: Openings) -> Openings:
