@@ -43,7 +43,7 @@ def main() -> None:
         rate = run.histories / run.seconds
         print(
             f"{threads} thread(s): {rate:,.0f} histories/s (x {SPLIT} by splitting), sigma "
-            f"{100 * run.uncertainty:.2f} % after {run.seconds:.0f} s, 2 % after {seconds_to(run, 0.02):.0f} s"
+            f"{100 * run.uncertainty:.2f} % in {run.seconds:.0f} s, 2 % in {seconds_to(run, 0.02):.0f} s"
         )
 
 

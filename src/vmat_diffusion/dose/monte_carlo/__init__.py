@@ -19,11 +19,12 @@ from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
 from vmat_diffusion.dose.pencil_beam import dose_grid
 from vmat_diffusion.dose.rays import density_of
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
-_THINNEST_G_CM3 = 5e-4  # half the density of air: what is thinner lies outside the body contour
+# A voxel with less of the body than this counts as outside: its dose would be noise over a scrap of mass.
+_LEAST_COVER = 0.25
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class MonteCarlo:
 
 def phantom_of(case: Case, grid: Grid) -> Phantom:
     """Density and medium of a case on a grid: the pencil beam's densities, media by their bands."""
-    density = density_of(case, grid).g_cm3
-    density = np.where(density < _THINNEST_G_CM3, 0.0, density)
+    covered = average_onto(case.body.mask, case.grid, grid)
+    density = np.where(covered < _LEAST_COVER, 0.0, density_of(case, grid).g_cm3)
     low, _ = grid.bounds_mm
     edges = [
         lo + s * np.arange(n + 1) for lo, s, n in zip(low, grid.spacing_mm, grid.shape[::-1], strict=True)

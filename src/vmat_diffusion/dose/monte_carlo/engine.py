@@ -18,6 +18,7 @@ GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
+_JUDGED_G_CM3 = 0.2
 _ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
@@ -89,6 +90,9 @@ def simulate(
     total, square = np.zeros(voxels), np.zeros(voxels)
     mass = phantom.mass_g().ravel()
     inside = mass > 0
+    # Thin voxels are noisy without meaning much; they neither set the maximum nor hold up the run.
+    flat_density = phantom.density_g_cm3.ravel()
+    judged = flat_density >= min(_JUDGED_G_CM3, float(flat_density.max()))
     # One small batch first, so that compiling does not count as computing.
     run_batches(0, 1, seed, split, source, geometry, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
@@ -111,7 +115,7 @@ def simulate(
         collect(tally, total, square)
         batches += _ROUND
         seconds = time.perf_counter() - started
-        sigma_now = _mean_relative_sigma(total, square, batches, mass, inside)
+        sigma_now = _mean_relative_sigma(total, square, batches, mass, judged)
         if progress:
             progress(min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2), f"sigma {100 * sigma_now:.2f} %")
         enough = batches >= _FEWEST_BATCHES and sigma_now <= uncertainty
