@@ -215,31 +215,41 @@ def _shells(distance_mm: float, max_gamma: float) -> tuple[NDArray[np.float64], 
 def _search(gy, index, dose, per_criterion, least, offsets, square, most, out):  # type: ignore[no-untyped-def]
     """Walks outwards from each point until no farther dose could give a smaller gamma: exact."""
     nz, ny, nx = gy.shape
+    flat = gy.ravel()
+    reach_z, reach_y, reach_x = offsets[:, 0].max(), offsets[:, 1].max(), offsets[:, 2].max()
     for part in numba.prange(_PARTS):
         for p in range(part, len(dose), _PARTS):
+            z0, y0, x0 = index[p, 0], index[p, 1], index[p, 2]
+            wanted, scale, bound = dose[p], per_criterion[p], least[p]
+            inner = z0 >= reach_z and y0 >= reach_y and x0 >= reach_x
+            inner = inner and z0 + reach_z < nz - 1 and y0 + reach_y < ny - 1 and x0 + reach_x < nx - 1
             best = most
             known = False
             for k in range(len(square)):
-                if known and square[k] + least[p] >= best:
+                if known and square[k] + bound >= best:
                     break
-                z = index[p, 0] + offsets[k, 0]
-                y = index[p, 1] + offsets[k, 1]
-                x = index[p, 2] + offsets[k, 2]
-                if z < -_EDGE or y < -_EDGE or x < -_EDGE:
-                    continue
-                if z > nz - 1 + _EDGE or y > ny - 1 + _EDGE or x > nx - 1 + _EDGE:
-                    continue
+                z, y, x = z0 + offsets[k, 0], y0 + offsets[k, 1], x0 + offsets[k, 2]
+                if not inner:
+                    if z < -_EDGE or y < -_EDGE or x < -_EDGE:
+                        continue
+                    if z > nz - 1 + _EDGE or y > ny - 1 + _EDGE or x > nx - 1 + _EDGE:
+                        continue
                 known = True
                 i, j, m = int(z), int(y), int(x)
-                i1, j1, m1 = min(i + 1, nz - 1), min(j + 1, ny - 1), min(m + 1, nx - 1)
+                at = (i * ny + j) * nx + m
+                # Beyond the last voxel centre there is none: its weight is nothing, up to rounding.
+                dz = ny * nx if i + 1 < nz else 0
+                dy = nx if j + 1 < ny else 0
+                dx = 1 if m + 1 < nx else 0
                 a, b, c = z - i, y - j, x - m
-                low = (1 - b) * ((1 - c) * gy[i, j, m] + c * gy[i, j, m1]) + b * (
-                    (1 - c) * gy[i, j1, m] + c * gy[i, j1, m1]
-                )
-                high = (1 - b) * ((1 - c) * gy[i1, j, m] + c * gy[i1, j, m1]) + b * (
-                    (1 - c) * gy[i1, j1, m] + c * gy[i1, j1, m1]
-                )
-                difference = ((1 - a) * low + a * high - dose[p]) * per_criterion[p]
+                near = flat[at] + c * (flat[at + dx] - flat[at])
+                side = flat[at + dy] + c * (flat[at + dy + dx] - flat[at + dy])
+                low = near + b * (side - near)
+                at += dz
+                near = flat[at] + c * (flat[at + dx] - flat[at])
+                side = flat[at + dy] + c * (flat[at + dy + dx] - flat[at + dy])
+                high = near + b * (side - near)
+                difference = (low + a * (high - low) - wanted) * scale
                 found = square[k] + difference * difference
                 if found < best:
                     best = found
