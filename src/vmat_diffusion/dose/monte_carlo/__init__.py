@@ -24,7 +24,7 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
 # A voxel with less of the body than this counts as outside: its dose would be noise over a scrap of mass.
-_LEAST_COVER = 0.25
+_LEAST_COVER = 0.02
 
 
 @dataclass(frozen=True)
