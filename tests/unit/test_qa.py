@@ -321,3 +321,19 @@ def test_a_target_is_named_where_the_case_has_several(
     )
     names = [c.name for c in judge(twice, None, plan, machine, dose, dose).checks]
     assert "mean dose of PTV" in names and "mean dose of PTV_56" in names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_monte_carlo_engine_itself_tells_a_sound_plan_from_a_mirrored_one(
+    case: Case, plan: Plan, machine: Machine
+) -> None:
+    from vmat_diffusion.dose.monte_carlo import MonteCarlo
+
+    grid = dose_grid(case, 5.0)
+    dose = PencilBeam(machine)(plan, case, grid)
+    engine = MonteCarlo(machine, uncertainty=0.02)
+    assert judge(case, None, plan, machine, dose, engine(plan, case, grid)).passed
+    faulty = every(plan, lambda arc: replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1]))
+    verdict = judge(case, None, faulty, machine, dose, engine(faulty, case, grid))
+    assert "gamma 3 %/3 mm" in failed(verdict) and not verdict.correctable

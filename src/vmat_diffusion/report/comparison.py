@@ -18,7 +18,7 @@ from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.geometry import Point, resample
 from vmat_diffusion.report.charts import INK, draw_dvh
 from vmat_diffusion.report.content import Shown
-from vmat_diffusion.report.planes import window_hu
+from vmat_diffusion.report.planes import draw_letters, window_hu
 
 # Pale where the doses agree, so that what fails stands out; the change of hue is at gamma 1.
 _COLOURS = LinearSegmentedColormap.from_list(
@@ -26,6 +26,7 @@ _COLOURS = LinearSegmentedColormap.from_list(
 )
 _TOP = 1.5
 _MARGIN_VOXELS = 6
+_PLANES_IN, _TITLE_IN = 9.5, 0.35
 
 
 def gamma_figure(case: Case, result: GammaResult, point_mm: Point) -> Figure:
@@ -38,10 +39,12 @@ def gamma_figure(case: Case, result: GammaResult, point_mm: Point) -> Figure:
     targets = [resample(t.mask.astype(np.float32), case.grid, grid) for t in case.targets if t.mask.any()]
     low, high = _region(~np.isnan(result.map))
     at = np.rint(grid.index(np.array(point_mm))).astype(int)
-    figure = Figure(figsize=(11.0, 4.4), facecolor="white")
-    widths = [high[2] - low[2], high[2] - low[2], high[1] - low[1]]
-    panels = figure.subplots(1, 3, width_ratios=widths)
-    figure.subplots_adjust(left=0.01, right=0.9, top=0.92, bottom=0.02, wspace=0.04)
+    size = [(h - lo) * step for lo, h, step in zip(low, high, grid.spacing_mm[::-1], strict=True)]
+    inch_per_mm = _PLANES_IN / (2 * size[2] + size[1])
+    height_in = max(size[0], size[1]) * inch_per_mm + _TITLE_IN
+    figure = Figure(figsize=(11.0, height_in), facecolor="white")
+    panels = figure.subplots(1, 3, width_ratios=(size[2], size[2], size[1]))
+    figure.subplots_adjust(left=0.01, right=0.9, top=1 - _TITLE_IN / height_in, bottom=0.01, wspace=0.04)
     for axes, title, axis in zip(panels, ("Axial", "Coronal", "Sagittal"), (0, 1, 2), strict=True):
         k = int(np.clip(at[axis], 0, grid.shape[axis] - 1))
         across, up = (a for a in (2, 1, 0) if a != axis)
@@ -94,6 +97,7 @@ def _draw(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+    draw_letters(axes, 2 - axis)
     return image
 
 

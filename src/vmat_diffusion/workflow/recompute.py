@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from vmat_diffusion.qa import Verdict
 
 Progress = Callable[[str, float, str], None]
+REFERENCE_KEYS = (
+    "name",
+    "mean_diff_pct",
+    "max_diff_pct",
+    "cax_diff_pct",
+    "gamma_3_3",
+    "gamma_2_2",
+    "seconds",
+)
 QA_FILES = ("report.html", "qa.json", "RD_check.dcm")
 
 
@@ -256,7 +265,7 @@ def check_references(
     results = reference_check(
         folder, monte_carlo_engine(uncertainty, limit_s), read_plan=read_plan, gamma=rate
     )
-    return {"cases": [{key: _rounded(value) for key, value in asdict(r).items()} for r in results]}
+    return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}
 
 
 def _rounded(value: object) -> object:
