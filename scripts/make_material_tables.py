@@ -65,7 +65,12 @@ def electron_rows(name: str, material: electron.MaterialParameters) -> list[list
     """Stopping powers in MeV cm2/g and the CSDA range in g/cm2."""
     power = electron.calculate_stopping_power(material, ELECTRON_MEV)
     reach = csda_range(material, ELECTRON_MEV)
-    columns = (ELECTRON_MEV, power["stopping_power_collision_delta"], power["stopping_power_radiative"], reach)
+    columns = (
+        ELECTRON_MEV,
+        power["stopping_power_collision_delta"],
+        power["stopping_power_radiative"],
+        reach,
+    )
     return [[name, *(f"{v:.5g}" for v in row)] for row in zip(*columns, strict=True)]
 
 
