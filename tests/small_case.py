@@ -12,7 +12,6 @@ from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.plan import Arc, Plan
 
-
 UNIFORM_GY = 52.0
 
 

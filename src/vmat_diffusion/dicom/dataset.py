@@ -51,7 +51,8 @@ _COPIED_OPTIONAL = (
 
 def decimal(value: float) -> DSfloat:
     """A number for a DS attribute: at most 16 characters, without a negative zero."""
-    return DSfloat(float(value) + 0.0, auto_format=True)
+    # auto_format can round 9.999999999999998 up to one character too many; fewer digits first.
+    return DSfloat(float(f"{float(value) + 0.0:.14g}"), auto_format=True)
 
 
 def decimals(values: Iterable[float]) -> list[DSfloat]:

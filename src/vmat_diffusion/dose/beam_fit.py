@@ -54,12 +54,14 @@ def read_scans(scans: Path, output_factors: Path, reference_depth_mm: float = 15
     depth_dose = {k.side_mm: v[np.argsort(v[:, 2])] for k, v in curves.items() if k.kind == "PDD"}
     if 100 not in depth_dose:
         raise MachineError("scans hold no depth dose of the 100*100 mm field; it sets the reference")
+    if missing := {k.side_mm for k in curves} - set(depth_dose):
+        raise MachineError(f"scans hold profiles but no depth dose of the {min(missing)} mm field; add it")
 
     def axis(side: int, depth: NDArray | float) -> NDArray:
         """Absolute dose on the axis: the depth dose, anchored by the output factor at 50 mm."""
         pdd = depth_dose[side]
         at = np.interp(depth, pdd[:, 2], pdd[:, 3])
-        return factor[side] * at / np.interp(50.0, pdd[:, 2], pdd[:, 3])
+        return np.interp(side, *factor) * at / np.interp(50.0, pdd[:, 2], pdd[:, 3])
 
     reference = axis(100, reference_depth_mm)
     tables = []
@@ -106,14 +108,13 @@ def _thinned(points: NDArray, *, diagonal: bool) -> tuple[NDArray, NDArray, NDAr
     return x, x if diagonal else 0 * x, ratio
 
 
-def _square_output_factors(path: Path) -> dict[int, float]:
-    """Output factors of square fields by side in mm, relative to 10x10."""
+def _square_output_factors(path: Path) -> tuple[list[float], list[float]]:
+    """Sides of square fields in mm and their output factors relative to 10x10."""
     lines = [line.strip().rstrip(",").split(",") for line in Path(path).read_text().splitlines()[1:] if line]
     columns = [float(v) for v in lines[0]]
     sides = [float(line[0]) for line in lines[1:]]
     diagonal = [float(line[1 + columns.index(s)]) for s, line in zip(sides, lines[1:], strict=True)]
-    wanted = (30, 40, 60, 80, 100, 150, 200, 300, 400)
-    return {side: float(np.interp(side / 10, sides, diagonal)) for side in wanted}
+    return [10 * side for side in sides], diagonal
 
 
 def kernel_field(scan: Scan, sigma_mm: NDArray) -> NDArray:

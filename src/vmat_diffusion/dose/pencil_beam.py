@@ -89,7 +89,6 @@ class PencilBeam:
     """The fast engine. `step_mm` is the node spacing of the fluence between the jaws."""
 
     machine: Machine
-    device: str = "cpu"
     step_mm: float = 1.5
 
     def __call__(

@@ -85,24 +85,26 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
         np.stack([axes.x, axes.y, axes.to_source]),
         low,
         sad_mm,
+        _LATERAL_MM,
+        _STEP_MM,
         depth,
     )
     return DepthField(depth, low, _LATERAL_MM, _STEP_MM)
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _trace(density, origin, inverse_spacing, axes, low, sad, out):  # type: ignore[no-untyped-def]
+def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, out):  # type: ignore[no-untyped-def]
     """Cumulative trapezoid of density along each ray, in mm of water."""
     nw, nv, nu = out.shape
     nz, ny, nx = density.shape
     for iv in numba.prange(nv):
-        v = low[1] + iv * _LATERAL_MM
+        v = low[1] + iv * lateral
         for iu in range(nu):
-            u = low[0] + iu * _LATERAL_MM
+            u = low[0] + iu * lateral
             slant = np.sqrt(1.0 + (u * u + v * v) / (sad * sad))
             before, total = 0.0, 0.0
             for iw in range(nw):
-                w = low[2] - iw * _STEP_MM
+                w = low[2] - iw * step
                 k = (sad - w) / sad
                 a, b = u * k, v * k
                 fx = (a * axes[0, 0] + b * axes[1, 0] + w * axes[2, 0] - origin[0]) * inverse_spacing[0]
@@ -126,7 +128,7 @@ def _trace(density, origin, inverse_spacing, axes, low, sad, out):  # type: igno
                                 here += wy * (1.0 - tx) * density[jz, jy, ix]
                             if ix + 1 < nx:
                                 here += wy * tx * density[jz, jy, ix + 1]
-                total += 0.5 * (here + before) * _STEP_MM * slant
+                total += 0.5 * (here + before) * step * slant
                 before = here
                 out[iw, iv, iu] = total
 

@@ -1,7 +1,7 @@
 """Direct aperture optimisation: leaves and MU of all control points against the objective.
 
-After Hardcastle, Shepard and others' direct aperture optimisation, with exact gradients through the
-dose engine; the machine's limits are held by projection after every step.
+After Bzdusek et al., Med Phys 36:2328 (2009), with exact gradients through the dose engine; the machine's
+limits are held by projection after every step.
 """
 
 from __future__ import annotations

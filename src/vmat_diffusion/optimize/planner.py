@@ -101,7 +101,6 @@ def optimize(
     machine: Machine,
     *,
     settings: Settings | None = None,
-    device: str = "cpu",
     progress: Progress | None = None,
     finalize: Callable[[Plan], Plan] = lambda plan: plan,
     difference: Dose | None = None,

@@ -282,7 +282,6 @@ def _optimise(
         sheet,
         machine,
         settings=own,
-        device=settings.device,
         progress=report,
         finalize=as_written,
         difference=difference,

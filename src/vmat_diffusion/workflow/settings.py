@@ -23,14 +23,14 @@ class PlanSettings:
     goals: str
     machine: str = "generic_6mv"
     prior: Literal["goals"] = "goals"
-    arcs: Annotated[int, Field(ge=1, le=8)] = 2
+    arcs: Annotated[int, Field(ge=1, le=6)] = 2
     arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
     grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
+    max_minutes: Annotated[float, Field(gt=0)] = 5.0
     uncertainty: Annotated[float, Field(ge=0.001, le=0.2)] = 0.02
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None
