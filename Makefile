@@ -31,6 +31,7 @@ format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format
 bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/plans.py
+	$(BIN)/python benchmarks/gamma.py
 
 docs: $(VENV)/.installed-dev ## The documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -12,6 +12,8 @@ from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.plan import Arc, Plan
 
+UNIFORM_GY = 52.0
+
 
 def small_case() -> Case:
     """A water block of 12 cm with a cubic PTV of 3 cm and a core beside it."""
@@ -42,14 +44,26 @@ def replace_optimiser(
 ) -> Callable[..., list[dict]]:
     """A function that installs a stand-in: it hands over a given plan with a uniform dose, or fails.
 
-    It returns the list in which the stand-in notes its keyword arguments.
+    It returns the list in which the stand-in notes its keyword arguments. The independent engine is
+    replaced by one that finds the uniform dose times each of `engine` in turn.
     """
     import vmat_diffusion.optimize as package
+    import vmat_diffusion.workflow.run as run
 
     def install(
-        plan: Plan | None = None, *, failing: BaseException | None = None, noise: str = ""
+        plan: Plan | None = None,
+        *,
+        failing: BaseException | None = None,
+        noise: str = "",
+        engine: tuple[float, ...] = (1.0, 1.0),
     ) -> list[dict]:
         calls: list[dict] = []
+        factors = list(engine)
+
+        def second(plan: Plan, case: Case, grid: Grid | None = None, progress: object = None) -> Dose:
+            assert grid is not None
+            gy = np.full(grid.shape, UNIFORM_GY * factors.pop(0), np.float32)
+            return Dose(grid, gy, provenance={"engine": "stand-in"})
 
         def optimize(case: Case, sheet: object, machine: object, **keywords: object) -> SimpleNamespace:
             calls.append(keywords)
@@ -61,7 +75,9 @@ def replace_optimiser(
             grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
             return SimpleNamespace(
                 plan=made,
-                dose=Dose(grid, np.full(grid.shape, 52.0, np.float32), provenance={"engine": "uniform"}),
+                dose=Dose(
+                    grid, np.full(grid.shape, UNIFORM_GY, np.float32), provenance={"engine": "uniform"}
+                ),
                 outcome=package.Outcome.CONVERGED,
                 history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
                 fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
@@ -69,6 +85,7 @@ def replace_optimiser(
             )
 
         monkeypatch.setattr(package, "optimize", optimize)
+        monkeypatch.setattr(run, "dose_engine", lambda name, machine, **settings: second)
         return calls
 
     return install

@@ -23,6 +23,7 @@ from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.qa import Verdict
     from vmat_diffusion.workflow import PlanRun, Progress
 
 app = typer.Typer(
@@ -50,6 +51,16 @@ PatientPosition = Annotated[
 AllowOutsideBody = Annotated[
     bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
 ]
+Uncertainty = Annotated[
+    float, typer.Option(help="Monte Carlo ends at this mean sigma above half of the maximum (0.02 = 2 %).")
+]
+CheckMinutes = Annotated[
+    float | None, typer.Option("--check-minutes", help="Monte Carlo ends after this time at the latest.")
+]
+GateFile = Annotated[Path | None, typer.Option("--gate", help="Limits of the gate: your own gate.toml.")]
+GridMm = Annotated[float, typer.Option("--grid-mm", help="Spacing of the dose grid, mm.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same dose.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 _DEBUG = "VMAT_DEBUG"
 
 
@@ -154,6 +165,12 @@ def plan(
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
     max_minutes: Annotated[float, typer.Option(help="Stop optimising after this time.")] = 5.0,
+    check: Annotated[
+        str, typer.Option(help="none, or monte-carlo: no RP.dcm without passing the gate.")
+    ] = "none",
+    uncertainty: Uncertainty = 0.02,
+    check_minutes: CheckMinutes = None,
+    gate: GateFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
     patient_position: PatientPosition = None,
@@ -162,8 +179,9 @@ def plan(
 ) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
 
-    Ctrl-C while optimising keeps the best plan so far. Missed goals are reported; the exit code is
-    1 only if the plan could not be delivered.
+    With --check monte-carlo the plan is recomputed independently and judged; a plan that does not pass
+    gets no RP.dcm. The exit code is 1 if the plan could not be delivered or did not pass. Ctrl-C while
+    optimising keeps the best plan so far.
     """
     from vmat_diffusion.workflow import plan_case, plan_settings
 
@@ -179,6 +197,10 @@ def plan(
         seed=seed,
         device=device,
         max_minutes=max_minutes,
+        check=check,
+        uncertainty=uncertainty,
+        check_minutes=check_minutes,
+        gate=str(gate) if gate else None,
         mapping=str(mapping) if mapping else None,
         patient_position=patient_position,
         allow_outside_body=allow_outside_body,
@@ -186,7 +208,7 @@ def plan(
     with _stdout_kept(), _progress_bar() as progress:
         run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)
     _print(json.dumps(run.summary()) if as_json else _run_text(run))
-    raise typer.Exit(1 if run.violations else 0)
+    raise typer.Exit(0 if run.passed else 1)
 
 
 @app.command()
@@ -228,6 +250,148 @@ def dvh(
     _print(_table(list(records[0]) if records else ["structure", "role"], rows, left=2))
     if statistics.results:
         _print("\n" + _goals_text(statistics.results))
+
+
+@app.command()
+def gamma(
+    reference: Annotated[Path, typer.Argument(metavar="REF.dcm", help="RTDOSE at whose voxels is compared.")],
+    evaluated: Annotated[Path, typer.Argument(metavar="EVAL.dcm", help="RTDOSE that is searched.")],
+    dose_percent: Annotated[float, typer.Option(help="Dose criterion, percent.")] = 3.0,
+    distance_mm: Annotated[float, typer.Option(help="Distance criterion, mm.")] = 3.0,
+    local: Annotated[bool, typer.Option("--local", help="Percent of the local dose.")] = False,
+    threshold_percent: Annotated[float, typer.Option(help="Leave out lower reference doses.")] = 10.0,
+    max_gamma: Annotated[float, typer.Option(help="Search up to this gamma.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Gamma index between two RTDOSE files, in three dimensions; their grids may differ."""
+    from vmat_diffusion.workflow import compare_doses
+
+    with _stdout_kept():
+        found = compare_doses(
+            reference,
+            evaluated,
+            dose_percent=dose_percent,
+            distance_mm=distance_mm,
+            local=local,
+            threshold_percent=threshold_percent,
+            max_gamma=max_gamma,
+        )
+    if as_json:
+        _print(json.dumps(found.summary()))
+        return
+    left_out = f"; {found.outside} more have no evaluated dose near" if found.outside else ""
+    _print(
+        f"{found.pass_percent:.2f} % of {found.points} voxels pass, mean gamma {found.mean:.3f} "
+        f"({found.criteria}, 100 % = {found.maximum_gy:.2f} Gy{left_out})"
+    )
+
+
+@app.command()
+def dose(
+    plan_file: Annotated[Path, typer.Option("--plan", help="Any RTPLAN.")],
+    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
+    out: Annotated[Path, typer.Option("--out", help="RTDOSE file to write.")],
+    engine: Annotated[str, typer.Option(help="pencil-beam or monte-carlo.")] = "monte-carlo",
+    machine: MachineName = "generic_6mv",
+    uncertainty: Uncertainty = 0.02,
+    max_minutes: Annotated[float | None, typer.Option(help="Monte Carlo ends after this time.")] = None,
+    grid_mm: GridMm = 3.0,
+    seed: Seed = 0,
+    mapping: MappingFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the dose of an RTPLAN from any system and write it as RTDOSE."""
+    from vmat_diffusion.workflow import compute_dose
+
+    with _stdout_kept(), _progress_bar() as progress:
+        found = compute_dose(
+            plan_file,
+            case,
+            out,
+            engine=engine,
+            machine=machine,
+            uncertainty=uncertainty,
+            max_minutes=max_minutes,
+            grid_mm=grid_mm,
+            seed=seed,
+            mapping=mapping,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        record = {"file": str(out.resolve()), "max_gy": float(found.gy.max()), **found.provenance}
+        _print(json.dumps(record, default=str))
+    else:
+        _print(f"{out.resolve()}\nhighest dose {found.gy.max():.2f} Gy")
+
+
+@app.command()
+def qa(
+    plan_file: Annotated[Path, typer.Option("--plan", help="Any RTPLAN.")],
+    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    dose_file: Annotated[
+        Path | None, typer.Option("--dose", help="The planned RTDOSE; without it the fast engine's.")
+    ] = None,
+    goals: Annotated[str | None, typer.Option("--goals", help="Ask these goals too.")] = None,
+    engine: Annotated[str, typer.Option(help="The second engine.")] = "monte-carlo",
+    machine: MachineName = "generic_6mv",
+    uncertainty: Uncertainty = 0.02,
+    check_minutes: CheckMinutes = None,
+    grid_mm: GridMm = 3.0,
+    seed: Seed = 0,
+    gate: GateFile = None,
+    mapping: MappingFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a plan from any system a second time; exit code 1 if a check fails."""
+    from vmat_diffusion.workflow import second_check
+
+    with _stdout_kept(), _progress_bar() as progress:
+        done = second_check(
+            plan_file,
+            case,
+            out,
+            dose_file=dose_file,
+            machine=machine,
+            goals=goals,
+            engine=engine,
+            uncertainty=uncertainty,
+            max_minutes=check_minutes,
+            grid_mm=grid_mm,
+            seed=seed,
+            gate=gate,
+            mapping=mapping,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        _print(json.dumps(done.summary()))
+    else:
+        _print("\n".join([_verdict_text(done.verdict), "", *map(str, done.files)]))
+    raise typer.Exit(0 if done.verdict.passed else 1)
+
+
+@app.command("reference-check")
+def reference_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of reference cases.")],
+    engine: Annotated[str, typer.Option(help="The engine to check.")] = "monte-carlo",
+    uncertainty: Uncertainty = 0.01,
+    max_minutes: Annotated[float | None, typer.Option(help="Each case ends after this time.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare an engine with reference doses, case by case."""
+    from vmat_diffusion.workflow import check_references
+
+    with _stdout_kept():
+        found = check_references(folder, engine=engine, uncertainty=uncertainty, max_minutes=max_minutes)
+    if as_json:
+        _print(json.dumps(found))
+        return
+    rows = [["" if v is None else v for v in case.values()] for case in found["cases"]]
+    _print(_table(list(found["cases"][0]), rows, left=1))
 
 
 @machine_app.command("list")
@@ -300,7 +464,7 @@ def demo(
     with _stdout_kept(), _progress_bar() as progress:
         run, picture = run_demo(out, progress=progress)
     _print(f"{_run_text(run)}\n{picture}")
-    raise typer.Exit(1 if run.violations else 0)
+    raise typer.Exit(0 if run.passed else 1)
 
 
 @contextmanager
@@ -347,6 +511,9 @@ def _progress_bar() -> Iterator[Progress]:
         yield move
 
 
+_UNCHECKED = "Not checked by a second dose engine; `vmat-diffusion qa` or `--check monte-carlo` does that"
+
+
 def _run_text(run: PlanRun) -> str:
     levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.sheet.prescription.target_gy.items())
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in run.seconds.items())
@@ -359,10 +526,25 @@ def _run_text(run: PlanRun) -> str:
         "Deliverable: no violations"
         if not run.violations
         else f"NOT DELIVERABLE: {len(run.violations)} violations\n" + "\n".join(run.violations),
+        ("Optimised again with the engines' difference\n" if run.corrected else "")
+        + (_verdict_text(run.verdict) if run.verdict else _UNCHECKED),
         f"Seconds: {seconds}" + (f"; peak memory {run.peak_gb:.1f} GB" if run.peak_gb else ""),
         "\n".join(str(file) for file in run.files),
     ]
     return "\n\n".join(parts)
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    rows = []
+    for check in verdict.checks:
+        value = "" if check.value is None else f"{check.value:.2f}"
+        limit = "" if check.limit is None else f"{check.limit:g}"
+        mark = "reported" if check.limit is None and check.passed else "pass" if check.passed else "FAIL"
+        rows.append([check.name, mark, value, limit, check.unit])
+    text = _table(["check", "result", "value", "limit", "unit"], rows, left=2)
+    why = [f"{check.name}: {check.why}" for check in verdict.failed]
+    head = "PASSED" if verdict.passed else f"NOT PASSED: {len(why)} checks failed"
+    return "\n".join([head, text, *why])
 
 
 def _goals_text(results: Sequence[GoalResult]) -> str:

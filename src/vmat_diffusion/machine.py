@@ -129,6 +129,46 @@ class BeamModel:
                 raise ValueError(f"{name} must be at least two values, ascending")
 
 
+@checked(frozen=True, config=_STRICT)
+class PhotonSource:
+    """The treatment head as the Monte Carlo engine samples it; see `docs/monte_carlo.md`.
+
+    Photons per cm2 and MU on the axis at the isocentre plane in an open field: `photons_cm2_mu`.
+    Spectrum: relative numbers in bins that end at `spectrum_upper_mev`. A share of the photons starts
+    from a Gaussian of `head_sigma_mm` in a plane `head_distance_mm` below the target, the others from a
+    Gaussian of `focal_sigma_mm` at the target. Energies fall by `1 - softening r^2`, numbers are
+    multiplied by `horn(r)`. Contaminant electrons start from the head's plane with their own spread and an
+    exponential spectrum.
+    """
+
+    angular: str
+    spectrum_low_mev: float
+    spectrum_upper_mev: tuple[float, ...]
+    spectrum_number: tuple[float, ...]
+    photons_cm2_mu: float
+    collimator_mm: float
+    focal_sigma_mm: float = 0.0
+    head_share: float = 0.0
+    head_sigma_mm: float = 0.0
+    head_distance_mm: float = 0.0
+    softening_per_mm2: float = 0.0
+    horn_radius_mm: tuple[float, ...] = (0.0,)
+    horn: tuple[float, ...] = (1.0,)
+    electrons_per_photon: float = 0.0
+    electron_mean_mev: float = 1.0
+    electron_max_mev: float = 6.0
+    electron_sigma_mm: float = 0.0
+    electron_sampling: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.angular not in ("isotropic", "uniform_in_plane"):
+            raise ValueError("angular must be isotropic or uniform_in_plane")
+        if len(self.spectrum_upper_mev) != len(self.spectrum_number) or not self.spectrum_number:
+            raise ValueError("spectrum_number must hold one value per spectrum_upper_mev")
+        if len(self.horn) != len(self.horn_radius_mm):
+            raise ValueError("horn must hold one value per horn_radius_mm")
+
+
 @dataclass(frozen=True, eq=False)
 class Machine:
     """A linac. `jaws` lists the DICOM device types it has, such as ASYMX and ASYMY."""
@@ -140,6 +180,7 @@ class Machine:
     mlc: Mlc
     beam: BeamModel | None
     sources: Mapping[str, str]
+    source: PhotonSource | None = None
 
     @property
     def sad_mm(self) -> float:
@@ -154,6 +195,15 @@ class Machine:
                 f"choose one of {', '.join(m for m in machine_names())} or fit a beam"
             )
         return self.beam
+
+    def require_source(self) -> PhotonSource:
+        """The Monte Carlo source, or an error that says what to do without one."""
+        if self.source is None:
+            raise MachineError(
+                f"machine {self.name} has no Monte Carlo source; choose a machine that has one, such as "
+                "generic_6mv, or add a [source] section to its file"
+            )
+        return self.source
 
     def row_edges_mm(self) -> NDArray[np.float64]:
         """Edges of the strips in which no leaf boundary of any layer lies, ascending."""
@@ -215,7 +265,7 @@ def parse_machine(text: str, label: str) -> Machine:
         raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
     sources: dict[str, str] = {}
     plain = _strip_sources(tree, "", sources, label)
-    allowed = {"name", "title", "jaws", "limits", "mlc", "beam"}
+    allowed = {"name", "title", "jaws", "limits", "mlc", "beam", "source"}
     if unknown := set(plain) - allowed:
         raise MachineError(f"machine {label}: unknown key {sorted(unknown)[0]!r}; known: {sorted(allowed)}")
     for device in (jaws := tuple(plain.get("jaws", ()))):
@@ -231,6 +281,7 @@ def parse_machine(text: str, label: str) -> Machine:
         mlc=_section(Mlc, "mlc", plain.get("mlc", {}), label),
         beam=_section(BeamModel, "beam", plain["beam"], label) if "beam" in plain else None,
         sources=sources,
+        source=_section(PhotonSource, "source", plain["source"], label) if "source" in plain else None,
     )
 
 

@@ -96,7 +96,10 @@ def test_version(command: Command) -> None:
 
 
 def test_every_command_has_help(command: Command) -> None:
-    for name in ("inspect", "phantom", "plan", "check", "dvh", "machine", "goals", "demo"):
+    for name in (
+        "inspect", "phantom", "plan", "check", "dvh", "machine", "goals", "demo",
+        "gamma", "dose", "qa", "reference-check",
+    ):  # fmt: skip
         ended = command(name, "--help")
         assert ended.code == 0
         assert "Usage" in ended.out
@@ -315,3 +318,48 @@ def test_odd_inputs_are_described_or_refused(shared_data: Path, command: Command
         assert ended.code in (0, 2), ended.err
         assert "Traceback" not in ended.err
         assert ended.out or ended.err.startswith("Error: ")
+
+
+def test_plan_ends_with_1_where_the_gate_does_not_pass(
+    case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    replace_optimiser(monkeypatch)(engine=(1.3,))
+    asked = ("--goals", "tg119_cshape_easy", "--check", "monte-carlo", "--out", tmp_path / "o")
+    ended = command("plan", case_folder, *asked)
+    assert ended.code == 1
+    assert "NOT PASSED" in ended.out and "mean dose of PTV" in ended.out
+    assert "RP.dcm" not in ended.out and not (tmp_path / "o" / "RP.dcm").exists()
+    assert command("plan", "--no-gate").code == 2
+
+
+def test_gamma_compares_two_dose_files(planned: tuple[Path, Ended], tmp_path: Path, command: Command) -> None:
+    out, _ = planned
+    ended = command("gamma", out / "RD.dcm", out / "RD.dcm", "--dose-percent", 2, "--local", "--json")
+    assert ended.code == 0
+    found = json.loads(ended.out)
+    assert found["pass_percent"] == 100.0 and found["local"] is True and found["dose_percent"] == 2.0
+    assert "100.00 % of" in command("gamma", out / "RD.dcm", out / "RD.dcm").out
+    missing = command("gamma", out / "RD.dcm", tmp_path / "none.dcm")
+    assert missing.code == 2 and "does not exist" in missing.err
+    wrong = command("gamma", out / "RD.dcm", out / "RD.dcm", "--distance-mm", "-1")
+    assert wrong.code == 2 and "distance criterion" in wrong.err
+
+
+def test_dose_and_qa_of_a_plan_file(
+    planned: tuple[Path, Ended], case_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    """The fast engine checks the stand-in's uniform dose, which is none of this plan: it must not pass."""
+    out, _ = planned
+    options = ("--plan", out / "RP.dcm", "--case", case_folder, "--engine", "pencil-beam", "--grid-mm", 6)
+    made = command("dose", *options, "--out", tmp_path / "RD.dcm", "--json")
+    assert made.code == 0 and json.loads(made.out)["max_gy"] > 0
+    assert command("dose", *options, "--out", tmp_path / "RD.dcm").code == 2
+    ended = command("qa", *options, "--dose", out / "RD.dcm", "--out", tmp_path / "qa", "--json")
+    verdict = json.loads(ended.out)["verdict"]
+    assert ended.code == 1 and verdict["passed"] is False
+    failed = {c["name"] for c in verdict["checks"] if not c["passed"]}
+    assert {"gamma 3 %/3 mm", "mean dose of PTV"} <= failed
+    assert (tmp_path / "qa" / "report.html").is_file()
+    # The dose that the same engine computed for this plan agrees with it, whatever it is worth.
+    good = command("qa", *options, "--dose", tmp_path / "RD.dcm", "--out", tmp_path / "qa2")
+    assert good.code == 0 and "PASSED" in good.out

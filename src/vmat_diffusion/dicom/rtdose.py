@@ -97,6 +97,7 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
         "summation": kind,
         "sop_instance_uids": tuple(f.uid for f in files),
         "plan_uid": plan_uid(files[0]),
+        "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,
         "steps": (*turned, *steps),

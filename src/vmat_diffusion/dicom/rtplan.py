@@ -78,6 +78,7 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
     provenance = {
         "source": "RTPLAN",
         "sop_instance_uid": text(dataset, "SOPInstanceUID"),
+        "frame_of_reference_uid": text(dataset, "FrameOfReferenceUID"),
         "structure_set_uid": structure_set_uid(dataset),
         "software": f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}".strip(),
         "machine_in_plan": beams[0].machine,

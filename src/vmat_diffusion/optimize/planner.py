@@ -103,14 +103,17 @@ def optimize(
     settings: Settings | None = None,
     progress: Progress | None = None,
     finalize: Callable[[Plan], Plan] = lambda plan: plan,
+    difference: Dose | None = None,
 ) -> Optimized:
     """Plan a case for a goal sheet that was fitted to it.
 
     `finalize` turns the plan into what a file will hold (rounded), so that the dose is that of the
     file. Ctrl-C and `max_minutes` end the search with the best deliverable plan so far. About 2 to 5
-    minutes and 2 to 4 GB on two cores for a head and neck.
+    minutes and 2 to 4 GB on two cores for a head and neck. `difference` in Gy, such as a better
+    engine's dose of a like plan less this one's, is added to every dose, the returned one included.
     """
-    return _Run(case, sheet, machine, settings or Settings(), progress or (lambda *_: None), finalize).run()
+    report = progress or (lambda *_: None)
+    return _Run(case, sheet, machine, settings or Settings(), report, finalize, difference).run()
 
 
 class _Run:
@@ -124,9 +127,10 @@ class _Run:
         settings: Settings,
         progress: Progress,
         finalize: Callable[[Plan], Plan],
+        difference: Dose | None = None,
     ) -> None:
         self.case, self.sheet, self.machine, self.settings = case, sheet, machine, settings
-        self.progress, self.finalize = progress, finalize
+        self.progress, self.finalize, self.difference = progress, finalize, difference
         self.targets = tuple(n for n in sheet.prescription.target_gy if n in case.structures)
         if not self.targets:
             raise GoalError(
@@ -310,9 +314,25 @@ class _Run:
     def _correction(self, problem: ApertureProblem) -> torch.Tensor:
         """What the full dose, read through its grid, has over the sampled dose of the newest state."""
         state = self.newest[0]
-        full = PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
+        full = self._with_difference(
+            PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
+        )
         read = sample(full.gy, full.grid, self.objective.points_mm) / self.objective.reference_gy
-        return torch.as_tensor(read - problem.dose(state)).float()
+        return problem.correction + torch.as_tensor(read - problem.dose(state)).float()
+
+    def _with_difference(self, dose: Dose) -> Dose:
+        if self.difference is None:
+            return dose
+        gy = np.maximum(dose.gy + self.difference.on(dose.grid), 0).astype(np.float32)
+        return replace(dose, gy=gy, provenance={**dose.provenance, "difference_added": True})
+
+    def _base(self) -> torch.Tensor:
+        """The given difference at the objective's points, relative as its doses are."""
+        points = self.objective.points_mm
+        if self.difference is None:
+            return torch.zeros(len(points))
+        gy = sample(self.difference.gy, self.difference.grid, points)
+        return torch.as_tensor(gy / self.objective.reference_gy).float()
 
     def _problem(
         self, reach: Reach, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
@@ -323,7 +343,7 @@ class _Run:
             self._sampled(reach.way, name),
             self.objective,
             self.relative_per_mu,
-            torch.zeros(len(self.objective.points_mm)),
+            self._base(),
             jaw_parts(self.model, jaws_of(reach.way)),
         )
         return replace(problem, correction=correct(problem)) if correct else problem
@@ -415,8 +435,10 @@ class _Run:
 
     def _full_dose(self, plan: Plan, grid: Grid) -> Dose:
         report = self.progress
-        return PencilBeam(self.machine)(
-            plan, self.case, grid, progress=lambda done, note: report("dose", done, note)
+        return self._with_difference(
+            PencilBeam(self.machine)(
+                plan, self.case, grid, progress=lambda done, note: report("dose", done, note)
+            )
         )
 
     def _at_least(self, mu: NDArray, arc: Arc) -> NDArray[np.float64]:

@@ -18,7 +18,9 @@ from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
+from vmat_diffusion.qa import Verdict, denoised
 from vmat_diffusion.report import charts
+from vmat_diffusion.report.comparison import both_dvh_figure, gamma_figure
 from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
 from vmat_diffusion.report.planes import planes_figure, window_hu
 
@@ -41,12 +43,15 @@ def write_report(
     history: Sequence[float] | None = None,
     seconds: Mapping[str, float] | None = None,
     prescription: Prescription | None = None,
+    verdict: Verdict | None = None,
+    check: Dose | None = None,
 ) -> Path:
     """Write the report of a plan and return its path; the file appears whole or not at all.
 
     `prescription` is the case's own where it is not given; its highest dose is the 100 % of the
     isodoses. `history` is the objective at each iteration, `seconds` the time of each stage.
-    `provenance` may nest: plain values become a table, the rest is shown as JSON.
+    `provenance` may nest: plain values become a table, the rest is shown as JSON. `verdict` is the
+    gate's, and `check` the independent dose that it rests on.
     """
     prescription = prescription or case.prescription
     shown = shown_structures(case, dose, results, prescription)
@@ -57,6 +62,7 @@ def write_report(
         facts=_facts(case, plan, machine, dose, prescription),
         violations=list(violations),
         verdict=_verdict(results, violations),
+        gate=_gate(case, plan, dose, verdict, check, shown, prescription) if verdict else None,
         goals=_goal_groups(results, shown),
         absent=_absent(results),
         figures=_figures(case, plan, machine, dose, shown, prescription),
@@ -164,6 +170,47 @@ def _verdict(results: Sequence[GoalResult], violations: Sequence[str]) -> dict[s
         "count": count,
         "missed": missed,
         "evaluated": len(results) - count["not evaluated"],
+    }
+
+
+def _gate(
+    case: Case,
+    plan: Plan,
+    dose: Dose,
+    verdict: Verdict,
+    check: Dose | None,
+    shown: Sequence[Shown],
+    prescription: Prescription | None,
+) -> dict[str, Any]:
+    """The gate's checks as rows, and the figures of the second dose."""
+    rows = [
+        {
+            "name": c.name,
+            "status": "pass" if c.passed else "fail",
+            "word": "reported" if c.limit is None and c.passed else "pass" if c.passed else "fail",
+            "value": "–" if c.value is None else f"{c.value:.2f}",
+            "limit": "–" if c.limit is None else f"{c.limit:g}",
+            "unit": c.unit,
+            "why": _pretty(c.why),
+        }
+        for c in verdict.checks
+    ]
+    map_, both = "", ""
+    if verdict.gamma is not None:
+        figure = gamma_figure(case, verdict.gamma, plan.isocenter_mm)
+        map_ = _image(charts.png(figure), "png")
+    if check is not None:
+        figure = both_dvh_figure(shown, case, denoised(dose, check), prescription)
+        both = _image(charts.svg(figure), "svg+xml")
+    return {
+        "passed": verdict.passed,
+        "failed": len(verdict.failed),
+        "judged": sum(c.limit is not None for c in verdict.checks),
+        "rows": rows,
+        "map": map_,
+        "criteria": verdict.gamma.criteria if verdict.gamma else "",
+        "dvh": both,
+        "engine": str(check.provenance.get("engine", "independent engine")) if check else "",
     }
 
 

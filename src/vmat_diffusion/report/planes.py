@@ -227,7 +227,7 @@ def _draw_plane(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    _draw_letters(axes, axis)
+    draw_letters(axes, axis)
     return seen
 
 
@@ -249,8 +249,8 @@ def _draw_isodoses(axes: Axes, x: NDArray, y: NDArray, gy: NDArray, reference: f
     )
 
 
-def _draw_letters(axes: Axes, axis: int) -> None:
-    """The patient's directions at the four borders: left, right, top, bottom."""
+def draw_letters(axes: Axes, axis: int) -> None:
+    """The patient's directions at the four borders of a plane across x, y or z (0, 1, 2)."""
     places = (
         (0.015, 0.5, "left", "center"),
         (0.985, 0.5, "right", "center"),

@@ -2,6 +2,7 @@
 
 from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
 from vmat_diffusion.workflow.demo import run_demo
+from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
 from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, Progress, goal_record, plan_case
 from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
 
@@ -12,10 +13,14 @@ __all__ = [
     "PlanSettings",
     "Progress",
     "check_plan",
+    "check_references",
+    "compare_doses",
+    "compute_dose",
     "dose_statistics",
     "goal_record",
     "machine_table",
     "plan_case",
     "plan_settings",
     "run_demo",
+    "second_check",
 ]

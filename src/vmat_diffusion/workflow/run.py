@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +13,32 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
+from vmat_diffusion.workflow.engines import Engine, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
+from vmat_diffusion.workflow.gate import Judged, pass_gate
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.optimize import Optimized
+    from vmat_diffusion.qa import GateSettings, Verdict
 
 # torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
 # wrong input is refused at once.
 
 Progress = Callable[[str, float, str], None]
-STAGES = ("read", "optimise", "dose", "write", "report")
+STAGES = ("read", "optimise", "dose", "check", "write", "report")
 FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
-# What is left out where the machine could not deliver the plan: nobody shall import it by mistake.
-_DICOM_FILES = ("RP.dcm", "RD.dcm")
 
 
 @dataclass(frozen=True, eq=False)
 class PlanRun:
-    """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable."""
+    """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
+
+    `check` is the independent dose that `verdict` rests on, both None where no check was asked for;
+    `corrected` says that the optimiser had to take the difference of the engines into account.
+    """
 
     case: Case
     sheet: GoalSheet
@@ -42,12 +47,20 @@ class PlanRun:
     dose: Dose
     results: tuple[GoalResult, ...]
     violations: tuple[str, ...]
+    verdict: Verdict | None
+    check: Dose | None
+    corrected: bool
     outcome: str
     delivery_s: float
     seconds: Mapping[str, float]
     peak_gb: float | None
     files: tuple[Path, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Deliverable and, where an independent check was asked for, through the gate."""
+        return not self.violations and (self.verdict is None or self.verdict.passed)
 
     def summary(self) -> dict[str, Any]:
         """The object that `plan --json` prints."""
@@ -57,6 +70,7 @@ class PlanRun:
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
             "violations": list(self.violations),
+            "verdict": {**self.verdict.summary(), "corrected": self.corrected} if self.verdict else None,
             "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
@@ -85,7 +99,10 @@ def plan_case(
 ) -> PlanRun:
     """Plan the case in a DICOM folder and write `FILES` into `out`.
 
-    A plan that breaks a limit of the machine gets its report, but no RP.dcm and RD.dcm.
+    A plan that breaks a limit of the machine gets its report, but no RP.dcm and RD.dcm. Where a `check`
+    is asked for, the plan is recomputed by the independent engine and judged; if only the engines
+    disagree, it is optimised once more with their difference, and a plan that does not pass gets its
+    report and RD.dcm, but no RP.dcm.
     Ctrl-C while optimising keeps the best plan so far; at any other time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
@@ -93,9 +110,21 @@ def plan_case(
     with appearing_whole(out, overwrite=overwrite, names=FILES) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
+            gate = _gate(settings) if settings.check != "none" else None
         with clock.stage("optimise"):
             optimized = _optimise(case, sheet, machine, settings, clock.report)
         clock.split("optimise", "dose", optimized.seconds.get("dose", 0.0))
+        judged, corrected = None, False
+        if gate is not None:
+            engines = _engines(machine, settings)
+            with clock.stage("check"):
+                judged = _judge(folder, case, sheet, machine, optimized, engines[0], gate, clock.report)
+            corrected = judged.verdict.correctable and judged.check is not None
+            if corrected:
+                with clock.stage("optimise again"):
+                    optimized = _corrected(case, sheet, machine, settings, optimized, judged, clock.report)
+                with clock.stage("check again"):
+                    judged = _judge(folder, case, sheet, machine, optimized, engines[1], gate, clock.report)
         plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
             case=case,
@@ -105,12 +134,18 @@ def plan_case(
             dose=dose,
             results=_evaluate(sheet, case, dose),
             violations=tuple(violations(plan, machine)),
+            verdict=judged.verdict if judged else None,
+            check=judged.check if judged else None,
+            corrected=corrected,
             outcome=optimized.outcome.name,
             delivery_s=delivery_s(plan, machine),
             seconds=clock.seconds,
             peak_gb=None,
             files=(),
-            provenance=provenance(case_folder, case, settings),
+            provenance={
+                **provenance(case_folder, case, settings),
+                "gate": asdict(gate) if gate else "no independent check",
+            },
         )
         with clock.stage("write"):
             _write(folder, run, optimized)
@@ -170,8 +205,74 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
 
 
+def _gate(settings: PlanSettings) -> GateSettings:
+    from vmat_diffusion.qa import load_gate
+
+    return load_gate(settings.gate)
+
+
+def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
+    """The independent engine for the plan and, with other random numbers, for a corrected one."""
+    first, second = (
+        dose_engine(
+            "monte-carlo",
+            machine,
+            uncertainty=settings.uncertainty,
+            max_minutes=settings.check_minutes,
+            seed=(settings.seed + again) % 2**32,
+        )
+        for again in (0, 1)
+    )
+    return first, second
+
+
+def _judge(
+    folder: Path,
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    optimized: Optimized,
+    engine: Engine,
+    gate: GateSettings,
+    report: Progress,
+) -> Judged:
+    return pass_gate(
+        folder,
+        case,
+        sheet,
+        machine,
+        optimized.plan,
+        optimized.dose,
+        engine=engine,
+        settings=gate,
+        progress=lambda done, note: report("check", done, note),
+    )
+
+
+def _corrected(
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    settings: PlanSettings,
+    optimized: Optimized,
+    judged: Judged,
+    report: Progress,
+) -> Optimized:
+    """A plan made in the knowledge of what the independent engine finds."""
+    from vmat_diffusion.qa import smooth_difference
+
+    assert judged.check is not None
+    difference = smooth_difference(optimized.dose, judged.check)
+    return _optimise(case, sheet, machine, settings, report, difference)
+
+
 def _optimise(
-    case: Case, sheet: GoalSheet, machine: Machine, settings: PlanSettings, report: Progress
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    settings: PlanSettings,
+    report: Progress,
+    difference: Dose | None = None,
 ) -> Optimized:
     """The plan exactly as its file will hold it, with the dose of that plan."""
     from vmat_diffusion.dicom.write import as_written
@@ -196,6 +297,7 @@ def _optimise(
         settings=own,
         progress=report,
         finalize=as_written,
+        difference=difference,
     )
 
 
@@ -208,8 +310,8 @@ def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...
 def _write(folder: Path, run: PlanRun, optimized: Optimized) -> None:
     from vmat_diffusion.dicom.write import write_dose, write_plan
 
-    if not run.violations:
-        rp, rd = (folder / name for name in _DICOM_FILES)
+    if run.verdict is None and not run.violations:  # the gate has written its own
+        rp, rd = (folder / name for name in ("RP.dcm", "RD.dcm"))
         write_plan(rp, run.plan, run.case, run.machine, prescription=run.sheet.prescription)
         write_dose(rd, run.dose, run.case, plan_file=rp)
     write_control_points(folder / "control_points.csv", run.plan, run.machine)
@@ -227,6 +329,8 @@ def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:
         dose=run.dose,
         results=run.results,
         violations=run.violations,
+        verdict=run.verdict,
+        check=run.check,
         provenance={**run.provenance, "outcome": run.outcome, "normalization": str(run.sheet.normalization)},
         history=[float(str(step["objective"])) for step in optimized.history if "objective" in step],
         seconds=run.seconds,
@@ -254,6 +358,7 @@ def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
         "prescription_gy": dict(run.sheet.prescription.target_gy),
         "normalization": str(run.sheet.normalization),
         "dose": dict(run.dose.provenance),
+        "check": dict(run.check.provenance) if run.check else None,
         "optimiser_seconds": dict(optimized.seconds),
         "history": list(optimized.history),
     }

@@ -1,0 +1,151 @@
+"""Runs batches of histories until the dose is known well enough, and what a voxel's sigma is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.dose.monte_carlo.kernel import collect, run_batches
+from vmat_diffusion.dose.monte_carlo.materials import MEDIA, tables
+from vmat_diffusion.errors import CaseError
+
+Progress = Callable[[float, str], None]
+GRAY_PER_MEV_G = 1.602176634e-10
+SPLIT = 24
+_ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
+_FEWEST_BATCHES = 32
+_JUDGED_G_CM3 = 0.2
+_ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
+
+
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """Voxels between edges in mm along x, y and z; density in g/cm3 and index into MEDIA `[z, y, x]`."""
+
+    x_mm: NDArray
+    y_mm: NDArray
+    z_mm: NDArray
+    density_g_cm3: NDArray
+    medium: NDArray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.z_mm) - 1, len(self.y_mm) - 1, len(self.x_mm) - 1)
+        if self.density_g_cm3.shape != shape or self.medium.shape != shape:
+            raise CaseError(f"density of shape {self.density_g_cm3.shape} does not fit edges for {shape}")
+        for edges in (self.x_mm, self.y_mm, self.z_mm):
+            if np.any(np.diff(edges) <= 0):
+                raise CaseError("voxel edges must ascend along x, y and z")
+        if self.medium.max() >= len(MEDIA) or self.density_g_cm3.min() < 0:
+            raise CaseError(f"media must be 0 to {len(MEDIA) - 1} and densities not negative")
+
+    def mass_g(self) -> NDArray[np.float64]:
+        """Mass of each voxel."""
+        dx, dy, dz = (np.diff(e) / 10 for e in (self.x_mm, self.y_mm, self.z_mm))
+        return self.density_g_cm3 * dz[:, None, None] * dy[None, :, None] * dx[None, None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Dose in Gy per unit source strength (one photon per cm2), its sigma, and what it took."""
+
+    gy: NDArray[np.float32]
+    sigma_gy: NDArray[np.float32]
+    histories: int
+    photons: int
+    seconds: float
+    uncertainty: float
+
+
+def simulate(
+    phantom: Phantom,
+    source: tuple,
+    *,
+    uncertainty: float,
+    max_seconds: float | None = None,
+    max_histories: int | None = None,
+    seed: int = 0,
+    split: int = SPLIT,
+    to_water: bool = False,
+    batch_histories: int = 5000,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Run until the mean relative sigma over voxels above half of the maximum is below `uncertainty`.
+
+    Stops earlier at either limit. Without `max_seconds` the result depends on the arguments alone,
+    not on the number of threads. Sigma is that of the mean over batches.
+    """
+    geometry = (
+        *(np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)),
+        np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
+        np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
+        _ABSORB_SHARE * min(float(np.diff(e).min()) for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)) / 10,
+    )
+    data = tables()
+    voxels = phantom.density_g_cm3.size
+    tally = np.zeros((_ROUND, voxels), np.float32)
+    total, square = np.zeros(voxels), np.zeros(voxels)
+    mass = phantom.mass_g().ravel()
+    inside = mass > 0
+    # Thin voxels are noisy without meaning much; they neither set the maximum nor hold up the run.
+    flat_density = phantom.density_g_cm3.ravel()
+    judged = flat_density >= min(_JUDGED_G_CM3, float(flat_density.max()))
+    # One small batch first, so that compiling does not count as computing.
+    run_batches(0, 1, seed, split, source, geometry, data.photon, data.electron, to_water, tally[:1])
+    tally[:] = 0
+    started, batches, photons, sigma_now = time.perf_counter(), 0, 0, float("inf")
+    while True:
+        photons += int(
+            run_batches(
+                batches,
+                batch_histories,
+                seed,
+                split,
+                source,
+                geometry,
+                data.photon,
+                data.electron,
+                to_water,
+                tally,
+            ).sum()
+        )
+        collect(tally, total, square)
+        batches += _ROUND
+        seconds = time.perf_counter() - started
+        sigma_now = _mean_relative_sigma(total, square, batches, mass, judged)
+        if progress:
+            progress(min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2), f"sigma {100 * sigma_now:.2f} %")
+        enough = batches >= _FEWEST_BATCHES and sigma_now <= uncertainty
+        late = max_seconds is not None and seconds >= max_seconds
+        many = max_histories is not None and batches * batch_histories >= max_histories
+        if enough or late or many:
+            break
+    scale = np.zeros(voxels)
+    scale[inside] = source[0][-1] * GRAY_PER_MEV_G / batch_histories / mass[inside]
+    mean = total / batches
+    variance = np.maximum(square / batches - mean**2, 0) / (batches - 1)
+    shape = phantom.density_g_cm3.shape
+    return Estimate(
+        (mean * scale).reshape(shape).astype(np.float32),
+        (np.sqrt(variance) * scale).reshape(shape).astype(np.float32),
+        batches * batch_histories,
+        photons,
+        time.perf_counter() - started,
+        sigma_now,
+    )
+
+
+def _mean_relative_sigma(
+    total: NDArray, square: NDArray, batches: int, mass: NDArray, inside: NDArray
+) -> float:
+    """Mean of sigma over dose where the dose is above half of a robust maximum."""
+    mean = total[inside] / batches
+    dose = mean / mass[inside]
+    # The maximum of a noisy dose is too high; the 99.9th percentile of the upper doses stands for it.
+    top = np.partition(dose, -min(50, len(dose)))[-min(50, len(dose))]
+    high = dose > 0.5 * top
+    variance = np.maximum(square[inside][high] / batches - mean[high] ** 2, 0) / (batches - 1)
+    return float(np.mean(np.sqrt(variance) / mean[high]))

@@ -1,0 +1,272 @@
+"""Doses of plans that anybody made: computed, compared, and checked a second time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.plan import Plan
+from vmat_diffusion.workflow.engines import dose_engine
+from vmat_diffusion.workflow.files import appearing_whole, write_json
+
+if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.gamma import GammaResult
+    from vmat_diffusion.evaluate.goals import GoalSheet
+    from vmat_diffusion.qa import Verdict
+
+Progress = Callable[[str, float, str], None]
+REFERENCE_KEYS = (
+    "name",
+    "mean_diff_pct",
+    "max_diff_pct",
+    "cax_diff_pct",
+    "gamma_3_3",
+    "gamma_2_2",
+    "seconds",
+)
+QA_FILES = ("report.html", "qa.json", "RD_check.dcm")
+
+
+@dataclass(frozen=True, eq=False)
+class SecondCheck:
+    """The verdict on a plan from any system; `files` are absolute paths."""
+
+    case: Case
+    plan: Plan
+    machine: Machine
+    dose: Dose
+    check: Dose
+    verdict: Verdict
+    files: tuple[Path, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `qa --json` prints."""
+        return {
+            "machine": self.machine.name,
+            "mu": round(self.plan.total_mu, 2),
+            "verdict": self.verdict.summary(),
+            "check": _plain(self.check),
+            "files": [str(file) for file in self.files],
+        }
+
+
+def _plain(dose: Dose) -> dict[str, Any]:
+    """How a dose was made, without UIDs."""
+    kept = ("engine", "version", "machine", "seed", "uncertainty", "histories", "seconds")
+    return {key: dose.provenance[key] for key in kept if key in dose.provenance}
+
+
+def compare_doses(
+    reference: Path,
+    evaluated: Path,
+    *,
+    dose_percent: float = 3.0,
+    distance_mm: float = 3.0,
+    local: bool = False,
+    threshold_percent: float = 10.0,
+    max_gamma: float = 2.0,
+) -> GammaResult:
+    """Gamma between two RTDOSE files, whose grids may differ."""
+    from vmat_diffusion.dicom.read import read_dose
+    from vmat_diffusion.evaluate.gamma import gamma
+
+    return gamma(
+        read_dose(_existing(reference, "RTDOSE")),
+        read_dose(_existing(evaluated, "RTDOSE")),
+        dose_percent=dose_percent,
+        distance_mm=distance_mm,
+        local=local,
+        threshold_percent=threshold_percent,
+        max_gamma=max_gamma,
+    )
+
+
+def compute_dose(
+    plan_file: Path,
+    case_folder: Path,
+    out: Path,
+    *,
+    engine: str,
+    machine: str = "generic_6mv",
+    uncertainty: float = 0.02,
+    max_minutes: float | None = None,
+    grid_mm: float = 3.0,
+    seed: int = 0,
+    mapping: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Dose:
+    """Compute the dose of an RTPLAN on a case and write it as RTDOSE.
+
+    Raises InputError where a file cannot be used or the machine lacks what the engine needs.
+    """
+    report = progress or (lambda stage, fraction, note: None)
+    linac = load_machine(machine)
+    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+    if out.exists() and not overwrite:
+        raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
+    plan, case = _plan_and_case(plan_file, case_folder, linac, mapping)
+    from vmat_diffusion.dicom.write import write_dose
+    from vmat_diffusion.dose.pencil_beam import dose_grid
+
+    grid = dose_grid(case, grid_mm)
+    dose = compute(plan, case, grid, progress=lambda done, note: report("dose", done, note))
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_dose(out, dose, case, plan_file=plan_file, overwrite=overwrite)
+    return dose
+
+
+def second_check(
+    plan_file: Path,
+    case_folder: Path,
+    out: Path,
+    *,
+    dose_file: Path | None = None,
+    machine: str = "generic_6mv",
+    goals: str | None = None,
+    engine: str = "monte-carlo",
+    uncertainty: float = 0.02,
+    max_minutes: float | None = None,
+    grid_mm: float = 3.0,
+    seed: int = 0,
+    gate: Path | None = None,
+    mapping: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> SecondCheck:
+    """Recompute an RTPLAN from any system and judge it; writes `QA_FILES` into `out`.
+
+    Without `dose_file` the fast engine stands in for the planned dose. Raises InputError where the plan,
+    the case or the dose cannot be read or the machine cannot represent the plan.
+    """
+    from vmat_diffusion.qa import PlanFiles, judge, load_gate
+
+    report = progress or (lambda stage, fraction, note: None)
+    limits, linac = load_gate(gate), load_machine(machine)
+    if dose_file is None and engine == "pencil-beam":
+        raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
+    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+    with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
+        report("read", 0.0, "")
+        plan, case = _plan_and_case(plan_file, case_folder, linac, mapping)
+        case, sheet = _asked(case, plan, goals)
+        from vmat_diffusion.dicom.read import read_dose
+        from vmat_diffusion.dose.pencil_beam import dose_grid
+
+        grid = dose_grid(case, grid_mm)
+        if dose_file is not None:
+            dose = read_dose(_existing(dose_file, "RTDOSE"))
+        else:
+            fast = dose_engine("pencil-beam", linac)
+            dose = fast(plan, case, grid, progress=lambda done, note: report("dose", done, note))
+        check = compute(plan, case, grid, progress=lambda done, note: report("check", done, note))
+        files = PlanFiles(plan_file, dose_file)
+        verdict = judge(case, sheet, plan, linac, dose, check, settings=limits, files=files)
+        report("report", 0.0, "")
+        names = tuple(out.resolve() / name for name in QA_FILES)
+        done = SecondCheck(case, plan, linac, dose, check, verdict, names)
+        _write(folder, done, plan_file, sheet, asdict(limits))
+    return done
+
+
+def _write(
+    folder: Path, done: SecondCheck, plan_file: Path, sheet: GoalSheet | None, limits: dict[str, Any]
+) -> None:
+    from vmat_diffusion.dicom.write import write_dose
+    from vmat_diffusion.evaluate.goals import evaluate
+    from vmat_diffusion.plan import violations
+    from vmat_diffusion.report import write_report
+
+    report, record, dose = QA_FILES
+    write_report(
+        folder / report,
+        case=done.case,
+        plan=done.plan,
+        machine=done.machine,
+        dose=done.dose,
+        results=evaluate(sheet, done.case, done.dose) if sheet else (),
+        violations=violations(done.plan, done.machine),
+        verdict=done.verdict,
+        check=done.check,
+        provenance={"program": f"vmat-diffusion {__version__}", "gate": limits, "check": _plain(done.check)},
+    )
+    linked = plan_file if _belongs(done.plan, done.case) else None
+    write_dose(folder / dose, done.check, done.case, plan_file=linked)
+    write_json(folder / record, {**done.summary(), "gate": limits, "files": list(QA_FILES)})
+
+
+def _belongs(plan: Plan, case: Case) -> bool:
+    """Whether plan and CT share a frame of reference, without which no dose may refer to the plan."""
+    return plan.provenance.get("frame_of_reference_uid") == case.source.frame_of_reference_uid
+
+
+def _existing(file: Path, kind: str) -> Path:
+    if not file.is_file():
+        error = PlanError if kind == "RTPLAN" else CaseError
+        raise error(f"{kind} file {file} does not exist; give an {kind}")
+    return file
+
+
+def _plan_and_case(
+    plan_file: Path, case_folder: Path, machine: Machine, mapping: Path | None
+) -> tuple[Plan, Case]:
+    if not case_folder.is_dir():
+        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
+    _existing(plan_file, "RTPLAN")
+    from vmat_diffusion.dicom.read import read_case, read_plan
+
+    # What is planned already is looked at even if a target leaves the body.
+    return read_plan(plan_file, machine), read_case(case_folder, mapping=mapping, allow_outside_body=True)
+
+
+def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet | None]:
+    """The case with the sheet's prescription, and the sheet for its targets, if goals are asked."""
+    if goals is None:
+        return case, None
+    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case, load_goals
+
+    sheet = fit_to_case(load_goals(goals), case)
+    if sheet.prescription.fractions != plan.fractions:
+        raise PlanError(
+            f"the plan has {plan.fractions} fractions, goal sheet {sheet.name} "
+            f"{sheet.prescription.fractions}; choose the sheet that the plan was made for"
+        )
+    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+
+
+def check_references(
+    folder: Path, *, engine: str = "monte-carlo", uncertainty: float = 0.01, max_minutes: float | None = None
+) -> dict[str, Any]:
+    """Every case in a folder of reference doses against the engine: what `reference-check` prints.
+
+    Gamma is global with a threshold of 10 %; its dose criterion is widened in quadrature by one sigma of
+    both doses.
+    """
+    if engine != "monte-carlo":
+        raise InputError(f"engine {engine!r} cannot compute the reference cases; use monte-carlo")
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; give a folder of reference cases")
+    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dose.monte_carlo.reference import monte_carlo_engine, reference_check
+    from vmat_diffusion.evaluate.gamma import gamma
+
+    def rate(reference: Dose, evaluated: Dose, percent: float, mm: float) -> float:
+        found = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=1.0)
+        return found.pass_percent
+
+    limit_s = None if max_minutes is None else 60.0 * max_minutes
+    results = reference_check(
+        folder, monte_carlo_engine(uncertainty, limit_s), read_plan=read_plan, gamma=rate
+    )
+    return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}
+
+
+def _rounded(value: object) -> object:
+    return round(value, 3) if isinstance(value, float) and math.isfinite(value) else value

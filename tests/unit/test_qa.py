@@ -1,0 +1,339 @@
+"""The gate: what it lets through, and that each thing that can go wrong with a plan stops there.
+
+The pencil beam stands in for the independent engine, which the checks do not know: here it differs
+from the planned dose by exactly the fault that a test makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from synthetic_plans import as_study, two_arcs
+
+from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.dicom.read import read_dose, read_plan
+from vmat_diffusion.dicom.write import as_written, write_dose, write_plan
+from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.phantom import phantom
+from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.qa import (
+    GateSettings,
+    PlanFiles,
+    Verdict,
+    denoised,
+    judge,
+    load_gate,
+    uncertainty_percent,
+)
+
+GATE_FILE = Path(__file__).resolve().parents[2] / "configs" / "gate.toml"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return load_machine("generic_6mv")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return as_study(tmp_path_factory.mktemp("study"), phantom("tg119_cshape"))
+
+
+@pytest.fixture(scope="module")
+def plan(case: Case, machine: Machine) -> Plan:
+    both = two_arcs(case, machine, step_deg=6.0)
+    return as_written(replace(both, arcs=both.arcs[:1]))
+
+
+@pytest.fixture(scope="module")
+def sheet() -> GoalSheet:
+    """No goals beyond those that a conformal arc meets."""
+    sheet = load_goals("tg119_cshape_easy")
+    return replace(sheet, goals=tuple(g for g in sheet.goals if g.structure == "PTV")[:1])
+
+
+@pytest.fixture(scope="module")
+def dose(case: Case, plan: Plan, machine: Machine, sheet: GoalSheet) -> Dose:
+    return second(case, plan, machine)
+
+
+def second(case: Case, plan: Plan, machine: Machine) -> Dose:
+    return PencilBeam(machine, step_mm=4.0)(plan, case, dose_grid(case, 6.0))
+
+
+def failed(verdict: Verdict) -> set[str]:
+    assert not verdict.passed
+    assert all(check.why for check in verdict.failed)
+    return {check.name for check in verdict.failed}
+
+
+def every(plan: Plan, change) -> Plan:
+    return replace(plan, arcs=tuple(change(arc) for arc in plan.arcs))
+
+
+def verdict_of(case: Case, plan: Plan, machine: Machine, dose: Dose, faulty: Plan) -> Verdict:
+    """What the gate says when the fault came into the plan after its dose was computed."""
+    return judge(case, None, faulty, machine, dose, second(case, faulty, machine))
+
+
+def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    verdict = judge(case, None, plan, machine, dose, dose)
+    assert verdict.passed, [c for c in verdict.failed]
+    assert [c.name for c in verdict.checks] == [
+        "deliverable",
+        "dose grid covers the targets",
+        "dose grid covers the body",
+        "gamma 3 %/3 mm",
+        "gamma 2 %/2 mm",
+        "mean dose of PTV",
+    ]
+    assert verdict.gamma is not None and verdict.gamma.pass_percent == 100.0
+    assert not verdict.correctable
+
+
+def test_a_leaf_bank_mirrored_after_optimisation_is_stopped(
+    case: Case, plan: Plan, machine: Machine, dose: Dose
+) -> None:
+    def mirrored(arc: Arc) -> Arc:
+        return replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1], jaws_mm=arc.jaws_mm)
+
+    verdict = verdict_of(case, plan, machine, dose, every(plan, mirrored))
+    assert "gamma 3 %/3 mm" in failed(verdict)
+
+
+def test_mu_scaled_by_five_percent_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    faulty = every(plan, lambda arc: replace(arc, mu=1.05 * arc.mu))
+    verdict = verdict_of(case, plan, machine, dose, faulty)
+    assert "mean dose of PTV" in failed(verdict)
+    mean = next(c for c in verdict.checks if c.name == "mean dose of PTV")
+    assert mean.value == pytest.approx(5.0, abs=0.01) and mean.limit == 2.0
+
+
+@pytest.mark.parametrize("by", [(5.0, 0.0, 0.0), (0.0, -5.0, 0.0), (0.0, 0.0, 5.0)])
+def test_an_isocentre_moved_by_5_mm_is_stopped(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, by: tuple[float, float, float]
+) -> None:
+    x, y, z = (a + b for a, b in zip(plan.isocenter_mm, by, strict=True))
+    verdict = verdict_of(case, plan, machine, dose, replace(plan, isocenter_mm=(x, y, z)))
+    assert "gamma 3 %/3 mm" in failed(verdict)
+
+
+def test_a_flipped_collimator_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    faulty = every(plan, lambda arc: replace(arc, collimator_deg=-arc.collimator_deg % 360.0))
+    verdict = verdict_of(case, plan, machine, dose, faulty)
+    assert "gamma 3 %/3 mm" in failed(verdict)
+
+
+def test_a_leaf_too_fast_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    leaves = plan.arcs[0].leaves_mm.copy()
+    leaves[20, 1, 30] += 60.0
+    faulty = replace(plan, arcs=(replace(plan.arcs[0], leaves_mm=leaves), *plan.arcs[1:]))
+    verdict = judge(case, None, faulty, machine, dose, dose)
+    assert failed(verdict) == {"deliverable"}
+    assert "leaf speed" in verdict.failed[0].why and not verdict.correctable
+
+
+def test_the_dose_of_another_patient_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    other = phantom("tg119_prostate")
+    foreign = second(other, two_arcs(other, machine, step_deg=12.0), machine)
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, foreign, dose))
+    elsewhere = replace(foreign, provenance={"frame_of_reference_uid": "1.2.3"})
+    assert "one patient, one plan" in failed(judge(case, None, plan, machine, elsewhere, dose))
+
+
+def test_the_dose_of_another_plan_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    read = replace(plan, provenance={"sop_instance_uid": "1.2.3"})
+    foreign = replace(dose, provenance={"plan_uid": "1.2.4"})
+    assert failed(judge(case, None, read, machine, foreign, dose)) == {"one patient, one plan"}
+
+
+def test_a_truncated_dose_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    nz, ny, nx = dose.grid.shape
+    half = Dose(Grid((nz // 2, ny, nx), dose.grid.spacing_mm, dose.grid.origin_mm), dose.gy[: nz // 2])
+    names = failed(judge(case, None, plan, machine, half, dose))
+    assert {"dose grid covers the targets", "dose grid covers the body", "gamma 3 %/3 mm"} <= names
+
+
+@pytest.fixture
+def files(tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose) -> PlanFiles:
+    assert case.prescription is not None
+    rp = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    return PlanFiles(rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp))
+
+
+def test_files_that_hold_plan_and_dose_pass(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, files: PlanFiles
+) -> None:
+    assert judge(case, None, plan, machine, dose, dose, files=files).passed
+    assert files.dose is not None
+    back, again = read_plan(files.plan, machine), read_dose(files.dose)
+    verdict = judge(case, None, back, machine, again, dose, files=files)
+    assert verdict.passed and "one patient, one plan" in {c.name for c in verdict.checks}
+
+
+def test_a_truncated_dose_file_is_stopped(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, files: PlanFiles
+) -> None:
+    assert files.dose is not None
+    content = files.dose.read_bytes()
+    for share in (0.5, 0.01):
+        files.dose.write_bytes(content[: int(share * len(content))])
+        assert failed(judge(case, None, plan, machine, dose, dose, files=files)) == {"files agree"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        (
+            lambda ds: setattr(ds.FractionGroupSequence[0].ReferencedBeamSequence[0], "BeamMeterset", 400),
+            "MU",
+        ),
+        (lambda ds: setattr(ds.FractionGroupSequence[0], "NumberOfFractionsPlanned", 12), "fractions"),
+        (
+            lambda ds: setattr(ds.BeamSequence[0].ControlPointSequence[0], "BeamLimitingDeviceAngle", 350),
+            "angles",
+        ),
+    ],
+)
+def test_a_plan_file_that_says_something_else_is_stopped(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, files: PlanFiles, fault, word: str
+) -> None:
+    dataset = pydicom.dcmread(files.plan)
+    fault(dataset)
+    dataset.save_as(files.plan)
+    verdict = judge(case, None, plan, machine, dose, dose, files=files)
+    assert failed(verdict) == {"files agree"} and word in verdict.failed[0].why
+
+
+def test_a_missing_independent_dose_is_no_pass(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    assert failed(judge(case, None, plan, machine, dose, None)) == {"independent dose"}
+
+
+def test_an_empty_dose_is_judged_and_not_raised(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    nothing = replace(dose, gy=np.zeros_like(dose.gy))
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, nothing, dose))
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, dose, nothing))
+
+
+def test_required_goals_are_asked_of_the_independent_dose(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, sheet: GoalSheet
+) -> None:
+    (goal,) = sheet.goals
+    scale = np.float32(60.0 / dose.gy.max())
+    planned = replace(dose, gy=dose.gy * scale)
+    reached = judge(case, sheet, plan, machine, planned, planned).results[0].value
+    assert reached is not None
+    asked = replace(sheet, goals=(replace(goal, limit=0.995 * reached, priority=1),))
+    assert judge(case, asked, plan, machine, planned, planned).passed
+    less = replace(planned, gy=planned.gy * np.float32(0.985))
+    verdict = judge(case, asked, plan, machine, planned, less)
+    assert failed(verdict) == {"required goals"} and verdict.correctable
+    wish = replace(asked, goals=(replace(asked.goals[0], priority=3),))
+    assert judge(case, wish, plan, machine, planned, less).passed
+
+
+def test_a_noisy_independent_dose_may_not_judge(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    known, unsure = (replace(dose, std_gy=(s * dose.gy).astype(np.float32)) for s in (0.015, 0.04))
+    assert uncertainty_percent(known) == pytest.approx(1.5)
+    assert judge(case, None, plan, machine, dose, known).passed
+    verdict = judge(case, None, plan, machine, dose, unsure)
+    assert failed(verdict) == {"statistical uncertainty"} and not verdict.correctable
+
+
+def test_engines_that_differ_a_little_leave_the_plan_correctable(
+    case: Case, plan: Plan, machine: Machine, dose: Dose
+) -> None:
+    verdict = judge(case, None, plan, machine, dose, replace(dose, gy=dose.gy * np.float32(1.025)))
+    assert failed(verdict) == {"mean dose of PTV"} and verdict.correctable
+    far = judge(case, None, plan, machine, dose, replace(dose, gy=dose.gy * np.float32(1.2)))
+    assert "gamma 3 %/3 mm" in failed(far) and not far.correctable
+
+
+def test_denoising_keeps_the_mean_and_removes_the_noise() -> None:
+    """Noise of 2 % on a flat dose: the near-maximum falls back to within 1 % of the truth."""
+    grid = Grid((24, 24, 24), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    truth = np.full(grid.shape, 51.0, np.float32)
+    random = np.random.default_rng(3)
+    noisy = (truth * random.normal(1.0, 0.02, grid.shape)).astype(np.float32)
+    planned = Dose(grid, np.full(grid.shape, 50.0, np.float32))
+    check = Dose(grid, noisy, std_gy=(0.02 * truth).astype(np.float32))
+    result = denoised(planned, check)
+    assert result.gy.mean() == pytest.approx(noisy.mean(), rel=1e-3)
+    assert np.abs(result.gy[4:-4, 4:-4, 4:-4] / 51.0 - 1).max() < 0.015 < np.abs(noisy / 51.0 - 1).max()
+    assert denoised(planned, replace(check, std_gy=None)).gy is check.gy
+
+
+def test_the_file_in_configs_holds_the_defaults() -> None:
+    """All of them, so that whoever copies it sees every limit."""
+    assert load_gate(GATE_FILE) == GateSettings() == load_gate(None)
+    keys = {line.split("=")[0].strip() for line in GATE_FILE.read_text().splitlines() if "=" in line[:40]}
+    assert set(GateSettings.__dataclass_fields__) <= keys
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gamma_pas_percent = 90", "gamma_pas_percent"),
+        ("gamma_pass_percent = 120", "gamma_pass_percent"),
+        ("gamma_pass_percent = 'many'", "gamma_pass_percent"),
+        ("gamma_pass_percent = ", "not valid TOML"),
+        ("gamma_pass_percent = nan", "gamma_pass_percent"),
+    ],
+)
+def test_a_wrong_gate_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_gate(file)
+
+
+def test_a_gate_file_changes_what_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text("gamma_pass_percent = 97.5\n")
+    assert load_gate(file) == replace(GateSettings(), gamma_pass_percent=97.5)
+    with pytest.raises(InputError, match="does not exist"):
+        load_gate(tmp_path / "other.toml")
+
+
+def test_summary_is_plain_data(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    import json
+
+    summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, dose).summary()))
+    assert summary["passed"] is True
+    assert set(summary["checks"][0]) == {"name", "passed", "value", "limit", "unit", "why"}
+    assert summary["gamma"]["dose_percent"] == 3.0
+
+
+def test_a_target_is_named_where_the_case_has_several(
+    machine: Machine, plan: Plan, case: Case, dose: Dose
+) -> None:
+    twice = replace(
+        case,
+        structures={**case.structures, "PTV_56": Structure("PTV_56", "target", case.targets[0].mask)},
+    )
+    names = [c.name for c in judge(twice, None, plan, machine, dose, dose).checks]
+    assert "mean dose of PTV" in names and "mean dose of PTV_56" in names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_monte_carlo_engine_itself_tells_a_sound_plan_from_a_mirrored_one(
+    case: Case, plan: Plan, machine: Machine
+) -> None:
+    from vmat_diffusion.dose.monte_carlo import MonteCarlo
+
+    grid = dose_grid(case, 5.0)
+    dose = PencilBeam(machine)(plan, case, grid)
+    engine = MonteCarlo(machine, uncertainty=0.02)
+    assert judge(case, None, plan, machine, dose, engine(plan, case, grid)).passed
+    faulty = every(plan, lambda arc: replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1]))
+    verdict = judge(case, None, faulty, machine, dose, engine(faulty, case, grid))
+    assert "gamma 3 %/3 mm" in failed(verdict) and not verdict.correctable

@@ -1,0 +1,233 @@
+"""The gate in a planning run: what it writes, what it corrects, and what it keeps back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_case import UNIFORM_GY, open_arc, replace_optimiser, small_case
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dicom.read import read_dose, read_plan
+from vmat_diffusion.dicom.write import write_case, write_dose, write_plan
+from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.plan import Plan
+from vmat_diffusion.workflow import (
+    check_references,
+    compare_doses,
+    compute_dose,
+    plan_case,
+    plan_settings,
+    second_check,
+)
+from vmat_diffusion.workflow.engines import dose_engine
+from vmat_diffusion.workflow.recompute import QA_FILES
+
+SETTINGS = plan_settings(goals="tg119_cshape_easy", check="monte-carlo")
+
+
+@pytest.fixture(scope="module")
+def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("case") / "dicom"
+    write_case(folder, small_case())
+    return folder
+
+
+@pytest.fixture
+def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    return replace_optimiser(monkeypatch)
+
+
+def test_a_plan_that_passes_is_written_with_its_verdict(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    assert run.verdict.passed and not run.corrected
+    assert {c.name for c in run.verdict.checks} >= {"deliverable", "files agree", "required goals"}
+    plan = read_plan(tmp_path / "out" / "RP.dcm")
+    dose = read_dose(tmp_path / "out" / "RD.dcm")
+    assert dose.provenance["plan_uid"] == plan.provenance["sop_instance_uid"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Gate passed" in page and "Gamma map in axial" in page
+
+
+def test_engines_that_disagree_lead_to_one_correction(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser(engine=(1.025, 1.01))
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    first, second = calls
+    assert first["difference"] is None
+    np.testing.assert_allclose(second["difference"].gy, 0.025 * UNIFORM_GY, rtol=1e-4)
+    assert run.corrected and run.verdict.passed and (tmp_path / "out" / "RP.dcm").exists()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["verdict"]["corrected"] is True and "check again" in record["seconds"]
+
+
+def test_a_plan_is_corrected_only_once_and_then_kept_back(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser(engine=(1.025, 0.975))
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    assert len(calls) == 2 and not run.verdict.passed
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert "RP.dcm" not in names and {"RD.dcm", "report.html", "run.json"} <= names
+    assert not read_dose(tmp_path / "out" / "RD.dcm").provenance["plan_uid"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Gate not passed" in page and "mean dose of PTV" in page
+
+
+def test_engines_too_far_apart_are_no_matter_of_correction(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser(engine=(1.3,))
+    assert not plan_case(case_folder, tmp_path / "out", SETTINGS).verdict.passed
+    assert len(calls) == 1 and not (tmp_path / "out" / "RP.dcm").exists()
+
+
+def test_a_rerun_that_fails_does_not_keep_the_old_plan(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    optimiser(engine=(1.3,))
+    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+    assert not (tmp_path / "out" / "RP.dcm").exists()
+
+
+def test_limits_come_from_a_file_and_are_recorded(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text("target_mean_percent = 0.5\n")
+    optimiser(engine=(1.01, 1.01))
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, gate=str(file)))
+    assert [c.name for c in run.verdict.failed] == ["mean dose of PTV"]
+    assert run.provenance["gate"]["target_mean_percent"] == 0.5
+    file.write_text("target_mean = 0.5\n")
+    with pytest.raises(InputError, match="target_mean"):
+        plan_case(case_folder, tmp_path / "other", replace(SETTINGS, gate=str(file)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_engines_by_name() -> None:
+    from vmat_diffusion.dose.pencil_beam import PencilBeam
+
+    machine = load_machine("generic_6mv")
+    assert isinstance(dose_engine("pencil-beam", machine), PencilBeam)
+    with pytest.raises(InputError, match="pencil-beam and monte-carlo"):
+        dose_engine("acuros", machine)
+    with pytest.raises(MachineError, match="source"):
+        dose_engine("monte-carlo", replace(machine, source=None))
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Both engines replaced: the second finds 1 % more than the first."""
+    import vmat_diffusion.workflow.recompute as module
+
+    asked: list[dict] = []
+
+    def choose(name: str, machine: object, **settings: object):  # type: ignore[no-untyped-def]
+        asked.append({"name": name, **settings})
+        gy = 50.0 if name == "pencil-beam" else 50.5
+
+        def engine(plan: Plan, case: Case, grid: Grid | None = None, progress: object = None) -> Dose:
+            assert grid is not None
+            return Dose(grid, np.full(grid.shape, gy, np.float32), provenance={"engine": name})
+
+        return engine
+
+    monkeypatch.setattr(module, "dose_engine", choose)
+    return asked
+
+
+@pytest.fixture
+def exported(tmp_path: Path, case_folder: Path) -> tuple[Path, Path]:
+    """RP.dcm and RD.dcm of an open arc with 50 Gy everywhere."""
+    from vmat_diffusion.dicom.read import read_case
+
+    case, machine = read_case(case_folder), load_machine("generic_6mv")
+    prescription = small_case().prescription
+    assert prescription is not None
+    rp = write_plan(tmp_path / "RP.dcm", open_arc(), case, machine, prescription=prescription)
+    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    dose = Dose(grid, np.full(grid.shape, 50.0, np.float32))
+    return rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp)
+
+
+def test_a_plan_from_elsewhere_is_checked_a_second_time(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
+) -> None:
+    rp, rd = exported
+    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, uncertainty=0.03)
+    assert done.verdict.passed, done.verdict.failed
+    assert [a["name"] for a in stand_in] == ["monte-carlo"] and stand_in[0]["uncertainty"] == 0.03
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(QA_FILES)
+    record = json.loads((tmp_path / "out" / "qa.json").read_text())
+    assert record["verdict"]["passed"] is True
+    names = {c["name"] for c in record["verdict"]["checks"]}
+    assert {"files agree", "one patient, one plan", "gamma 3 %/3 mm", "mean dose of PTV"} <= names
+    again = read_dose(tmp_path / "out" / "RD_check.dcm")
+    np.testing.assert_allclose(again.gy, 50.5, rtol=1e-6)
+
+
+def test_without_a_dose_the_fast_engine_stands_in(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
+) -> None:
+    done = second_check(exported[0], case_folder, tmp_path / "out", goals="tg119_cshape_easy")
+    assert {a["name"] for a in stand_in} == {"monte-carlo", "pencil-beam"}
+    assert done.verdict.results and done.verdict.passed
+
+
+def test_a_second_check_refuses_what_it_cannot_use(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
+) -> None:
+    rp, rd = exported
+    with pytest.raises(PlanError, match="does not exist"):
+        second_check(tmp_path / "no.dcm", case_folder, tmp_path / "out")
+    with pytest.raises(CaseError, match="does not exist"):
+        second_check(rp, case_folder, tmp_path / "out", dose_file=tmp_path / "no.dcm")
+    with pytest.raises(CaseError, match="case folder"):
+        second_check(rp, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match="cannot check itself"):
+        second_check(rp, case_folder, tmp_path / "out", engine="pencil-beam")
+    with pytest.raises((PlanError, GoalError)):
+        second_check(rp, case_folder, tmp_path / "out", goals="prostate_60_20")
+    rd.write_bytes(rd.read_bytes()[:5000])
+    with pytest.raises(CaseError):
+        second_check(rp, case_folder, tmp_path / "out", dose_file=rd)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dose_is_computed_and_written(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path]
+) -> None:
+    rp, _ = exported
+    out = tmp_path / "new" / "RD.dcm"
+    made = compute_dose(rp, case_folder, out, engine="pencil-beam", grid_mm=6.0)
+    back = read_dose(out)
+    np.testing.assert_allclose(back.gy, made.gy, atol=1e-6)
+    assert back.provenance["plan_uid"] == read_plan(rp).provenance["sop_instance_uid"]
+    with pytest.raises(CaseError, match="exists"):
+        compute_dose(rp, case_folder, out, engine="pencil-beam")
+    result = compare_doses(out, out)
+    assert result.pass_percent == 100.0 and result.mean < 1e-6
+    with pytest.raises(CaseError, match="does not exist"):
+        compare_doses(out, tmp_path / "none.dcm")
+
+
+def test_reference_check_refuses_other_engines_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="use monte-carlo"):
+        check_references(tmp_path, engine="pencil-beam")
+    with pytest.raises(InputError, match="does not exist"):
+        check_references(tmp_path / "none")
+    with pytest.raises(InputError, match="no case"):
+        check_references(tmp_path)
