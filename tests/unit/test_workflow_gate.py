@@ -69,6 +69,7 @@ def test_engines_that_disagree_lead_to_one_correction(
     assert run.corrected and run.verdict.passed and (tmp_path / "out" / "RP.dcm").exists()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["verdict"]["corrected"] is True and "check again" in record["seconds"]
+    assert [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]] == ["mean dose of PTV"]
 
 
 def test_a_plan_is_corrected_only_once_and_then_kept_back(

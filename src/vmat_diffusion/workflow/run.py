@@ -37,7 +37,7 @@ class PlanRun:
     """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
 
     `check` is the independent dose that `verdict` rests on, both None where no check was asked for;
-    `corrected` says that the optimiser had to take the difference of the engines into account.
+    `first_verdict` is there if the optimiser then had to take the engines' difference into account.
     """
 
     case: Case
@@ -49,13 +49,18 @@ class PlanRun:
     violations: tuple[str, ...]
     verdict: Verdict | None
     check: Dose | None
-    corrected: bool
+    first_verdict: Verdict | None
     outcome: str
     delivery_s: float
     seconds: Mapping[str, float]
     peak_gb: float | None
     files: tuple[Path, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the plan is the second one, made in the knowledge of the independent dose."""
+        return self.first_verdict is not None
 
     @property
     def passed(self) -> bool:
@@ -114,13 +119,13 @@ def plan_case(
         with clock.stage("optimise"):
             optimized = _optimise(case, sheet, machine, settings, clock.report)
         clock.split("optimise", "dose", optimized.seconds.get("dose", 0.0))
-        judged, corrected = None, False
+        judged, first = None, None
         if gate is not None:
             engines = _engines(machine, settings)
             with clock.stage("check"):
                 judged = _judge(folder, case, sheet, machine, optimized, engines[0], gate, clock.report)
-            corrected = judged.verdict.correctable and judged.check is not None
-            if corrected:
+            if judged.verdict.correctable and judged.check is not None:
+                first = judged.verdict
                 with clock.stage("optimise again"):
                     optimized = _corrected(case, sheet, machine, settings, optimized, judged, clock.report)
                 with clock.stage("check again"):
@@ -136,7 +141,7 @@ def plan_case(
             violations=tuple(violations(plan, machine)),
             verdict=judged.verdict if judged else None,
             check=judged.check if judged else None,
-            corrected=corrected,
+            first_verdict=first,
             outcome=optimized.outcome.name,
             delivery_s=delivery_s(plan, machine),
             seconds=clock.seconds,
@@ -359,6 +364,7 @@ def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
         "normalization": str(run.sheet.normalization),
         "dose": dict(run.dose.provenance),
         "check": dict(run.check.provenance) if run.check else None,
+        "first_verdict": run.first_verdict.summary() if run.first_verdict else None,
         "optimiser_seconds": dict(optimized.seconds),
         "history": list(optimized.history),
     }
