@@ -72,7 +72,7 @@ def conformal_arc(
 
 def two_arcs(case: Case, machine: Machine, *, step_deg: float = 2.0) -> Plan:
     """A clockwise and a counter-clockwise arc from 181 to 179 degrees and back."""
-    angles = np.linspace(181.0, 539.0, round(358.0 / step_deg) + 1)
+    angles = np.arange(181.0, 539.0 + 1e-9, step_deg)
     arcs = (
         conformal_arc(case, machine, angles),
         conformal_arc(case, machine, angles[::-1], collimator_deg=350.0, number=2),
