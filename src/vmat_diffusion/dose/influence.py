@@ -29,11 +29,6 @@ class SampledDose:
     index_v: NDArray[np.float32]
     weight: NDArray[np.float32]
 
-    @property
-    def gigabytes(self) -> float:
-        """Memory held."""
-        return (self.index_u.nbytes + self.index_v.nbytes + self.weight.nbytes) / 1e9
-
     def dose(self, field: Tensor) -> Tensor:
         """Dose in units of `gy_per_mu` at the points, shape (points,), from `convolved_fluence`."""
         return _Gather.apply(field, self)

@@ -18,7 +18,6 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.beam_tables import tables
 from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.loops import deliver
 from vmat_diffusion.dose.rays import Progress, density_of, trace_directions
 from vmat_diffusion.errors import CaseError
@@ -134,6 +133,3 @@ class PencilBeam:
                 "exposures": len(exposed.mu),
             },
         )
-
-
-__all__ = ["DoseEngine", "PencilBeam", "SampledDose", "dose_grid", "sampled_dose"]

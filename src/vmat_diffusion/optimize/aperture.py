@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.fluence import Exposures, FluenceModel, JawParts, convolved_fluence
-from vmat_diffusion.dose.pencil_beam import SampledDose
+from vmat_diffusion.dose.influence import SampledDose
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.objectives import Objective
@@ -68,16 +68,15 @@ def track(frames: tuple[ArcFrame, ...], every: int) -> Track:
     )
 
 
-def angles_only(way: Track, strips: int) -> Exposures:
+def angles_only(way: Track) -> Exposures:
     """Exposures at the segments' middles whose apertures are still open questions."""
     n = len(way.gantry_deg)
-    jaws = np.array([way.frames[a].jaws_mm for a in way.arc])
     return Exposures(
         way.gantry_deg,
         np.array([way.frames[a].collimator_deg for a in way.arc]),
         np.zeros(n),
-        np.zeros((n, 2, 2, strips)),
-        np.repeat(jaws[:, None], 2, axis=1),
+        np.zeros((n, 2, 2, 1)),
+        jaws_of(way).numpy(),
         np.ones(n),
     )
 

@@ -14,7 +14,7 @@ from scipy.special import erf
 from torch import Tensor
 
 from vmat_diffusion.dose.fluence import FluenceModel, row_shares
-from vmat_diffusion.dose.pencil_beam import SampledDose
+from vmat_diffusion.dose.influence import SampledDose
 from vmat_diffusion.geometry import Point, beam_axes, project
 from vmat_diffusion.optimize.objectives import Objective
 

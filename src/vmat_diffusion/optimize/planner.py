@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
-from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid, sampled_dose
+from vmat_diffusion.dose.influence import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
 from vmat_diffusion.dose.rays import Density, density_of
 from vmat_diffusion.errors import GoalError, PlanError
 from vmat_diffusion.evaluate.dvh import structure_dvh
@@ -222,12 +223,12 @@ class _Run:
         wanted = 4.5 * fraction_gy / self.machine.require_beam().gy_per_mu / turn
         return min(max(at_full_speed, wanted), limits.mu_per_deg_max * 0.99)
 
-    def _sampled(self, way: Track, name: str):  # type: ignore[no-untyped-def]
+    def _sampled(self, way: Track, name: str) -> SampledDose:
         return sampled_dose(
             self.machine,
             self.density,
             self.objective.points_mm,
-            angles_only(way, 1),
+            angles_only(way),
             self.model,
             self.isocenter,
             self.case.patient_position,
@@ -373,12 +374,8 @@ class _Run:
     def _plan(self, way: Track, state: Apertures) -> Plan:
         """The search's strips put back into the full bank of leaves; leaves behind the jaws wait closed."""
         gap = self.machine.limits.leaf_gap_mm + 0.1
-        pairs = self.machine.row_pairs()
-        if pairs.shape[1] != 1:
-            raise PlanError(
-                f"machine {self.machine.name}: planning with stacked collimators is not supported yet"
-            )
-        inside = pairs[self.model.strips, 0]
+        # One layer only: arc_frames has refused stacked collimators.
+        inside = self.machine.row_pairs()[self.model.strips, 0]
         arcs = []
         for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
             n = end - begin
