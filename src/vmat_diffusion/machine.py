@@ -97,76 +97,56 @@ class Mlc:
 
 @checked(frozen=True, config=_STRICT)
 class BeamModel:
-    """The photon beam as the pencil-beam engine needs it; see `docs/dose_engine.md`.
+    """The treatment head: all that either dose engine knows of the beam. See `docs/beam_model.md`.
 
-    Dose per MU to a point at radiological depth d, distance z from the source along the axis and
-    off-axis position (u, v), r = |(u, v)|, at the isocentre plane is
-    `gy_per_mu (sad/z)^2 horn(r) sum_k weight_k(d (1 + softening r^2)) (fluence * gaussian_k)(u, v)`,
-    which is `gy_per_mu` at the stated reference point. Gaussians have unit integral.
+    `photons_cm2_mu` is the photon fluence per cm2 and MU on the axis at the isocentre plane of an open
+    field; it is set so that the dose is `gy_per_mu` at the stated reference point. Spectrum: relative
+    numbers in bins that end at `spectrum_upper_mev`. A share of the photons starts from a Gaussian of
+    `head_sigma_mm` in a plane `head_distance_mm` below the target, the others from a Gaussian of
+    `focal_sigma_mm` at the target. At radius r of the isocentre plane energies fall by
+    `1 - softening r^2` and numbers are multiplied by `horn(r)`. Contaminant electrons start from the head's
+    plane with their own spread and an exponential spectrum.
     """
 
     energy: str
     fluence_mode: str
+    reference_point: str
     sad_mm: _Positive
     gy_per_mu: _Positive
-    reference_point: str
-    kernel_sigma_mm: tuple[_Positive, ...]
-    depth_mm: tuple[_NotNegative, ...]
-    kernel_weight: tuple[tuple[_NotNegative, ...], ...]
-    softening_per_mm2: _Number
-    horn_radius_mm: tuple[_NotNegative, ...]
-    horn: tuple[_Positive, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.kernel_weight) != len(self.kernel_sigma_mm) or any(
-            len(row) != len(self.depth_mm) for row in self.kernel_weight
-        ):
-            raise ValueError("kernel_weight must hold one row per kernel and one column per depth")
-        if len(self.horn) != len(self.horn_radius_mm):
-            raise ValueError("horn must hold one value per horn_radius_mm")
-        for name, nodes in (("depth_mm", self.depth_mm), ("horn_radius_mm", self.horn_radius_mm)):
-            if len(nodes) < 2 or np.any(np.diff(nodes) <= 0):
-                raise ValueError(f"{name} must be at least two values, ascending")
-
-
-@checked(frozen=True, config=_STRICT)
-class PhotonSource:
-    """The treatment head as the Monte Carlo engine samples it; see `docs/monte_carlo.md`.
-
-    Photons per cm2 and MU on the axis at the isocentre plane in an open field: `photons_cm2_mu`.
-    Spectrum: relative numbers in bins that end at `spectrum_upper_mev`. A share of the photons starts
-    from a Gaussian of `head_sigma_mm` in a plane `head_distance_mm` below the target, the others from a
-    Gaussian of `focal_sigma_mm` at the target. Energies fall by `1 - softening r^2`, numbers are
-    multiplied by `horn(r)`. Contaminant electrons start from the head's plane with their own spread and an
-    exponential spectrum.
-    """
-
+    photons_cm2_mu: _Positive
     angular: str
-    spectrum_low_mev: float
-    spectrum_upper_mev: tuple[float, ...]
-    spectrum_number: tuple[float, ...]
-    photons_cm2_mu: float
-    collimator_mm: float
-    focal_sigma_mm: float = 0.0
-    head_share: float = 0.0
-    head_sigma_mm: float = 0.0
-    head_distance_mm: float = 0.0
-    softening_per_mm2: float = 0.0
-    horn_radius_mm: tuple[float, ...] = (0.0,)
-    horn: tuple[float, ...] = (1.0,)
-    electrons_per_photon: float = 0.0
-    electron_mean_mev: float = 1.0
-    electron_max_mev: float = 6.0
-    electron_sigma_mm: float = 0.0
-    electron_sampling: float = 0.1
+    spectrum_low_mev: _NotNegative
+    spectrum_upper_mev: tuple[_Positive, ...]
+    spectrum_number: tuple[_NotNegative, ...]
+    collimator_mm: _Positive
+    focal_sigma_mm: _NotNegative = 0.0
+    head_share: _Share = 0.0
+    head_sigma_mm: _NotNegative = 0.0
+    head_distance_mm: _NotNegative = 0.0
+    softening_per_mm2: _Number = 0.0
+    horn_radius_mm: tuple[_NotNegative, ...] = (0.0,)
+    horn: tuple[_Positive, ...] = (1.0,)
+    electrons_per_photon: _NotNegative = 0.0
+    electron_mean_mev: _Positive = 1.0
+    electron_max_mev: _Positive = 6.0
+    electron_sigma_mm: _NotNegative = 0.0
+    electron_sampling: _Share = 0.1
 
     def __post_init__(self) -> None:
         if self.angular not in ("isotropic", "uniform_in_plane"):
             raise ValueError("angular must be isotropic or uniform_in_plane")
-        if len(self.spectrum_upper_mev) != len(self.spectrum_number) or not self.spectrum_number:
-            raise ValueError("spectrum_number must hold one value per spectrum_upper_mev")
+        if len(self.spectrum_upper_mev) != len(self.spectrum_number) or not sum(self.spectrum_number):
+            raise ValueError("spectrum_number must hold one value per spectrum_upper_mev, not all zero")
         if len(self.horn) != len(self.horn_radius_mm):
             raise ValueError("horn must hold one value per horn_radius_mm")
+        for name, nodes in (
+            ("spectrum_upper_mev", (self.spectrum_low_mev, *self.spectrum_upper_mev)),
+            ("horn_radius_mm", self.horn_radius_mm),
+        ):
+            if np.any(np.diff(nodes) <= 0):
+                raise ValueError(f"{name} must ascend")
+        if not self.head_distance_mm < self.collimator_mm < self.sad_mm:
+            raise ValueError("head_distance_mm, collimator_mm and sad_mm must ascend")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +160,6 @@ class Machine:
     mlc: Mlc
     beam: BeamModel | None
     sources: Mapping[str, str]
-    source: PhotonSource | None = None
 
     @property
     def sad_mm(self) -> float:
@@ -195,15 +174,6 @@ class Machine:
                 f"choose one of {', '.join(m for m in machine_names())} or fit a beam"
             )
         return self.beam
-
-    def require_source(self) -> PhotonSource:
-        """The Monte Carlo source, or an error that says what to do without one."""
-        if self.source is None:
-            raise MachineError(
-                f"machine {self.name} has no Monte Carlo source; choose a machine that has one, such as "
-                "generic_6mv, or add a [source] section to its file"
-            )
-        return self.source
 
     def row_edges_mm(self) -> NDArray[np.float64]:
         """Edges of the strips in which no leaf boundary of any layer lies, ascending."""
@@ -265,7 +235,7 @@ def parse_machine(text: str, label: str) -> Machine:
         raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
     sources: dict[str, str] = {}
     plain = _strip_sources(tree, "", sources, label)
-    allowed = {"name", "title", "jaws", "limits", "mlc", "beam", "source"}
+    allowed = {"name", "title", "jaws", "limits", "mlc", "beam"}
     if unknown := set(plain) - allowed:
         raise MachineError(f"machine {label}: unknown key {sorted(unknown)[0]!r}; known: {sorted(allowed)}")
     for device in (jaws := tuple(plain.get("jaws", ()))):
@@ -281,7 +251,6 @@ def parse_machine(text: str, label: str) -> Machine:
         mlc=_section(Mlc, "mlc", plain.get("mlc", {}), label),
         beam=_section(BeamModel, "beam", plain["beam"], label) if "beam" in plain else None,
         sources=sources,
-        source=_section(PhotonSource, "source", plain["source"], label) if "source" in plain else None,
     )
 
 

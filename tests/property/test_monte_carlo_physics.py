@@ -8,7 +8,7 @@ import pytest
 
 from vmat_diffusion.dose.monte_carlo.electrons import HARD, LOSS, MOLLER, brems_energy, moller
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.materials import (
+from vmat_diffusion.dose.materials import (
     ECUT,
     ELECTRON_MEV,
     attenuation,

@@ -1,37 +1,188 @@
-"""The beam model as evenly spaced tables, which the compiled loops read."""
+"""The beam model as the compiled loops read it: weights of a few Gaussians by depth and lateral scale.
+
+A pencil in water, blurred by the focal spot and joined by head scatter and contaminant electrons, is
+fitted by Gaussians of widths that stay the same at all depths; so the fluence of an aperture is
+convolved once per width. Lateral scale is what divergence and density do to the pencil's width.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.special import ndtr
 
+from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil
 from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM
+from vmat_diffusion.dose.materials import kerma_ratios
 from vmat_diffusion.machine import BeamModel
+
+_DEPTH_MM = 500.0
+_RADIUS_MM = 500.0
+SCALES = np.geomspace(0.12, 2.5, 16)
+# Widths at the isocentre plane: the narrowest is that of the electrons of a point source in water with
+# the focal spot added, the next ones follow by this ratio until the widest holds most of the scatter.
+_NARROWEST_MM, _RATIO, _KERNELS = 1.7, 2.7, 5
+_SHALLOW_MM, _DEEP_MM = 15.0, 300.0
 
 
 class Tables(NamedTuple):
-    """Kernel weights `[depth, kernel]` by depth, off-axis ratio by radius, and what goes with them."""
+    """What turns convolved fluence into Gy per MU over `gy_per_mu`.
 
-    weight: NDArray[np.float32]
-    horn: NDArray[np.float32]
-    softening_per_mm2: float
+    `primary[depth, scale, kernel]` and `scatter` by water-equivalent depth every 1 mm and lateral scale
+    (geometric, from `scale_low` by `scales_per_log`). Off the axis, by radius at the isocentre plane every
+    2 mm: `ratio` of dose and `hardness`, by which depth is multiplied. `medium` is dose to each medium over
+    dose to water.
+    """
+
+    primary: NDArray[np.float32]
+    scatter: NDArray[np.float32]
+    ratio: NDArray[np.float32]
+    hardness: NDArray[np.float32]
+    medium: NDArray[np.float32]
+    log_scale_low: float
+    scales_per_log: float
     sad_mm: float
 
 
+def kernel_sigma_mm(beam: BeamModel) -> NDArray[np.float64]:
+    """Widths at the isocentre plane of the Gaussians with which the fluence is convolved."""
+    narrowest = np.hypot(_NARROWEST_MM, _focal_mm(beam))
+    return narrowest * _RATIO ** np.arange(_KERNELS)
+
+
+def spectrum(beam: BeamModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean energy in MeV of each bin of the spectrum on the axis, and the number of photons in it."""
+    edges = np.array([beam.spectrum_low_mev, *beam.spectrum_upper_mev])
+    return np.maximum((edges[1:] + edges[:-1]) / 2, 0.02), np.asarray(beam.spectrum_number, float)
+
+
+def _focal_mm(beam: BeamModel) -> float:
+    """Blur of the focal spot at the isocentre plane, collimator edges being thin."""
+    return beam.focal_sigma_mm * (beam.sad_mm / beam.collimator_mm - 1)
+
+
+class Gaussians(NamedTuple):
+    """A mixture of Gaussians: widths in water, blur at the isocentre plane, `weight[depth, j]` in Gy cm2.
+
+    Where lateral scale divides the widths in water, the variance is (sigma / scale)^2 + blur.
+    """
+
+    sigma_mm: NDArray[np.float64]
+    blur_mm2: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+def mixtures(beam: BeamModel) -> tuple[NDArray[np.float64], Gaussians, Gaussians]:
+    """Depths in mm, and the pencil of a machine on its axis as primary dose and as scatter.
+
+    Per photon of the open field's fluence at the isocentre plane, before inverse square. Head scatter comes
+    from an extended source: seen through the same aperture it arrives magnified and blurred. The
+    blur is referred to the unmagnified plane, which is exact on the axis. The same holds for electrons.
+    """
+    pencil = photon_pencil(*spectrum(beam))
+    source, opening = beam.sad_mm - beam.head_distance_mm, beam.collimator_mm - beam.head_distance_mm
+    magnified = source / opening * beam.collimator_mm / beam.sad_mm
+    sigmas = (beam.head_sigma_mm, beam.electron_sigma_mm)
+    head_mm2, electron_mm2 = ((sigma * (source / opening - 1) / magnified) ** 2 for sigma in sigmas)
+    focal_mm2, head = _focal_mm(beam) ** 2, beam.head_share / magnified**2
+    parts = [(focal_mm2, 1 - beam.head_share), (head_mm2, head)] if head else [(focal_mm2, 1.0)]
+
+    def joined(weight: NDArray, extra: NDArray | None = None) -> Gaussians:
+        blurs = [blur for blur, _ in parts] + ([electron_mm2] if extra is not None else [])
+        weights = [share * weight for _, share in parts] + ([extra] if extra is not None else [])
+        n = len(pencil.sigma_mm)
+        return Gaussians(
+            np.tile(pencil.sigma_mm, len(blurs)), np.repeat(blurs, n), np.concatenate(weights, axis=1)
+        )
+
+    electrons = None
+    if beam.electrons_per_photon > 0:
+        grid = np.linspace(0.2, beam.electron_max_mev, 60)
+        electrons = electron_pencil(grid, np.exp(-grid / beam.electron_mean_mev))
+        electrons *= beam.electrons_per_photon / magnified**2
+    return pencil.depth_mm, joined(pencil.primary, electrons), joined(pencil.scatter)
+
+
+@lru_cache(maxsize=8)
 def tables(beam: BeamModel) -> Tables:
-    """Depth weights every 1 mm to 70 cm (exponential beyond the data), off-axis ratio every 2 mm."""
-    depth = np.arange(0.0, 700.0, DEPTH_STEP_MM)
-    nodes_mm, weight = np.asarray(beam.depth_mm), np.asarray(beam.kernel_weight)
-    total = weight.sum(axis=0)
-    fall_per_mm = np.log(total[-2] / total[-1]) / (nodes_mm[-1] - nodes_mm[-2])
-    tail = np.exp(-fall_per_mm * np.maximum(depth - nodes_mm[-1], 0))
-    rows = [np.interp(depth, nodes_mm, row) * tail for row in weight]
-    radius = np.arange(0.0, 500.0, HORN_STEP_MM)
+    """The tables of a beam; about a second."""
+    sigma = kernel_sigma_mm(beam)
+    depth = np.arange(0.0, _DEPTH_MM, DEPTH_STEP_MM)
+    unit = beam.photons_cm2_mu / beam.gy_per_mu
+    primary, scatter = (np.empty((len(depth), len(SCALES), len(sigma)), np.float32) for _ in range(2))
+    nodes, narrow, wide = mixtures(beam)
+    for k, scale in enumerate(SCALES):
+        for out, mixture in ((primary, narrow), (scatter, wide)):
+            out[:, k] = unit * by_depth(depth, nodes, _fitted(mixture, scale, sigma))
+    radius = np.arange(0.0, _RADIUS_MM, HORN_STEP_MM)
+    ratio, hardness = off_axis(beam, radius)
     return Tables(
-        np.ascontiguousarray(np.stack(rows, axis=1), dtype=np.float32),
-        np.interp(radius, beam.horn_radius_mm, beam.horn).astype(np.float32),
-        float(beam.softening_per_mm2),
+        primary,
+        scatter,
+        ratio.astype(np.float32),
+        hardness.astype(np.float32),
+        kerma_ratios(*spectrum(beam)).astype(np.float32),
+        float(np.log(SCALES[0])),
+        float((len(SCALES) - 1) / np.log(SCALES[-1] / SCALES[0])),
         float(beam.sad_mm),
     )
+
+
+def by_depth(depth: NDArray, nodes: NDArray, weight: NDArray) -> NDArray[np.float64]:
+    """Weights at each depth: ln of the dose is straight between nodes and beyond, dose to the surface."""
+    total = np.maximum(weight.sum(axis=1), 1e-300)
+    level = np.exp(np.interp(depth, nodes, np.log(total)))
+    fall = np.log(total[-4] / total[-1]) / (nodes[-1] - nodes[-4])
+    level *= np.exp(-fall * np.maximum(depth - nodes[-1], 0))
+    start = total[0] + (total[1] - total[0]) / (nodes[1] - nodes[0]) * (depth - nodes[0])
+    level = np.where(depth < nodes[0], np.maximum(start, 0.3 * total[0]), level)
+    shares = [np.interp(depth, nodes, row) for row in (weight / total[:, None]).T]
+    return level[:, None] * np.stack(shares, axis=1)
+
+
+def _fitted(mixture: Gaussians, scale: float, sigma_mm: NDArray) -> NDArray[np.float64]:
+    """Weights `[depth, kernel]` of Gaussians of given widths that come nearest to a mixture.
+
+    Near means: the response to a straight edge, and the axis of square fields from 4 to 400 mm.
+    """
+    at = np.concatenate([np.linspace(0, 12, 25), np.geomspace(13, 200, 24)])
+    half = np.geomspace(2.0, 200.0, 40)
+
+    def response(sigma: NDArray) -> NDArray:
+        edge = ndtr(at[:, None] / sigma)
+        square = (2 * ndtr(half[:, None] / sigma) - 1) ** 2
+        return np.concatenate([edge, square])
+
+    basis = response(sigma_mm)
+    wanted = mixture.weight @ response(np.hypot(mixture.sigma_mm / scale, np.sqrt(mixture.blur_mm2))).T
+    level = np.maximum(wanted.max(axis=1, keepdims=True), 1e-300)
+    return level * np.array([nnls(basis, row)[0] for row in wanted / level])
+
+
+def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Dose ratio and factor on depth at radii of the isocentre plane.
+
+    Softening lowers every energy: dose and its fall between 15 and 300 mm in a wide field are those of the
+    softer spectrum, as a factor on dose and one on depth. A source that is isotropic in angle loses the
+    cosine squared beyond inverse square along the axis; one that is even in the plane gains one over it.
+    """
+    energy, number = spectrum(beam)
+    softer = np.linspace(0.4, 1.0, 13)
+    pencil = [photon_pencil(np.maximum(q * energy, 0.02), number) for q in softer]
+    depth = pencil[-1].depth_mm
+    wide = np.array([(p.primary + p.scatter).sum(axis=1) for p in pencil])
+    ends = np.array([[np.interp(d, depth, row) for d in (_SHALLOW_MM, _DEEP_MM)] for row in np.log(wide)])
+    slope = (ends[:, 0] - ends[:, 1]) / (_DEEP_MM - _SHALLOW_MM)
+    hardness = slope / slope[-1]
+    level = ends[:, 0] - np.array(
+        [np.interp(min(h * _SHALLOW_MM, _DEEP_MM), depth, np.log(wide[-1])) for h in hardness]
+    )
+    q = np.clip(1 - beam.softening_per_mm2 * radius_mm**2, softer[0], 1.0)
+    cosine = 1 / np.sqrt(1 + (radius_mm / beam.sad_mm) ** 2)
+    angular = cosine**2 if beam.angular == "isotropic" else 1 / cosine
+    horn = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
+    return horn * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)

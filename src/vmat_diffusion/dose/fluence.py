@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from torch import Tensor
 
+from vmat_diffusion.dose.beam_tables import kernel_sigma_mm
 from vmat_diffusion.dose.loops import LUT_PER_MM
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import Machine
@@ -170,7 +171,7 @@ def fluence_model(
     `blur_mm2` is a variance added to every kernel, for doses that will be read through a coarse grid.
     """
     x1, x2, y1, y2 = jaws_low_high_mm
-    sigma = np.asarray(machine.require_beam().kernel_sigma_mm)
+    sigma = kernel_sigma_mm(machine.require_beam())
     margin = max(2 * step_mm, _PENUMBRA_MM)
     edges = machine.row_edges_mm()
     first = int(np.clip(np.searchsorted(edges, y1 + 1e-6, "right") - 1, 0, len(edges) - 2))

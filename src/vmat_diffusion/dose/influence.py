@@ -12,7 +12,7 @@ from torch import Tensor
 from vmat_diffusion.dose import loops
 from vmat_diffusion.dose.beam_tables import tables
 from vmat_diffusion.dose.fluence import Exposures, FluenceModel
-from vmat_diffusion.dose.rays import Density, Progress, trace_directions
+from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 
@@ -52,8 +52,9 @@ def sampled_dose(
 ) -> SampledDose:
     """Trace all beam directions of `exposed` to the points and tabulate the map; angles count, not leaves."""
     table = tables(machine.require_beam())
-    n, m, kernels = len(exposed.gantry_deg), len(points_mm), table.weight.shape[1]
+    n, m, kernels = len(exposed.gantry_deg), len(points_mm), table.primary.shape[2]
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
+    medium = table.medium[medium_at(density, points_mm)]
     index_u, index_v = np.empty((n, m), np.float32), np.empty((n, m), np.float32)
     weight = np.empty((n, m, kernels), np.float32)
     for members, axes, rays in trace_directions(
@@ -62,7 +63,9 @@ def sampled_dose(
         angle = np.deg2rad(exposed.collimator_deg[members])
         turn = (np.cos(angle), np.sin(angle))
         at_u, at_v = model.u.lookup, model.v.lookup
-        loops.tabulate(relative, axes, rays, table, turn, at_u, at_v, members, index_u, index_v, weight)
+        loops.tabulate(
+            relative, medium, axes, rays, table, turn, at_u, at_v, members, index_u, index_v, weight
+        )
     return SampledDose(index_u, index_v, weight)
 
 

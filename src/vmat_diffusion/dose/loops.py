@@ -6,6 +6,8 @@ not when a function inlined from elsewhere does.
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 
@@ -15,38 +17,59 @@ LUT_PER_MM = 2.0
 
 
 @numba.njit(inline="always")
-def depth_at(rays, u, v, w):  # type: ignore[no-untyped-def]
-    """Trilinear depth at isocentre-plane (u, v) of collimator 0 and height w towards the source."""
-    depth, low = rays.depth_mm, rays.low
-    nw, nv, nu = depth.shape
+def on_ray(rays, u, v, w):  # type: ignore[no-untyped-def]
+    """Trilinear depth and both densities at isocentre-plane (u, v) of collimator 0 and height w."""
+    field, low = rays.field, rays.low
+    nw, nv, nu, _ = field.shape
     fu = min(max((u - low[0]) / rays.lateral_mm, 0.0), nu - 1.001)
     fv = min(max((v - low[1]) / rays.lateral_mm, 0.0), nv - 1.001)
     fw = min(max((low[2] - w) / rays.step_mm, 0.0), nw - 1.001)
     iu, iv, iw = int(fu), int(fv), int(fw)
     tu, tv, tw = fu - iu, fv - iv, fw - iw
-    upper = (1 - tv) * ((1 - tu) * depth[iw, iv, iu] + tu * depth[iw, iv, iu + 1]) + tv * (
-        (1 - tu) * depth[iw, iv + 1, iu] + tu * depth[iw, iv + 1, iu + 1]
-    )
-    lower = (1 - tv) * ((1 - tu) * depth[iw + 1, iv, iu] + tu * depth[iw + 1, iv, iu + 1]) + tv * (
-        (1 - tu) * depth[iw + 1, iv + 1, iu] + tu * depth[iw + 1, iv + 1, iu + 1]
-    )
-    return (1 - tw) * upper + tw * lower
+    depth, near, wide = 0.0, 0.0, 0.0
+    for cw in range(2):
+        for cv in range(2):
+            for cu in range(2):
+                share = (tw if cw else 1 - tw) * (tv if cv else 1 - tv) * (tu if cu else 1 - tu)
+                depth += share * field[iw + cw, iv + cv, iu + cu, 0]
+                near += share * field[iw + cw, iv + cv, iu + cu, 1]
+                wide += share * field[iw + cw, iv + cv, iu + cu, 2]
+    return depth, near, wide
 
 
 @numba.njit(inline="always")
-def _in_beam(point, axes, rays, tables):  # type: ignore[no-untyped-def]
-    """Projection (u, v) at collimator 0, depth index and remainder, inverse square times off-axis ratio."""
+def _add_weights(table, i, t, scale, low, per_log, factor, out):  # type: ignore[no-untyped-def]
+    """Add `factor` times a table's kernel weights at depth index i + t and a lateral scale."""
+    f = min(max((math.log(scale) - low) * per_log, 0.0), table.shape[1] - 1.001)
+    j = int(f)
+    s = f - j
+    a, b, c, d = (1 - t) * (1 - s), (1 - t) * s, t * (1 - s), t * s
+    for k in range(table.shape[2]):
+        out[k] += factor * (
+            a * table[i, j, k] + b * table[i, j + 1, k] + c * table[i + 1, j, k] + d * table[i + 1, j + 1, k]
+        )
+
+
+@numba.njit(inline="always")
+def _in_beam(point, axes, rays, tables, weight):  # type: ignore[no-untyped-def]
+    """Projection (u, v) at collimator 0; fills the weight of each kernel, all factors included."""
     height = point[0] * axes[2, 0] + point[1] * axes[2, 1] + point[2] * axes[2, 2]
     scale = tables.sad_mm / (tables.sad_mm - height)
     u = (point[0] * axes[0, 0] + point[1] * axes[0, 1] + point[2] * axes[0, 2]) * scale
     v = (point[0] * axes[1, 0] + point[1] * axes[1, 1] + point[2] * axes[1, 2]) * scale
-    square = u * u + v * v
-    d = depth_at(rays, u, v, height) * (1.0 + tables.softening_per_mm2 * square) / DEPTH_STEP_MM
-    d = min(d, len(tables.weight) - 1.001)
-    r = min(np.sqrt(square) / HORN_STEP_MM, len(tables.horn) - 1.001)
-    i, j = int(d), int(r)
-    ratio = tables.horn[j] + (r - j) * (tables.horn[j + 1] - tables.horn[j])
-    return u, v, i, d - i, scale * scale * ratio
+    r = min(np.sqrt(u * u + v * v) / HORN_STEP_MM, len(tables.ratio) - 1.001)
+    j = int(r)
+    ratio = tables.ratio[j] + (r - j) * (tables.ratio[j + 1] - tables.ratio[j])
+    hardness = tables.hardness[j] + (r - j) * (tables.hardness[j + 1] - tables.hardness[j])
+    depth, near, wide = on_ray(rays, u, v, height)
+    d = min(depth * hardness / DEPTH_STEP_MM, len(tables.primary) - 1.001)
+    i = int(d)
+    factor = scale * scale * ratio
+    weight[:] = 0.0
+    low, per_log = tables.log_scale_low, tables.scales_per_log
+    _add_weights(tables.primary, i, d - i, near / scale, low, per_log, factor, weight)
+    _add_weights(tables.scatter, i, d - i, wide / scale, low, per_log, factor, weight)
+    return u, v
 
 
 @numba.njit(inline="always")
@@ -60,19 +83,20 @@ def _node(lut, low, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def deliver(points, axes, rays, tables, turn, at_u, at_v, field, out):  # type: ignore[no-untyped-def]
+def deliver(points, medium, axes, rays, tables, turn, at_u, at_v, field, out):  # type: ignore[no-untyped-def]
     """Add the dose of the exposures of one beam direction to every point.
 
-    `points` (n, 3) relative to the isocentre; `turn` cosine and sine of each exposure's collimator
-    angle; `at_u`, `at_v` as `Nodes.lookup`; `field` (exposures, v, u, kernels).
+    `points` (n, 3) relative to the isocentre; `medium` (n) dose to medium over dose to water; `turn` cosine
+    and sine of each exposure's collimator angle; `at_u`, `at_v` as `Nodes.lookup`; `field` (exposures, v,
+    u, kernels).
     """
     (cosine, sine), (lut_u, low_u), (lut_v, low_v) = turn, at_u, at_v
     n_exposures, n_kernels = field.shape[0], field.shape[3]
-    weight = tables.weight
     block = 1024
     for b in numba.prange((len(points) + block - 1) // block):
+        weight = np.empty(n_kernels)
         for i in range(b * block, min((b + 1) * block, len(points))):
-            u, v, di, td, factor = _in_beam(points[i], axes, rays, tables)
+            u, v = _in_beam(points[i], axes, rays, tables, weight)
             total = 0.0
             for m in range(n_exposures):
                 fu = _node(lut_u, low_u, cosine[m] * u + sine[m] * v)
@@ -85,21 +109,20 @@ def deliver(points, axes, rays, tables, turn, at_u, at_v, field, out):  # type: 
                     near = field[m, iv, iu, k] + tu * (field[m, iv, iu + 1, k] - field[m, iv, iu, k])
                     iw = iv + 1
                     far = field[m, iw, iu, k] + tu * (field[m, iw, iu + 1, k] - field[m, iw, iu, k])
-                    w = weight[di, k] + td * (weight[di + 1, k] - weight[di, k])
-                    total += w * (near + tv * (far - near))
-            out[i] += factor * total
+                    total += weight[k] * (near + tv * (far - near))
+            out[i] += medium[i] * total
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def tabulate(points, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_v, out):  # type: ignore[no-untyped-def]
+def tabulate(points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_v, out):  # type: ignore[no-untyped-def]
     """Fill the rows of the influence map that belong to the exposures of one beam direction."""
     (cosine, sine), (lut_u, low_u), (lut_v, low_v) = turn, at_u, at_v
-    n_kernels = tables.weight.shape[1]
-    weight = tables.weight
+    n_kernels = tables.primary.shape[2]
     block = 1024
     for b in numba.prange((len(points) + block - 1) // block):
+        weight = np.empty(n_kernels)
         for i in range(b * block, min((b + 1) * block, len(points))):
-            u, v, di, td, factor = _in_beam(points[i], axes, rays, tables)
+            u, v = _in_beam(points[i], axes, rays, tables, weight)
             for m in range(len(rows)):
                 s = rows[m]
                 fu = _node(lut_u, low_u, cosine[m] * u + sine[m] * v)
@@ -108,7 +131,7 @@ def tabulate(points, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_
                 index_u[s, i] = -1.0 if outside else fu
                 index_v[s, i] = -1.0 if outside else fv
                 for k in range(n_kernels):
-                    out[s, i, k] = factor * (weight[di, k] + td * (weight[di + 1, k] - weight[di, k]))
+                    out[s, i, k] = medium[i] * weight[k]
 
 
 @numba.njit(inline="always")

@@ -19,9 +19,10 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.beam_tables import tables
 from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
 from vmat_diffusion.dose.loops import deliver
-from vmat_diffusion.dose.rays import Progress, density_of, trace_directions
+from vmat_diffusion.dose.materials import medium_of
+from vmat_diffusion.dose.rays import Density, Progress, density_of, trace_directions
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
@@ -83,6 +84,42 @@ def jaw_box(exposed: Exposures) -> tuple[float, float, float, float]:
     )
 
 
+def point_dose(
+    machine: Machine,
+    exposed: Exposures,
+    density: Density,
+    points_mm: NDArray,
+    isocenter_mm: Point,
+    patient_position: str = "HFS",
+    *,
+    medium: NDArray[np.uint8],
+    step_mm: float = 1.5,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Dose in Gy of one fraction at points `[n, 3]` that lie in media `[n]` (indices into MEDIA).
+
+    `density` holds all tissue that attenuates, whether points lie in its grid or not.
+    """
+    beam = machine.require_beam()
+    model, table = fluence_model(machine, jaw_box(exposed), step_mm), tables(beam)
+    points = (points_mm - np.asarray(isocenter_mm)).astype(np.float32)
+    out = np.zeros(len(points), np.float32)
+    for members, axes, rays in trace_directions(
+        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
+    ):
+        field = convolved_fluence(
+            model,
+            torch.as_tensor(exposed.leaves_mm[members][..., model.strips], dtype=torch.float32),
+            torch.as_tensor(exposed.jaws_mm[members], dtype=torch.float32),
+            torch.as_tensor(exposed.mu[members], dtype=torch.float32),
+        ).numpy()
+        angle = np.deg2rad(exposed.collimator_deg[members])
+        turn = (np.cos(angle), np.sin(angle))
+        at_u, at_v = model.u.lookup, model.v.lookup
+        deliver(points, table.medium[medium], axes, rays, table, turn, at_u, at_v, field, out)
+    return out * np.float32(beam.gy_per_mu)
+
+
 @dataclass(frozen=True)
 class PencilBeam:
     """The fast engine. `step_mm` is the node spacing of the fluence between the jaws."""
@@ -102,29 +139,23 @@ class PencilBeam:
         ray_grid = _ray_grid(case, where)
         density = density_of(case, ray_grid)
         within = density if ray_grid is where else density_of(case, where)
-        model = fluence_model(self.machine, jaw_box(exposed), self.step_mm)
-        table = tables(self.machine.require_beam())
         inside = np.flatnonzero(within.g_cm3.ravel() > 0)
-        points = (where.points_mm(inside) - np.asarray(plan.isocenter_mm)).astype(np.float32)
-        out = np.zeros(len(points), np.float32)
-        for members, axes, rays in trace_directions(
-            density, exposed, plan.isocenter_mm, table.sad_mm, plan.patient_position, progress
-        ):
-            field = convolved_fluence(
-                model,
-                torch.as_tensor(exposed.leaves_mm[members][..., model.strips], dtype=torch.float32),
-                torch.as_tensor(exposed.jaws_mm[members], dtype=torch.float32),
-                torch.as_tensor(exposed.mu[members], dtype=torch.float32),
-            ).numpy()
-            angle = np.deg2rad(exposed.collimator_deg[members])
-            turn = (np.cos(angle), np.sin(angle))
-            deliver(points, axes, rays, table, turn, model.u.lookup, model.v.lookup, field, out)
         gy = np.zeros(where.shape, np.float32)
-        gy.ravel()[inside] = out * (self.machine.require_beam().gy_per_mu * plan.fractions)
+        gy.ravel()[inside] = plan.fractions * point_dose(
+            self.machine,
+            exposed,
+            density,
+            where.points_mm(inside),
+            plan.isocenter_mm,
+            plan.patient_position,
+            medium=medium_of(within.g_cm3.ravel()[inside]),
+            step_mm=self.step_mm,
+            progress=progress,
+        )
         return Dose(
             where,
             gy,
-            medium="water",
+            medium="medium",
             provenance={
                 "engine": "pencil-beam",
                 "version": __version__,

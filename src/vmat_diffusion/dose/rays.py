@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, density_g_cm3
 from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.materials import electron_density, medium_of
 from vmat_diffusion.geometry import BeamAxes, Grid, Point, average_onto, beam_axes
 
 Progress = Callable[[float, str], None]
 
 _STEP_MM = 2.5
 _LATERAL_MM = 4.0
+# Water-equivalent lengths over which density counts for lateral spread: what charged particles, and
+# scattered photons, have come through. Chosen on lung slabs, docs/dose_engine.md.
+NEAR_MM, WIDE_MM = 7.0, 70.0
+_NOTHING = 1e-4  # below this density there is no body, and nothing to spread in
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +43,24 @@ def density_of(case: Case, grid: Grid) -> Density:
     return Density(grid, np.ascontiguousarray(average_onto(fine, case.grid, grid)))
 
 
-class DepthField(NamedTuple):
-    """Radiological depth in mm on a divergent lattice of one gantry angle.
+def medium_at(density: Density, points_mm: NDArray) -> NDArray[np.uint8]:
+    """Index into MEDIA at points `[n, 3]` in mm: that of the voxel in which each lies, or next to it."""
+    at = (np.asarray(points_mm) - density.grid.origin_mm) / density.grid.spacing_mm
+    x, y, z = np.clip(np.rint(at), 0, np.array(density.grid.shape[::-1]) - 1).astype(np.intp).T
+    return medium_of(density.g_cm3[z, y, x])
 
-    `depth_mm[w, v, u]`: u and v are isocentre-plane coordinates at collimator 0. `low` holds the first
+
+class DepthField(NamedTuple):
+    """What lies in the way of the rays of one gantry angle, on a divergent lattice.
+
+    `field[w, v, u, 3]`: water-equivalent depth in mm, and the density relative to water that widens
+    primary dose and scatter: the harmonic mean over the last NEAR_MM and WIDE_MM of depth, with
+    exponential weights. u and v are isocentre-plane coordinates at collimator 0. `low` holds the first
     u and v and the height above the isocentre of the uppermost plane, from which w runs down along the
     beam axis. Rays are `lateral_mm` apart at the isocentre plane, planes `step_mm`.
     """
 
-    depth_mm: NDArray[np.float32]
+    field: NDArray[np.float32]
     low: NDArray[np.float64]
     lateral_mm: float
     step_mm: float
@@ -77,9 +91,9 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
         int(np.ceil((v.max() + _LATERAL_MM - low[1]) / _LATERAL_MM)) + 1,
         int(np.ceil((top - bottom) / _STEP_MM)) + 1,
     ]
-    depth = np.zeros(count[::-1], np.float32)
+    field = np.zeros((*count[::-1], 3), np.float32)
     _trace(
-        density.g_cm3,
+        electron_density(density.g_cm3),
         np.asarray(density.grid.origin_mm) - np.asarray(isocenter_mm),
         1.0 / np.asarray(density.grid.spacing_mm),
         np.stack([axes.x, axes.y, axes.to_source]),
@@ -87,22 +101,23 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
         sad_mm,
         _LATERAL_MM,
         _STEP_MM,
-        depth,
+        (NEAR_MM, WIDE_MM),
+        field,
     )
-    return DepthField(depth, low, _LATERAL_MM, _STEP_MM)
+    return DepthField(field, low, _LATERAL_MM, _STEP_MM)
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, out):  # type: ignore[no-untyped-def]
-    """Cumulative trapezoid of density along each ray, in mm of water."""
-    nw, nv, nu = out.shape
+def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, reach, out):  # type: ignore[no-untyped-def]
+    """Cumulative trapezoid of density along each ray, in mm of water, and its running harmonic means."""
+    nw, nv, nu, _ = out.shape
     nz, ny, nx = density.shape
     for iv in numba.prange(nv):
         v = low[1] + iv * lateral
         for iu in range(nu):
             u = low[0] + iu * lateral
             slant = np.sqrt(1.0 + (u * u + v * v) / (sad * sad))
-            before, total = 0.0, 0.0
+            before, total, near, wide = 0.0, 0.0, 1.0, 1.0
             for iw in range(nw):
                 w = low[2] - iw * step
                 k = (sad - w) / sad
@@ -128,9 +143,17 @@ def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, out)
                                 here += wy * (1.0 - tx) * density[jz, jy, ix]
                             if ix + 1 < nx:
                                 here += wy * tx * density[jz, jy, ix + 1]
-                total += 0.5 * (here + before) * step * slant
+                length = step * slant
+                added = 0.5 * (here + before) * length
+                if added > _NOTHING * length:
+                    # Each mean is of length per depth; its weights fall exponentially with depth.
+                    keep = np.exp(-added / reach[0])
+                    near = near * keep + length / added * (1.0 - keep)
+                    keep = np.exp(-added / reach[1])
+                    wide = wide * keep + length / added * (1.0 - keep)
+                total += added
                 before = here
-                out[iw, iv, iu] = total
+                out[iw, iv, iu, 0], out[iw, iv, iu, 1], out[iw, iv, iu, 2] = total, 1.0 / near, 1.0 / wide
 
 
 def same_beam_direction(exposed: Exposures) -> list[NDArray[np.intp]]:

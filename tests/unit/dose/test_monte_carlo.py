@@ -7,7 +7,7 @@ import pytest
 
 from vmat_diffusion.dose.fluence import Exposures
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.materials import MEDIA, attenuation, media, medium_of
+from vmat_diffusion.dose.materials import MEDIA, attenuation, media, medium_of
 from vmat_diffusion.dose.monte_carlo.source import Openings, frames, plan_openings, sampled
 from vmat_diffusion.errors import CaseError, MachineError
 from vmat_diffusion.machine import load_machine

@@ -11,7 +11,7 @@ import math
 
 import numba
 
-from vmat_diffusion.dose.monte_carlo.materials import BREMS, ECUT, ELECTRON_MEV, HIGHEST, LOWEST, PCUT, POINTS
+from vmat_diffusion.dose.materials import BREMS, ECUT, ELECTRON_MEV, HIGHEST, LOWEST, PCUT, POINTS
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
 

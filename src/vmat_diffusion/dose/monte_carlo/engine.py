@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.monte_carlo.kernel import collect, run_batches
-from vmat_diffusion.dose.monte_carlo.materials import MEDIA, tables
+from vmat_diffusion.dose.materials import MEDIA, tables
+from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, collect, run_batches
 from vmat_diffusion.errors import CaseError
 
 Progress = Callable[[float, str], None]
@@ -70,13 +70,15 @@ def simulate(
     seed: int = 0,
     split: int = SPLIT,
     to_water: bool = False,
+    part: int = EVERYTHING,
     batch_histories: int = 5000,
     progress: Progress | None = None,
 ) -> Estimate:
     """Run until the mean relative sigma over voxels above half of the maximum is below `uncertainty`.
 
     Stops earlier at either limit. Without `max_seconds` the result depends on the arguments alone,
-    not on the number of threads. Sigma is that of the mean over batches.
+    not on the number of threads. Sigma is that of the mean over batches. `part` leaves out
+    either what the source's photons set free themselves or what their scatter does.
     """
     geometry = (
         *(np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)),
@@ -94,7 +96,7 @@ def simulate(
     flat_density = phantom.density_g_cm3.ravel()
     judged = flat_density >= min(_JUDGED_G_CM3, float(flat_density.max()))
     # One small batch first, so that compiling does not count as computing.
-    run_batches(0, 1, seed, split, source, geometry, data.photon, data.electron, to_water, tally[:1])
+    run_batches(0, 1, seed, split, part, source, geometry, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
     started, batches, photons, sigma_now = time.perf_counter(), 0, 0, float("inf")
     while True:
@@ -104,6 +106,7 @@ def simulate(
                 batch_histories,
                 seed,
                 split,
+                part,
                 source,
                 geometry,
                 data.photon,

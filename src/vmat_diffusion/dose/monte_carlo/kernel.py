@@ -12,11 +12,12 @@ import math
 import numba
 import numpy as np
 
+from vmat_diffusion.dose.materials import ELECTRON_MEV, PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read, transport
-from vmat_diffusion.dose.monte_carlo.materials import ELECTRON_MEV, PCUT
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, find, forward_cosine, rayleigh, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
 
+EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
 _STACK = 256
 _SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g^2, g^3 = g + 1
@@ -188,9 +189,9 @@ def trace(  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def cascade(  # type: ignore[no-untyped-def]
-    n, p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons
+    n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, tally, charged, photons
 ):
-    """Trace the n photons on the stack and all that come of them; returns how many were traced."""
+    """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number."""
     traced = 0
     while n > 0:
         n -= 1
@@ -199,9 +200,12 @@ def cascade(  # type: ignore[no-untyped-def]
         for k in range(3):
             cell[k] = int(photons[n, 7 + k])
         traced += 1
+        own = 0.0 if part == SCATTER and traced == 1 else weight
         n = trace(
-            p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n
+            p, cell, split, own, geometry, photon, electron, to_water, state, tally, charged, photons, n
         )
+        if part == PRIMARY:
+            break
     return traced
 
 
@@ -264,8 +268,13 @@ def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-de
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def run_batches(first, histories, seed, split, source, geometry, photon, electron, to_water, tally):  # type: ignore[no-untyped-def]
-    """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch."""
+def run_batches(  # type: ignore[no-untyped-def]
+    first, histories, seed, split, part, source, geometry, photon, electron, to_water, tally
+):
+    """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch.
+
+    `part` is EVERYTHING, PRIMARY (what the source photons' first interactions set free) or SCATTER.
+    """
     traced = np.zeros(tally.shape[0], np.int64)
     for batch in numba.prange(tally.shape[0]):
         state = seeded(seed, first + batch)
@@ -292,8 +301,9 @@ def run_batches(first, histories, seed, split, source, geometry, photon, electro
                 push(photons, 0, p, u, v, w, energy, cell, 0.0)
                 n = 1
             traced[batch] += cascade(
-                n, p, cell, split, weight, geometry, photon, electron, to_water, state, row, charged, photons
-            )
+                n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, row, charged,
+                photons,
+            )  # fmt: skip
     return traced
 
 

@@ -7,7 +7,7 @@ import math
 import numba
 import numpy as np
 
-from vmat_diffusion.dose.monte_carlo.materials import ELECTRON_MEV
+from vmat_diffusion.dose.materials import ELECTRON_MEV
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
 
 # Energy in MeV at which a momentum transfer equals the width of oxygen's form factor, fitted as a

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.dose.fluence import Exposures
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.geometry import Point, beam_axes
-from vmat_diffusion.machine import Machine, PhotonSource
+from vmat_diffusion.machine import BeamModel, Machine
 
 _HORN_STEP_CM = 0.2
 
@@ -85,7 +85,7 @@ def _without_empty(openings: Openings) -> Openings:
     return Openings(openings.box_mm[keep], openings.fluence[keep], openings.frame[keep], openings.axes)
 
 
-def sampled(openings: Openings, source: PhotonSource, isocenter_mm: Point, sad_mm: float) -> tuple:
+def sampled(openings: Openings, source: BeamModel, isocenter_mm: Point, sad_mm: float) -> tuple:
     """The source as the kernel reads it, lengths in cm; its first array ends with the total photon area."""
     edges = np.concatenate([[source.spectrum_low_mev], source.spectrum_upper_mev])
     cdf = np.concatenate([[0.0], np.cumsum(source.spectrum_number)])

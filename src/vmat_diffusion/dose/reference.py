@@ -19,13 +19,15 @@ from scipy.interpolate import RegularGridInterpolator
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose.fluence import exposures
-from vmat_diffusion.dose.monte_carlo.engine import Estimate, Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.materials import MEDIA
-from vmat_diffusion.dose.monte_carlo.source import Openings, frames, plan_openings, sampled
+from vmat_diffusion.dose.materials import MEDIA
+from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
+from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
+from vmat_diffusion.dose.pencil_beam import point_dose
+from vmat_diffusion.dose.rays import Density
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, Point, beam_axes
-from vmat_diffusion.machine import Layer, Machine, PhotonSource, load_machine
-from vmat_diffusion.plan import Plan
+from vmat_diffusion.machine import BeamModel, Layer, Machine, load_machine
+from vmat_diffusion.plan import Arc, Plan
 
 BUILD_UP_MM = 15.0
 _AXIS_HALF_WIDTH_MM = 6.0
@@ -33,21 +35,28 @@ _MEDIUM_NAMES = {"vacuum": "air", "lung (ICRU composition)": "lung"}
 
 ReadPlan = Callable[[Path], Plan]
 PassRate = Callable[[Dose, Dose, float, float], float]
+_EVEN_MM = 2.5
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCase:
-    """One case: what to compute, and the reference dose with its sigma `[z, y, x]`."""
+    """One case: what to compute, and the reference dose with its sigma `[z, y, x]`.
+
+    The plan's MU times `fluence_per_mu` are photons per cm2 at the isocentre plane; `gantry_deg` is that of a
+    single static beam.
+    """
 
     name: str
     phantom: Phantom
-    openings: Openings
-    source: PhotonSource
-    sad_mm: float
-    isocenter_mm: Point
+    machine: Machine
+    plan: Plan
+    fluence_per_mu: float
     gantry_deg: float | None
     dose: NDArray[np.float32]
     sigma: NDArray[np.float32]
+
+
+ReferenceEngine = Callable[[ReferenceCase], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -70,19 +79,66 @@ class ReferenceResult:
 
 def monte_carlo_engine(
     uncertainty: float = 0.01, max_seconds: float | None = None, seed: int = 0
-) -> Callable[[ReferenceCase], Estimate]:
+) -> ReferenceEngine:
     """The Monte Carlo engine as `reference_check` takes it."""
 
-    def engine(case: ReferenceCase) -> Estimate:
-        source = sampled(case.openings, case.source, case.isocenter_mm, case.sad_mm)
-        return simulate(case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed)
+    def engine(case: ReferenceCase) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        exposed = exposures(case.plan, case.machine, max_step_deg=0.5, max_travel_mm=5.0)
+        openings = plan_openings(exposed, case.machine, case.plan.patient_position)
+        source = sampled(openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm)
+        run = simulate(case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed)
+        scale = np.float32(case.fluence_per_mu)
+        return run.gy * scale, run.sigma_gy * scale
 
     return engine
 
 
+def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
+    """The pencil beam as `reference_check` takes it; its sigma is zero."""
+
+    def engine(case: ReferenceCase) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        phantom = case.phantom
+        middle = [(e[1:] + e[:-1]) / 2 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)]
+        inside = np.flatnonzero(phantom.density_g_cm3.ravel() > 0)
+        z, y, x = np.unravel_index(inside, phantom.density_g_cm3.shape)
+        found = point_dose(
+            case.machine,
+            exposures(case.plan, case.machine),
+            even_density(phantom),
+            np.stack([middle[0][x], middle[1][y], middle[2][z]], axis=1),
+            case.plan.isocenter_mm,
+            case.plan.patient_position,
+            medium=phantom.medium.ravel()[inside],
+            step_mm=step_mm,
+        )
+        gy = np.zeros(phantom.density_g_cm3.shape, np.float32)
+        gy.ravel()[inside] = found * np.float32(case.fluence_per_mu)
+        return gy, np.zeros_like(gy)
+
+    return engine
+
+
+def even_density(phantom: Phantom) -> Density:
+    """Density on an even grid over a phantom; mass is kept where voxels are cut or joined."""
+    values = phantom.density_g_cm3
+    origin, spacing = [], []
+    for axis, edges in ((2, phantom.x_mm), (1, phantom.y_mm), (0, phantom.z_mm)):
+        wide = np.diff(edges)
+        even = np.ptp(wide) < 1e-3
+        step = float(wide.mean()) if even else max(float(wide.min()), _EVEN_MM)
+        count = len(wide) if even else int(np.ceil((edges[-1] - edges[0]) / step - 1e-6))
+        fine = edges[0] + step * np.arange(count + 1)
+        overlap = np.minimum(fine[1:, None], edges[1:]) - np.maximum(fine[:-1, None], edges[:-1])
+        values = np.moveaxis(np.tensordot(np.maximum(overlap, 0) / step, values, (1, axis)), 0, axis)
+        origin.append(float(fine[0] + step / 2))
+        spacing.append(step)
+    grid = Grid(values.shape, tuple(spacing), tuple(origin))  # type: ignore[arg-type]
+    return Density(grid, np.ascontiguousarray(values, np.float32))
+
+
 def reference_check(
     folder: Path,
-    engine: Callable[[ReferenceCase], Estimate],
+    engine: ReferenceEngine,
     *,
     read_plan: ReadPlan | None = None,
     gamma: PassRate | None = None,
@@ -102,8 +158,8 @@ def reference_check(
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
-        estimate = engine(case)
-        results.append(compare(case, estimate.gy, estimate.sigma_gy, time.perf_counter() - started, gamma))
+        gy, sigma = engine(case)
+        results.append(compare(case, gy, sigma, time.perf_counter() - started, gamma))
     return results
 
 
@@ -124,73 +180,71 @@ def read_reference_case(path: Path, read_plan: ReadPlan | None = None) -> Refere
         if entry["name"] == "vacuum":
             density[here] = 0.0
     density[~np.isin(arrays["medium"], [int(k) for k in text["media"]])] = 0.0
-    source = _source(path, text["source"])
-    x, y, z = (float(v) for v in text["isocenter_mm"])
-    sad = float(text["source"].get("sad_mm", 1000.0))
+    isocenter: Point = tuple(float(v) for v in text["isocenter_mm"])  # type: ignore[assignment]
+    machine = _ideal_machine(_beam(path, text["source"]))
+    gantry = None
     if "plan" in text:
         if read_plan is None:
             raise InputError(f"case {path.name} has a plan, but nothing to read it with was given")
-        openings, gantry = _of_plan(read_plan(path / text["plan"])), None
+        plan = read_plan(path / text["plan"])
+        machine = _with_leaves_of(plan, machine)
+        per_mu = 1.0 / plan.total_mu
+        plan = replace(plan, isocenter_mm=isocenter)
     else:
-        openings = _of_beams(text["beams"])
-        gantry = float(text["beams"][0]["gantry_deg"]) if len(text["beams"]) == 1 else None
+        plan, per_mu = _of_beams(text["beams"], isocenter, machine), 1.0
+        if len(text["beams"]) == 1:
+            gantry = float(text["beams"][0]["gantry_deg"])
     phantom = Phantom(arrays["x_mm"], arrays["y_mm"], arrays["z_mm"], density, media)
     return ReferenceCase(
-        path.name,
-        phantom,
-        openings,
-        source,
-        sad,
-        (x, y, z),
-        gantry,
-        arrays["dose"],
-        arrays["sigma"],
-    )
+        path.name, phantom, machine, plan, per_mu, gantry, arrays["dose"], arrays["sigma"]
+    )  # fmt: skip
 
 
-def _source(path: Path, entry: Mapping[str, object]) -> PhotonSource:
-    """The `point_source` with the case's own spectrum and angular distribution."""
+def _beam(path: Path, entry: Mapping[str, object]) -> BeamModel:
+    """The beam of `point_source` with the case's own spectrum and angular distribution."""
     name = str(entry["spectrum"])
     file = next((f for f in (path / name, path.parent / name) if f.is_file()), None)
     if file is None:
         raise InputError(f"case {path.name}: spectrum {name} is neither in the case nor one level up")
     table = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)
     return replace(
-        load_machine("point_source").require_source(),
+        load_machine("point_source").require_beam(),
         angular=str(entry["angular"]),
+        sad_mm=float(str(entry.get("sad_mm", 1000.0))),
         spectrum_low_mev=0.0,
         spectrum_upper_mev=tuple(float(v) for v in table[:, 0]),
         spectrum_number=tuple(float(v) for v in table[:, 1]),
     )
 
 
-def _of_beams(beams: list[dict]) -> Openings:
-    """Static rectangles; every beam's weight is its fluence."""
-    boxes, fluence, frame = [], [], []
-    for k, beam in enumerate(beams):
-        for x1, x2, y1, y2 in beam["open_mm"]:
-            boxes.append([x1, x2, x1, x2, y1, y2])
-            fluence.append(float(beam["weight"]))
-            frame.append(k)
-    gantry, collimator, couch = (
-        np.array([float(b[k]) for b in beams]) for k in ("gantry_deg", "collimator_deg", "couch_deg")
-    )
-    axes = frames(gantry, collimator, couch, "HFS")
-    return Openings(np.array(boxes, float), np.array(fluence), np.array(frame), axes)
+def _of_beams(beams: list[dict], isocenter_mm: Point, machine: Machine) -> Plan:
+    """Static rectangles, each as a field that the jaws make; MU are the beam's weight, its fluence."""
+    arcs: list[Arc] = []
+    for beam in beams:
+        for number, box in enumerate(beam["open_mm"], len(arcs) + 1):
+            leaves = np.zeros((2, 2, machine.mlc.pairs))
+            leaves[:, 0], leaves[:, 1] = box[0] - 100.0, box[1] + 100.0
+            arcs.append(
+                Arc(
+                    gantry_deg=np.full(2, float(beam["gantry_deg"])),
+                    collimator_deg=float(beam["collimator_deg"]),
+                    couch_deg=float(beam["couch_deg"]),
+                    leaves_mm=leaves,
+                    jaws_mm=np.tile(np.array(box, float), (2, 1)),
+                    mu=np.array([float(beam["weight"])]),
+                    number=number,
+                )
+            )
+    return Plan(tuple(arcs), isocenter_mm, 1, machine.name)
 
 
-def _of_plan(plan: Plan) -> Openings:
-    """A plan's openings at their nominal edges, per unit of the whole meterset."""
-    machine = _ideal_machine(plan)
-    openings = plan_openings(
-        exposures(plan, machine, max_step_deg=0.5, max_travel_mm=5.0), machine, plan.patient_position
-    )
-    return replace(openings, fluence=openings.fluence / plan.total_mu)
+def _ideal_machine(beam: BeamModel) -> Machine:
+    """`point_source` with the beam of a case."""
+    return replace(load_machine("point_source"), beam=beam)
 
 
-def _ideal_machine(plan: Plan) -> Machine:
-    """`point_source` with the leaf boundaries of the plan."""
-    machine = load_machine("point_source")
+def _with_leaves_of(plan: Plan, machine: Machine) -> Machine:
+    """The machine with the leaf boundaries of the plan."""
     boundaries = plan.provenance.get("leaf_boundaries_mm")
     if not isinstance(boundaries, Mapping) or not boundaries:
         return machine
@@ -237,7 +291,7 @@ def central_axis(case: ReferenceCase, values: NDArray, sigma: NDArray) -> tuple[
         if k == along:
             continue
         middle = (edges[k][1:] + edges[k][:-1]) / 2
-        near = np.abs(middle - case.isocenter_mm[k]) < _AXIS_HALF_WIDTH_MM
+        near = np.abs(middle - case.plan.isocenter_mm[k]) < _AXIS_HALF_WIDTH_MM
         shape = [1, 1, 1]
         shape[2 - k] = -1
         weight = weight * (np.diff(edges[k]) * near).reshape(shape)
