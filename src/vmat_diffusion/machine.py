@@ -171,7 +171,7 @@ class Machine:
         if self.beam is None:
             raise MachineError(
                 f"machine {self.name} has a geometry but no beam model, so no dose can be computed; "
-                f"choose one of {', '.join(m for m in machine_names())} or fit a beam"
+                f"choose one of {', '.join(m for m in machine_names() if load_machine(m).beam)} or fit a beam"
             )
         return self.beam
 

@@ -29,6 +29,25 @@ def test_the_generic_machine_has_40_leaves_of_5_mm_between_20_of_10_mm() -> None
     assert machine.row_pairs()[:, 0].tolist() == list(range(60))
 
 
+@pytest.mark.parametrize(
+    ("name", "widths", "edges", "jaws"),
+    [
+        ("generic_hd120", [[5] * 14 + [2.5] * 32 + [5] * 14], [(-110, 110)], ("ASYMX", "ASYMY")),
+        ("generic_agility", [[5] * 80], [(-200, 200)], ("ASYMY",)),
+        ("generic_halcyon", [[10] * 28, [10] * 29], [(-140, 140), (-145, 145)], ("X", "Y")),
+    ],
+)
+def test_machines_of_geometry_alone(
+    name: str, widths: list[list[float]], edges: list[tuple[float, float]], jaws: tuple[str, ...]
+) -> None:
+    machine = load_machine(name)
+    assert [np.diff(layer.boundaries_mm).tolist() for layer in machine.mlc.layers] == widths
+    assert [(la.boundaries_mm[0], la.boundaries_mm[-1]) for la in machine.mlc.layers] == edges
+    assert machine.jaws == jaws
+    with pytest.raises(MachineError, match=r"no beam model.*choose one of generic_6mv"):
+        machine.require_beam()
+
+
 def test_every_number_of_a_shipped_machine_has_a_source() -> None:
     for name in machine_names():
         machine = load_machine(name)
@@ -36,7 +55,9 @@ def test_every_number_of_a_shipped_machine_has_a_source() -> None:
             f"limits.{k}" for k, v in vars(machine.limits).items() if not k.startswith("_") and v is not None
         ]
         fields += ["mlc.transmission", "mlc.gap_offset_mm", "mlc.source_distance_mm"]
-        fields += ["beam.kernel_weight"] if machine.beam else ["source.spectrum_number"]
+        fields += [f"mlc.layers[{k}].boundaries_mm" for k in range(len(machine.mlc.layers))]
+        fields += ["beam.kernel_weight"] if machine.beam else []
+        fields += ["source.spectrum_number"] if machine.source else []
         for field in fields:
             assert machine.sources[field].strip(), field
 

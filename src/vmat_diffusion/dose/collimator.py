@@ -1,0 +1,93 @@
+"""A beam behind the collimator that a plan was made for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import BeamModel, Layer, Machine, load_machine, machine_names
+from vmat_diffusion.plan import Plan
+
+_SAME_MM = 0.1
+_SAME_MV = 0.5
+
+
+def machine_for(plan: Plan, base: Machine) -> Machine:
+    """The beam of `base` behind the plan's own collimator, so that its leaves mean what they meant.
+
+    `base` itself where it has the plan's leaf boundaries, or where the plan does not say them. Otherwise
+    the collimator, jaws and limits of the shipped machine with these boundaries, at the dose rate of `base`;
+    a base whose leaves are ideal (opaque and sharp) lends the boundaries alone. Raises PlanError for a
+    collimator that no machine has, and for a plan of another energy or flattening than the beam's.
+    """
+    if base.beam is not None:
+        _same_beam(plan, base.beam, base.name)
+    stated = plan.provenance.get("leaf_boundaries_mm")
+    if not isinstance(stated, Mapping):
+        return base
+    layers = tuple(Layer(str(device), tuple(float(e) for e in stated[device])) for device in sorted(stated))
+    if _same_leaves(base, layers):
+        return base
+    if _ideal(base):
+        return replace(
+            base, name=f"{base.name} behind the plan's leaves", mlc=replace(base.mlc, layers=layers)
+        )
+    for name in machine_names():
+        other = load_machine(name)
+        if _same_leaves(other, layers) and not _ideal(other):
+            return replace(
+                other,
+                name=f"{base.name} behind {other.name}",
+                title=f"{base.title}, with the collimator of: {other.title}",
+                limits=replace(other.limits, dose_rate_mu_min=base.limits.dose_rate_mu_min),
+                beam=base.beam,
+                source=base.source,
+                sources={**base.sources, **_collimator_sources(other)},
+            )
+    pairs = " + ".join(str(layer.pairs) for layer in layers)
+    low, high = layers[0].boundaries_mm[0], layers[0].boundaries_mm[-1]
+    raise PlanError(
+        f"no machine has the collimator of the plan ({pairs} leaf pairs from {low:g} to {high:g} mm); "
+        "write a machine file with its leaves and a beam"
+    )
+
+
+def _same_leaves(machine: Machine, layers: tuple[Layer, ...]) -> bool:
+    """Whether the machine has these layers in this order, which is the order of the plan's leaves."""
+    own = machine.mlc.layers
+    return [la.pairs for la in own] == [la.pairs for la in layers] and all(
+        np.allclose(a.boundaries_mm, b.boundaries_mm, rtol=0, atol=_SAME_MM)
+        for a, b in zip(own, layers, strict=True)
+    )
+
+
+def _ideal(machine: Machine) -> bool:
+    return machine.mlc.transmission == 0 and machine.mlc.gap_offset_mm == 0
+
+
+def _collimator_sources(machine: Machine) -> dict[str, str]:
+    return {k: v for k, v in machine.sources.items() if k.startswith(("limits.", "mlc."))}
+
+
+def _same_beam(plan: Plan, beam: BeamModel, name: str) -> None:
+    """Refuse a plan of another energy, or of a flattened beam where the machine's is not and vice versa.
+
+    What the plan or the machine does not say is not compared.
+    """
+    energy, mode = plan.provenance.get("energy_mv"), plan.provenance.get("fluence_mode")
+    own = re.search(r"\d+(\.\d+)?", beam.energy)
+    same_energy = not isinstance(energy, float) or not own or abs(energy - float(own[0])) < _SAME_MV
+    same_mode = not isinstance(mode, str) or _flattened(mode) == _flattened(beam.fluence_mode)
+    if not (same_energy and same_mode):
+        raise PlanError(
+            f"the plan is for {energy} MV {mode}, the beam of machine {name} is {beam.energy} "
+            f"{beam.fluence_mode}; choose a machine with the plan's beam"
+        )
+
+
+def _flattened(mode: str) -> bool:
+    return mode.upper() in ("", "STANDARD")
