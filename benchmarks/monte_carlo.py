@@ -24,7 +24,7 @@ def water_cube() -> tuple[Phantom, tuple]:
     zero = np.zeros(1)
     box = np.array([[-50.0, 50.0, -50.0, 50.0, -50.0, 50.0]])
     openings = Openings(box, np.ones(1), np.zeros(1, np.int64), frames(zero, zero, zero, "HFS"))
-    source = sampled(openings, load_machine("point_source").require_source(), (0.0, 0.0, 0.0), 1000.0)
+    source = sampled(openings, load_machine("point_source").require_beam(), (0.0, 0.0, 0.0), 1000.0)
     return Phantom(edges, edges + 50.0, edges, np.ones(shape), np.zeros(shape, np.uint8)), source
 
 

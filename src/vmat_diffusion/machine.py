@@ -207,24 +207,29 @@ def load_machine(name: str | Path) -> Machine:
 
     Raises MachineError for an unknown name, an unknown or missing key, or a number without source.
     """
-    if str(name).endswith(".toml"):
+    return parse_machine(machine_text(name), Path(name).stem if _is_file(name) else str(name))
+
+
+def machine_text(name: str | Path) -> str:
+    """The TOML text of a machine, shipped or in a file. Raises MachineError where there is none."""
+    if _is_file(name):
         path = Path(name)
         if not path.is_file():
             raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
-        label = path.stem
         try:
-            text = path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MachineError(f"machine file {path} cannot be read as text ({error}); check it") from None
-    else:
-        if name not in machine_names():
-            raise MachineError(
-                f"machine {str(name)!r} is not known; known are {', '.join(machine_names())}, "
-                "or give the path of a .toml file"
-            )
-        folder = resources.files("vmat_diffusion") / "machines"
-        text, label = (folder / f"{name}.toml").read_text(encoding="utf-8"), str(name)
-    return parse_machine(text, label)
+    if name not in machine_names():
+        raise MachineError(
+            f"machine {str(name)!r} is not known; known are {', '.join(machine_names())}, "
+            "or give the path of a .toml file"
+        )
+    return (resources.files("vmat_diffusion") / "machines" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _is_file(name: str | Path) -> bool:
+    return str(name).endswith(".toml")
 
 
 def parse_machine(text: str, label: str) -> Machine:

@@ -43,7 +43,7 @@ def engine_mm(density: Density, gantry_deg: float, couch_deg: float, points: NDA
     axes = beam_axes(gantry_deg, 0.0, couch_deg)
     rays = depth_field(density, axes, ISOCENTER, 1000.0)
     u, v, distance = project(points, axes, ISOCENTER, 1000.0).T
-    return np.array([loops.depth_at(rays, *p) for p in zip(u, v, 1000.0 - distance, strict=True)])
+    return np.array([loops.on_ray(rays, *p)[0] for p in zip(u, v, 1000.0 - distance, strict=True)])
 
 
 @pytest.fixture(scope="module")

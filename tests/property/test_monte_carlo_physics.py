@@ -1,13 +1,12 @@
 """Physics of the Monte Carlo engine against conservation laws, formulas and its own statistics."""
 
 import math
+from dataclasses import replace
 
 import numba
 import numpy as np
 import pytest
 
-from vmat_diffusion.dose.monte_carlo.electrons import HARD, LOSS, MOLLER, brems_energy, moller
-from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.materials import (
     ECUT,
     ELECTRON_MEV,
@@ -16,10 +15,12 @@ from vmat_diffusion.dose.materials import (
     media,
     tables,
 )
+from vmat_diffusion.dose.monte_carlo.electrons import HARD, LOSS, MOLLER, brems_energy, moller
+from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.photons import compton
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded
 from vmat_diffusion.dose.monte_carlo.source import Openings, frames, sampled
-from vmat_diffusion.machine import PhotonSource
+from vmat_diffusion.machine import load_machine
 
 
 def beam(energy_mev, half_mm=50.0):
@@ -27,7 +28,13 @@ def beam(energy_mev, half_mm=50.0):
     zero = np.zeros(1)
     box = np.array([[-half_mm, half_mm, -half_mm, half_mm, -half_mm, half_mm]])
     openings = Openings(box, np.ones(1), np.zeros(1, np.int64), frames(zero, zero, zero, "HFS"))
-    line = PhotonSource("uniform_in_plane", energy_mev - 1e-6, (energy_mev,), (1.0,), 1.0, 500.0)
+    line = replace(
+        load_machine("point_source").require_beam(),
+        angular="uniform_in_plane",
+        spectrum_low_mev=energy_mev - 1e-6,
+        spectrum_upper_mev=(energy_mev,),
+        spectrum_number=(1.0,),
+    )
     return sampled(openings, line, (0.0, 0.0, 0.0), 1000.0), float(openings.area_cm2[0])
 
 

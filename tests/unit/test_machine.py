@@ -56,8 +56,7 @@ def test_every_number_of_a_shipped_machine_has_a_source() -> None:
         ]
         fields += ["mlc.transmission", "mlc.gap_offset_mm", "mlc.source_distance_mm"]
         fields += [f"mlc.layers[{k}].boundaries_mm" for k in range(len(machine.mlc.layers))]
-        fields += ["beam.kernel_weight"] if machine.beam else []
-        fields += ["source.spectrum_number"] if machine.source else []
+        fields += ["beam.spectrum_number"] if machine.beam else []
         for field in fields:
             assert machine.sources[field].strip(), field
 
@@ -110,10 +109,10 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
         (changed('device = "MLCX"', 'device = "MLC"'), "'MLC'"),
         (changed('"ASYMX"', '"XJAW"'), "'XJAW'"),
         (changed("horn = { value = [1, ", "horn = { value = [1, 1, "), "horn"),
-        (changed("depth_mm = { value = [0, 1", "depth_mm = { value = [0, 0"), "depth_mm"),
+        (changed("spectrum_upper_mev = { value = [", "spectrum_upper_mev = { value = [9, "), "spectrum"),
         (
-            changed("kernel_sigma_mm = { value = [2.", "kernel_sigma_mm = { value = [-2."),
-            "beam.kernel_sigma_mm",
+            changed("focal_sigma_mm = { value = ", "focal_sigma_mm = { value = -"),
+            "beam.focal_sigma_mm",
         ),
         ("name = ", "TOML"),
     ],
@@ -136,7 +135,7 @@ def test_mistakes_are_named_by_their_key(text: str, named: str) -> None:
         ),
         (SPEED_SOURCE, 'source = ""', "limits.gantry_speed_deg_s"),
         ('value = 6.0, source = "1 rpm', 'value = 6.0, sauce = "1 rpm', "limits.gantry_speed_deg_s"),
-        ("kernel_sigma_mm = {", "kernel_sigma_mm = [1.0, 2.0, 3.0, 4.0]\nunused = {", "beam.kernel_sigma_mm"),
+        ("horn_radius_mm = {", "horn_radius_mm = [1.0, 2.0, 3.0, 4.0]\nunused = {", "beam.horn_radius_mm"),
         ("leaf_gap_mm = {", "leaf_gap_mm = '0.5'\nunused = {", "limits.leaf_gap_mm"),
     ],
 )

@@ -45,7 +45,6 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
                 title=f"{base.title}, with the collimator of: {other.title}",
                 limits=replace(other.limits, dose_rate_mu_min=base.limits.dose_rate_mu_min),
                 beam=base.beam,
-                source=base.source,
                 sources={**base.sources, **_collimator_sources(other)},
             )
     pairs = " + ".join(str(layer.pairs) for layer in layers)

@@ -46,7 +46,7 @@ def dose_engine(
 
         return PencilBeam(machine)
     if name == "monte-carlo":
-        machine.require_source()
+        machine.require_beam()
         from vmat_diffusion.dose.monte_carlo import MonteCarlo
 
         limit_s = None if max_minutes is None else 60.0 * max_minutes

@@ -254,7 +254,7 @@ def check_references(
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a folder of reference cases")
     from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dose.monte_carlo.reference import monte_carlo_engine, reference_check
+    from vmat_diffusion.dose.reference import monte_carlo_engine, reference_check
     from vmat_diffusion.evaluate.gamma import gamma
 
     def rate(reference: Dose, evaluated: Dose, percent: float, mm: float) -> float:

@@ -30,7 +30,7 @@ def test_beam_and_source_stay_and_the_collimator_is_the_plan_s(name: str) -> Non
     assert (machine.beam, machine.source) == (BASE.beam, BASE.source)
     assert machine.limits == replace(own.limits, dose_rate_mu_min=BASE.limits.dose_rate_mu_min)
     assert machine.sources["mlc.transmission"] == own.sources["mlc.transmission"]
-    assert machine.sources["beam.kernel_weight"] == BASE.sources["beam.kernel_weight"]
+    assert machine.sources["beam.horn"] == BASE.sources["beam.horn"]
     assert machine.name == f"generic_6mv behind {name}"
 
 

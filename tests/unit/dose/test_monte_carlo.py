@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.dose.fluence import Exposures
-from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.materials import MEDIA, attenuation, media, medium_of
+from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import Openings, frames, plan_openings, sampled
 from vmat_diffusion.errors import CaseError, MachineError
 from vmat_diffusion.machine import load_machine
@@ -76,19 +76,13 @@ def test_a_plan_behind_closed_jaws_is_refused():
         plan_openings(exposure(20.0, [0, 0, 0, 0]), load_machine("generic_6mv"))
 
 
-def test_a_machine_without_source_says_so():
-    bare = replace(load_machine("generic_6mv"), source=None)
-    with pytest.raises(MachineError, match="no Monte Carlo source"):
-        bare.require_source()
-
-
 def test_dose_falls_with_the_square_of_distance_in_thin_air():
     # In air of 0.0012 g/cm3 nothing attenuates over 40 cm; a wide field gives dose in proportion to fluence.
     edges = np.array([-100.0, 100.0])
     along = np.array([-200.0, -190.0, 190.0, 200.0])
     medium = np.full((1, 3, 1), MEDIA.index("air"), np.uint8)
     phantom = Phantom(edges, along, edges, np.full((1, 3, 1), 0.0012), medium)
-    source = load_machine("point_source").require_source()
+    source = load_machine("point_source").require_beam()
     # 0.1 MeV: electrons stay where they are set free, so there is no build-up in the box.
     source = replace(source, spectrum_low_mev=0.0999, spectrum_upper_mev=(0.1,), spectrum_number=(1.0,))
     beam = sampled(static_openings([-300, 300, -300, 300, -300, 300]), source, (0.0, 0.0, 0.0), 1000.0)
