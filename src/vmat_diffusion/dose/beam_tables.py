@@ -23,9 +23,11 @@ from vmat_diffusion.machine import BeamModel
 _DEPTH_MM = 500.0
 _RADIUS_MM = 500.0
 SCALES = np.geomspace(0.12, 2.5, 16)
-# Widths at the isocentre plane: the narrowest is that of the electrons of a point source in water with
-# the focal spot added, the next ones follow by this ratio until the widest holds most of the scatter.
-_NARROWEST_MM, _RATIO, _KERNELS = 1.7, 2.7, 5
+# Widths at the isocentre plane: a geometric series whose narrowest is one of these with the focal spot
+# added. Series and ratio are those that fit square fields of these half widths best at these depths.
+_KERNELS = 5
+_NARROWEST_MM, _RATIOS = (1.1, 1.3, 1.5, 1.7, 1.9), (2.5, 2.6, 2.7, 2.8, 2.9, 3.0, 3.1)
+_JUDGED_HALF_MM, _JUDGED_DEPTH_MM = np.array([5, 10, 15, 25, 50, 75, 100.0]), (15.0, 50.0, 100.0, 200.0)
 _SHALLOW_MM, _DEEP_MM = 15.0, 300.0
 
 
@@ -48,10 +50,31 @@ class Tables(NamedTuple):
     sad_mm: float
 
 
+@lru_cache(maxsize=8)
+def _best_widths(beam: BeamModel) -> tuple[float, ...]:
+    nodes, *parts = mixtures(beam)
+    rows = [int(np.abs(nodes - d).argmin()) for d in _JUDGED_DEPTH_MM]
+    parts = [part._replace(weight=part.weight[rows]) for part in parts]
+
+    def axis(sigma: NDArray, weight: NDArray) -> NDArray:
+        return weight @ ((2 * ndtr(_JUDGED_HALF_MM[:, None] / sigma) - 1) ** 2).T
+
+    wanted = sum(axis(np.hypot(p.sigma_mm, np.sqrt(p.blur_mm2)), p.weight) for p in parts)
+    best: tuple[float, ...] = ()
+    least = np.inf
+    for narrow in _NARROWEST_MM:
+        for ratio in _RATIOS:
+            sigma = np.hypot(narrow, _focal_mm(beam)) * ratio ** np.arange(_KERNELS)
+            found = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
+            error = float(np.square(found / wanted - 1).mean())
+            if error < least:
+                best, least = tuple(float(s) for s in sigma), error
+    return best
+
+
 def kernel_sigma_mm(beam: BeamModel) -> NDArray[np.float64]:
     """Widths at the isocentre plane of the Gaussians with which the fluence is convolved."""
-    narrowest = np.hypot(_NARROWEST_MM, _focal_mm(beam))
-    return narrowest * _RATIO ** np.arange(_KERNELS)
+    return np.array(_best_widths(beam))
 
 
 def spectrum(beam: BeamModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
