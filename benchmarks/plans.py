@@ -153,21 +153,22 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
         "MU",
         "beam on, s",
         "violations",
+        "gate",
         "optimiser",
         "date",
     ]
     yield f"| {' | '.join(columns)} |"
-    yield f"|---|{'---:|' * (len(stages) + 6)}---|---|"
+    yield f"|---|{'---:|' * (len(stages) + 6)}---|---|---|"
     for name, f in figures.items():
         if "failed" in f:
-            blank = " |" * (len(stages) + 4)
+            blank = " |" * (len(stages) + 5)
             yield f"| {name} | {f['wall_s']:.0f} | {f['cpu_s']:.0f} |{blank} {f['failed']} | {f['date']} |"
             continue
         seconds = " | ".join(f"{f['seconds'].get(s, 0):.1f}" for s in stages)
+        outcome = f["outcome"].lower().replace("_", " ")
         yield (
             f"| {name} | {f['wall_s']:.0f} | {f['cpu_s']:.0f} | {seconds} | {f['peak_gb']} | {f['mu']:.0f} | "
-            f"{f['delivery_s']:.0f} | {len(f['violations'])} | {f['outcome'].lower().replace('_', ' ')} | "
-            f"{f['date']} |"
+            f"{f['delivery_s']:.0f} | {len(f['violations'])} | {_gate(f)} | {outcome} | {f['date']} |"
         )
     for name, f in figures.items():
         if "failed" not in f:
@@ -178,6 +179,15 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
     for computer in dict.fromkeys(f["machine"] for f in figures.values()):
         names = [name for name, f in figures.items() if f["machine"] == computer]
         yield f"- {', '.join(names)}: {computer}"
+
+
+def _gate(figures: dict[str, Any]) -> str:
+    """What the gate said; a figure measured before there was one has no verdict."""
+    verdict = figures.get("verdict")
+    if verdict is None:
+        return "not asked"
+    failed = ", ".join(c["name"] for c in verdict["checks"] if not c["passed"])
+    return ("corrected: " if verdict["corrected"] else "") + (f"**failed**: {failed}" if failed else "passed")
 
 
 def _goals(name: str, figures: dict[str, Any]) -> Iterator[str]:

@@ -83,3 +83,23 @@ def patient(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return found
 
     return unpack
+
+
+@pytest.fixture(scope="session")
+def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small case as a folder of DICOM files, to be read only."""
+    from small_case import small_case
+
+    from vmat_diffusion.dicom.write import write_case
+
+    folder = tmp_path_factory.mktemp("small_case") / "dicom"
+    write_case(folder, small_case())
+    return folder
+
+
+@pytest.fixture
+def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    """Installs a stand-in for the optimiser and the independent engine; see `replace_optimiser`."""
+    from small_case import replace_optimiser
+
+    return replace_optimiser(monkeypatch)

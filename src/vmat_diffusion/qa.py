@@ -164,9 +164,9 @@ def judge(
     if check is None:
         checks.append(Check("independent dose", False, None, None, "", "no independent dose was computed"))
         return Verdict(tuple(checks))
-    if (sigma := uncertainty_percent(check)) is not None:
+    if (sigma := uncertainty_percent(check, dose)) is not None:
         limit = settings.uncertainty_percent
-        why = "mean sigma of the independent dose over voxels above half of its maximum"
+        why = "mean sigma of the independent dose where the plan has more than half of its maximum"
         checks.append(Check("statistical uncertainty", sigma <= limit, sigma, limit, "%", why))
     alone = all(c.passed for c in checks)
     main, engines = _gammas(case, dose, check, settings)
@@ -180,12 +180,16 @@ def judge(
     return replace(verdict, correctable=alone and near and not verdict.passed)
 
 
-def uncertainty_percent(dose: Dose) -> float | None:
-    """Mean sigma in percent of the dose over voxels above half of the maximum; None without sigmas."""
-    if dose.std_gy is None or not dose.gy.max() > 0:
+def uncertainty_percent(check: Dose, dose: Dose) -> float | None:
+    """Mean sigma of `check` in percent of `dose` where that is above half its maximum; None without sigmas.
+
+    The maximum of a noisy dose would be that of some voxel of air.
+    """
+    planned = dose.on(check.grid)
+    if check.std_gy is None or not planned.max() > 0:
         return None
-    high = dose.gy > 0.5 * dose.gy.max()
-    return 100.0 * float(np.mean(dose.std_gy[high] / dose.gy[high], dtype=np.float64))
+    high = planned > 0.5 * planned.max()
+    return 100.0 * float(np.mean(check.std_gy[high] / planned[high], dtype=np.float64))
 
 
 def denoised(dose: Dose, check: Dose) -> Dose:

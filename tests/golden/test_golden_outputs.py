@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_case import open_arc, replace_optimiser, small_case
+from small_case import open_arc
 
-from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.machine import load_machine
@@ -47,10 +47,11 @@ def keys(node: Any) -> Any:
     return type(node).__name__
 
 
-def test_form_of_a_run_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Any) -> None:
-    replace_optimiser(monkeypatch)()
-    write_case(tmp_path / "case", small_case())
-    run = plan_case(tmp_path / "case", tmp_path / "out", plan_settings(goals="tg119_cshape_easy"))
+def test_form_of_a_run_s_files(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], golden: Any
+) -> None:
+    optimiser()
+    run = plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"))
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     record["program"]["git"] = record["program"]["git"] or ""
     with (tmp_path / "out" / "control_points.csv").open(newline="") as stream:

@@ -21,15 +21,35 @@ PROGRAM = (sys.executable, "-m", "vmat_diffusion")
 MINUTES_MAX, MEMORY_MAX_GB = 6.0, 8.0
 
 
+@pytest.fixture
+def noisy(tmp_path: Path) -> tuple[str, ...]:
+    """Options with which Monte Carlo takes seconds instead of minutes; the verdict then means little."""
+    (tmp_path / "gate.toml").write_text("uncertainty_percent = 10.0\n")
+    return ("--uncertainty", "0.09", "--gate", str(tmp_path / "gate.toml"))
+
+
+def judged(out: Path, returncode: int, printed: str) -> dict[str, Any]:
+    """The summary that `plan --json` printed, after a look whether the verdict was obeyed."""
+    summary: dict[str, Any] = json.loads(printed)
+    passed = summary["verdict"]["passed"]
+    assert returncode == (0 if passed else 1)
+    assert (out / "RP.dcm").is_file() == passed
+    assert (out / "RD.dcm").is_file()
+    checks = {c["name"]: c["passed"] for c in summary["verdict"]["checks"]}
+    assert checks["deliverable"] and checks["files agree"] and checks["statistical uncertainty"]
+    assert "gamma 3 %/3 mm" in checks
+    assert summary["violations"] == []
+    return summary
+
+
 def plan(case: Path, goals: str, out: Path, *options: str) -> dict[str, Any]:
     done = subprocess.run(
         [*PROGRAM, "plan", case, "--goals", goals, "--out", out, "--json", *options],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout)
-    return summary
+    assert done.returncode in (0, 1), done.stderr
+    return judged(out, done.returncode, done.stdout)
 
 
 def doses_gy(case: Path, out: Path) -> dict[str, dict[str, float]]:
@@ -42,13 +62,12 @@ def doses_gy(case: Path, out: Path) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["pt_3", "pt_22", "pt_201", "hn_fullres"])
-def test_real_head_and_neck_patients(patient: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_real_head_and_neck_patients(
+    patient: Callable[[str], Path], tmp_path: Path, noisy: tuple[str, ...], name: str
+) -> None:
     case, out = patient(name), tmp_path / "out"
-    start = time.perf_counter()
-    summary = plan(case, "head_neck_70_63_56", out)
-    minutes = (time.perf_counter() - start) / 60
-    assert summary["violations"] == []
-    assert subprocess.run([*PROGRAM, "check", out / "RP.dcm", "--machine", "generic_6mv"]).returncode == 0
+    summary = plan(case, "head_neck_70_63_56", out, *noisy)
+    minutes = sum(s for stage, s in summary["seconds"].items() if not stage.startswith("check")) / 60
     found = doses_gy(case, out)
     assert found["PTV_70"]["d95_gy"] >= 66.5 - 1e-3
     assert found["PTV_70"]["d2_gy"] <= 77.0
@@ -63,44 +82,67 @@ def test_real_head_and_neck_patients(patient: Callable[[str], Path], tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_same_seed_same_plan(tmp_path: Path) -> None:
+def test_same_seed_same_plan(tmp_path: Path, noisy: tuple[str, ...]) -> None:
     write_case(tmp_path / "case", phantom("tg119_cshape"))
-    options = ("--grid-mm", "5", "--arcs", "1")
+    options = ("--grid-mm", "5", "--arcs", "1", *noisy)
     first, second = (
         plan(tmp_path / "case", "tg119_cshape_easy", tmp_path / name, *options) for name in ("a", "b")
     )
-    assert first["goals"] == second["goals"]
+    assert first["goals"] == second["goals"] and first["verdict"] == second["verdict"]
     tables = [(tmp_path / name / "control_points.csv").read_text() for name in ("a", "b")]
     assert tables[0] == tables[1]
 
 
+def start_plan(case: Path, out: Path, stage: str, options: tuple[str, ...]) -> subprocess.Popen[str]:
+    """A planning run of the C-shape that has reached a stage."""
+    write_case(case, phantom("tg119_cshape"))
+    command = [*PROGRAM, "plan", case, "--goals", "tg119_cshape_easy", "--out", out, "--json", *options]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith(stage):
+            break
+    return running
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path) -> None:
-    write_case(tmp_path / "case", phantom("tg119_cshape"))
-    out = tmp_path / "out"
-    command = [*PROGRAM, "plan", tmp_path / "case", "--goals", "tg119_cshape_easy", "--out", out, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if line.startswith("apertures"):
-                break
+def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path, noisy: tuple[str, ...]) -> None:
+    with start_plan(tmp_path / "case", tmp_path / "out", "apertures", noisy) as running:
         time.sleep(5)
         running.send_signal(signal.SIGINT)
         printed, complaints = running.communicate(timeout=300)
-    assert running.returncode == 0, complaints
-    assert json.loads(printed)["outcome"] == "INTERRUPTED"
-    assert json.loads(printed)["violations"] == []
-    assert (out / "RP.dcm").is_file()
+    assert running.returncode in (0, 1), complaints
+    assert judged(tmp_path / "out", running.returncode, printed)["outcome"] == "INTERRUPTED"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_time_limit_is_kept_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "stop", "code"),
+    [("apertures", signal.SIGTERM, 143), ("check", signal.SIGTERM, 143), ("check", signal.SIGINT, 130)],
+)
+def test_a_run_that_is_stopped_leaves_nothing(
+    tmp_path: Path, stage: str, stop: signal.Signals, code: int
+) -> None:
+    short = ("--max-minutes", "0.3", "--grid-mm", "5")
+    with start_plan(tmp_path / "case", tmp_path / "out", stage, short) as running:
+        time.sleep(5)
+        running.send_signal(stop)
+        printed, complaints = running.communicate(timeout=60)
+    assert (running.returncode, printed) == (code, "")
+    assert complaints.splitlines()[-1].startswith("Error: ") and "Traceback" not in complaints
+    assert [f.name for f in tmp_path.iterdir()] == ["case"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_time_limit_is_kept_and_said(tmp_path: Path, noisy: tuple[str, ...]) -> None:
     write_case(tmp_path / "case", phantom("tg119_cshape"))
+    limit = ("--max-minutes", "0.7", "--check-minutes", "0.5", *noisy)
     start = time.perf_counter()
-    summary = plan(tmp_path / "case", "tg119_cshape_easy", tmp_path / "out", "--max-minutes", "0.7")
+    summary = plan(tmp_path / "case", "tg119_cshape_easy", tmp_path / "out", *limit)
     assert summary["outcome"] == "OUT_OF_TIME"
-    assert summary["violations"] == []
-    # Start of Python, reading, the final dose and the report come on top.
-    assert time.perf_counter() - start < 42 + 60
+    # Optimising, a correction within a third of its time, and two checks; start of Python, compiling,
+    # reading, the final dose and the report come on top.
+    assert time.perf_counter() - start < 42 * 4 / 3 + 2 * 30 + 90

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import open_arc, replace_optimiser, small_case
+from small_case import open_arc, replace_optimiser
 
 from vmat_diffusion import __version__, cli
-from vmat_diffusion.dicom.write import write_case
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Ended(0 if code is None else int(code), *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="module")
-def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("case") / "dicom"
-    write_case(folder, small_case())
-    return folder
 
 
 @pytest.fixture
@@ -220,8 +213,23 @@ def test_an_interrupt_outside_the_optimiser_leaves_nothing(
     replace_optimiser(monkeypatch)(failing=KeyboardInterrupt())
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     assert ended.code == 130
+    assert ended.err.endswith("Error: interrupted; nothing unfinished was kept\n")
     assert "Traceback" not in ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_termination_leaves_nothing_and_the_signal_as_it_was(
+    case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    import vmat_diffusion.optimize as package
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(package, "optimize", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "new" / "o")
+    assert ended.code == 143
+    assert ended.err.endswith("Error: terminated; nothing unfinished was kept\n")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_check_says_whether_a_plan_can_be_delivered(
@@ -324,12 +332,14 @@ def test_plan_ends_with_1_where_the_gate_does_not_pass(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     replace_optimiser(monkeypatch)(engine=(1.3,))
-    asked = ("--goals", "tg119_cshape_easy", "--check", "monte-carlo", "--out", tmp_path / "o")
+    asked = ("--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     ended = command("plan", case_folder, *asked)
     assert ended.code == 1
     assert "NOT PASSED" in ended.out and "mean dose of PTV" in ended.out
     assert "RP.dcm" not in ended.out and not (tmp_path / "o" / "RP.dcm").exists()
-    assert command("plan", "--no-gate").code == 2
+    for option in (("--no-gate",), ("--check", "none")):
+        refused = command("plan", case_folder, *asked, *option)
+        assert refused.code == 2 and "No such option" in refused.err
 
 
 def test_gamma_compares_two_dose_files(planned: tuple[Path, Ended], tmp_path: Path, command: Command) -> None:

@@ -10,29 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import open_arc, replace_optimiser, small_case
+from small_case import open_arc
 
 from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
-from vmat_diffusion.workflow import FILES, PlanSettings, plan_case, plan_settings
+from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence
 from vmat_diffusion.workflow.provenance import content_hash
-
-
-@pytest.fixture(scope="module")
-def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("case") / "dicom"
-    write_case(folder, small_case())
-    return folder
-
-
-@pytest.fixture
-def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
-    return replace_optimiser(monkeypatch)
-
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
@@ -63,7 +49,7 @@ def test_a_run_writes_every_file_and_its_record(
         ("PTV", "D10% <= 55 Gy", "pass"),
         ("Core", "D10% <= 25 Gy", "fail"),
     ]
-    assert set(record["seconds"]) == {"read", "optimise", "dose", "write", "report"} <= {*seen, "dose"}
+    assert set(record["seconds"]) == set(STAGES) <= {*seen, "dose"}
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["out"]
 
@@ -116,7 +102,7 @@ def test_settings_reach_the_optimiser(
     assert (given.grid_mm, given.seed, given.max_minutes) == (4.0, 7, 2.0)
 
 
-def test_an_undeliverable_plan_gets_a_report_but_no_dicom(
+def test_an_undeliverable_plan_gets_a_report_and_its_dose_but_no_plan_file(
     case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
 ) -> None:
     plan = open_arc()
@@ -126,7 +112,10 @@ def test_an_undeliverable_plan_gets_a_report_but_no_dicom(
     run = plan_case(case_folder, tmp_path / "out", SETTINGS)
     assert any("leaf speed" in v for v in run.violations)
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert names == set(FILES) - {"RP.dcm", "RD.dcm"} == {f.name for f in run.files}
+    assert names == set(FILES) - {"RP.dcm"} == {f.name for f in run.files}
+    assert not run.passed and run.check is None  # what cannot be delivered is not recomputed
+    assert {"deliverable", "independent dose"} == {c.name for c in run.verdict.failed}
+    assert not read_dose(tmp_path / "out" / "RD.dcm").provenance["plan_uid"]
 
 
 @pytest.mark.parametrize("failing", [PlanError("no"), RuntimeError("defect"), KeyboardInterrupt()])
@@ -164,7 +153,7 @@ def test_a_folder_in_use_is_refused_without_overwrite(
     assert {f.name for f in tmp_path.iterdir()} == {*FILES, "notes.txt"}
 
 
-def test_an_undeliverable_rerun_does_not_keep_the_old_dicom(
+def test_an_undeliverable_rerun_does_not_keep_the_old_plan(
     case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
 ) -> None:
     optimiser()

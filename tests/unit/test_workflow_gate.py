@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import UNIFORM_GY, open_arc, replace_optimiser, small_case
+from small_case import UNIFORM_GY, open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import write_case, write_dose, write_plan
+from vmat_diffusion.dicom.write import write_dose, write_plan
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
@@ -29,19 +29,7 @@ from vmat_diffusion.workflow import (
 from vmat_diffusion.workflow.engines import dose_engine
 from vmat_diffusion.workflow.recompute import QA_FILES
 
-SETTINGS = plan_settings(goals="tg119_cshape_easy", check="monte-carlo")
-
-
-@pytest.fixture(scope="module")
-def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("case") / "dicom"
-    write_case(folder, small_case())
-    return folder
-
-
-@pytest.fixture
-def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
-    return replace_optimiser(monkeypatch)
+SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
 
 def test_a_plan_that_passes_is_written_with_its_verdict(
@@ -64,7 +52,8 @@ def test_engines_that_disagree_lead_to_one_correction(
     calls = optimiser(engine=(1.025, 1.01))
     run = plan_case(case_folder, tmp_path / "out", SETTINGS)
     first, second = calls
-    assert first["difference"] is None
+    assert "difference" not in first and second["start"].plan is not None
+    assert second["settings"].max_minutes == pytest.approx(first["settings"].max_minutes / 3)
     np.testing.assert_allclose(second["difference"].gy, 0.025 * UNIFORM_GY, rtol=1e-4)
     assert run.corrected and run.verdict.passed and (tmp_path / "out" / "RP.dcm").exists()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -101,6 +90,41 @@ def test_a_rerun_that_fails_does_not_keep_the_old_plan(
     optimiser(engine=(1.3,))
     plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
     assert not (tmp_path / "out" / "RP.dcm").exists()
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> dict:
+    """Settings with which Monte Carlo takes seconds: sigma of 9 % where the gate lets 10 % pass."""
+    file = tmp_path / "noisy.toml"
+    file.write_text("uncertainty_percent = 10.0\n")
+    return {"uncertainty": 0.09, "gate": str(file)}
+
+
+def test_monte_carlo_itself_judges_a_plan_in_the_run(
+    case_folder: Path,
+    tmp_path: Path,
+    optimiser: Callable[..., list[dict]],
+    noisy: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stand-in's plan is an open arc, its dose is not: the engine finds out."""
+    import vmat_diffusion.workflow.run as module
+
+    optimiser()
+    monkeypatch.setattr(module, "dose_engine", dose_engine)
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, **noisy))
+    checks = {c.name: c for c in run.verdict.checks}
+    assert checks["files agree"].passed and checks["statistical uncertainty"].passed
+    assert not checks["gamma 3 %/3 mm"].passed and not checks["mean dose of PTV"].passed
+    assert run.check.provenance["engine"] == "monte-carlo" and not (tmp_path / "out" / "RP.dcm").exists()
+
+
+def test_monte_carlo_agrees_with_the_fast_engine_on_an_open_arc(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], noisy: dict
+) -> None:
+    rp, gate = exported[0], Path(noisy["gate"])
+    done = second_check(rp, case_folder, tmp_path / "out", uncertainty=0.03, gate=gate, grid_mm=6.0)
+    assert done.verdict.passed, done.verdict.failed
 
 
 def test_limits_come_from_a_file_and_are_recorded(
@@ -168,9 +192,9 @@ def test_a_plan_from_elsewhere_is_checked_a_second_time(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
 ) -> None:
     rp, rd = exported
-    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, uncertainty=0.03)
+    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, uncertainty=0.015)
     assert done.verdict.passed, done.verdict.failed
-    assert [a["name"] for a in stand_in] == ["monte-carlo"] and stand_in[0]["uncertainty"] == 0.03
+    assert [a["name"] for a in stand_in] == ["monte-carlo"] and stand_in[0]["uncertainty"] == 0.015
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(QA_FILES)
     record = json.loads((tmp_path / "out" / "qa.json").read_text())
     assert record["verdict"]["passed"] is True
@@ -191,7 +215,7 @@ def test_without_a_dose_the_fast_engine_stands_in(
 def test_a_second_check_refuses_what_it_cannot_use(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
 ) -> None:
-    rp, rd = exported
+    rp, _ = exported
     with pytest.raises(PlanError, match="does not exist"):
         second_check(tmp_path / "no.dcm", case_folder, tmp_path / "out")
     with pytest.raises(CaseError, match="does not exist"):
@@ -202,10 +226,50 @@ def test_a_second_check_refuses_what_it_cannot_use(
         second_check(rp, case_folder, tmp_path / "out", engine="pencil-beam")
     with pytest.raises((PlanError, GoalError)):
         second_check(rp, case_folder, tmp_path / "out", goals="prostate_60_20")
-    rd.write_bytes(rd.read_bytes()[:5000])
-    with pytest.raises(CaseError):
-        second_check(rp, case_folder, tmp_path / "out", dose_file=rd)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_dose_file_fails_the_second_check(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
+) -> None:
+    rp, rd = exported
+    rd.write_bytes(rd.read_bytes()[:5000])
+    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd)
+    (failed,) = done.verdict.failed
+    assert failed.name == "files agree" and "RD.dcm" in failed.why
+    assert {a["name"] for a in stand_in} == {"monte-carlo", "pencil-beam"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Gate not passed" in page and failed.why in page
+    with pytest.raises(CaseError, match=r"RD\.dcm"):  # nothing is left for the fast engine to check
+        second_check(rp, case_folder, tmp_path / "other", dose_file=rd, engine="pencil-beam")
+
+
+def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser()
+    with pytest.raises(InputError, match=r"limit of 2\.5 %"):
+        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, uncertainty=0.025))
+    with pytest.raises(InputError, match=r"limit of 2\.5 %"):
+        second_check(exported[0], case_folder, tmp_path / "out", uncertainty=0.03)
+    file = tmp_path / "gate.toml"
+    file.write_text("uncertainty_percent = 10.0\n")
+    loose = replace(SETTINGS, uncertainty=0.09, gate=str(file))
+    assert not calls and plan_case(case_folder, tmp_path / "out", loose).passed
+
+
+def test_a_machine_without_a_source_is_refused_before_planning(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser()
+    import vmat_diffusion.machine as machines
+
+    text = (Path(machines.__file__).parent / "machines" / "generic_6mv.toml").read_text()
+    file = tmp_path / "sourceless.toml"
+    file.write_text(text[: text.index("[source]")])
+    with pytest.raises(MachineError, match="no Monte Carlo source"):
+        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, machine=str(file)))
+    assert not calls and not (tmp_path / "out").exists()
 
 
 def test_a_dose_is_computed_and_written(

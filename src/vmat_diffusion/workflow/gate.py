@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.workflow.engines import Engine
@@ -17,6 +18,22 @@ if TYPE_CHECKING:
     from vmat_diffusion.qa import GateSettings, Verdict
 
 PLAN_FILE, DOSE_FILE = "RP.dcm", "RD.dcm"
+
+
+def gate_limits(file: Path | str | None, uncertainty: float) -> GateSettings:
+    """The gate's limits from a TOML file or by default; `uncertainty` is what Monte Carlo is asked for.
+
+    Raises InputError where the uncertainty is too large for any plan to pass.
+    """
+    from vmat_diffusion.qa import load_gate
+
+    limits = load_gate(file)
+    if 100.0 * uncertainty >= limits.uncertainty_percent:
+        raise InputError(
+            f"uncertainty {uncertainty:g} is not below the gate's limit of {limits.uncertainty_percent:g} %, "
+            "so no plan could pass; ask for a smaller one, such as 0.02"
+        )
+    return limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +60,7 @@ def pass_gate(
 
     The independent engine gets the plan as it is read back, so that a fault in writing shows as well. If
     any check fails, RP.dcm is removed and RD.dcm refers to no plan. A plan that the machine cannot deliver
-    is neither written nor recomputed.
+    is neither written nor recomputed; its dose is written.
     """
     from vmat_diffusion.dicom.read import read_plan
     from vmat_diffusion.dicom.write import write_dose, write_plan

@@ -15,6 +15,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.workflow.engines import dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_json
+from vmat_diffusion.workflow.gate import gate_limits
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -143,27 +144,29 @@ def second_check(
 ) -> SecondCheck:
     """Recompute an RTPLAN from any system and judge it; writes `QA_FILES` into `out`.
 
-    Without `dose_file` the fast engine stands in for the planned dose. Raises InputError where the plan,
-    the case or the dose cannot be read or the machine cannot represent the plan.
+    Without `dose_file` the fast engine stands in for the planned dose, and so it does for a file that
+    cannot be read, which fails the check of the files. Raises InputError where the plan or the case cannot
+    be read, a file does not exist or the machine cannot represent the plan.
     """
-    from vmat_diffusion.qa import PlanFiles, judge, load_gate
+    from vmat_diffusion.qa import PlanFiles, judge
 
     report = progress or (lambda stage, fraction, note: None)
-    limits, linac = load_gate(gate), load_machine(machine)
+    asked = uncertainty if engine == "monte-carlo" else 0.0
+    limits, linac = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+    if dose_file is not None:
+        _existing(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
         plan, case = _plan_and_case(plan_file, case_folder, linac, mapping)
         case, sheet = _asked(case, plan, goals)
-        from vmat_diffusion.dicom.read import read_dose
         from vmat_diffusion.dose.pencil_beam import dose_grid
 
         grid = dose_grid(case, grid_mm)
-        if dose_file is not None:
-            dose = read_dose(_existing(dose_file, "RTDOSE"))
-        else:
+        dose = _planned_dose(dose_file, engine)
+        if dose is None:
             fast = dose_engine("pencil-beam", linac)
             dose = fast(plan, case, grid, progress=lambda done, note: report("dose", done, note))
         check = compute(plan, case, grid, progress=lambda done, note: report("check", done, note))
@@ -174,6 +177,21 @@ def second_check(
         done = SecondCheck(case, plan, linac, dose, check, verdict, names)
         _write(folder, done, plan_file, sheet, asdict(limits))
     return done
+
+
+def _planned_dose(file: Path | None, engine: str) -> Dose | None:
+    """The dose in the file; None where there is no file or it cannot be read."""
+    if file is None:
+        return None
+    from vmat_diffusion.dicom.read import read_dose
+
+    try:
+        return read_dose(file)
+    except InputError:
+        # Where the fast engine is the second one, nothing can stand in for the planned dose.
+        if engine == "pencil-beam":
+            raise
+        return None
 
 
 def _write(

@@ -15,7 +15,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
 from vmat_diffusion.workflow.engines import Engine, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
-from vmat_diffusion.workflow.gate import Judged, pass_gate
+from vmat_diffusion.workflow.gate import Judged, gate_limits, pass_gate
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float, str], None]
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
+# The most of the time limit that the correction of a plan may take.
+_CORRECTION_SHARE = 1 / 3
 FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
 
 
@@ -36,7 +38,7 @@ FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz",
 class PlanRun:
     """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
 
-    `check` is the independent dose that `verdict` rests on, both None where no check was asked for;
+    `check` is the independent dose that `verdict` rests on, None for a plan that cannot be delivered;
     `first_verdict` is there if the optimiser then had to take the engines' difference into account.
     """
 
@@ -47,7 +49,7 @@ class PlanRun:
     dose: Dose
     results: tuple[GoalResult, ...]
     violations: tuple[str, ...]
-    verdict: Verdict | None
+    verdict: Verdict
     check: Dose | None
     first_verdict: Verdict | None
     outcome: str
@@ -64,8 +66,8 @@ class PlanRun:
 
     @property
     def passed(self) -> bool:
-        """Deliverable and, where an independent check was asked for, through the gate."""
-        return not self.violations and (self.verdict is None or self.verdict.passed)
+        """Whether the plan went through the gate, so that RP.dcm is there."""
+        return self.verdict.passed
 
     def summary(self) -> dict[str, Any]:
         """The object that `plan --json` prints."""
@@ -75,7 +77,7 @@ class PlanRun:
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
             "violations": list(self.violations),
-            "verdict": {**self.verdict.summary(), "corrected": self.corrected} if self.verdict else None,
+            "verdict": {**self.verdict.summary(), "corrected": self.corrected},
             "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
@@ -104,9 +106,8 @@ def plan_case(
 ) -> PlanRun:
     """Plan the case in a DICOM folder and write `FILES` into `out`.
 
-    A plan that breaks a limit of the machine gets its report, but no RP.dcm and RD.dcm. Where a `check`
-    is asked for, the plan is recomputed by the independent engine and judged; if only the engines
-    disagree, it is optimised once more with their difference, and a plan that does not pass gets its
+    Every plan is recomputed by Monte Carlo and judged. If only the engines disagree, the optimiser goes
+    on from it once with their difference, and the new plan is judged. A plan that does not pass gets its
     report and RD.dcm, but no RP.dcm.
     Ctrl-C while optimising keeps the best plan so far; at any other time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
@@ -115,21 +116,13 @@ def plan_case(
     with appearing_whole(out, overwrite=overwrite, names=FILES) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
-            gate = _gate(settings) if settings.check != "none" else None
+            gate = gate_limits(settings.gate, settings.uncertainty)
         with clock.stage("optimise"):
             optimized = _optimise(case, sheet, machine, settings, clock.report)
         clock.split("optimise", "dose", optimized.seconds.get("dose", 0.0))
-        judged, first = None, None
-        if gate is not None:
-            engines = _engines(machine, settings)
-            with clock.stage("check"):
-                judged = _judge(folder, case, sheet, machine, optimized, engines[0], gate, clock.report)
-            if judged.verdict.correctable and judged.check is not None:
-                first = judged.verdict
-                with clock.stage("optimise again"):
-                    optimized = _corrected(case, sheet, machine, settings, optimized, judged, clock.report)
-                with clock.stage("check again"):
-                    judged = _judge(folder, case, sheet, machine, optimized, engines[1], gate, clock.report)
+        optimized, judged, first = _through_gate(
+            folder, case, sheet, machine, settings, gate, optimized, clock
+        )
         plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
             case=case,
@@ -139,21 +132,19 @@ def plan_case(
             dose=dose,
             results=_evaluate(sheet, case, dose),
             violations=tuple(violations(plan, machine)),
-            verdict=judged.verdict if judged else None,
-            check=judged.check if judged else None,
+            verdict=judged.verdict,
+            check=judged.check,
             first_verdict=first,
             outcome=optimized.outcome.name,
             delivery_s=delivery_s(plan, machine),
             seconds=clock.seconds,
             peak_gb=None,
             files=(),
-            provenance={
-                **provenance(case_folder, case, settings),
-                "gate": asdict(gate) if gate else "no independent check",
-            },
+            provenance={**provenance(case_folder, case, settings), "gate": asdict(gate)},
         )
         with clock.stage("write"):
-            _write(folder, run, optimized)
+            write_control_points(folder / "control_points.csv", plan, machine)
+            write_fluence(folder / "fluence.npz", plan, machine, optimized.fluence)
         with clock.stage("report"):
             _report(folder, run, optimized)
         names = [name for name in FILES if name == "run.json" or (folder / name).exists()]
@@ -194,6 +185,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
 
     machine = load_machine(settings.machine)
     machine.require_beam()
+    machine.require_source()
     sheet = load_goals(settings.goals)
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
@@ -208,12 +200,6 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     )
     sheet = fit_to_case(sheet, case)
     return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
-
-
-def _gate(settings: PlanSettings) -> GateSettings:
-    from vmat_diffusion.qa import load_gate
-
-    return load_gate(settings.gate)
 
 
 def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
@@ -231,27 +217,39 @@ def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
     return first, second
 
 
-def _judge(
+def _through_gate(
     folder: Path,
     case: Case,
     sheet: GoalSheet,
     machine: Machine,
-    optimized: Optimized,
-    engine: Engine,
+    settings: PlanSettings,
     gate: GateSettings,
-    report: Progress,
-) -> Judged:
-    return pass_gate(
-        folder,
-        case,
-        sheet,
-        machine,
-        optimized.plan,
-        optimized.dose,
-        engine=engine,
-        settings=gate,
-        progress=lambda done, note: report("check", done, note),
-    )
+    optimized: Optimized,
+    clock: _Clock,
+) -> tuple[Optimized, Judged, Verdict | None]:
+    """The plan judged; if only the engines disagree, a corrected one judged, and the first verdict."""
+
+    def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
+        with clock.stage(stage):
+            return pass_gate(
+                folder,
+                case,
+                sheet,
+                machine,
+                candidate.plan,
+                candidate.dose,
+                engine=engine,
+                settings=gate,
+                progress=lambda done, note: clock.report(stage, done, note),
+            )
+
+    first_engine, second_engine = _engines(machine, settings)
+    found = judged(optimized, first_engine, "check")
+    if not found.verdict.correctable:
+        return optimized, found, None
+    with clock.stage("optimise again"):
+        better = _corrected(case, sheet, machine, settings, optimized, found, clock.report)
+    return better, judged(better, second_engine, "check again"), found.verdict
 
 
 def _corrected(
@@ -263,12 +261,13 @@ def _corrected(
     judged: Judged,
     report: Progress,
 ) -> Optimized:
-    """A plan made in the knowledge of what the independent engine finds."""
+    """The plan led on in the knowledge of what the independent engine finds."""
     from vmat_diffusion.qa import smooth_difference
 
-    assert judged.check is not None
+    assert judged.check is not None  # or it would not be correctable
     difference = smooth_difference(optimized.dose, judged.check)
-    return _optimise(case, sheet, machine, settings, report, difference)
+    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
+    return _optimise(case, sheet, machine, quick, report, difference=difference, start=optimized)
 
 
 def _optimise(
@@ -277,7 +276,7 @@ def _optimise(
     machine: Machine,
     settings: PlanSettings,
     report: Progress,
-    difference: Dose | None = None,
+    **correction: Any,
 ) -> Optimized:
     """The plan exactly as its file will hold it, with the dose of that plan."""
     from vmat_diffusion.dicom.write import as_written
@@ -302,7 +301,7 @@ def _optimise(
         settings=own,
         progress=report,
         finalize=as_written,
-        difference=difference,
+        **correction,
     )
 
 
@@ -310,17 +309,6 @@ def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...
     from vmat_diffusion.evaluate.goals import evaluate
 
     return evaluate(sheet, case, dose)
-
-
-def _write(folder: Path, run: PlanRun, optimized: Optimized) -> None:
-    from vmat_diffusion.dicom.write import write_dose, write_plan
-
-    if run.verdict is None and not run.violations:  # the gate has written its own
-        rp, rd = (folder / name for name in ("RP.dcm", "RD.dcm"))
-        write_plan(rp, run.plan, run.case, run.machine, prescription=run.sheet.prescription)
-        write_dose(rd, run.dose, run.case, plan_file=rp)
-    write_control_points(folder / "control_points.csv", run.plan, run.machine)
-    write_fluence(folder / "fluence.npz", run.plan, run.machine, optimized.fluence)
 
 
 def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:

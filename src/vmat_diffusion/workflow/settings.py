@@ -16,9 +16,9 @@ class PlanSettings:
 
     `goals`, `machine` and `mapping` are shipped names or paths. Angles are IEC 61217; `None` leaves
     the choice to the optimiser. `collimator_deg` holds one angle for all arcs or one per arc.
-    `patient_position` stands in where the CT does not state it. `check` names the engine whose dose the
-    plan must pass the gate with before RP.dcm is written. `uncertainty` is asked of the
-    independent dose, which ends after `check_minutes` at the latest; `gate` is a TOML file of limits.
+    `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
+    dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML
+    file of limits.
     """
 
     goals: str
@@ -32,7 +32,6 @@ class PlanSettings:
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
     max_minutes: Annotated[float, Field(gt=0)] = 5.0
-    check: Literal["none", "monte-carlo"] = "none"
     uncertainty: Annotated[float, Field(ge=0.001, le=0.2)] = 0.02
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None

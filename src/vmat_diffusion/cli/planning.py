@@ -1,0 +1,127 @@
+"""The commands that go from a case to a plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmat_diffusion.cli.display import progress_bar, run_text, show, stdout_kept
+from vmat_diffusion.cli.options import (
+    AllowOutsideBody,
+    AsJson,
+    CheckMinutes,
+    GateFile,
+    MachineName,
+    MappingFile,
+    PatientPosition,
+    Uncertainty,
+)
+from vmat_diffusion.errors import InputError
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any folder of DICOM files.")],
+    mapping: MappingFile = None,
+    patient_position: PatientPosition = None,
+    allow_outside_body: AllowOutsideBody = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a folder holds, and what would be refused and why."""
+    from vmat_diffusion.dicom.inspection import inspect as inspect_folder
+
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; give a folder of DICOM files")
+    with stdout_kept():
+        found = inspect_folder(
+            folder,
+            mapping=mapping,
+            patient_position=patient_position,
+            allow_outside_body=allow_outside_body,
+        )
+    show(json.dumps(asdict(found)) if as_json else "\n".join(found.lines()))
+
+
+def phantom(
+    name: Annotated[str, typer.Argument(help="tg119_cshape, tg119_prostate, thorax, ...")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+) -> None:
+    """Write a built-in case as a DICOM CT with its structure set."""
+    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.phantom import phantom as build
+
+    show("\n".join(str(file) for file in write_case(out, build(name))))
+
+
+def plan(
+    case: Annotated[Path, typer.Argument(metavar="CASE", help="Folder with CT and structure set.")],
+    goals: Annotated[str, typer.Option("--goals", help="A shipped sheet's name or a TOML file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    machine: MachineName = "generic_6mv",
+    prior: Annotated[str, typer.Option(help="What drives the plan: the clinical goals alone.")] = "goals",
+    arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
+    arc_start: Annotated[
+        float | None, typer.Option(help="Gantry angle of the first arc's start, deg.")
+    ] = None,
+    arc_stop: Annotated[float | None, typer.Option(help="Gantry angle of the first arc's stop, deg.")] = None,
+    collimator: Annotated[
+        list[float] | None, typer.Option(help="Collimator angle, deg; once for all arcs or once per arc.")
+    ] = None,
+    grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
+    device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
+    max_minutes: Annotated[float, typer.Option(help="Stop optimising after this time.")] = 5.0,
+    uncertainty: Uncertainty = 0.02,
+    check_minutes: CheckMinutes = None,
+    gate: GateFile = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
+    mapping: MappingFile = None,
+    patient_position: PatientPosition = None,
+    allow_outside_body: AllowOutsideBody = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
+
+    Every plan is recomputed by Monte Carlo and judged; one that does not pass gets no RP.dcm, and the
+    exit code is 1. Ctrl-C while optimising keeps the best plan so far.
+    """
+    from vmat_diffusion.workflow import plan_case, plan_settings
+
+    settings = plan_settings(
+        goals=goals,
+        machine=machine,
+        prior=prior,
+        arcs=arcs,
+        arc_start_deg=arc_start,
+        arc_stop_deg=arc_stop,
+        collimator_deg=tuple(collimator) if collimator else None,
+        grid_mm=grid_mm,
+        seed=seed,
+        device=device,
+        max_minutes=max_minutes,
+        uncertainty=uncertainty,
+        check_minutes=check_minutes,
+        gate=str(gate) if gate else None,
+        mapping=str(mapping) if mapping else None,
+        patient_position=patient_position,
+        allow_outside_body=allow_outside_body,
+    )
+    with stdout_kept(), progress_bar() as progress:
+        run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)
+    show(json.dumps(run.summary()) if as_json else run_text(run))
+    raise typer.Exit(0 if run.passed else 1)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for phantom and results.")] = Path("demo_out"),
+) -> None:
+    """Plan the TG-119 C-shape phantom from scratch: goals table, files and a picture."""
+    from vmat_diffusion.workflow import run_demo
+
+    with stdout_kept(), progress_bar() as progress:
+        run, picture = run_demo(out, progress=progress)
+    show(f"{run_text(run)}\n{picture}")
+    raise typer.Exit(0 if run.passed else 1)
