@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.special import ndtr
 
-from vmat_diffusion.dose.beam_tables import Gaussians, by_depth, mixtures, off_axis
+from vmat_diffusion.dose.beam_tables import Gaussians, blurred_ratio, by_depth, mixtures, off_axis
 from vmat_diffusion.dose.scans import Curve, OutputFactors
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel
@@ -108,14 +108,16 @@ def scan_dose(beam: BeamModel, scan: Scan) -> NDArray[np.float64]:
     """Dose of a beam at the points of a scan in Gy per unit of fluence, as the engine would compute it."""
     distance = scan.ssd_mm + scan.depth_mm
     radius = np.hypot(scan.x_mm, scan.y_mm) * beam.sad_mm / distance
-    ratio, hardness = off_axis(beam, radius)
+    hardness = off_axis(beam, radius)[1]
     depth = scan.depth_mm * np.sqrt(1 + (radius / beam.sad_mm) ** 2) * hardness
     nodes, primary, scatter = mixtures(beam)
     total = np.zeros(len(distance))
     for mixture in (primary, scatter):
         share = _share_of_field(scan, mixture, beam.sad_mm)
+        reach = scan.side_mm[:, None] / 2
+        share *= blurred_ratio(beam, radius[:, None], mixture.sigma_mm, reach)
         total += np.einsum("pj,pj->p", by_depth(depth, nodes, mixture.weight), share)
-    return (beam.sad_mm / distance) ** 2 * ratio * total
+    return (beam.sad_mm / distance) ** 2 * total
 
 
 def calibrated(beam: BeamModel) -> BeamModel:

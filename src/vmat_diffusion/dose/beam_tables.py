@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
-from scipy.special import ndtr
+from scipy.special import ive, ndtr
 
 from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil
 from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM
@@ -36,8 +37,8 @@ class Tables(NamedTuple):
 
     `primary[depth, scale, kernel]` and `scatter` by water-equivalent depth every 1 mm and lateral scale
     (geometric, from `scale_low` by `scales_per_log`). Off the axis, by radius at the isocentre plane every
-    2 mm: `ratio` of dose and `hardness`, by which depth is multiplied. `medium` is dose to each medium over
-    dose to water.
+    2 mm: `ratio[radius, kernel]` of dose and `hardness`, by which depth is multiplied. `medium` is dose to
+    each medium over dose to water.
     """
 
     primary: NDArray[np.float32]
@@ -131,8 +132,8 @@ def mixtures(beam: BeamModel) -> tuple[NDArray[np.float64], Gaussians, Gaussians
 
 
 @lru_cache(maxsize=8)
-def tables(beam: BeamModel) -> Tables:
-    """The tables of a beam; about a second."""
+def tables(beam: BeamModel, reach_mm: float) -> Tables:
+    """The tables of a beam for fields of a half width `reach_mm`; a tenth of a second."""
     sigma = kernel_sigma_mm(beam)
     depth = np.arange(0.0, _DEPTH_MM, DEPTH_STEP_MM)
     unit = beam.photons_cm2_mu / beam.gy_per_mu
@@ -142,7 +143,8 @@ def tables(beam: BeamModel) -> Tables:
         for out, mixture in ((primary, narrow), (scatter, wide)):
             out[:, k] = unit * by_depth(depth, nodes, _fitted(mixture, scale, sigma))
     radius = np.arange(0.0, _RADIUS_MM, HORN_STEP_MM)
-    ratio, hardness = off_axis(beam, radius)
+    ratio = blurred_ratio(beam, radius[:, None], sigma, reach_mm)
+    hardness = off_axis(beam, radius)[1]
     return Tables(
         primary,
         scatter,
@@ -184,6 +186,40 @@ def _fitted(mixture: Gaussians, scale: float, sigma_mm: NDArray) -> NDArray[np.f
     wanted = mixture.weight @ response(np.hypot(mixture.sigma_mm / scale, np.sqrt(mixture.blur_mm2))).T
     level = np.maximum(wanted.max(axis=1, keepdims=True), 1e-300)
     return level * np.array([nnls(basis, row)[0] for row in wanted / level])
+
+
+@lru_cache(maxsize=1)
+def _blurs() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Widths, radii, and matrices `[width, to, from]` that blur a function of radius in a plane."""
+    width = np.array([0.0, 4, 8, 12, 17, 23, 30, 40, 52, 66, 82, 100])
+    radius = np.arange(0.0, _RADIUS_MM + 1, 4.0)
+    out, at = np.empty((len(width), len(radius), len(radius))), radius[:, None]
+    out[0] = np.eye(len(radius))
+    for k, sigma in enumerate(width[1:], start=1):
+        fine = np.arange(0.5, _RADIUS_MM + 1)
+        density = fine * np.exp(-((fine - at) ** 2) / (2 * sigma**2)) * ive(0, at * fine / sigma**2)
+        hats = np.maximum(1 - np.abs(fine[:, None] - radius) / 4.0, 0.0)
+        out[k] = (density / density.sum(axis=1, keepdims=True)) @ hats
+    return width, radius, out
+
+
+def blurred_ratio(
+    beam: BeamModel, radius_mm: NDArray, sigma_mm: NDArray, reach_mm: NDArray | float
+) -> NDArray[np.float64]:
+    """Off-axis ratio as dose of a Gaussian kernel sees it; arguments broadcast.
+
+    What a wide kernel brings to a point started off elsewhere, where the beam was stronger or weaker: the
+    ratio is averaged over the kernel, but no further than the field goes, of which `reach_mm` is half the
+    width. Exact on the axis of a square field to second order in the radius.
+    """
+    width, radius, blur = _blurs()
+    table = blur @ off_axis(beam, radius)[0]
+    field = np.asarray(reach_mm) / np.sqrt(3.0)
+    seen = sigma_mm * field / np.hypot(sigma_mm, field)
+    shape = np.broadcast_shapes(np.shape(radius_mm), np.shape(seen))
+    at = [np.interp(seen, width, np.arange(len(width))), np.asarray(radius_mm) / (radius[1] - radius[0])]
+    coordinates = np.stack([np.broadcast_to(a, shape) for a in at])
+    return map_coordinates(table, coordinates, order=1, mode="nearest")
 
 
 def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

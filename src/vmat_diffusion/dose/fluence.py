@@ -27,6 +27,7 @@ from vmat_diffusion.plan import Plan
 # these distances: the dose outside a jaw is within 0.5 % of the maximum.
 _PENUMBRA_MM = 6.0
 _OUTSIDE_MM = np.array([2.0, 4.5, 8, 13, 20, 29, 40, 55, 75, 100, 135, 180, 240])
+_REACH_STEP_MM = 5.0  # so that tables are shared by fields of nearly the same size
 # Y jaws stand still during an exposure; steps of less than two kernel widths leave no ripple.
 _Y_JAW_STEP_MM = 5.0
 
@@ -141,9 +142,9 @@ def _strip_positions(leaves_mm: NDArray, pairs: NDArray) -> NDArray[np.float64]:
 class FluenceModel:
     """What turns apertures of one machine into convolved fluence on fixed nodes.
 
-    Only the `strips` that the jaw box touches are kept. Interpolating between nodes blurs like a
-    Gaussian of variance h^2/6 (triangle of half width h), so the kernels are narrowed by as much before
-    sampling.
+    Only the `strips` that the jaw box touches are kept; `reach_mm` is half the width of the box.
+    Interpolating between nodes blurs like a Gaussian of variance h^2/6 (triangle of half width h), so the
+    kernels are narrowed by as much before sampling.
     """
 
     strips: slice
@@ -153,6 +154,7 @@ class FluenceModel:
     v: Nodes
     transmission: float
     gap_offset_mm: float
+    reach_mm: float
 
     @property
     def across(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -184,6 +186,7 @@ def fluence_model(
         v=nodes(y1 - margin, y2 + margin, step_mm),
         transmission=machine.mlc.transmission,
         gap_offset_mm=machine.mlc.gap_offset_mm,
+        reach_mm=_REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1),
     )
 
 

@@ -59,16 +59,17 @@ def _in_beam(point, axes, rays, tables, weight):  # type: ignore[no-untyped-def]
     v = (point[0] * axes[1, 0] + point[1] * axes[1, 1] + point[2] * axes[1, 2]) * scale
     r = min(np.sqrt(u * u + v * v) / HORN_STEP_MM, len(tables.ratio) - 1.001)
     j = int(r)
-    ratio = tables.ratio[j] + (r - j) * (tables.ratio[j + 1] - tables.ratio[j])
     hardness = tables.hardness[j] + (r - j) * (tables.hardness[j + 1] - tables.hardness[j])
     depth, near, wide = on_ray(rays, u, v, height)
     d = min(depth * hardness / DEPTH_STEP_MM, len(tables.primary) - 1.001)
     i = int(d)
-    factor = scale * scale * ratio
+    factor = scale * scale
     weight[:] = 0.0
     low, per_log = tables.log_scale_low, tables.scales_per_log
     _add_weights(tables.primary, i, d - i, near / scale, low, per_log, factor, weight)
     _add_weights(tables.scatter, i, d - i, wide / scale, low, per_log, factor, weight)
+    for k in range(len(weight)):
+        weight[k] *= tables.ratio[j, k] + (r - j) * (tables.ratio[j + 1, k] - tables.ratio[j, k])
     return u, v
 
 

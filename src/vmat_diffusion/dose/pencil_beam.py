@@ -101,7 +101,8 @@ def point_dose(
     `density` holds all tissue that attenuates, whether points lie in its grid or not.
     """
     beam = machine.require_beam()
-    model, table = fluence_model(machine, jaw_box(exposed), step_mm), tables(beam)
+    model = fluence_model(machine, jaw_box(exposed), step_mm)
+    table = tables(beam, model.reach_mm)
     points = (points_mm - np.asarray(isocenter_mm)).astype(np.float32)
     out = np.zeros(len(points), np.float32)
     for members, axes, rays in trace_directions(

@@ -185,7 +185,6 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
 
     machine = load_machine(settings.machine)
     machine.require_beam()
-    machine.require_source()
     sheet = load_goals(settings.goals)
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
