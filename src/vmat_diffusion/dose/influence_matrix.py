@@ -79,7 +79,7 @@ def influence_matrix(
     per_row = expected_entries(machine, rows, columns, cut)
     gigabytes = (2 * n * m * per_row + m * min(count, _LONGEST_ROW)) * _BYTES / 1e9
     if announce:
-        announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2f} GB")
+        announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2g} GB")
     if gigabytes > max_gb:
         raise InputError(
             f"the influence matrix of {m} voxels and {n} exposures needs about {gigabytes:.1f} GB, above the "
