@@ -16,7 +16,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.phantom import phantom
 
 BOX = (-40.0, 40.0, -30.0, 30.0)
-GANTRY = np.array([0.0, 50.0, 100.0, 230.0])
+GANTRY = np.arange(0.0, 360.0, 15.0)
 
 
 def opaque() -> Machine:
@@ -38,7 +38,7 @@ def apertures(machine: Machine) -> tuple[Exposures, np.ndarray]:
     open_ = (np.arange(columns) >= first[..., None]) & (np.arange(columns) < last[..., None])
     fluence = (open_[:, inside] * mu[:, None, None]).ravel()
     still = np.stack([leaves, leaves], axis=1)
-    collimator = np.array([0.0, 30.0, 330.0, 90.0])
+    collimator = np.tile([0.0, 30.0, 330.0, 90.0], n // 4)
     jaws = np.tile(np.array(BOX), (n, 2, 1))
     return Exposures(GANTRY, collimator, np.zeros(n), still, jaws, mu), fluence
 
@@ -60,7 +60,7 @@ def built(chosen: tuple) -> InfluenceMatrix:
 
 
 def test_matrix_times_fluence_is_the_engine_s_dose(chosen: tuple, built: InfluenceMatrix) -> None:
-    """Within 0.5 % of the maximum: what is joined below the cut, and nodes 1 mm apart in the engine."""
+    """Within 0.5 % of the maximum: what is sampled below the cut, and nodes 1 mm apart in the engine."""
     density, points = chosen
     exposed, fluence = apertures(opaque())
     medium = medium_at(density, points)
@@ -81,10 +81,12 @@ def test_the_transpose_is_the_same_matrix(built: InfluenceMatrix) -> None:
 
 def test_a_lower_cut_keeps_more_entries_and_the_same_sum(chosen: tuple, built: InfluenceMatrix) -> None:
     exposed, _ = apertures(opaque())
-    fuller = influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), cut=0.0005)
+    fuller = influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), cut=0.002)
     assert fuller.matrix.nnz > 1.5 * built.matrix.nnz
     ones = np.ones(built.matrix.shape[1])
-    assert np.allclose(built.matrix @ ones, fuller.matrix @ ones, rtol=1e-4)
+    few, many = built.matrix @ ones, fuller.matrix @ ones
+    assert np.abs(few - many).max() < 0.005 * many.max()
+    assert few.sum() == pytest.approx(many.sum(), rel=1e-3)
 
 
 def test_memory_is_announced_and_capped(chosen: tuple, built: InfluenceMatrix) -> None:
@@ -92,7 +94,7 @@ def test_memory_is_announced_and_capped(chosen: tuple, built: InfluenceMatrix) -
     heard: list[str] = []
     with pytest.raises(InputError, match=r"above the limit of 0.01 GB.*--max-gb"):
         influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), max_gb=0.01, announce=heard.append)
-    assert heard and "1500 voxels x 768 beamlets" in heard[0]
+    assert heard and "1500 voxels x 4608 beamlets" in heard[0]
     expected = float(heard[0].split("about ")[1].split()[0])
     # An estimate from above: points outside the beam have few entries.
     assert 0.2 * expected < built.gigabytes < expected

@@ -55,7 +55,7 @@ def influence_matrix(
     patient_position: str = "HFS",
     *,
     beamlet_mm: float = 5.0,
-    cut: float = 0.002,
+    cut: float = 0.005,
     max_gb: float = 4.0,
     announce: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -63,9 +63,9 @@ def influence_matrix(
     """Dose at `points_mm[n, 3]` per beamlet of `exposed`, whose angles count, not their leaves.
 
     Beamlets fill `box_mm` (x1, x2, y1, y2), `beamlet_mm` along the leaves and one strip of leaves across.
-    Doses below `cut` of that of a beamlet centred on the voxel are joined with their neighbours', so that
-    sums are kept. `announce` hears the expected memory before anything is built. Raises InputError where
-    that is above `max_gb`, or for a box without area.
+    Doses below `cut` of that of a beamlet centred on the voxel are sampled: a few larger entries stand for
+    many small ones, with the same expectation. `announce` hears the expected memory before anything is
+    built. Raises InputError where that is above `max_gb`, or for a box without area.
     """
     x1, x2, y1, y2 = box_mm
     if not (x2 > x1 and y2 > y1 and beamlet_mm > 0):
@@ -102,8 +102,8 @@ def influence_matrix(
             angle = np.deg2rad(exposed.collimator_deg[s])
             turn = (float(np.cos(angle)), float(np.sin(angle)))
             beamlets(
-                relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, counts,
-                found, values,
+                relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
+                counts, found, values,
             )  # fmt: skip
             kept = np.arange(found.shape[1]) < counts[:, None]
             pointer = np.concatenate([[0], np.cumsum(counts)])

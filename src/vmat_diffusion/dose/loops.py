@@ -158,12 +158,15 @@ def _normal_at(table, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def beamlets(points, medium, axes, rays, tables, turn, normal, sigma, edges, cut, counts, columns, values):  # type: ignore[no-untyped-def]
+def beamlets(
+    points, medium, axes, rays, tables, turn, normal, sigma, edges, cut, number, counts, columns, values
+):  # type: ignore[no-untyped-def]
     """Dose of every beamlet of one exposure at every point, as rows of at most `columns.shape[1]` entries.
 
     `edges` are those of columns and of rows of beamlets, which are numbered row by row. Doses below `cut[k]`
-    times the weights, summed over kernels, are gathered, in order, until they make one entry of that size:
-    what is left out of one beamlet is carried to the next, so that a point's sum is kept.
+    times the weights, summed over kernels, are sampled systematically: gathered in order from a start that
+    differs from point to point and with the exposure's `number`, they make one entry of that size whenever
+    they reach it. The expectation of each entry is its dose.
     """
     cosine, sine = turn
     across, along = edges
@@ -187,23 +190,21 @@ def beamlets(points, medium, axes, rays, tables, turn, normal, sigma, edges, cut
             least = 0.0
             for k in range(kernels):
                 least += medium[i] * weight[k] * cut[k]
-            carried, n = 0.0, 0
+            carried, n = least * ((i * 0.7548776662466927 + number * 0.5698402909980532) % 1.0), 0
             for j in range(len(dose)):
                 value = dose[j]
                 if value < least:
                     carried += value
                     if carried < least:
                         continue
-                    value = carried
-                    carried = 0.0
+                    value = least
+                    carried -= least
                 if n == columns.shape[1]:
                     # The row is full: its last entry takes what comes.
                     values[i, n - 1] += value
                     continue
                 columns[i, n], values[i, n] = j, value
                 n += 1
-            if n > 0:
-                values[i, n - 1] += carried
             counts[i] = n
 
 
