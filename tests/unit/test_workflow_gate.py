@@ -149,8 +149,8 @@ def test_engines_by_name() -> None:
     assert isinstance(dose_engine("pencil-beam", machine), PencilBeam)
     with pytest.raises(InputError, match="pencil-beam and monte-carlo"):
         dose_engine("acuros", machine)
-    with pytest.raises(MachineError, match="source"):
-        dose_engine("monte-carlo", replace(machine, source=None))
+    with pytest.raises(MachineError, match="no beam model"):
+        dose_engine("monte-carlo", replace(machine, beam=None))
 
 
 @pytest.fixture
@@ -258,16 +258,16 @@ def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(
     assert not calls and plan_case(case_folder, tmp_path / "out", loose).passed
 
 
-def test_a_machine_without_a_source_is_refused_before_planning(
+def test_a_machine_without_a_beam_is_refused_before_planning(
     case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
 ) -> None:
     calls = optimiser()
     import vmat_diffusion.machine as machines
 
     text = (Path(machines.__file__).parent / "machines" / "generic_6mv.toml").read_text()
-    file = tmp_path / "sourceless.toml"
-    file.write_text(text[: text.index("[source]")])
-    with pytest.raises(MachineError, match="no Monte Carlo source"):
+    file = tmp_path / "beamless.toml"
+    file.write_text(text[: text.index("[beam]")])
+    with pytest.raises(MachineError, match="no beam model"):
         plan_case(case_folder, tmp_path / "out", replace(SETTINGS, machine=str(file)))
     assert not calls and not (tmp_path / "out").exists()
 
@@ -290,8 +290,8 @@ def test_a_dose_is_computed_and_written(
 
 
 def test_reference_check_refuses_other_engines_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use monte-carlo"):
-        check_references(tmp_path, engine="pencil-beam")
+    with pytest.raises(InputError, match="pencil-beam and monte-carlo"):
+        check_references(tmp_path, engine="acuros")
     with pytest.raises(InputError, match="does not exist"):
         check_references(tmp_path / "none")
     with pytest.raises(InputError, match="no case"):

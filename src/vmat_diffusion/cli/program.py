@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import catalogue, checking, planning
+from vmat_diffusion.cli import beam, catalogue, checking, planning
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -49,6 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args_is_help=True)
+beam_app = typer.Typer(help="The photon beam of a machine.", no_args_is_help=True)
 goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
@@ -66,9 +67,11 @@ for _command in _COMMANDS:
     app.command()(_command)
 machine_app.command("list")(catalogue.machine_list)
 machine_app.command("show")(catalogue.machine_show)
+beam_app.command("fit")(beam.beam_fit)
 goals_app.command("list")(catalogue.goals_list)
 goals_app.command("show")(catalogue.goals_show)
 app.add_typer(machine_app, name="machine")
+app.add_typer(beam_app, name="beam")
 app.add_typer(goals_app, name="goals")
 
 

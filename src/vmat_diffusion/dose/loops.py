@@ -136,6 +136,78 @@ def tabulate(points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u
 
 
 @numba.njit(inline="always")
+def _shares(table, edges, at, sigma, out):  # type: ignore[no-untyped-def]
+    """How much of each strip between ascending edges a Gaussian at `at` collects: `out[strip]`."""
+    before = _normal_at(table, (edges[0] - at) / sigma)
+    for e in range(1, len(edges)):
+        here = _normal_at(table, (edges[e] - at) / sigma)
+        out[e - 1] = here - before
+        before = here
+
+
+@numba.njit(inline="always")
+def _normal_at(table, x):  # type: ignore[no-untyped-def]
+    """The normal distribution function, linear between entries every 1/64 from -6 to 6."""
+    f = (x + 6.0) * 64.0
+    if f <= 0.0:
+        return 0.0
+    if f >= len(table) - 1:
+        return 1.0
+    i = int(f)
+    return table[i] + (f - i) * (table[i + 1] - table[i])
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def beamlets(points, medium, axes, rays, tables, turn, normal, sigma, edges, cut, counts, columns, values):  # type: ignore[no-untyped-def]
+    """Dose of every beamlet of one exposure at every point, as rows of at most `columns.shape[1]` entries.
+
+    `edges` are those of columns and of rows of beamlets, which are numbered row by row. Doses below `cut[k]`
+    times the weights, summed over kernels, are gathered, in order, until they make one entry of that size:
+    what is left out of one beamlet is carried to the next, so that a point's sum is kept.
+    """
+    cosine, sine = turn
+    across, along = edges
+    n_columns, n_rows, kernels = len(across) - 1, len(along) - 1, len(sigma)
+    block = 256
+    for b in numba.prange((len(points) + block - 1) // block):
+        weight = np.empty(kernels)
+        by_column, by_row = np.empty((kernels, n_columns)), np.empty((kernels, n_rows))
+        dose = np.empty(n_rows * n_columns)
+        for i in range(b * block, min((b + 1) * block, len(points))):
+            u, v = _in_beam(points[i], axes, rays, tables, weight)
+            for k in range(kernels):
+                _shares(normal, across, cosine * u + sine * v, sigma[k], by_column[k])
+                _shares(normal, along, cosine * v - sine * u, sigma[k], by_row[k])
+            dose[:] = 0.0
+            for k in range(kernels):
+                for r in range(n_rows):
+                    w = medium[i] * weight[k] * by_row[k, r]
+                    for c in range(n_columns):
+                        dose[r * n_columns + c] += w * by_column[k, c]
+            least = 0.0
+            for k in range(kernels):
+                least += medium[i] * weight[k] * cut[k]
+            carried, n = 0.0, 0
+            for j in range(len(dose)):
+                value = dose[j]
+                if value < least:
+                    carried += value
+                    if carried < least:
+                        continue
+                    value = carried
+                    carried = 0.0
+                if n == columns.shape[1]:
+                    # The row is full: its last entry takes what comes.
+                    values[i, n - 1] += value
+                    continue
+                columns[i, n], values[i, n] = j, value
+                n += 1
+            if n > 0:
+                values[i, n - 1] += carried
+            counts[i] = n
+
+
+@numba.njit(inline="always")
 def _read(field, index_u, index_v, weight, s, i):  # type: ignore[no-untyped-def]
     """Dose of exposure s at point i."""
     fu, fv = index_u[s, i], index_v[s, i]

@@ -151,7 +151,7 @@ def dose_statistics(
 def machine_table(name: str) -> tuple[str, list[tuple[str, Any, str]]]:
     """A machine's title and everything known of it as (key, value, source); words have no source."""
     machine = load_machine(name)
-    fields = ("jaws", "limits", "mlc", "beam", "source")
+    fields = ("jaws", "limits", "mlc", "beam")
     tree = {field: _plain(getattr(machine, field)) for field in fields}
     return machine.title, [(key, value, machine.sources.get(key, "")) for key, value in _leaves(tree, "")]
 

@@ -13,7 +13,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.workflow.engines import dose_engine
+from vmat_diffusion.workflow.engines import ENGINES, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_json
 from vmat_diffusion.workflow.gate import gate_limits
 
@@ -109,11 +109,10 @@ def compute_dose(
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
     report = progress or (lambda stage, fraction, note: None)
-    linac = load_machine(machine)
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
-    plan, case = _plan_and_case(plan_file, case_folder, linac, mapping)
+    plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping)
+    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
     from vmat_diffusion.dicom.write import write_dose
     from vmat_diffusion.dose.pencil_beam import dose_grid
 
@@ -152,15 +151,15 @@ def second_check(
 
     report = progress or (lambda stage, fraction, note: None)
     asked = uncertainty if engine == "monte-carlo" else 0.0
-    limits, linac = gate_limits(gate, asked), load_machine(machine)
+    limits, base = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
     if dose_file is not None:
         _existing(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
-        plan, case = _plan_and_case(plan_file, case_folder, linac, mapping)
+        plan, case, linac = _read(plan_file, case_folder, base, mapping)
+        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
         case, sheet = _asked(case, plan, goals)
         from vmat_diffusion.dose.pencil_beam import dose_grid
 
@@ -232,16 +231,21 @@ def _existing(file: Path, kind: str) -> Path:
     return file
 
 
-def _plan_and_case(
-    plan_file: Path, case_folder: Path, machine: Machine, mapping: Path | None
-) -> tuple[Plan, Case]:
+def _read(
+    plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None
+) -> tuple[Plan, Case, Machine]:
+    """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     _existing(plan_file, "RTPLAN")
     from vmat_diffusion.dicom.read import read_case, read_plan
+    from vmat_diffusion.dose.collimator import machine_for
 
+    plan = read_plan(plan_file)
+    machine = machine_for(plan, base)
     # What is planned already is looked at even if a target leaves the body.
-    return read_plan(plan_file, machine), read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    return replace(plan, machine=machine.name), case, machine
 
 
 def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet | None]:
@@ -267,12 +271,12 @@ def check_references(
     Gamma is global with a threshold of 10 %; its dose criterion is widened in quadrature by one sigma of
     both doses.
     """
-    if engine != "monte-carlo":
-        raise InputError(f"engine {engine!r} cannot compute the reference cases; use monte-carlo")
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is not known; known are {' and '.join(ENGINES)}")
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a folder of reference cases")
     from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dose.reference import monte_carlo_engine, reference_check
+    from vmat_diffusion.dose.reference import monte_carlo_engine, pencil_beam_engine, reference_check
     from vmat_diffusion.evaluate.gamma import gamma
 
     def rate(reference: Dose, evaluated: Dose, percent: float, mm: float) -> float:
@@ -280,9 +284,8 @@ def check_references(
         return found.pass_percent
 
     limit_s = None if max_minutes is None else 60.0 * max_minutes
-    results = reference_check(
-        folder, monte_carlo_engine(uncertainty, limit_s), read_plan=read_plan, gamma=rate
-    )
+    chosen = pencil_beam_engine() if engine == "pencil-beam" else monte_carlo_engine(uncertainty, limit_s)
+    results = reference_check(folder, chosen, read_plan=read_plan, gamma=rate)
     return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}
 
 

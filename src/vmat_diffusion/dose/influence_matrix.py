@@ -1,0 +1,136 @@
+"""The sparse influence matrix: dose at chosen voxels per unit of fluence of each beamlet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import ndtr
+
+from vmat_diffusion.dose.beam_tables import SCALES, kernel_sigma_mm, tables
+from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.loops import beamlets
+from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.geometry import Point
+from vmat_diffusion.machine import Machine
+
+_NORMAL = ndtr(np.arange(-6.0, 6.0 + 1 / 128, 1 / 64))
+_LONGEST_ROW = 384  # entries of one voxel and exposure
+_BYTES = 8  # of an entry: float32 and int32
+
+
+@dataclass(frozen=True, eq=False)
+class InfluenceMatrix:
+    """`dose = matrix @ fluence`, and the same matrix by beamlets for gradients.
+
+    `matrix` (voxels, beamlets) and `transpose` (beamlets, voxels) are CSR, float32, in Gy per MU of fluence.
+    Beamlet b of exposure s is number `s * rows * columns + row * columns + column`, between the edges
+    at the isocentre plane, along the leaves (columns) and across them (rows).
+    """
+
+    matrix: sparse.csr_matrix
+    transpose: sparse.csr_matrix
+    column_edges_mm: NDArray[np.float64]
+    row_edges_mm: NDArray[np.float64]
+    exposures: int
+
+    @property
+    def gigabytes(self) -> float:
+        """Memory of both matrices."""
+        parts = (self.matrix, self.transpose)
+        return sum(m.data.nbytes + m.indices.nbytes + m.indptr.nbytes for m in parts) / 1e9
+
+
+def influence_matrix(
+    machine: Machine,
+    density: Density,
+    points_mm: NDArray,
+    exposed: Exposures,
+    box_mm: tuple[float, float, float, float],
+    isocenter_mm: Point,
+    patient_position: str = "HFS",
+    *,
+    beamlet_mm: float = 5.0,
+    cut: float = 0.002,
+    max_gb: float = 4.0,
+    announce: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> InfluenceMatrix:
+    """Dose at `points_mm[n, 3]` per beamlet of `exposed`, whose angles count, not their leaves.
+
+    Beamlets fill `box_mm` (x1, x2, y1, y2), `beamlet_mm` along the leaves and one strip of leaves across.
+    Doses below `cut` of that of a beamlet centred on the voxel are joined with their neighbours', so that
+    sums are kept. `announce` hears the expected memory before anything is built. Raises InputError where
+    that is above `max_gb`, or for a box without area.
+    """
+    x1, x2, y1, y2 = box_mm
+    if not (x2 > x1 and y2 > y1 and beamlet_mm > 0):
+        raise InputError(f"beamlets of {beamlet_mm:g} mm in the box {box_mm} have no area; open the jaws")
+    edges = machine.row_edges_mm()
+    rows = np.unique(np.clip(edges, y1, y2))
+    columns = np.linspace(x1, x2, max(round((x2 - x1) / beamlet_mm), 1) + 1)
+    count = (len(rows) - 1) * (len(columns) - 1)
+    n, m = len(exposed.gantry_deg), len(points_mm)
+    # Both matrices, and one exposure's full rows while it is built.
+    per_row = expected_entries(machine, rows, columns, cut)
+    gigabytes = (2 * n * m * per_row + m * min(count, _LONGEST_ROW)) * _BYTES / 1e9
+    if announce:
+        announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2g} GB")
+    if gigabytes > max_gb:
+        raise InputError(
+            f"the influence matrix of {m} voxels and {n} exposures needs about {gigabytes:.1f} GB, above the "
+            f"limit of {max_gb:g} GB; sample fewer voxels or raise --max-gb"
+        )
+    beam = machine.require_beam()
+    sigma = kernel_sigma_mm(beam)
+    table = tables(beam, 5.0 * max(round(np.sqrt((x2 - x1) * (y2 - y1)) / 10), 1))
+    medium = table.medium[medium_at(density, points_mm)]
+    relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
+    least = cut * _centred(sigma, columns, rows)
+    blocks: list[sparse.csr_matrix | None] = [None] * n
+    found = np.empty((m, min(count, _LONGEST_ROW)), np.int32)
+    values = np.empty(found.shape, np.float32)
+    counts = np.empty(m, np.int64)
+    for members, axes, rays in trace_directions(
+        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
+    ):
+        for s in members:
+            angle = np.deg2rad(exposed.collimator_deg[s])
+            turn = (float(np.cos(angle)), float(np.sin(angle)))
+            beamlets(
+                relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, counts,
+                found, values,
+            )  # fmt: skip
+            kept = np.arange(found.shape[1]) < counts[:, None]
+            pointer = np.concatenate([[0], np.cumsum(counts)])
+            gy = values[kept] * np.float32(beam.gy_per_mu)
+            blocks[int(s)] = sparse.csr_matrix((gy, found[kept], pointer), (m, count))
+    matrix = sparse.hstack(blocks, format="csr")
+    return InfluenceMatrix(matrix, matrix.T.tocsr(), columns, rows, n)
+
+
+def expected_entries(machine: Machine, rows_mm: NDArray, columns_mm: NDArray, cut: float) -> float:
+    """Entries of one exposure for a voxel 100 mm deep in water, in the middle of the box."""
+    beam = machine.require_beam()
+    sigma = kernel_sigma_mm(beam)
+    table = tables(beam, 50.0)
+    unscaled = int(np.abs(SCALES - 1).argmin())
+    weight = table.primary[100, unscaled] + table.scatter[100, unscaled]
+    shares = []
+    for edges in (columns_mm, rows_mm):
+        middle = (edges[0] + edges[-1]) / 2
+        shares.append(np.diff(ndtr((edges - middle) / sigma[:, None]), axis=1))
+    dose = np.einsum("k,kr,kc->rc", weight, shares[1], shares[0])
+    least = cut * float(weight @ _centred(sigma, columns_mm, rows_mm))
+    large = dose >= least
+    return float(large.sum() + dose[~large].sum() / least)
+
+
+def _centred(sigma_mm: NDArray, columns_mm: NDArray, rows_mm: NDArray) -> NDArray[np.float64]:
+    """What each Gaussian in the middle of a beamlet of median size collects from it."""
+    sizes = np.median(np.diff(columns_mm)), np.median(np.diff(rows_mm))
+    return np.prod([2 * ndtr(size / (2 * sigma_mm)) - 1 for size in sizes], axis=0)
