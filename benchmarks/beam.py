@@ -68,7 +68,11 @@ def section() -> Iterator[str]:
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield from ("", f"## Pencil beam, {figures['date']}")
     for machine, rows in figures["scans"].items():
-        yield from ("", f"`{machine}` against the water-tank scans it was fitted to, computed by the engine:", "")
+        yield from (
+            "",
+            f"`{machine}` against the water-tank scans it was fitted to, computed by the engine:",
+            "",
+        )
         yield (
             "| field, cm | depth dose from 15 mm, max % | 3 to 15 mm, max % | output factor % | "
             "profile points in 2 %/2 mm |"
@@ -81,10 +85,12 @@ def section() -> Iterator[str]:
                 f"{row['output_factor_percent']:+.2f} | {row['profile_points_percent']:.1f} % |"
             )
     if figures["reference"]:
-        yield from ("", "Against EGSnrc, absolute, in percent of the maximum; axis beyond 15 mm, all depths:", "")
-        yield (
-            "| case | mean % | axis max % | noise of one depth % | gamma 3 %/3 mm | 2 %/2 mm | seconds |"
+        yield from (
+            "",
+            "Against EGSnrc, absolute, in percent of the maximum; axis beyond 15 mm, all depths:",
+            "",
         )
+        yield ("| case | mean % | axis max % | noise of one depth % | gamma 3 %/3 mm | 2 %/2 mm | seconds |")
         yield "|---|---:|---:|---:|---:|---:|---:|"
     for case in figures["reference"]:
         axis = "" if case["cax_diff_pct"] is None else f"{case['cax_diff_pct']:.1f}"

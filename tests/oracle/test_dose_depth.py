@@ -22,7 +22,7 @@ ISOCENTER = (6.0, -8.0, 10.0)
 
 
 def siddon_mm(density: Density, source: NDArray, target: NDArray) -> float:
-    """Length of each voxel on the way from source to target times its electrons per volume, water's being 1."""
+    """Length of each voxel on the way from source to target times its electron density, 1 in water."""
     low, high = (np.asarray(b) for b in density.grid.bounds_mm)
     way = target - source
     cuts = [np.array([0.0, 1.0])]
@@ -36,7 +36,9 @@ def siddon_mm(density: Density, source: NDArray, target: NDArray) -> float:
     index = np.floor((middle - low) / density.grid.spacing_mm).astype(int)
     inside = np.all((index >= 0) & (index < np.array(density.grid.shape[::-1])), axis=1)
     ix, iy, iz = index[inside].T
-    return float(np.sum(np.diff(t)[inside] * electron_density(density.g_cm3[iz, iy, ix])) * np.linalg.norm(way))
+    return float(
+        np.sum(np.diff(t)[inside] * electron_density(density.g_cm3[iz, iy, ix])) * np.linalg.norm(way)
+    )
 
 
 def engine_mm(density: Density, gantry_deg: float, couch_deg: float, points: NDArray) -> NDArray:

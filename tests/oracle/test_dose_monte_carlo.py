@@ -39,9 +39,7 @@ def _read(folder: Path) -> ReferenceCase:
 
 def rate(reference: Dose, evaluated: Dose, percent: float, mm: float) -> float:
     """Global gamma above 10 % of the maximum, no allowance for noise, in percent."""
-    found = gamma(
-        reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=0.0
-    )
+    found = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=0.0)
     assert found.points > 1000
     return found.pass_percent
 

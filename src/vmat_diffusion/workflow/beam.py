@@ -77,7 +77,7 @@ def fit_machine(
     head = machine_text(template).split("\n[beam]")[0]
     lines = [line for line in head.splitlines() if not line.startswith(("name =", "title =", "#"))]
     named = [f'name = "{out.stem}"', f'title = "{out.stem}, beam fitted to scans, geometry of {template}"']
-    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source)])
+    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source, f"as in {template}")])
     _write(picture, beam_fit_png(scan, fit.dose))
     _write(out, text.encode())
     return BeamReport((out, picture), fit.rms_percent, tuple(residuals(scan, fit.dose)))
@@ -125,7 +125,9 @@ def open_square(machine: Machine, side_mm: float) -> Plan:
     reach = machine.limits.leaf_position_mm
     leaves = np.tile([[-reach], [reach]], (2, 1, machine.mlc.pairs))
     jaws = np.tile(np.array([-1.0, 1.0, -1.0, 1.0]) * side_mm / 2, (2, 1))
-    return Plan((Arc(np.zeros(2), 0.0, 0.0, leaves, jaws, np.array([1.0])),), (0.0, 0.0, 0.0), 1, machine.name)
+    return Plan(
+        (Arc(np.zeros(2), 0.0, 0.0, leaves, jaws, np.array([1.0])),), (0.0, 0.0, 0.0), 1, machine.name
+    )
 
 
 def residuals(scan: Scan, dose: np.ndarray) -> list[dict[str, float]]:

@@ -171,7 +171,7 @@ def test_a_quadratic_ratio_rises_by_twice_the_variance() -> None:
 
 
 def test_a_kernel_sees_no_further_than_the_field() -> None:
-    """On the axis of a small field a wide kernel collects only what the field holds: the ratio at its middle."""
+    """On the axis of a small field a wide kernel collects only the ratio around the middle."""
     beam = load_machine("generic_6mv").require_beam()
     narrow, wide = (float(blurred_ratio(beam, np.zeros(1), np.array(80.0), r)[0]) for r in (10.0, 200.0))
     assert abs(narrow - 1) < 0.005 < abs(wide - 1)
