@@ -14,6 +14,7 @@ from water import block
 
 from vmat_diffusion.case import Case, density_g_cm3
 from vmat_diffusion.dose import dose_grid, loops
+from vmat_diffusion.dose.materials import electron_density
 from vmat_diffusion.dose.rays import Density, density_of, depth_field
 from vmat_diffusion.geometry import Grid, beam_axes, project, source_position_mm
 
@@ -21,7 +22,7 @@ ISOCENTER = (6.0, -8.0, 10.0)
 
 
 def siddon_mm(density: Density, source: NDArray, target: NDArray) -> float:
-    """Length of each voxel on the way from source to target times its density."""
+    """Length of each voxel on the way from source to target times its electron density, 1 in water."""
     low, high = (np.asarray(b) for b in density.grid.bounds_mm)
     way = target - source
     cuts = [np.array([0.0, 1.0])]
@@ -35,7 +36,9 @@ def siddon_mm(density: Density, source: NDArray, target: NDArray) -> float:
     index = np.floor((middle - low) / density.grid.spacing_mm).astype(int)
     inside = np.all((index >= 0) & (index < np.array(density.grid.shape[::-1])), axis=1)
     ix, iy, iz = index[inside].T
-    return float(np.sum(np.diff(t)[inside] * density.g_cm3[iz, iy, ix]) * np.linalg.norm(way))
+    return float(
+        np.sum(np.diff(t)[inside] * electron_density(density.g_cm3[iz, iy, ix])) * np.linalg.norm(way)
+    )
 
 
 def engine_mm(density: Density, gantry_deg: float, couch_deg: float, points: NDArray) -> NDArray:
@@ -91,7 +94,8 @@ def test_depth_in_slabs_across_the_beam_is_exact_but_for_the_interfaces() -> Non
     hu[:, 10:20] = -740.0  # 40 to 80 mm deep
     hu[:, 25:28] = 900.0  # 100 to 112 mm deep
     density = density_of(replace(case, hu=hu), case.grid)
-    light, heavy = density_g_cm3(np.array([-740.0, 900.0]))
+    # Electrons per gram relative to water: lung 0.990, cortical bone 0.939.
+    light, heavy = density_g_cm3(np.array([-740.0, 900.0])) * [0.990, 0.939]
     deep = np.array([38.0, 90.0, 140.0])
     expected = np.array([38.0, 40 + 40 * light + 10, 40 + 40 * light + 20 + 12 * heavy + 28])
     axis = np.asarray(ISOCENTER) + np.array([0.0, 1.0, 0.0]) * (deep - 80.0 + 8.0)[:, None]
@@ -108,8 +112,8 @@ def test_density_of_a_coarser_grid_keeps_the_mass(thorax: Case) -> None:
 
 
 def test_the_independent_ray_tracing_itself() -> None:
-    """Through a cube of 4 cm of density 2 along an edge-parallel and a diagonal ray."""
-    cube = Density(Grid((4, 4, 4), (10.0,) * 3, (-15.0,) * 3), np.full((4, 4, 4), 2.0, np.float32))
-    assert siddon_mm(cube, np.array([-100.0, 1, 1]), np.array([100.0, 1, 1])) == pytest.approx(80)
+    """Through a cube of 4 cm of water along an edge-parallel and a diagonal ray."""
+    cube = Density(Grid((4, 4, 4), (10.0,) * 3, (-15.0,) * 3), np.full((4, 4, 4), 1.0, np.float32))
+    assert siddon_mm(cube, np.array([-100.0, 1, 1]), np.array([100.0, 1, 1])) == pytest.approx(40)
     diagonal = np.array([100.0, 100.0, 100.0])
-    assert siddon_mm(cube, -diagonal, diagonal) == pytest.approx(2 * 40 * 3**0.5)
+    assert siddon_mm(cube, -diagonal, diagonal) == pytest.approx(40 * 3**0.5)

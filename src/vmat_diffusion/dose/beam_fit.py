@@ -222,8 +222,12 @@ def _fitted_horn(scan: Scan, dose: NDArray, horn: NDArray, weight: NDArray) -> N
     return found / found[0]
 
 
-def beam_toml(beam: BeamModel, source: str) -> str:
-    """The `[beam]` section of a machine file, every number with its source."""
+# What `fit_beam` sets besides the parameters of the same name.
+_FITTED = {*_PARAMETERS, "photons_cm2_mu", "spectrum_number", "horn_radius_mm", "horn"}
+
+
+def beam_toml(beam: BeamModel, fitted: str, kept: str) -> str:
+    """The `[beam]` section of a machine file; sources: `fitted` of what the fit sets, `kept` of the rest."""
     lines = ["[beam]"]
     for name in BeamModel.__dataclass_fields__:
         value = getattr(beam, name)
@@ -232,5 +236,6 @@ def beam_toml(beam: BeamModel, source: str) -> str:
         else:
             numbers = [f"{v:.6g}" for v in value] if isinstance(value, tuple) else f"{value:.6g}"
             text = f"[{', '.join(numbers)}]" if isinstance(value, tuple) else numbers
+            source = fitted if name in _FITTED else kept
             lines.append(f'{name} = {{ value = {text}, source = "{source}" }}')
     return "\n".join(lines) + "\n"

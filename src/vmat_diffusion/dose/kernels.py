@@ -67,7 +67,7 @@ def _library() -> _Library:
 def photon_pencil(energy_mev: NDArray, number: NDArray) -> Pencil:
     """The pencil of a spectrum given by `number` photons of each energy, per photon.
 
-    Energies beyond those of the data (0.1 to 10 MeV) are treated as the nearest. Between them the dose
+    Energies beyond those of the data (0.1 to 15 MeV) are treated as the nearest. Between them the dose
     divided by energy and attenuation is interpolated in ln E.
     """
     library = _library()

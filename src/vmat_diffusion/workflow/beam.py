@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.machine import load_machine, machine_text
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.machine import Machine, load_machine, machine_text
+from vmat_diffusion.plan import Arc, Plan
 
 if TYPE_CHECKING:
     from vmat_diffusion.dose.beam_fit import Progress, Scan
 
 # Gamma of profiles as beam commissioning reports them: percent of the axis at that depth, mm.
 _PERCENT, _MM = 2.0, 2.0
+_TANK_STEP_MM = 4.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def fit_machine(
     head = machine_text(template).split("\n[beam]")[0]
     lines = [line for line in head.splitlines() if not line.startswith(("name =", "title =", "#"))]
     named = [f'name = "{out.stem}"', f'title = "{out.stem}, beam fitted to scans, geometry of {template}"']
-    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source)])
+    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source, f"as in {template}")])
     _write(picture, beam_fit_png(scan, fit.dose))
     _write(out, text.encode())
     return BeamReport((out, picture), fit.rms_percent, tuple(residuals(scan, fit.dose)))
@@ -84,6 +87,47 @@ def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
     part.replace(path)
+
+
+def tank_dose(machine: Machine, scan: Scan) -> np.ndarray:
+    """Dose of the pencil-beam engine itself at the points of a scan, relative to the reference dose.
+
+    The fit uses a closed form; this is what plans are computed with. A second per field.
+    """
+    from vmat_diffusion.dose.fluence import exposures
+    from vmat_diffusion.dose.materials import MEDIA
+    from vmat_diffusion.dose.pencil_beam import point_dose
+    from vmat_diffusion.dose.rays import Density
+
+    sad_mm = machine.sad_mm
+    out = np.zeros(len(scan.dose))
+    for side, ssd in np.unique(np.stack([scan.side_mm, scan.ssd_mm], axis=1), axis=0):
+        at = (scan.side_mm == side) & (scan.ssd_mm == ssd)
+        points = np.stack([scan.x_mm[at], scan.depth_mm[at], scan.y_mm[at]], axis=1)
+        beyond = float(np.abs(points).max()) + _TANK_STEP_MM
+        count = int(np.ceil(2 * beyond / _TANK_STEP_MM))
+        first = -(count - 1) / 2 * _TANK_STEP_MM
+        deep = int(np.ceil(beyond / _TANK_STEP_MM))
+        grid = Grid((count, deep, count), (_TANK_STEP_MM,) * 3, (first, _TANK_STEP_MM / 2, first))
+        out[at] = point_dose(
+            machine,
+            exposures(open_square(machine, float(side)), machine),
+            Density(grid, np.ones(grid.shape, np.float32)),
+            points,
+            (0.0, float(sad_mm - ssd), 0.0),
+            medium=np.full(len(points), MEDIA.index("water"), np.uint8),
+        )
+    return out / machine.require_beam().gy_per_mu
+
+
+def open_square(machine: Machine, side_mm: float) -> Plan:
+    """1 MU of a square field made by the jaws, all leaves withdrawn, gantry 0, isocentre at the origin."""
+    reach = machine.limits.leaf_position_mm
+    leaves = np.tile([[-reach], [reach]], (2, 1, machine.mlc.pairs))
+    jaws = np.tile(np.array([-1.0, 1.0, -1.0, 1.0]) * side_mm / 2, (2, 1))
+    return Plan(
+        (Arc(np.zeros(2), 0.0, 0.0, leaves, jaws, np.array([1.0])),), (0.0, 0.0, 0.0), 1, machine.name
+    )
 
 
 def residuals(scan: Scan, dose: np.ndarray) -> list[dict[str, float]]:
