@@ -158,9 +158,9 @@ def _normal_at(table, x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def beamlets(
+def beamlets(  # type: ignore[no-untyped-def]
     points, medium, axes, rays, tables, turn, normal, sigma, edges, cut, number, counts, columns, values
-):  # type: ignore[no-untyped-def]
+):
     """Dose of every beamlet of one exposure at every point, as rows of at most `columns.shape[1]` entries.
 
     `edges` are those of columns and of rows of beamlets, which are numbered row by row. Doses below `cut[k]`
