@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, planning
+from vmat_diffusion.cli import beam, catalogue, checking, influence, planning
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -61,6 +61,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     checking.dose,
     checking.qa,
     checking.reference_check,
+    influence.influence,
     planning.demo,
 )
 for _command in _COMMANDS:

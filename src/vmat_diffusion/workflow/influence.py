@@ -1,0 +1,137 @@
+"""The influence matrix of a case as a file, for research on optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Case
+from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.geometry import Grid, average_onto
+from vmat_diffusion.machine import load_machine
+
+_INSIDE = 0.5  # share of a voxel that a structure must cover
+
+
+@dataclass(frozen=True)
+class InfluenceFile:
+    """What was written: voxels, beamlets, entries, and the memory of matrix and transpose."""
+
+    path: Path
+    voxels: int
+    beamlets: int
+    entries: int
+    gigabytes: float
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "file": str(self.path),
+            "voxels": self.voxels,
+            "beamlets": self.beamlets,
+            "entries": self.entries,
+            "gigabytes": round(self.gigabytes, 3),
+        }
+
+
+def write_influence(
+    case_folder: Path,
+    out: Path,
+    *,
+    machine: str = "generic_6mv",
+    arcs: int = 2,
+    spacing_deg: float = 4.0,
+    grid_mm: float = 3.0,
+    beamlet_mm: float = 5.0,
+    voxels_per_structure: int = 2000,
+    cut: float = 0.005,
+    max_gb: float = 4.0,
+    seed: int = 0,
+    mapping: Path | None = None,
+    overwrite: bool = False,
+    announce: Callable[[str], None] | None = None,
+    progress: Callable[[str, float, str], None] | None = None,
+) -> InfluenceFile:
+    """Dose per MU of every beamlet of full arcs around the case's targets, at sampled voxels, as npz.
+
+    At most `voxels_per_structure` voxels of each structure are drawn. Raises InputError before anything is
+    built where the matrix would exceed `max_gb`, CaseError for a case without target.
+    """
+    linac = load_machine(machine)
+    linac.require_beam()
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists; choose another name or pass --overwrite")
+    if out.suffix != ".npz":
+        raise InputError(f"{out} does not end in .npz; an influence file does")
+    if not case_folder.is_dir():
+        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
+    from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.dose.influence_matrix import influence_matrix
+    from vmat_diffusion.dose.pencil_beam import dose_grid
+    from vmat_diffusion.dose.rays import density_of
+    from vmat_diffusion.optimize.aperture import angles_only, track
+    from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
+
+    case = read_case(case_folder, mapping=mapping)
+    targets = tuple(name for name, s in case.structures.items() if s.role == "target")
+    if not targets:
+        raise CaseError("the case has no target, so there is nothing to aim at; contour one or map its name")
+    isocenter = isocenter_of(case, targets)
+    frames = arc_frames(
+        case, targets, isocenter, linac, arcs=arcs, start_deg=181.0, stop_deg=179.0,
+        spacing_deg=spacing_deg, collimators_deg=None,
+    )  # fmt: skip
+    exposed = angles_only(track(frames, 1))
+    boxes = np.array([frame.jaws_mm for frame in frames])
+    box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
+    grid = dose_grid(case, grid_mm)
+    voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
+    built = influence_matrix(
+        linac,
+        density_of(case, grid),
+        grid.points_mm(voxels),
+        exposed,
+        box,
+        isocenter,
+        case.patient_position,
+        beamlet_mm=beamlet_mm,
+        cut=cut,
+        max_gb=max_gb,
+        announce=announce,
+        progress=None if progress is None else lambda share, note: progress("influence", share, note),
+    )
+    part = out.with_name(f".{out.name}.part.npz")
+    np.savez(
+        part,
+        data=built.matrix.data,
+        indices=built.matrix.indices,
+        indptr=built.matrix.indptr,
+        shape=np.array(built.matrix.shape),
+        voxel=voxels,
+        grid_shape=np.array(grid.shape),
+        grid_spacing_mm=np.array(grid.spacing_mm),
+        grid_origin_mm=np.array(grid.origin_mm),
+        column_edges_mm=built.column_edges_mm,
+        row_edges_mm=built.row_edges_mm,
+        gantry_deg=exposed.gantry_deg % 360.0,
+        collimator_deg=exposed.collimator_deg,
+        isocenter_mm=np.array(isocenter),
+    )
+    part.replace(out)
+    shape = built.matrix.shape
+    return InfluenceFile(out.resolve(), shape[0], shape[1], built.matrix.nnz, built.gigabytes)
+
+
+def sampled_voxels(case: Case, grid: Grid, per_structure: int, seed: int) -> NDArray[np.intp]:
+    """Flat indices of voxels of a grid: at most so many of each structure, drawn evenly, each once."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for structure in case.structures.values():
+        inside = np.flatnonzero(average_onto(structure.mask, case.grid, grid).ravel() >= _INSIDE)
+        chosen.append(rng.choice(inside, min(per_structure, len(inside)), replace=False))
+    return np.unique(np.concatenate(chosen))
