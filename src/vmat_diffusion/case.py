@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -96,12 +97,74 @@ class Source:
     steps: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class CtTable:
+    """Mass density in g/cm3 by Hounsfield unit, piecewise linear, constant beyond its ends."""
+
+    hu: tuple[float, ...]
+    g_cm3: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.hu) != len(self.g_cm3) or len(self.hu) < 2:
+            raise CaseError("a CT table needs one density for each HU and at least two of them; complete it")
+        if np.any(np.diff(self.hu) <= 0):
+            raise CaseError("the HU of a CT table must ascend; sort its rows")
+        if not (min(self.g_cm3) >= 0 and max(self.g_cm3) <= 25):
+            raise CaseError(
+                f"a CT table's densities must lie in 0 to 25 g/cm3, not {self.g_cm3}; correct them"
+            )
+
+
+# Schneider U, Pedroni E, Lomax A, Phys Med Biol 41:111 (1996), fig. 4 as commonly tabulated; water is
+# exactly 1.0 at 0 HU.
+SCHNEIDER = CtTable(
+    (-1000.0, -98.0, 0.0, 14.0, 23.0, 100.0, 101.0, 1600.0, 3071.0),
+    (0.00121, 0.93, 1.0, 1.03, 1.031, 1.1199, 1.076, 1.964, 2.8),
+)
+
+
+def load_ct_table(path: str | Path | None) -> CtTable:
+    """A scanner's table from a CSV with the columns `hu,density_g_cm3`; the shipped one for None.
+
+    Raises CaseError naming file and line for what is no such table.
+    """
+    if path is None:
+        return SCHNEIDER
+    name = Path(path).name
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaseError(f"CT table {path} cannot be read ({error}); give a CSV file") from None
+    rows = [
+        (n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip() and line.lstrip()[0] != "#"
+    ]
+    if not rows or rows[0][1].replace(" ", "") != "hu,density_g_cm3":
+        raise CaseError(f"CT table {name} does not start with the line hu,density_g_cm3; add it")
+    pairs = []
+    for number, line in rows[1:]:
+        try:
+            hu, density = (float(v) for v in line.split(","))
+        except ValueError:
+            raise CaseError(
+                f"CT table {name}, line {number}: {line!r} is not two numbers; correct it"
+            ) from None
+        if not (np.isfinite(hu) and np.isfinite(density)):
+            raise CaseError(f"CT table {name}, line {number}: {line!r} is not finite; correct it")
+        pairs.append((hu, density))
+    return CtTable(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+
+
+def density_g_cm3(hu: NDArray, table: CtTable = SCHNEIDER) -> NDArray[np.float32]:
+    """Mass density of each voxel from its HU by a table."""
+    return np.interp(hu, table.hu, table.g_cm3).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A contoured CT. `structures` is keyed by canonical name; exactly one has the role body.
 
     `hu[z, y, x]` is in Hounsfield units on `grid`. `id` is a pseudonym. `patient_position` is the
-    DICOM code of the CT (HFS and so on), which the beam geometry needs.
+    DICOM code of the CT (HFS and so on), which the beam geometry needs; `ct_table` turns HU to density.
     """
 
     id: str
@@ -113,6 +176,7 @@ class Case:
     patient_position: str = "HFS"
     source: Source = field(default_factory=Source)
     reference_dose: Dose | None = None
+    ct_table: CtTable = SCHNEIDER
 
     def __post_init__(self) -> None:
         if self.hu.shape != self.grid.shape:
@@ -136,14 +200,3 @@ class Case:
     def targets(self) -> tuple[Structure, ...]:
         """All structures of role target, in the order in which they were read."""
         return tuple(s for s in self.structures.values() if s.role == "target")
-
-
-# HU -> mass density in g/cm3, piecewise linear. Source: Schneider U, Pedroni E, Lomax A,
-# Phys Med Biol 41:111 (1996), fig. 4 as commonly tabulated; water is exactly 1.0 at 0 HU.
-DENSITY_TABLE_HU = np.array([-1000.0, -98.0, 0.0, 14.0, 23.0, 100.0, 101.0, 1600.0, 3071.0])
-DENSITY_TABLE_G_CM3 = np.array([0.00121, 0.93, 1.0, 1.03, 1.031, 1.1199, 1.076, 1.964, 2.8])
-
-
-def density_g_cm3(hu: NDArray) -> NDArray[np.float32]:
-    """Mass density of each voxel from its HU by the stated table; clamped at the table's ends."""
-    return np.interp(hu, DENSITY_TABLE_HU, DENSITY_TABLE_G_CM3).astype(np.float32)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_case import small_case
 
-from vmat_diffusion.case import Case, Dose, Prescription, Structure, density_g_cm3
+from vmat_diffusion.case import (
+    SCHNEIDER,
+    Case,
+    Dose,
+    Prescription,
+    Structure,
+    density_g_cm3,
+    load_ct_table,
+)
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
@@ -67,3 +76,35 @@ def test_prescriptions_are_checked() -> None:
     for gy in (0.0, -2.0, 500.0, float("nan")):
         with pytest.raises(CaseError, match="PTV"):
             Prescription(25, {"PTV": gy})
+
+
+def test_a_scanner_s_own_table(tmp_path: Path) -> None:
+    file = tmp_path / "scanner.csv"
+    file.write_text("# our CT, 120 kV\nhu, density_g_cm3\n-1000, 0.001\n0, 1.0\n3000, 2.5\n")
+    table = load_ct_table(file)
+    assert np.allclose(density_g_cm3(np.array([-2000, -500, 1500]), table), [0.001, 0.5005, 1.75])
+    assert load_ct_table(None) is SCHNEIDER
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "does not start"),
+        ("a,b\n0,1\n1,2\n", "does not start"),
+        ("hu,density_g_cm3\n0,1\n", "at least two"),
+        ("hu,density_g_cm3\n0,1\n-5,2\n", "ascend"),
+        ("hu,density_g_cm3\n0,1\n5,-2\n", "0 to 25"),
+        ("hu,density_g_cm3\n0,1\n5,water\n", "line 3"),
+        ("hu,density_g_cm3\n0,1\n5,nan\n", "line 3"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "scanner.csv"
+    file.write_text(text)
+    with pytest.raises(CaseError, match=named):
+        load_ct_table(file)
+
+
+def test_a_table_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="cannot be read"):
+        load_ct_table(tmp_path / "none.csv")

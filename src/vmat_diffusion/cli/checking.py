@@ -12,6 +12,7 @@ from vmat_diffusion.cli.display import goals_text, progress_bar, show, stdout_ke
 from vmat_diffusion.cli.options import (
     AsJson,
     CheckMinutes,
+    CtTableFile,
     GateFile,
     GridMm,
     MachineName,
@@ -105,6 +106,7 @@ def dose(
     grid_mm: GridMm = 3.0,
     seed: Seed = 0,
     mapping: MappingFile = None,
+    ct_table: CtTableFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,6 +125,7 @@ def dose(
             grid_mm=grid_mm,
             seed=seed,
             mapping=mapping,
+            ct_table=ct_table,
             overwrite=overwrite,
             progress=progress,
         )
@@ -149,6 +152,7 @@ def qa(
     seed: Seed = 0,
     gate: GateFile = None,
     mapping: MappingFile = None,
+    ct_table: CtTableFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +174,7 @@ def qa(
             seed=seed,
             gate=gate,
             mapping=mapping,
+            ct_table=ct_table,
             overwrite=overwrite,
             progress=progress,
         )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vmat_diffusion.cli.display import progress_bar, show, stdout_kept
-from vmat_diffusion.cli.options import AsJson, GridMm, MachineName, MappingFile, Overwrite, Seed
+from vmat_diffusion.cli.options import AsJson, CtTableFile, GridMm, MachineName, MappingFile, Overwrite, Seed
 
 
 def influence(
@@ -27,6 +27,7 @@ def influence(
     max_gb: Annotated[float, typer.Option(help="Refuse a matrix above this memory.")] = 4.0,
     seed: Seed = 0,
     mapping: MappingFile = None,
+    ct_table: CtTableFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -47,6 +48,7 @@ def influence(
             max_gb=max_gb,
             seed=seed,
             mapping=mapping,
+            ct_table=ct_table,
             overwrite=overwrite,
             announce=lambda text: typer.echo(text, err=True),
             progress=progress,

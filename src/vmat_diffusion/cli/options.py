@@ -12,6 +12,9 @@ MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's
 MappingFile = Annotated[
     Path | None, typer.Option("--mapping", help="Structure names: your own oar_mapping.json.")
 ]
+CtTableFile = Annotated[
+    Path | None, typer.Option("--ct-table", help="HU to density: your own CSV with hu,density_g_cm3.")
+]
 PatientPosition = Annotated[
     str | None, typer.Option(help="HFS, HFP, FFS or FFP, where the CT does not state it.")
 ]

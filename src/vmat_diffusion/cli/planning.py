@@ -14,6 +14,7 @@ from vmat_diffusion.cli.options import (
     AllowOutsideBody,
     AsJson,
     CheckMinutes,
+    CtTableFile,
     GateFile,
     MachineName,
     MappingFile,
@@ -79,6 +80,7 @@ def plan(
     gate: GateFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
+    ct_table: CtTableFile = None,
     patient_position: PatientPosition = None,
     allow_outside_body: AllowOutsideBody = False,
     as_json: AsJson = False,
@@ -106,6 +108,7 @@ def plan(
         check_minutes=check_minutes,
         gate=str(gate) if gate else None,
         mapping=str(mapping) if mapping else None,
+        ct_table=str(ct_table) if ct_table else None,
         patient_position=patient_position,
         allow_outside_body=allow_outside_body,
     )

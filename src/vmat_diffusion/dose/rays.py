@@ -38,7 +38,7 @@ def density_of(case: Case, grid: Grid) -> Density:
 
     Couch, mask and clothing outside the body contour are therefore not in the beam's way.
     """
-    fine = density_g_cm3(case.hu)
+    fine = density_g_cm3(case.hu, case.ct_table)
     fine *= case.body.mask
     return Density(grid, np.ascontiguousarray(average_onto(fine, case.grid, grid)))
 

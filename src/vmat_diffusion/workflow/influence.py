@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.case import Case
+from vmat_diffusion.case import Case, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
@@ -53,6 +53,7 @@ def write_influence(
     max_gb: float = 4.0,
     seed: int = 0,
     mapping: Path | None = None,
+    ct_table: Path | None = None,
     overwrite: bool = False,
     announce: Callable[[str], None] | None = None,
     progress: Callable[[str, float, str], None] | None = None,
@@ -77,7 +78,8 @@ def write_influence(
     from vmat_diffusion.optimize.aperture import angles_only, track
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
 
-    case = read_case(case_folder, mapping=mapping)
+    table = load_ct_table(ct_table)
+    case = replace(read_case(case_folder, mapping=mapping), ct_table=table)
     targets = tuple(name for name, s in case.structures.items() if s.role == "target")
     if not targets:
         raise CaseError("the case has no target, so there is nothing to aim at; contour one or map its name")

@@ -37,6 +37,7 @@ def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[st
             "structure_set_uid": case.source.structure_set_uid,
             "sha256": content_hash(case_folder),
             "steps": list(case.source.steps),
+            "ct_table": {"hu": list(case.ct_table.hu), "g_cm3": list(case.ct_table.g_cm3)},
         },
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.case import Case, Dose, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
@@ -101,6 +101,7 @@ def compute_dose(
     grid_mm: float = 3.0,
     seed: int = 0,
     mapping: Path | None = None,
+    ct_table: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Dose:
@@ -111,7 +112,7 @@ def compute_dose(
     report = progress or (lambda stage, fraction, note: None)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
-    plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping)
+    plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
     compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
     from vmat_diffusion.dicom.write import write_dose
     from vmat_diffusion.dose.pencil_beam import dose_grid
@@ -138,6 +139,7 @@ def second_check(
     seed: int = 0,
     gate: Path | None = None,
     mapping: Path | None = None,
+    ct_table: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SecondCheck:
@@ -158,7 +160,7 @@ def second_check(
         _existing(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
-        plan, case, linac = _read(plan_file, case_folder, base, mapping)
+        plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
         compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
         case, sheet = _asked(case, plan, goals)
         from vmat_diffusion.dose.pencil_beam import dose_grid
@@ -232,7 +234,7 @@ def _existing(file: Path, kind: str) -> Path:
 
 
 def _read(
-    plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None
+    plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None, ct_table: Path | None
 ) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     if not case_folder.is_dir():
@@ -241,10 +243,12 @@ def _read(
     from vmat_diffusion.dicom.read import read_case, read_plan
     from vmat_diffusion.dose.collimator import machine_for
 
+    table = load_ct_table(ct_table)
     plan = read_plan(plan_file)
     machine = machine_for(plan, base)
     # What is planned already is looked at even if a target leaves the body.
     case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    case = replace(case, ct_table=table)
     return replace(plan, machine=machine.name), case, machine
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.case import Case, Dose, load_ct_table
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
@@ -186,6 +186,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     machine = load_machine(settings.machine)
     machine.require_beam()
     sheet = load_goals(settings.goals)
+    ct_table = load_ct_table(settings.ct_table)
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
@@ -197,6 +198,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
         patient_position=settings.patient_position,
         allow_outside_body=settings.allow_outside_body,
     )
+    case = replace(case, ct_table=ct_table)
     sheet = fit_to_case(sheet, case)
     return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
 

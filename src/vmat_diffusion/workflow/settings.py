@@ -14,8 +14,8 @@ from vmat_diffusion.errors import InputError
 class PlanSettings:
     """What the user chooses for one plan; the resolved copy is saved in `run.json`.
 
-    `goals`, `machine` and `mapping` are shipped names or paths. Angles are IEC 61217; `None` leaves
-    the choice to the optimiser. `collimator_deg` holds one angle for all arcs or one per arc.
+    `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. Angles are IEC 61217;
+    `None` leaves the choice to the optimiser. `collimator_deg` holds one angle for all arcs or one per arc.
     `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
     dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML
     file of limits.
@@ -36,6 +36,7 @@ class PlanSettings:
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None
     mapping: str | None = None
+    ct_table: str | None = None
     patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
     allow_outside_body: bool = False
 
