@@ -189,14 +189,16 @@ def reference_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of reference cases.")],
     engine: Annotated[str, typer.Option(help="The engine to check.")] = "monte-carlo",
     uncertainty: Uncertainty = 0.01,
-    max_minutes: Annotated[float | None, typer.Option(help="Each case ends after this time.")] = None,
+    max_minutes: Annotated[float, typer.Option(help="Monte Carlo ends after this time in each case.")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
     """Compare an engine with reference doses, case by case."""
     from vmat_diffusion.workflow import check_references
 
-    with stdout_kept():
-        found = check_references(folder, engine=engine, uncertainty=uncertainty, max_minutes=max_minutes)
+    with stdout_kept(), progress_bar() as progress:
+        found = check_references(
+            folder, engine=engine, uncertainty=uncertainty, max_minutes=max_minutes, progress=progress
+        )
     if as_json:
         show(json.dumps(found))
         return

@@ -11,7 +11,9 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ from vmat_diffusion.dose.materials import MEDIA
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
 from vmat_diffusion.dose.pencil_beam import point_dose
-from vmat_diffusion.dose.rays import Density
+from vmat_diffusion.dose.rays import Density, Progress
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, Point, beam_axes
 from vmat_diffusion.machine import BeamModel, Layer, Machine, load_machine
@@ -56,7 +58,15 @@ class ReferenceCase:
     sigma: NDArray[np.float32]
 
 
-ReferenceEngine = Callable[[ReferenceCase], tuple[NDArray[np.float32], NDArray[np.float32]]]
+Doses = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class ReferenceEngine(Protocol):
+    """What computes a case: dose and sigma `[z, y, x]` in the unit of the reference."""
+
+    def __call__(self, case: ReferenceCase, progress: Progress | None = None) -> Doses:
+        """The dose of one case; `progress` hears the share done and a note."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,14 @@ def monte_carlo_engine(
 ) -> ReferenceEngine:
     """The Monte Carlo engine as `reference_check` takes it."""
 
-    def engine(case: ReferenceCase) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
         exposed = exposures(case.plan, case.machine, max_step_deg=0.5, max_travel_mm=5.0)
         openings = plan_openings(exposed, case.machine, case.plan.patient_position)
         source = sampled(openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm)
-        run = simulate(case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed)
+        run = simulate(
+            case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed,
+            progress=progress,
+        )  # fmt: skip
         scale = np.float32(case.fluence_per_mu)
         return run.gy * scale, run.sigma_gy * scale
 
@@ -96,7 +109,7 @@ def monte_carlo_engine(
 def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
     """The pencil beam as `reference_check` takes it; its sigma is zero."""
 
-    def engine(case: ReferenceCase) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
         phantom = case.phantom
         middle = [(e[1:] + e[:-1]) / 2 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)]
         inside = np.flatnonzero(phantom.density_g_cm3.ravel() > 0)
@@ -110,6 +123,7 @@ def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
             case.plan.patient_position,
             medium=phantom.medium.ravel()[inside],
             step_mm=step_mm,
+            progress=progress,
         )
         gy = np.zeros(phantom.density_g_cm3.shape, np.float32)
         gy.ravel()[inside] = found * np.float32(case.fluence_per_mu)
@@ -142,6 +156,7 @@ def reference_check(
     *,
     read_plan: ReadPlan | None = None,
     gamma: PassRate | None = None,
+    progress: Callable[[str, float, str], None] | None = None,
 ) -> list[ReferenceResult]:
     """Compute every case in a folder and compare.
 
@@ -158,7 +173,8 @@ def reference_check(
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
-        gy, sigma = engine(case)
+        heard = None if progress is None else partial(progress, case.name)
+        gy, sigma = engine(case, heard)
         results.append(compare(case, gy, sigma, time.perf_counter() - started, gamma))
     return results
 

@@ -268,7 +268,12 @@ def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet |
 
 
 def check_references(
-    folder: Path, *, engine: str = "monte-carlo", uncertainty: float = 0.01, max_minutes: float | None = None
+    folder: Path,
+    *,
+    engine: str = "monte-carlo",
+    uncertainty: float = 0.01,
+    max_minutes: float | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every case in a folder of reference doses against the engine: what `reference-check` prints.
 
@@ -289,7 +294,7 @@ def check_references(
 
     limit_s = None if max_minutes is None else 60.0 * max_minutes
     chosen = pencil_beam_engine() if engine == "pencil-beam" else monte_carlo_engine(uncertainty, limit_s)
-    results = reference_check(folder, chosen, read_plan=read_plan, gamma=rate)
+    results = reference_check(folder, chosen, read_plan=read_plan, gamma=rate, progress=progress)
     return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}
 
 
