@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import ndtr
 
 from vmat_diffusion.dose.beam_tables import SCALES, kernel_sigma_mm, tables
 from vmat_diffusion.dose.fluence import Exposures
-from vmat_diffusion.dose.loops import beamlets
+from vmat_diffusion.dose.loops import beamlets, compact, join, turn_over
 from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 
+_Block = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # CSR rows of one exposure
 _NORMAL = ndtr(np.arange(-6.0, 6.0 + 1 / 128, 1 / 64))
 _LONGEST_ROW = 384  # entries of one voxel and exposure
 _BYTES = 8  # of an entry: float32 and int32
@@ -91,7 +95,7 @@ def influence_matrix(
     medium = table.medium[medium_at(density, points_mm)]
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
-    blocks: list[sparse.csr_matrix | None] = [None] * n
+    blocks: list[Any] = [None] * n
     found = np.empty((m, min(count, _LONGEST_ROW)), np.int32)
     values = np.empty(found.shape, np.float32)
     counts = np.empty(m, np.int64)
@@ -105,12 +109,39 @@ def influence_matrix(
                 relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
                 counts, found, values,
             )  # fmt: skip
-            kept = np.arange(found.shape[1]) < counts[:, None]
             pointer = np.concatenate([[0], np.cumsum(counts)])
-            gy = values[kept] * np.float32(beam.gy_per_mu)
-            blocks[int(s)] = sparse.csr_matrix((gy, found[kept], pointer), (m, count))
-    matrix = sparse.hstack(blocks, format="csr")
-    return InfluenceMatrix(matrix, matrix.T.tocsr(), columns, rows, n)
+            at, gy = np.empty(pointer[-1], np.int32), np.empty(pointer[-1], np.float32)
+            compact(pointer, found, values, at, gy)
+            blocks[int(s)] = (pointer, at, gy * np.float32(beam.gy_per_mu))
+    return _joined(blocks, m, count, columns, rows)
+
+
+def _joined(
+    blocks: list[_Block], voxels: int, count: int, columns: NDArray, rows: NDArray
+) -> InfluenceMatrix:
+    """Both matrices from the rows of each exposure; exposures are turned over two and more at a time."""
+    sizes = np.array([len(at) for _, at, _ in blocks])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    shape = (voxels, count * len(blocks))
+    by_voxel = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.float32)
+    by_beamlet = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.float32)
+    pointers = np.concatenate([[0], np.cumsum(sum(np.diff(pointer) for pointer, _, _ in blocks))])
+    turned = np.zeros(shape[1] + 1, np.int64)
+
+    def turn(s: int) -> None:
+        own = np.empty(count + 1, np.int64)
+        where = slice(ends[s], ends[s + 1])
+        turn_over(*blocks[s], own, by_beamlet[0][where], by_beamlet[1][where])
+        turned[s * count + 1 : (s + 1) * count + 1] = ends[s] + own[1:]
+
+    with ThreadPoolExecutor(get_num_threads()) as pool:
+        list(pool.map(turn, range(len(blocks))))
+    filled = pointers[:-1].copy()
+    for s, block in enumerate(blocks):
+        join(*block, s * count, filled, *by_voxel)
+    matrix = sparse.csr_matrix((by_voxel[1], by_voxel[0], pointers), shape)
+    transpose = sparse.csr_matrix((by_beamlet[1], by_beamlet[0], turned), shape[::-1])
+    return InfluenceMatrix(matrix, transpose, columns, rows, len(blocks))
 
 
 def expected_entries(machine: Machine, rows_mm: NDArray, columns_mm: NDArray, cut: float) -> float:

@@ -173,39 +173,85 @@ def beamlets(  # type: ignore[no-untyped-def]
     n_columns, n_rows, kernels = len(across) - 1, len(along) - 1, len(sigma)
     block = 256
     for b in numba.prange((len(points) + block - 1) // block):
-        weight = np.empty(kernels)
+        weight, every = np.empty(kernels), np.empty(kernels)
         by_column, by_row = np.empty((kernels, n_columns)), np.empty((kernels, n_rows))
-        dose = np.empty(n_rows * n_columns)
+        dose = np.empty(n_columns)
         for i in range(b * block, min((b + 1) * block, len(points))):
             u, v = _in_beam(points[i], axes, rays, tables, weight)
-            for k in range(kernels):
-                _shares(normal, across, cosine * u + sine * v, sigma[k], by_column[k])
-                _shares(normal, along, cosine * v - sine * u, sigma[k], by_row[k])
-            dose[:] = 0.0
-            for k in range(kernels):
-                for r in range(n_rows):
-                    w = medium[i] * weight[k] * by_row[k, r]
-                    for c in range(n_columns):
-                        dose[r * n_columns + c] += w * by_column[k, c]
             least = 0.0
             for k in range(kernels):
-                least += medium[i] * weight[k] * cut[k]
+                weight[k] *= medium[i]
+                least += weight[k] * cut[k]
+                _shares(normal, across, cosine * u + sine * v, sigma[k], by_column[k])
+                _shares(normal, along, cosine * v - sine * u, sigma[k], by_row[k])
+                every[k] = by_column[k].sum()
             carried, n = least * ((i * 0.7548776662466927 + number * 0.5698402909980532) % 1.0), 0
-            for j in range(len(dose)):
-                value = dose[j]
-                if value < least:
-                    carried += value
-                    if carried < least:
-                        continue
-                    value = least
-                    carried -= least
-                if n == columns.shape[1]:
-                    # The row is full: its last entry takes what comes.
-                    values[i, n - 1] += value
+            for r in range(n_rows):
+                total = 0.0
+                for k in range(kernels):
+                    total += weight[k] * by_row[k, r] * every[k]
+                if carried + total < least:
+                    carried += total
                     continue
-                columns[i, n], values[i, n] = j, value
-                n += 1
+                dose[:] = 0.0
+                for k in range(kernels):
+                    w = weight[k] * by_row[k, r]
+                    if w > 0.0:
+                        for c in range(n_columns):
+                            dose[c] += w * by_column[k, c]
+                for c in range(n_columns):
+                    value = dose[c]
+                    if value < least:
+                        carried += value
+                        if carried < least:
+                            continue
+                        value = least
+                        carried -= least
+                    if n == columns.shape[1]:
+                        # The row is full: its last entry takes what comes.
+                        values[i, n - 1] += value
+                        continue
+                    columns[i, n], values[i, n] = r * n_columns + c, value
+                    n += 1
             counts[i] = n
+
+
+@numba.njit(parallel=True, cache=True)
+def join(pointer, at, gy, first, filled, out_columns, out_values):  # type: ignore[no-untyped-def]
+    """Append the rows of one exposure to the rows of the whole matrix, at `filled`, which moves on."""
+    for i in numba.prange(len(pointer) - 1):
+        start = filled[i]
+        for j in range(pointer[i], pointer[i + 1]):
+            out_columns[start] = first + at[j]
+            out_values[start] = gy[j]
+            start += 1
+        filled[i] = start
+
+
+@numba.njit(cache=True, nogil=True)
+def turn_over(pointer, at, gy, out_pointer, out_columns, out_values):  # type: ignore[no-untyped-def]
+    """The rows of one exposure as columns: `out_pointer[beamlets + 1]`, voxels ascending in each."""
+    out_pointer[:] = 0
+    for j in range(len(at)):
+        out_pointer[at[j] + 1] += 1
+    for b in range(1, len(out_pointer)):
+        out_pointer[b] += out_pointer[b - 1]
+    place = out_pointer[:-1].copy()
+    for i in range(len(pointer) - 1):
+        for j in range(pointer[i], pointer[i + 1]):
+            to = place[at[j]]
+            out_columns[to], out_values[to] = i, gy[j]
+            place[at[j]] = to + 1
+
+
+@numba.njit(parallel=True, cache=True)
+def compact(pointer, columns, values, out_columns, out_values):  # type: ignore[no-untyped-def]
+    """Move the entries of each row, which `beamlets` left with gaps behind them, to `pointer[row]` on."""
+    for i in numba.prange(len(pointer) - 1):
+        start = pointer[i]
+        for j in range(pointer[i + 1] - start):
+            out_columns[start + j] = columns[i, j]
+            out_values[start + j] = values[i, j]
 
 
 @numba.njit(inline="always")

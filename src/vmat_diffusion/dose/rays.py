@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numba
@@ -31,6 +32,11 @@ class Density:
 
     grid: Grid
     g_cm3: NDArray[np.float32]
+
+    @cached_property
+    def electrons(self) -> NDArray[np.float32]:
+        """Electrons per volume relative to water."""
+        return electron_density(self.g_cm3)
 
 
 def density_of(case: Case, grid: Grid) -> Density:
@@ -93,7 +99,7 @@ def depth_field(density: Density, axes: BeamAxes, isocenter_mm: Point, sad_mm: f
     ]
     field = np.zeros((*count[::-1], 3), np.float32)
     _trace(
-        electron_density(density.g_cm3),
+        density.electrons,
         np.asarray(density.grid.origin_mm) - np.asarray(isocenter_mm),
         1.0 / np.asarray(density.grid.spacing_mm),
         np.stack([axes.x, axes.y, axes.to_source]),
