@@ -31,6 +31,7 @@ format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format
 bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/monte_carlo.py
+	$(BIN)/python benchmarks/peers.py --large
 	$(BIN)/python benchmarks/plans.py
 	$(BIN)/python benchmarks/gamma.py
 

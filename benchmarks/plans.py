@@ -2,6 +2,7 @@
 
     python benchmarks/plans.py                     # all cases
     python benchmarks/plans.py --only pt_3 pt_22   # measure these again, keep the other figures
+    python benchmarks/plans.py --page              # measure nothing, write the page from all figures kept
 
 Each case is planned in a process of its own, so that its peak memory is its own. Patients come from
 the folder in VMAT_SHARED_DATA; without it only the phantoms are measured. The figures are kept in
@@ -28,6 +29,7 @@ from typing import Any
 
 import beam
 import monte_carlo
+import peers
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks.json"
@@ -218,7 +220,7 @@ def save(figures: dict[str, Any]) -> None:
     ordered = {b.name: figures[b.name] for b in BENCHES if b.name in figures}
     for path, text in (
         (FIGURES, json.dumps(ordered, indent=1) + "\n"),
-        (PAGE, "\n".join([*page(ordered), *beam.section(), *monte_carlo.section()]) + "\n"),
+        (PAGE, "\n".join([*page(ordered), *beam.section(), *monte_carlo.section(), *peers.section()]) + "\n"),
     ):
         part = path.with_suffix(".part")
         part.write_text(text, encoding="utf-8")
@@ -231,8 +233,12 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHES], help="cases to measure")
     parser.add_argument("--keep", type=Path, help="keep the plans in this folder")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     figures = load()
+    if arguments.page:
+        save(figures)
+        return
     with tempfile.TemporaryDirectory(prefix="vmat_bench_") as work:
         for bench in BENCHES:
             if arguments.only and bench.name not in arguments.only:

@@ -1,0 +1,96 @@
+"""Forward dose and gradient of PyDoseRT; run by peers.py with the Python of the peer's venv.
+
+    run_pydosert.py REPEATS CASE.npz DOSE.npy FIGURES.json
+
+The engine is set as is quickest on processors: FFT convolution, no head scatter, penumbra or output factors.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+import numpy as np
+import torch
+from clock import report, timed
+from pydosert import DoseEngine, MachineConfig
+from pydosert.data import BeamSequence
+
+FIELD_MM = 400
+KERNEL_VOXELS = 51  # as in its manual; by FFT the cost hardly depends on it
+CHUNK = 6  # beams at once
+TPR_20_10 = 0.676
+
+
+def sequence(case: dict[str, np.ndarray]) -> tuple[BeamSequence, list[float]]:
+    """The segments as leaves, padded by shut leaves to the engine's square field, and leaf widths."""
+    edges = case["leaf_edges_mm"]
+    pad = (FIELD_MM / 2 + edges[0], FIELD_MM / 2 - edges[-1])
+    leaves = np.pad(case["leaves_mm"], ((0, 0), (1, 1), (0, 0)))
+    tensor = {
+        key: torch.as_tensor(value, dtype=torch.float32)
+        for key, value in (*case.items(), ("leaves_mm", leaves))
+    }
+    made = BeamSequence(
+        mus=tensor["mu"],
+        leaf_positions=tensor["leaves_mm"],
+        jaw_positions=tensor["jaws_y_mm"],
+        gantry_angles=torch.deg2rad(tensor["gantry_deg"]),
+        collimator_angles=torch.deg2rad(tensor["collimator_deg"]),
+        field_size=(FIELD_MM, FIELD_MM),
+        iso_center=tuple(case["isocenter_zyx_mm"].tolist()),
+        sid=1000.0,
+    )
+    return made, [float(pad[0]), *np.diff(edges).tolist(), float(pad[1])]
+
+
+def main(repeats: int, case_file: str, dose_file: str, figures: str) -> None:
+    case = dict(np.load(case_file))
+    beams, widths = sequence(case)
+    density = torch.as_tensor(case["density"], dtype=torch.float32)
+    machine = MachineConfig(
+        tpr_20_10=TPR_20_10,
+        number_of_leaf_pairs=len(widths),
+        leaf_widths=widths,
+        mlc_transmission=float(case["transmission"]),
+    )
+    engine = DoseEngine(
+        machine,
+        kernel_size=KERNEL_VOXELS,
+        dose_grid_spacing=tuple(case["spacing_zyx_mm"].tolist()),
+        dose_grid_shape=tuple(density.shape),
+        beam_template=beams,
+        device="cpu",
+        dtype=torch.float32,
+        beam_chunk_size=CHUNK,
+        conv_backend="fft",
+    )
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return engine.compute_dose(beams, density_image=density)
+
+    def gradient() -> None:
+        for leaf in (beams.leaf_positions, beams.jaw_positions, beams.mus):
+            leaf.requires_grad_(True).grad = None
+        engine.compute_dose(beams, density_image=density).square().sum().backward()
+
+    first, _ = timed(forward)
+    once, dose = timed(forward, repeats)
+    np.save(dose_file, dose[0].numpy())
+    both, _ = timed(gradient, repeats)
+    report(
+        figures,
+        {
+            "version": metadata.version("pydosert"),
+            "torch": torch.__version__,
+            "segments": len(beams),
+            "first_s": first["wall_s"],
+            "forward": once,
+            "gradient": both,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
