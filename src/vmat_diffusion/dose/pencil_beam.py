@@ -133,7 +133,7 @@ class PencilBeam:
     ) -> Dose:
         """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given).
 
-        Cost: about 10 ms per control point and million body voxels on two cores.
+        Cost: 6 to 8 s for two full arcs on a head and neck of 3 mm voxels, on two cores.
         """
         where = grid or dose_grid(case)
         exposed = exposures(plan, self.machine)
