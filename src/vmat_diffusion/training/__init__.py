@@ -1,0 +1,1 @@
+"""Training cases: patients on one grid as npz, from DICOM, public data or simulation, and their loading."""
