@@ -149,7 +149,7 @@ def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
         return out
     small = subgrid(target, inner)
     filled = average_onto(part, own, small)
-    count = int(round(float(filled.sum(dtype=np.float64))))
+    count = round(float(filled.sum(dtype=np.float64)))
     if count == 0:
         return out
     rank = filled + 0.01 * onto(part, own, small)  # the second term settles ties
@@ -228,7 +228,7 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
     """
     case, grid = training.case, training.case.grid
     middle = grid.index(np.array(target_middle_mm(case)))
-    start = [int(round(float(m) + 0.5 - n / 2)) for m, n in zip(middle, shape, strict=True)]
+    start = [round(float(m) + 0.5 - n / 2) for m, n in zip(middle, shape, strict=True)]
     old, new, padding = [], [], []
     for first, n, have in zip(start, shape, grid.shape, strict=True):
         low, high = max(first, 0), min(first + n, have)
