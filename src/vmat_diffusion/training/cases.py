@@ -242,12 +242,12 @@ def _from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
 def _plan(record: Mapping[str, Any] | None, arrays: Mapping[str, NDArray]) -> Plan | None:
     if record is None:
         return None
-    arcs = tuple(
-        Arc(**{name: arrays[f"arc{k}_{name}"] for name in _ARC_ARRAYS}, **beam)
-        for k, beam in enumerate(record["beams"], start=1)
-    )
+    arcs = []
+    for k, beam in enumerate(record["beams"], start=1):
+        per_point: dict[str, Any] = {name: arrays[f"arc{k}_{name}"] for name in _ARC_ARRAYS}
+        arcs.append(Arc(**per_point, **beam))
     rest = {key: value for key, value in record.items() if key != "beams"}
-    return Plan(arcs=arcs, **{**rest, "isocenter_mm": tuple(record["isocenter_mm"])})
+    return Plan(arcs=tuple(arcs), **{**rest, "isocenter_mm": tuple(record["isocenter_mm"])})
 
 
 def _triple(values: Sequence[float] | NDArray) -> tuple[float, float, float]:
