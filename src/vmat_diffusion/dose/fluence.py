@@ -162,6 +162,12 @@ class FluenceModel:
         return self.u.position_mm, self.sigma_mm
 
 
+def reach_mm(box_mm: tuple[float, float, float, float]) -> float:
+    """Half the width of the square as large as a box (x1, x2, y1, y2), to 5 mm: what `tables` are made for."""
+    x1, x2, y1, y2 = box_mm
+    return _REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1)
+
+
 def fluence_model(
     machine: Machine,
     jaws_low_high_mm: tuple[float, float, float, float],
@@ -186,7 +192,7 @@ def fluence_model(
         v=nodes(y1 - margin, y2 + margin, step_mm),
         transmission=machine.mlc.transmission,
         gap_offset_mm=machine.mlc.gap_offset_mm,
-        reach_mm=_REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1),
+        reach_mm=reach_mm(jaws_low_high_mm),
     )
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.special import ndtr
 
 from vmat_diffusion.dose.beam_tables import SCALES, kernel_sigma_mm, tables
-from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.fluence import Exposures, reach_mm
 from vmat_diffusion.dose.loops import beamlets, compact, join, turn_over
 from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.errors import InputError
@@ -91,7 +91,7 @@ def influence_matrix(
         )
     beam = machine.require_beam()
     sigma = kernel_sigma_mm(beam)
-    table = tables(beam, 5.0 * max(round(np.sqrt((x2 - x1) * (y2 - y1)) / 10), 1))
+    table = tables(beam, reach_mm(box_mm))
     medium = table.medium[medium_at(density, points_mm)]
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
