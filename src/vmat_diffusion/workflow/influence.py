@@ -73,7 +73,7 @@ def write_influence(
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
     from vmat_diffusion.dose.influence_matrix import influence_matrix
-    from vmat_diffusion.dose.pencil_beam import dose_grid
+    from vmat_diffusion.dose.pencil_beam import dose_grid, jaw_box
     from vmat_diffusion.dose.rays import density_of
     from vmat_diffusion.optimize.aperture import angles_only, track
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
@@ -89,8 +89,6 @@ def write_influence(
         spacing_deg=spacing_deg, collimators_deg=None,
     )  # fmt: skip
     exposed = angles_only(track(frames, 1))
-    boxes = np.array([frame.jaws_mm for frame in frames])
-    box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
     grid = dose_grid(case, grid_mm)
     voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
     built = influence_matrix(
@@ -98,7 +96,7 @@ def write_influence(
         density_of(case, grid),
         grid.points_mm(voxels),
         exposed,
-        box,
+        jaw_box(exposed),
         isocenter,
         case.patient_position,
         beamlet_mm=beamlet_mm,
