@@ -163,7 +163,7 @@ class FluenceModel:
 
 
 def reach_mm(box_mm: tuple[float, float, float, float]) -> float:
-    """Half the width of the square as large as a box (x1, x2, y1, y2), to 5 mm: what `tables` are made for."""
+    """Half the width of the square as large as a box (x1, x2, y1, y2), to 5 mm; `tables` are made for it."""
     x1, x2, y1, y2 = box_mm
     return _REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1)
 
