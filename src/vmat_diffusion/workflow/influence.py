@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
 
@@ -105,9 +106,7 @@ def write_influence(
         announce=announce,
         progress=None if progress is None else lambda share, note: progress("influence", share, note),
     )
-    part = out.with_name(f".{out.name}.part.npz")
-    np.savez(
-        part,
+    arrays: dict[str, Any] = dict(
         data=built.matrix.data,
         indices=built.matrix.indices,
         indptr=built.matrix.indptr,
@@ -122,7 +121,8 @@ def write_influence(
         collimator_deg=exposed.collimator_deg,
         isocenter_mm=np.array(isocenter),
     )
-    part.replace(out)
+    with written_whole(out) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
     shape = built.matrix.shape
     return InfluenceFile(out.resolve(), shape[0], shape[1], built.matrix.nnz, built.gigabytes)
 
