@@ -1,0 +1,1 @@
+"""The dose model: a case and its goals as the prompt, dose distributions as the samples."""

@@ -1,0 +1,169 @@
+"""The diffusion process: noise in, and samplers that lead back.
+
+Variance preserving, T = 1000 steps (Ho et al., arXiv:2006.11239). With a_t the product of all 1 - beta up to
+t: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise. A network may answer with the noise, with x_0, or with
+v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv:2202.00512). Samplers clamp x_0 and then take
+the noise that belongs to the clamped x_0; mixing the clamped with the unclamped leads off the manifold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Answer = Literal["noise", "v", "x0"]
+Method = Literal["ddpm", "ddim", "dpm2"]
+STEPS = 1000
+# Last steps of the cosine schedule whose signal would be lost otherwise; the limit of its authors.
+_MAX_BETA = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """`signal[t]` is a_t for t = 0 to T - 1, falling; float64."""
+
+    signal: Tensor
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a_t) and sqrt(1 - a_t), shaped to multiply `like[batch, ...]`."""
+        a = self.signal.to(like.device)[t].reshape(-1, *(1,) * (like.ndim - 1))
+        return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
+
+
+def cosine(steps: int = STEPS) -> Schedule:
+    """a_t follows cos^2 (Nichol and Dhariwal, arXiv:2102.09672, eq. 17)."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    a = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
+    beta = (1 - a[1:] / a[:-1]).clamp(max=_MAX_BETA)
+    return Schedule(torch.cumprod(1 - beta, 0))
+
+
+def linear(steps: int = STEPS) -> Schedule:
+    """beta rises evenly from 1e-4 to 0.02 (Ho et al.)."""
+    beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+    return Schedule(torch.cumprod(1 - beta, 0))
+
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": linear}
+
+
+def noisy(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """x_t of `x0[batch, ...]` for steps `t[batch]`."""
+    root_a, root_b = schedule.at(t, x0)
+    return root_a * x0 + root_b * noise
+
+
+def wanted(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, answer: Answer) -> Tensor:
+    """What the network should answer."""
+    if answer == "x0":
+        return x0
+    if answer == "noise":
+        return noise
+    root_a, root_b = schedule.at(t, x0)
+    return root_a * noise - root_b * x0
+
+
+def x0_from(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, answer: Answer) -> Tensor:
+    """x_0 as the network's answer implies it."""
+    if answer == "x0":
+        return output
+    root_a, root_b = schedule.at(t, x)
+    if answer == "noise":
+        return (x - root_b * output) / root_a
+    return root_a * x - root_b * output
+
+
+def min_snr_weight(t: Tensor, schedule: Schedule, answer: Answer, gamma: float = 5.0) -> Tensor:
+    """Weight of the squared error at each step (Hang et al., arXiv:2303.09556): min(SNR, gamma) on x_0."""
+    a = schedule.signal.to(t.device)[t]
+    snr = a / (1 - a)
+    weight = snr.clamp(max=gamma)
+    return (weight if answer == "x0" else weight / snr if answer == "noise" else weight / (snr + 1)).float()
+
+
+def trailing(schedule: Schedule, steps: int) -> list[int]:
+    """`steps` of the schedule, evenly spaced from the noisiest down (Lin et al., arXiv:2305.08891)."""
+    total = len(schedule.signal)
+    if not 1 <= steps <= total:
+        raise ValueError(f"{steps} sampling steps are outside 1 to {total}")
+    return [round(total - k * total / steps) - 1 for k in range(steps)]
+
+
+def sample(
+    model: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    schedule: Schedule,
+    *,
+    steps: int,
+    answer: Answer = "x0",
+    method: Method = "ddim",
+    clamp: tuple[float, float] | None = None,
+    adjust: Callable[[Tensor, int], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Lead pure noise `start[batch, ...]` back to x_0.
+
+    `model(x, t[batch])` answers as `answer` says. `adjust(x0, t)` may change x_0 at each step, for instance
+    along the gradient of goals. `ddpm` is ancestral and draws from `generator`; `ddim` (Song et al.,
+    arXiv:2010.02502, eta 0) and `dpm2` (DPM-Solver++ 2M, Lu et al., arXiv:2211.01095) are deterministic.
+    """
+    x, before = start, None
+    times = trailing(schedule, steps)
+    for t, following in zip(times, [*times[1:], -1], strict=True):
+        at = torch.full((len(x),), t, dtype=torch.long, device=x.device)
+        x0 = x0_from(model(x, at), x, at, schedule, answer)
+        if clamp is not None:
+            x0 = x0.clamp(*clamp)
+        if adjust is not None:
+            x0 = adjust(x0, t)
+        if following < 0:
+            return x0
+        if method == "ddpm":
+            x = _ancestral(x, x0, t, following, schedule, generator)
+        elif method == "ddim":
+            x = _ddim(x, x0, t, following, schedule)
+        else:
+            x = _dpm2(x, x0, before, t, following, schedule)
+            before = (x0, t)
+    raise AssertionError("the last step returns")
+
+
+def _ddim(x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule) -> Tensor:
+    a, b = schedule.signal[t], schedule.signal[following]
+    noise = (x - a.sqrt().item() * x0) / (1 - a).sqrt().item()
+    return b.sqrt().item() * x0 + (1 - b).sqrt().item() * noise
+
+
+def _ancestral(
+    x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule, generator: torch.Generator | None
+) -> Tensor:
+    """Mean and variance of q(x_s | x_t, x_0), Ho et al. eq. 7, for a jump from t to s."""
+    a, b = schedule.signal[t].item(), schedule.signal[following].item()
+    jump = a / b
+    mean = b**0.5 * (1 - jump) / (1 - a) * x0 + jump**0.5 * (1 - b) / (1 - a) * x
+    draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return mean + ((1 - b) / (1 - a) * (1 - jump)) ** 0.5 * draw
+
+
+def _dpm2(
+    x: Tensor, x0: Tensor, before: tuple[Tensor, int] | None, t: int, following: int, schedule: Schedule
+) -> Tensor:
+    """Second-order multistep in lambda = ln(sqrt(a) / sqrt(1 - a)), algorithm 2 of the paper."""
+
+    def log_ratio(step: int) -> float:
+        a = schedule.signal[step]
+        return float(0.5 * (a.log() - (1 - a).log()))
+
+    h = log_ratio(following) - log_ratio(t)
+    best = x0
+    if before is not None:
+        earlier, at = before
+        ratio = (log_ratio(t) - log_ratio(at)) / h
+        best = x0 + (x0 - earlier) / (2 * ratio)
+    a, b = schedule.signal[t], schedule.signal[following]
+    shrink = ((1 - b) / (1 - a)).sqrt().item()
+    return shrink * x - b.sqrt().item() * torch.expm1(torch.tensor(-h)).item() * best

@@ -1,0 +1,133 @@
+"""The shadow of the targets: what conformal fields of equal weight would deliver, seen voxel by voxel.
+
+A network that is to say where dose can go needs to know from where it comes. Each beam direction opens on
+the targets as its source sees them; a voxel gets what its ray carries, by depth and distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from vmat_diffusion.dose.beam_tables import SCALES, tables
+from vmat_diffusion.dose.loops import DEPTH_STEP_MM, on_ray
+from vmat_diffusion.dose.rays import Density, depth_field
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Point, beam_axes
+from vmat_diffusion.machine import BeamModel
+
+# Cells of the beam's-eye view at the isocentre plane, and the blur of a field's edge in tissue.
+_CELL_MM = 3.0
+_EDGE_MM = 4.0
+_FIELD_MM = 50.0
+
+
+def target_shadow(
+    density: Density,
+    target_gy: NDArray[np.float32],
+    beam: BeamModel,
+    gantry_deg: Sequence[float],
+    isocenter_mm: Point,
+    patient_position: str = "HFS",
+) -> NDArray[np.float32]:
+    """What each voxel gets of conformal fields of equal weight, `[3, z, y, x]` on the grid of `density`.
+
+    `target_gy` is the prescription of each voxel, 0 outside targets. First: the fields carry the highest
+    prescription that each ray meets, relative to the highest of all. Second: the same for the highest
+    prescription alone. Third: the share of the beams that meet any target on their way through the voxel.
+    Zero outside the body. The first two are relative to a depth of 10 cm at the isocentre. Raises
+    CaseError where there is no target. Cost: 0.1 s per beam for a head and neck of 4 mm voxels.
+    """
+    top = float(target_gy.max())
+    if top <= 0:
+        raise CaseError("no target has a prescription, so no field can be opened on one; prescribe a dose")
+    fall = _depth_dose(beam)
+    inside = np.flatnonzero(density.g_cm3.ravel() > 0)
+    points = (density.grid.points_mm(inside) - np.asarray(isocenter_mm)).astype(np.float32)
+    lit = np.flatnonzero(target_gy.ravel() > 0)
+    source_points = (density.grid.points_mm(lit) - np.asarray(isocenter_mm)).astype(np.float32)
+    level = (target_gy.ravel()[lit] / top).astype(np.float32)
+    half_mm = 0.5 * float(np.linalg.norm(density.grid.spacing_mm)) / np.sqrt(3.0)
+    found = np.zeros((len(inside), 3), np.float32)
+    for angle in gantry_deg:
+        axes = beam_axes(angle, 0.0, 0.0, patient_position)
+        rays = depth_field(density, axes, isocenter_mm, beam.sad_mm)
+        frame = np.stack([axes.x, axes.y, axes.to_source])
+        view, low = _beams_eye_view(source_points, level, frame, beam.sad_mm, half_mm)
+        _collect(points, frame, rays, fall, view, low, beam.sad_mm, found)
+    out = np.zeros((3, target_gy.size), np.float32)
+    out[:, inside] = found.T / len(gantry_deg)
+    return out.reshape(3, *target_gy.shape)
+
+
+def _depth_dose(beam: BeamModel) -> NDArray[np.float32]:
+    """Dose on the axis of a field of 10 cm by depth every 1 mm, without inverse square, 1 at 10 cm."""
+    table = tables(beam, _FIELD_MM)
+    nearest = int(np.abs(np.log(SCALES)).argmin())
+    curve = (table.primary[:, nearest] + table.scatter[:, nearest]).sum(axis=1)
+    return (curve / curve[round(100.0 / DEPTH_STEP_MM)]).astype(np.float32)
+
+
+def _beams_eye_view(
+    points: NDArray, level: NDArray, frame: NDArray, sad_mm: float, half_mm: float
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The targets as the source sees them: `view[v, u, 3]` of highest level, top level alone, any target.
+
+    The second value is the position (u, v) of its first cell's centre.
+    """
+    height = points @ frame[2]
+    scale = sad_mm / (sad_mm - height)
+    u, v = points @ frame[0] * scale, points @ frame[1] * scale
+    margin = half_mm + 4 * _EDGE_MM
+    low = np.array([u.min() - margin, v.min() - margin])
+    shape = (
+        int(np.ceil((v.max() + margin - low[1]) / _CELL_MM)) + 2,
+        int(np.ceil((u.max() + margin - low[0]) / _CELL_MM)) + 2,
+    )
+    view = np.zeros((*shape, 3), np.float32)
+    _cast(u, v, level, low, half_mm, view)
+    return np.stack([gaussian_filter(view[..., k], _EDGE_MM / _CELL_MM) for k in range(3)], axis=-1), low
+
+
+@numba.njit(cache=True)
+def _cast(u, v, level, low, half, view):  # type: ignore[no-untyped-def]
+    """Mark the cells that each target voxel of half width `half` covers."""
+    for i in range(len(u)):
+        first_u = max(int(np.ceil((u[i] - half - low[0]) / _CELL_MM)), 0)
+        last_u = min(int((u[i] + half - low[0]) / _CELL_MM), view.shape[1] - 1)
+        first_v = max(int(np.ceil((v[i] - half - low[1]) / _CELL_MM)), 0)
+        last_v = min(int((v[i] + half - low[1]) / _CELL_MM), view.shape[0] - 1)
+        for b in range(first_v, last_v + 1):
+            for a in range(first_u, last_u + 1):
+                view[b, a, 0] = max(view[b, a, 0], level[i])
+                view[b, a, 1] = max(view[b, a, 1], 1.0 if level[i] > 0.999 else 0.0)
+                view[b, a, 2] = 1.0
+
+
+@numba.njit(parallel=True, cache=True)
+def _collect(points, frame, rays, fall, view, low, sad, out):  # type: ignore[no-untyped-def]
+    """Add one direction's share to every point: its ray's view, times depth dose and inverse square."""
+    for i in numba.prange(len(points)):
+        p = points[i]
+        height = p[0] * frame[2, 0] + p[1] * frame[2, 1] + p[2] * frame[2, 2]
+        scale = sad / (sad - height)
+        u = (p[0] * frame[0, 0] + p[1] * frame[0, 1] + p[2] * frame[0, 2]) * scale
+        v = (p[0] * frame[1, 0] + p[1] * frame[1, 1] + p[2] * frame[1, 2]) * scale
+        fu, fv = (u - low[0]) / _CELL_MM, (v - low[1]) / _CELL_MM
+        if fu < 0.0 or fv < 0.0 or fu >= view.shape[1] - 1 or fv >= view.shape[0] - 1:
+            continue
+        iu, iv = int(fu), int(fv)
+        tu, tv = fu - iu, fv - iv
+        depth, _, _ = on_ray(rays, u, v, height)
+        d = min(depth / DEPTH_STEP_MM, len(fall) - 1.001)
+        j = int(d)
+        carried = (fall[j] + (d - j) * (fall[j + 1] - fall[j])) * scale * scale
+        for k in range(3):
+            here = (1 - tv) * ((1 - tu) * view[iv, iu, k] + tu * view[iv, iu + 1, k]) + tv * (
+                (1 - tu) * view[iv + 1, iu, k] + tu * view[iv + 1, iu + 1, k]
+            )
+            out[i, k] += here if k == 2 else carried * here

@@ -1,0 +1,66 @@
+"""The two scores of the OpenKBP challenge: Babier et al., Med Phys 48:5549 (2021).
+
+Dose score: mean absolute difference summed over the whole grid, per voxel of the possible-dose mask. DVH
+score: mean absolute difference of D99, D95 and D1 of targets and of mean and D0.1cc of organs. As in the
+challenge's own evaluation, percentiles are interpolated linearly between voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Mask
+
+_HOT_CC = 0.1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one patient in Gy: `dose`, and `dvh` as differences by (structure, metric)."""
+
+    dose: float
+    dvh: Mapping[tuple[str, str], float]
+
+
+def dvh_points(gy: NDArray, *, target: bool, voxel_cc: float) -> dict[str, float]:
+    """The challenge's DVH points of the doses of one structure's voxels, in Gy."""
+    if target:
+        return dict(zip(("D99", "D95", "D1"), (float(v) for v in np.percentile(gy, (1, 5, 99))), strict=True))
+    voxels = max(1, round(_HOT_CC / voxel_cc))
+    return {"D0.1cc": float(np.percentile(gy, 100 - voxels / gy.size * 100)), "mean": float(gy.mean())}
+
+
+def score(
+    predicted_gy: NDArray,
+    reference_gy: NDArray,
+    possible_dose: Mask,
+    structures: Mapping[str, tuple[bool, Mask]],
+    voxel_cc: float,
+) -> Scores:
+    """Scores of one prediction; `structures` holds for each name whether it is a target, and its mask.
+
+    Volumes may be in any order of axes, as long as all have the same. Dose outside the possible-dose mask
+    counts against the prediction. Structures without voxels are left out. Raises CaseError for an empty
+    possible-dose mask.
+    """
+    if not possible_dose.any():
+        raise CaseError("the possible-dose mask is empty, so there is no dose score; give the patient's own")
+    predicted, reference = np.asarray(predicted_gy, float), np.asarray(reference_gy, float)
+    dvh = {}
+    for name, (target, mask) in structures.items():
+        if mask.any():
+            mine = dvh_points(predicted[mask], target=target, voxel_cc=voxel_cc)
+            theirs = dvh_points(reference[mask], target=target, voxel_cc=voxel_cc)
+            dvh |= {(name, metric): abs(mine[metric] - theirs[metric]) for metric in mine}
+    return Scores(float(np.abs(predicted - reference).sum() / possible_dose.sum()), dvh)
+
+
+def overall(scores: Sequence[Scores]) -> tuple[float, float]:
+    """Dose score and DVH score of several patients in Gy: means over patients, and over all DVH points."""
+    points = [difference for s in scores for difference in s.dvh.values()]
+    return float(np.mean([s.dose for s in scores])), float(np.mean(points))
