@@ -80,7 +80,10 @@ def case_from(
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
             named = tuple(n for n in named if n.known)
-            preferences = (*preferences, f"leave-out-unknown: {unknown} regions with names of no meaning here")
+            preferences = (
+                *preferences,
+                f"leave-out-unknown: {unknown} regions with names of no meaning here",
+            )
         structures, numbers, notes = structures_on(named, placement, series.frame_uid)
     native, padding = read_hu(series)
     hu = placement.values(native, AIR_HU)
