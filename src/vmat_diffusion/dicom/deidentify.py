@@ -162,9 +162,8 @@ class _Job:
             self._replace(dataset, tag, PLACEHOLDER)
 
     def _by_table(self, dataset: Dataset, tag: BaseTag, vr: str, rule: Rule, action: str) -> None:
-        if vr == "SQ" and action == "emptied":
-            self._replace(dataset, tag, [], action)
-        elif vr == "SQ" or action == "removed":
+        # No sequence of the table is required in the objects taken here, so none is left empty.
+        if vr == "SQ" or action == "removed":
             self._remove(dataset, tag, keyword_for_tag(tag))
         else:
             dataset[tag]  # converts the stored bytes, in which the library would find no text

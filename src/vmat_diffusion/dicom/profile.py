@@ -19,7 +19,7 @@ def word_set(text: str) -> frozenset[str]:
 
 # Edition of the standard whose table E.1-1 is in force.
 _TABLE = "dicomfields_2026c"
-METHOD = "DICOM PS3.15 annex E basic profile, cleaned descriptors, dates moved"
+METHOD = "PS3.15 annex E basic profile, texts cleaned, dates moved"  # LO: 64 characters at most
 OPTIONS = (
     ("113100", "Basic Application Confidentiality Profile"),
     ("113105", "Clean Descriptors Option"),
