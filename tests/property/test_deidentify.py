@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -55,9 +56,9 @@ framings = st.sampled_from(["{}", "{}^x", "seen by {}", "PTV_{}", "x{}x", "({})"
 def spread(dataset: Dataset, keywords: list[str], text: str, depth: int, sequence: str) -> None:
     """Put a text into attributes of a data set and of items down to a depth, and into private ones."""
     for keyword in keywords:
-        # pydicom writes addresses in Latin letters only.
+        # pydicom writes addresses and codes in Latin letters only.
         latin = text.encode("latin-1", "ignore").decode("latin-1")
-        setattr(dataset, keyword, latin if keyword in ("URNCodeValue", "RetrieveURL") else text)
+        setattr(dataset, keyword, latin if dictionary_VR(keyword) in ("AE", "CS", "UR") else text)
     dataset.private_block(0x0011, "Maker", create=True).add_new(1, "UT", text)
     if depth:
         item = Dataset()

@@ -148,7 +148,7 @@ def test_odd_files_are_left_out_with_a_reason_and_the_others_go_on(
     shown = capsys.readouterr()
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     reasons = [entry["reason"] for entry in report["left_out"]]
-    words = ("big-endian", "not valid", "none of CT", "burned in", "same SOP")
+    words = ("big-endian", "cut off", "none of CT", "burned in", "same SOP")
     assert [word for reason, word in zip(reasons, words, strict=True) if word not in reason] == [], reasons
     # Capitals sort before "file000", which has the UID of the twin that came before it.
     assert [entry["file"] for entry in report["left_out"]] == [1, 2, 3, 4, 6]

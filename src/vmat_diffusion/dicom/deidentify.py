@@ -46,6 +46,7 @@ _DECLARED_ANEW = word_set(
     LongitudinalTemporalInformationModified"""
 )
 _AGE_YEARS_MAX = 90
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 _BYTES = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 _BYTES_KEPT = frozenset({"PixelData", "LUTData"})
 _NUMBER = re.compile(rb"[0-9+\-.eE\\ \0]*")
@@ -91,6 +92,7 @@ class _Job:
         for tag in list(dataset.keys()):
             keyword = keyword_for_tag(tag)
             try:
+                _refuse_cut_off(dataset, tag)
                 self._element(dataset, tag, keyword, depth)
             except CaseError:
                 raise
@@ -228,6 +230,13 @@ def moved_date(value: str, days: int) -> str:
     except (ValueError, OverflowError):
         return ""
     return f"{moved.year:04d}{moved.month:02d}{moved.day:02d}{found[4]}" if found and moved else ""
+
+
+def _refuse_cut_off(dataset: Dataset, tag: BaseTag) -> None:
+    """pydicom takes what is there of a value that the end of the file cuts off; a copy would hide it."""
+    stored = dataset.get_item(tag)
+    if isinstance(stored, RawDataElement) and len(stored.value or b"") < stored.length != _UNDEFINED_LENGTH:
+        raise CaseError("the file is cut off; export it again")
 
 
 def _is_empty(dataset: Dataset, tag: BaseTag) -> bool:
