@@ -179,7 +179,7 @@ class _Job:
         values, identity = _texts(dataset, tag), self.patient.identity
         if vr == "CS":
             return all(
-                v in STANDARD_CODES or (_CODE.fullmatch(v) and not identity.is_token_of(v)) for v in values
+                v in STANDARD_CODES or (_CODE.fullmatch(v) and not identity.is_in_code(v)) for v in values
             )
         if vr == "AS":
             return all(_AGE.fullmatch(v) for v in values)

@@ -48,9 +48,11 @@ class Identity:
         there = folded(text)
         return any(word in there for word in self.folded)
 
-    def is_token_of(self, code: str) -> bool:
-        """Whether one of the words of a code string is one of the identity, and not only a part of it."""
-        return not self.folded.isdisjoint(re.split(r"[\W_]+", folded(code)))
+    def is_in_code(self, code: str) -> bool:
+        """The same for a code string, of which three letters may be a part by chance but not a word."""
+        there = folded(code)
+        words = re.split(r"[\W_]+", there)
+        return any(w in (words if len(w) <= _WORD_LETTERS_MIN else there) for w in self.folded)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _tells(
         return not all(_is_known_or_new(uid) for uid in value.rstrip(b"\0 ").split(b"\\"))
     text = value.decode("utf-8", "replace").rstrip("\0 ")
     if vr == "CS":
-        return any(c not in STANDARD_CODES and identity.is_token_of(c) for c in text.split("\\"))
+        return any(c not in STANDARD_CODES and identity.is_in_code(c) for c in text.split("\\"))
     if text in own or re.fullmatch(r"Beam -?\d+|ROI_-?\d+", text):
         return False
     if element.tag == _ROI_NAME and (known := table.match(text)) and known.name == text:

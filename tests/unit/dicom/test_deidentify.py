@@ -218,7 +218,7 @@ def test_identity_folds_case_accents_and_umlauts() -> None:
         assert identity.is_in(text), text
     assert identity.is_in("born 19540312") and identity.is_in("inside")
     assert not identity.is_in("PTV 70") and not identity.is_in("ab 12")
-    assert identity.is_token_of("ANN") and not identity.is_token_of("PLANNED")
+    assert identity.is_in_code("ANN") and not identity.is_in_code("PLANNED")
     assert folded("STRAßE") == "strasse"
 
 
