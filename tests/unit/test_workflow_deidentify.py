@@ -219,3 +219,21 @@ def test_implicit_files_stay_implicit(tmp_path: Path) -> None:
     assert list(read_case(tmp_path / "out" / name).structures) == list(read_case(folder).structures)
     one = pydicom.dcmread(next((tmp_path / "out").rglob("CT*.dcm")))
     assert one.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+
+
+def test_what_cannot_be_scanned_is_not_handed_out(
+    patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vmat_diffusion.dicom.leaks as leaks
+
+    scan = leaks.leak
+
+    def failing(file: Path, *rest: object) -> str | None:
+        if file.name.startswith("RTDOSE"):
+            raise CaseError("the file cannot be read back")
+        return scan(file, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(leaks, "leak", failing)
+    done = deidentify_folder(patient, tmp_path / "out")
+    assert list(done.left_out.values()) == ["the file cannot be read back"]
+    assert not list((tmp_path / "out").rglob("RTDOSE*"))

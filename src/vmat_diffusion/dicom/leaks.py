@@ -60,7 +60,9 @@ def leak(file: Path, patient: Patient, table: NameTable) -> str | None:
             if element.tag != _PIXEL_DATA:
                 rest[element.start : element.stop] = bytes(len(value))
     except (struct.error, IndexError):
-        raise CaseError("the file cannot be read back after writing; check the disk") from None
+        raise CaseError(
+            "the file cannot be read back element by element after writing; export it again"
+        ) from None
     return "its bytes" if _in_bytes(bytes(rest), patient.identity) else None
 
 

@@ -127,7 +127,12 @@ def _one(
         file, counts = write_deidentified(original, partial / patient.pseudonym, patient, key, table)
     except CaseError as fault:
         raise _Left(str(fault)) from None
-    if (where := leak(file, patient, table)) is not None:
+    try:
+        where = leak(file, patient, table)
+    except CaseError as fault:  # what cannot be scanned is not handed out
+        file.unlink()
+        raise _Left(str(fault)) from None
+    if where is not None:
         raise CaseError(
             f"{file.parent.name}/{file.name} still holds a word or number of the patient in {where}, so "
             "nothing was kept; remove it from the original or leave that file out, and report it as a defect"
