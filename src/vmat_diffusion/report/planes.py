@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Point, resample
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
@@ -74,9 +74,8 @@ def plan_picture(
     _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference)
     draw_dvh(bottom, shown, prescription)
     path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(png(figure, dpi=110))
-    os.replace(partial, path)
+    with written_whole(path) as part:
+        part.write_bytes(png(figure, dpi=110))
     return path
 
 
