@@ -44,10 +44,8 @@ _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
 # A target's mean dose this far from the level in its name: the dose is of another course or of a part of it.
 _LEVEL_AGREES = (0.8, 1.25)
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.
-_PLAIN_WORDS = frozenset(
-    ("ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan")
-    + ("dose", "plan", "image", "img", "slice", "file", "dcm")
-)
+_PLAIN_WORDS = {"ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan"}
+_PLAIN_WORDS |= {"dose", "plan", "image", "img", "slice", "file", "dcm"}
 
 
 @dataclass(frozen=True)

@@ -372,4 +372,3 @@ def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Sha
         "statistics": statistics,
         "cut_percent": percent,
     }
-
