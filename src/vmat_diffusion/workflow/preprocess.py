@@ -342,9 +342,14 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
         save_case(staged, training)
         _write_state(out, keyed, state="staged", extent=[origin["targets_extent_mm"], origin["extent_mm"]])
     else:
-        _write_state(out, keyed, state="done", shape=list(shape), **_finish(training, settings, out, shape))
+        write_done(out, case, shape, _finish(training, settings, out, shape))
         staged.unlink(missing_ok=True)
     return case.id
+
+
+def write_done(out: Path, case: RawCase, shape: Shape, made: Mapping[str, Any]) -> None:
+    """Record that a case is in the data set: `files` with sizes, `record`, `statistics`, `cut_percent`."""
+    _write_state(out, replace(case, key=_key(case)), state="done", shape=list(shape), **made)
 
 
 def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
