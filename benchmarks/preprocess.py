@@ -251,8 +251,8 @@ def section() -> Iterator[str]:
         yield (
             f"{row['cases']} times that CT with its 27 contoured regions on two workers: "
             f"{row['cases_per_minute']:.1f} cases/min. One case alone: {row['first_pass_s']:.1f} s for "
-            f"reading and resampling, {row['second_pass_s']:.1f} s for cutting, writing and drawing, peak memory "
-            f"{row['peak_gb']:.2f} GB."
+            f"reading and resampling, {row['second_pass_s']:.1f} s for cutting, writing and drawing, "
+            f"peak memory {row['peak_gb']:.2f} GB."
         )
     if row := figures.get("small"):
         same = "the same bytes as" if row["identical"] else "**other bytes than**"

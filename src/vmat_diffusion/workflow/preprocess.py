@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
+from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
@@ -123,7 +125,13 @@ def preprocess(
 
 
 def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any]:
-    """The settings as `dataset.json` keeps them: files by their contents' hash, no paths."""
+    """The settings as `dataset.json` keeps them: files by their contents' hash, no paths.
+
+    Raises InputError for a mapping or goal sheet that cannot be read: else every case would say so.
+    """
+    load_table(settings.mapping)
+    if settings.goals:
+        load_goals(settings.goals)
     own = settings.goals.endswith(".toml")
     return {
         **asdict(settings),
@@ -141,7 +149,7 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     try:
         data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
     except OSError:
-        raise InputError(f"{path} cannot be opened; give an existing file") from None
+        raise InputError(f"{path} cannot be opened; check its permissions") from None
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
@@ -257,7 +265,7 @@ class _Work:
             return
         report = self.progress or (lambda stage, fraction, note: None)
         report(stage, 0.0, f"0 of {len(jobs)}")
-        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:
+        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:  # type: ignore[type-var]
             for count, done in enumerate(finished, start=1):
                 if done.reason:
                     self.failed.add(done.key)
