@@ -27,7 +27,7 @@ from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
 from vmat_diffusion.workflow.dataset import (
     REJECTED,
@@ -269,7 +269,7 @@ class _Work:
             for count, done in enumerate(finished, start=1):
                 if done.reason:
                     self.failed.add(done.key)
-                    _reject(self.out, self.cases[done.key], done.reason, defect=done.defect)
+                    _reject(self.out, self.cases[done.key], done)
                 elif shape is not None:
                     self.made += 1
                 report(stage, count / len(jobs), f"{count} of {len(jobs)}")
@@ -327,9 +327,10 @@ def _staged(out: Path, case: str) -> Path:
     return out / WORK / f"{case}.npz"
 
 
-def _reject(out: Path, case: RawCase, reason: str, *, defect: bool) -> None:
+def _reject(out: Path, case: RawCase, done: Done) -> None:
     """Record why a case is left out, and take away what an earlier run made of it."""
-    _write_state(out, replace(case, key=_key(case)), state="rejected", reason=reason, defect=defect)
+    why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
+    _write_state(out, replace(case, key=_key(case)), state="rejected", **why)
     for path in (_staged(out, case.id), out / f"{case.id}.npz", out / f"{case.id}.png"):
         path.unlink(missing_ok=True)
 
