@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vmat_diffusion.anatomy import head_neck, prostate
+from vmat_diffusion.anatomy import head_neck, lung, prostate
 from vmat_diffusion.anatomy.head_neck import HeadNeckParameters
+from vmat_diffusion.anatomy.lung import LungParameters
 from vmat_diffusion.anatomy.prostate import ProstateParameters
 from vmat_diffusion.anatomy.scan import Parts
 from vmat_diffusion.anatomy.tissue import render
@@ -20,15 +21,17 @@ from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Point
 
-Parameters = ProstateParameters | HeadNeckParameters
+Parameters = ProstateParameters | HeadNeckParameters | LungParameters
 
 _DRAW: dict[str, Callable[[np.random.Generator], Parameters]] = {
     "prostate": prostate.draw,
     "head_neck": head_neck.draw,
+    "lung": lung.draw,
 }
 _PARTS: dict[type, Callable[[Any, Point], Parts]] = {
     ProstateParameters: prostate.parts,
     HeadNeckParameters: head_neck.parts,
+    LungParameters: lung.parts,
 }
 SITES: tuple[str, ...] = tuple(_DRAW)
 SPACING_MM: Point = (2.0, 2.0, 2.5)

@@ -86,14 +86,14 @@ def draw(rng: np.random.Generator) -> HeadNeckParameters:
         neck_half_width_mm=truncated(rng, 62.0, 5.0, 54.0, 74.0),
         shoulder_half_width_mm=truncated(rng, 195.0, 12.0, 170.0, 220.0),
         fat_mm=skewed(rng, 5.0, 0.4, 3.0, 12.0),
-        parotid_scale=truncated(rng, 1.0, 0.08, 0.85, 1.2),
+        parotid_scale=truncated(rng, 1.08, 0.08, 0.9, 1.28),
         primary=primary,
-        primary_cc=skewed(rng, 18.0, 0.6, 4.0, 60.0),
-        node_cc=skewed(rng, 9.0, 0.7, 2.0, 40.0) if rng.uniform() < 0.8 else 0.0,
+        primary_cc=skewed(rng, 45.0, 0.6, 10.0, 120.0),
+        node_cc=skewed(rng, 20.0, 0.7, 3.0, 70.0) if rng.uniform() < 0.8 else 0.0,
         node_height_mm=uniform(rng, -55.0, 0.0),
         side=1 if rng.uniform() < 0.5 else -1,
         treat_63=bool(rng.uniform() < 0.7),
-        margin_mm=uniform(rng, 3.0, 5.0),
+        margin_mm=uniform(rng, 4.0, 6.0),
         absent=some_of(rng, OPTIONAL, 0.15),
     )
 
@@ -104,15 +104,15 @@ def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     half_width = p.shoulder_half_width_mm + 12
     space = p.scan.space((-half_width, -135 * s, _BOTTOM_MM), (half_width, 142 * s, _TOP_MM * s), spacing_mm)
     frame = Frame(s)
-    body_solid = _body(p)
-    body = space.mask(body_solid)
+    skin = (0.0, -2.0, -SKIN_MARGIN_MM, -p.fat_mm - 2)
+    body, under_skin, deep_enough, inner = space.masks(_body(p), *skin)
     skeleton = bones(frame)
     mandible = space.mask(*skeleton.mandible)
     bone = space.mask(*skeleton.skull) | space.mask(*skeleton.spine) | space.mask(*skeleton.shoulders)
     bone = (bone | mandible) & body
     air = space.mask(*_air(frame)) & body & ~bone
     organs = _organs(p, space, frame, body & ~bone)
-    targets = _targets(p, space, frame, body_solid, bone, air)
+    targets = _targets(p, space, frame, deep_enough, bone, air)
     contours: dict[str, tuple[Role, Mask]] = {"BODY": ("body", body)}
     contours |= {name: ("target", mask) for name, mask in targets.items()}
     contours |= {name: ("organ", mask) for name, mask in organs.items()}
@@ -120,7 +120,9 @@ def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     contours["SpinalCord_PRV"] = ("organ", space.grown(organs["SpinalCord"], 5.0))
     contours["Brainstem_PRV"] = ("organ", space.grown(organs["Brainstem"], 3.0))
     layers = [
-        *_soft_tissue(p, space, frame, body),
+        (body, tissue.SKIN),
+        (under_skin, tissue.FAT),
+        *_soft_tissue(p, space, frame, inner),
         *((organs[name], kind) for name, kind in _ORGAN_TISSUE.items()),
         (targets["GTVp"] | targets.get("GTVn", np.zeros_like(body)), tissue.TUMOUR),
         (bone & ~mandible, tissue.SKULL),
@@ -205,22 +207,22 @@ def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
     solids = {
         "Brainstem": tube([frame.station(*row) for row in stem]),
         "SpinalCord": tube([frame.station(*row) for row in (*cord, (18, 0, 42, 6.5, 6))]),
-        "OpticChiasm": e((0, -12, 68), (8, 5, 3)),
+        "OpticChiasm": e((0, -8, 74), (8, 5, 3)),
     }
     for name, side in (("L", 1), ("R", -1)):
         solids[f"Lens_{name}"] = e((side * 32, -78, 60), (4.5, 2.5, 4.5))
         solids[f"Eye_{name}"] = e((side * 32, -68, 60), (12.2, 12.2, 12.2))
-        path = ((side * 31, -57, 60), (side * 24, -34, 64), (side * 6, -15, 68))
+        path = ((side * 31, -57, 60), (side * 22, -34, 66), (side * 7, -11, 73))
         solids[f"OpticNrv_{name}"] = rod(frame.points(*path), 2.7)
         solids[f"Cochlea_{name}"] = e((side * 26, 14, 42), (4.2, 4.2, 4.2))
-        gland = e((side * 58, 20, 20), (12 * g, 17 * g, 28 * g))
+        gland = e((side * 58, 20, 20), (13 * g, 18 * g, 30 * g))
         deep = e((side * 46, 20, 12), (10 * g, 9 * g, 14 * g))
         solids[f"Parotid_{name}"] = gland | deep
         solids[f"Glnd_Submand_{name}"] = e((side * 31, -20, -20), (8.5, 14.5, 15))
         plexus = ((side * 20, 36, -66), (side * 36, 30, -92), (side * 66, 30, -116))
         solids[f"BrachialPlex_{name}"] = rod(frame.points(*plexus), 4.5)
     solids["Larynx"] = tube(
-        [frame.station(*row) for row in ((-78, 0, -10, 13, 13), (-60, 0, -14, 18, 17), (-36, 0, -12, 17, 15))]
+        [frame.station(*row) for row in ((-77, 0, -10, 11, 11), (-60, 0, -14, 15, 14), (-40, 0, -13, 14, 12))]
     )
     wall = _airway(frame).grown(4.5)
     behind = frame.half_space((0, -1, 0), (0, 3, 0)) & above(-72 * p.head_scale) & below(30 * p.head_scale)
@@ -235,6 +237,7 @@ def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
     return solids
 
 
+_IN_BONE = ("Cochlea", "OpticNrv")
 _ROUGHNESS_MM = {"Parotid": 3.5, "Glnd_Submand": 2.0, "Larynx": 2.0, "Cavity_Oral": 3.0, "Thyroid": 2.0}
 
 
@@ -248,10 +251,7 @@ def _organs(p: HeadNeckParameters, space: Space, frame: Frame, room: Mask) -> di
         if amplitude:
             solid = solid.rough(draw_waves(generator(p.scan.shape_seed, name), 28.0), amplitude)
         mask = space.mask(solid)
-        if name == "Cochlea_L" or name == "Cochlea_R":
-            mask &= ~(taken & room)  # the inner ear lies in the bone
-        else:
-            mask &= ~taken
+        mask &= ~(taken & room) if name.startswith(_IN_BONE) else ~taken
         if name in ("Musc_Constrict", "Cavity_Oral", "Esophagus"):
             mask &= ~airway
         masks[name] = mask
@@ -276,16 +276,15 @@ def _neck_levels(frame: Frame, side: int, high: float, low: float) -> Solid:
 
 
 def _targets(
-    p: HeadNeckParameters, space: Space, frame: Frame, body_solid: Solid, bone: Mask, air: Mask
+    p: HeadNeckParameters, space: Space, frame: Frame, inside: Mask, bone: Mask, air: Mask
 ) -> dict[str, Mask]:
     """GTV and the planning volumes of the three levels, which share no voxel.
 
-    Spread is edited from bone and air; planning volumes end below the skin.
+    Spread is edited from bone and air; planning volumes stay `inside`, below the skin.
     """
     x, y, z = PRIMARIES[p.primary]
     seed = p.scan.shape_seed
     primary = space.mask(_ball(frame.at(p.side * x, y, z), p.primary_cc, seed, "GTVp")) & ~bone & ~air
-    inside = space.mask(body_solid.grown(-SKIN_MARGIN_MM))
     out = {"GTVp": primary & inside}
     gross = out["GTVp"]
     if p.node_cc:
@@ -310,10 +309,8 @@ def _targets(
     return out
 
 
-def _soft_tissue(p: HeadNeckParameters, space: Space, frame: Frame, body: Mask) -> list[tuple[Mask, Tissue]]:
-    """Skin, fat, muscles with fat planes between them, vessels, brain fluid, and lungs below."""
-    body_solid = _body(p)
-    inner = space.mask(body_solid.grown(-p.fat_mm - 2))
+def _soft_tissue(p: HeadNeckParameters, space: Space, frame: Frame, inner: Mask) -> list[tuple[Mask, Tissue]]:
+    """Muscles with fat planes between them, vessels, the fluid around the cord, and lungs below."""
     planes = draw_waves(generator(p.scan.shape_seed, "planes"), 45.0)(*space.xyz)
     neck_fat, muscle, vessels = [], [], []
     for side in (1, -1):
@@ -327,8 +324,6 @@ def _soft_tissue(p: HeadNeckParameters, space: Space, frame: Frame, body: Mask) 
     orbits = [frame.ellipsoid((side * 30, -52, 60), (16, 22, 15)) for side in (1, -1)]
     lungs = [frame.ellipsoid((side * 62, 26, -160), (38, 46, 46)) for side in (1, -1)]
     return [
-        (body, tissue.SKIN),
-        (space.mask(body_solid.grown(-2.0)), tissue.FAT),
         (inner, tissue.MUSCLE),
         (inner & (np.abs(planes) < 0.06), tissue.FAT),
         (space.mask(*neck_fat, *cheeks, *orbits) & inner, tissue.FAT),

@@ -69,25 +69,29 @@ def _vault(frame: Frame, inset_mm: float) -> Solid:
 
 
 def _floor(frame: Frame) -> Solid:
-    """Above the base of the skull: high over the orbits, lower at the sides, lowest at the back."""
+    """Above the base of the skull: the orbits' roof in front, then the temporal and posterior fossae."""
     front = frame.half_space((0, -0.25, -1), (0, -30, 74))
-    back = frame.half_space((0, 0.0, -1), (0, 50, 30))
-    step = frame.half_space((0, -1, -0.35), (0, 4, 52))
-    return front | (back & step)
+    temples = [frame.ellipsoid((side * 42, -2, 68), (25, 32, 26)) for side in (1, -1)]
+    return union(front, *temples, frame.ellipsoid((0, 48, 62), (64, 56, 37)))
+
+
+def _petrous(frame: Frame) -> Solid:
+    """The bone around both inner ears."""
+    return union(
+        *(rod(frame.points((s * 60, 26, 42), (s * 16, 6, 48)), 9.0 * frame.scale) for s in (1, -1))
+    )
 
 
 def skull_room(frame: Frame) -> Solid:
     """The inside of the skull, where the brain is."""
-    return _vault(frame, 14.0) & _floor(frame)
+    return (_vault(frame, 14.0) & _floor(frame)) - _petrous(frame)
 
 
 def _skull(frame: Frame) -> list[Solid]:
     room = skull_room(frame)
     canal = frame.cord_room() | tube([frame.station(*r) for r in ((10, 0, 44, 13, 12), (40, 0, 40, 14, 14))])
-    vault = (_vault(frame, 7.0) & above(22 * frame.scale)) - room
-    base = room.grown(6.0) - room
-    vault = vault & (room.grown(9.0))
-    petrous = [rod(frame.points((s * 58, 26, 42), (s * 16, 6, 46)), 10.0 * frame.scale) for s in (1, -1)]
+    vault = (_vault(frame, 7.0) & above(22 * frame.scale)) & room.shell(0.0, 9.0)
+    base = room.shell(0.0, 6.0)
     cells = [frame.ellipsoid((s * 58, 30, 30), (8, 10, 12)) for s in (1, -1)]
     clivus = rod(frame.points((0, 22, 26), (0, 0, 52)), 7.0 * frame.scale, stretch=(1.6, 1, 1))
     palate = frame.ellipsoid((0, -42, 29), (24, 30, 2.6)) | _arc(frame, 24.0, 4.5, 4.0, depth=1.5)
@@ -103,7 +107,7 @@ def _skull(frame: Frame) -> list[Solid]:
         arches.append(sinus - frame.ellipsoid((s * 31, -48, 46), (13, 15, 15)))
     septum = frame.ellipsoid((0, -50, 48), (1.6, 34, 18))
     keep_out = canal | room
-    return [vault, base - canal, *(x - keep_out for x in (*petrous, *cells, clivus)), palate, *arches, septum]
+    return [vault, base - canal, *(x - keep_out for x in (_petrous(frame), *cells, clivus)), palate, *arches, septum]
 
 
 def _arc(frame: Frame, height: float, radius: float, tall: float, *, depth: float) -> Solid:
@@ -123,9 +127,9 @@ def _mandible(frame: Frame) -> list[Solid]:
     out = []
     for s in (1, -1):
         ramus = ((s * 50, 6, 40), (s * 48, 0, 16), (s * 46, -6, -2))
-        out.append(rod(frame.points(*ramus), 4.6 * k, stretch=(1, 2.6, 1)))
+        out.append(rod(frame.points(*ramus), 4.9 * k, stretch=(1, 2.6, 1)))
         body = ((s * 46, -8, -2), (s * 38, -38, -8), (s * 24, -62, -13))
-        out.append(rod(frame.points(*body), 5.0 * k, stretch=(1, 1, 2.3)))
+        out.append(rod(frame.points(*body), 5.3 * k, stretch=(1, 1, 2.3)))
         out.append(rod(frame.points((s * 24, -62, -13), (0, -75, -15)), 5.4 * k, stretch=(1, 1, 2.3)))
     return out
 
@@ -141,7 +145,7 @@ def _spine(frame: Frame) -> list[Solid]:
         body = frame.ellipsoid(
             (0, canal_y - 18, z), (12.0 + 0.5 * n, 9.0 + 0.3 * n, 7.2), power=3.5
         )
-        arch = frame.ellipsoid((0, canal_y + 2, z), (18 + 0.3 * n, 16, 5.5))
+        arch = frame.ellipsoid((0, canal_y + 2, z), (18 + 0.3 * n, 16, 7.5))
         spinous = rod(frame.points((0, canal_y + 14, z), (0, canal_y + 30, z - 6)), 3.2 * k, stretch=(1, 1, 1.5))
         wings = rod(
             frame.points((-24, canal_y - 6, z), (24, canal_y - 6, z)), 4.5 * k, stretch=(1, 1, 1.1)

@@ -98,22 +98,21 @@ def parts(p: ProstateParameters, spacing_mm: Point) -> Parts:
         (half_width + 18, half_depth + 18, _TOP_MM),
         spacing_mm,
     )
-    body_solid = _body(p)
-    body = space.mask(body_solid)
+    body, under_skin, deep_enough = space.masks(_body(p), 0.0, -2.0, -SKIN_MARGIN_MM)
     heads = {side: space.mask(_femoral_head(p, sign)) for side, sign in (("L", 1), ("R", -1))}
     bones = space.mask(*_bones(p)) | heads["L"] | heads["R"]
-    cavity_solid = _cavity(p)
-    cavity = space.mask(cavity_solid) & ~bones
+    cavity, peritoneum = space.masks(_cavity(p), 0.0, -4.0)
+    cavity &= ~bones
     organs = _organs(p)
     prostate = space.mask(organs.prostate) & ~bones
     bladder = space.mask(organs.bladder) & ~bones & ~prostate
     rectum = space.mask(organs.rectum) & ~bones & ~prostate & ~bladder
     vesicles = space.mask(organs.vesicles) & ~(bones | prostate | bladder | rectum)
     bulb = space.mask(organs.bulb) & ~(bones | prostate | rectum)
-    bowel = space.mask(cavity_solid.grown(-4.0) & above(_bowel_floor_mm(p))) & ~bones
+    bowel = peritoneum & space.mask(above(_bowel_floor_mm(p))) & ~bones
     bowel &= ~space.grown(bladder | vesicles, 3.0) & ~space.grown(rectum, 2.0)
     ctv = prostate | vesicles if p.treat_seminal_vesicles else prostate
-    ptv = space.grown(ctv, p.margin_mm) & space.mask(body_solid.grown(-SKIN_MARGIN_MM))
+    ptv = space.grown(ctv, p.margin_mm) & deep_enough
     target = next(iter(p.prescription.target_gy))
     contours: dict[str, tuple[Role, Mask]] = {
         "BODY": ("body", body),
@@ -129,6 +128,8 @@ def parts(p: ProstateParameters, spacing_mm: Point) -> Parts:
         "Bag_Bowel": ("organ", bowel),
     }
     layers = [
+        (body, tissue.SKIN),
+        (under_skin, tissue.FAT),
         *_soft_tissue(p, space, body, cavity),
         *_bowel_layers(p, space, bowel),
         (bones, tissue.BONE),
@@ -307,7 +308,7 @@ def _bowel_floor_mm(p: ProstateParameters) -> float:
 
 
 def _soft_tissue(p: ProstateParameters, space: Space, body: Mask, cavity: Mask) -> list[tuple[Mask, Tissue]]:
-    """Skin, fat, muscle with its fat planes, and the fat in the cavity and beside the anus."""
+    """Muscle with its fat planes, and the fat in the cavity and beside the anus."""
     s = p.bone_scale
     muscle = space.mask(_section(p, 0.8 * p.fat_mm, 0.9 * p.fat_mm, p.fat_mm)) & body
     planes = draw_waves(generator(p.scan.shape_seed, "planes"), 75.0)(*space.xyz)
@@ -321,8 +322,6 @@ def _soft_tissue(p: ProstateParameters, space: Space, body: Mask, cavity: Mask) 
         psoas.append(rod([(sign * 42 * s, 26 * s, 160 * s), (sign * 66 * s, -10 * s, 80 * s)], 19.0 * s))
         psoas.append(rod([(sign * 66 * s, -10 * s, 80 * s), (sign * 88 * s, -46 * s, 20 * s)], 17.0 * s))
     return [
-        (body, tissue.SKIN),
-        (space.mask(_body(p).grown(-2.0)), tissue.FAT),
         (muscle, tissue.MUSCLE),
         (muscle & (np.abs(planes) < 0.045), tissue.FAT),
         (cavity & body, tissue.FAT),

@@ -56,6 +56,11 @@ class Solid:
         high = tuple(a + max(margin_mm, 0.0) for a in self.high)
         return Solid(lambda x, y, z: self.level(x, y, z) - margin_mm, low, high)  # type: ignore[arg-type]
 
+    def shell(self, inner_mm: float, outer_mm: float) -> Solid:
+        """What lies between two margins of the surface."""
+        outer, middle, half = self.grown(outer_mm), (inner_mm + outer_mm) / 2, (outer_mm - inner_mm) / 2
+        return Solid(lambda x, y, z: np.abs(self.level(x, y, z) - middle) - half, outer.low, outer.high)
+
     def blended(self, other: Solid, width_mm: float) -> Solid:
         """The union with the crease between both filled over about `width_mm`."""
 
@@ -65,7 +70,7 @@ class Solid:
             return np.minimum(a, b) - h * h * (width_mm / 4)
 
         both = self | other
-        return Solid(level, both.low, both.high).grown(0.0)
+        return Solid(level, both.low, both.high)
 
     def rough(self, waves: Waves, amplitude_mm: float) -> Solid:
         """The solid with its surface moved by at most `amplitude_mm` to either side, smoothly."""
@@ -169,19 +174,18 @@ def tube(
     """
     table = np.array(stations, float)
     z_mm = table[:, 0]
-    fine = np.linspace(z_mm[0], z_mm[-1], 512)
+    fine = np.linspace(z_mm[0], z_mm[-1], 2048)
     smooth = PchipInterpolator(z_mm, table[:, 1:], axis=0)(fine).astype(np.float32)
+    per_mm = 2047 / float(fine[-1] - fine[0])
 
     def level(x: NDArray, y: NDArray, z: NDArray) -> NDArray:
-        at = np.clip((z - fine[0]) * np.float32(511 / (fine[-1] - fine[0])), 0, 511)
-        whole = np.minimum(at.astype(np.int32), 510)
-        part = at - whole
-        cx, cy, a, b = (smooth[whole, k] * (1 - part) + smooth[whole + 1, k] * part for k in range(4))
-        dx, dy = x - cx, y - cy
-        u, v = np.abs(dx / a), np.abs(dy / b)
+        nearest = np.clip((z - fine[0].item()) * per_mm + 0.5, 0, 2047).astype(np.int32)
+        section = smooth.take(nearest, axis=0)
+        dx, dy = x - section[..., 0], y - section[..., 1]
+        u, v = np.abs(dx) / section[..., 2], np.abs(dy) / section[..., 3]
         q = np.maximum(u * u + v * v if power == 2 else u**power + v**power, 1e-6) ** (1 / power)
         side = np.sqrt(dx * dx + dy * dy + 1e-3) * (1 - 1 / q)
-        return np.maximum(side, np.maximum(z_mm[0] - z, z - z_mm[-1])) if ends else side
+        return np.maximum(side, np.maximum(z_mm[0].item() - z, z - z_mm[-1].item())) if ends else side
 
     low = (*(table[:, 1:3] - table[:, 3:5]).min(axis=0), z_mm[0] if ends else -EVERYWHERE[2])
     high = (*(table[:, 1:3] + table[:, 3:5]).max(axis=0), z_mm[-1] if ends else EVERYWHERE[2])
@@ -226,6 +230,16 @@ class Space:
             first, last = np.searchsorted(axis, [lo - self.reach_mm, hi + self.reach_mm])
             slices.append(slice(int(first), int(last)))
         return slices[2], slices[1], slices[0]
+
+    def masks(self, solid: Solid, *margins_mm: float) -> tuple[Mask, ...]:
+        """Voxels within a solid grown by each of the margins; its level is evaluated once."""
+        grown = solid.grown(max(margins_mm))
+        box = self.box(grown.low, grown.high)
+        level = solid.level(*(a[box] for a in self.xyz))
+        out = tuple(np.zeros(self.grid.shape, np.bool_) for _ in margins_mm)
+        for mask, margin in zip(out, margins_mm, strict=True):
+            mask[box] = level <= margin
+        return out
 
     def mask(self, *solids: Solid) -> Mask:
         """Voxels whose centre is in any of the solids."""
