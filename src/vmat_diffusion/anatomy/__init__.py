@@ -43,8 +43,10 @@ def draw_patient(site: str, rng: np.random.Generator | int) -> Parameters:
     Raises CaseError for an unknown site or a negative seed.
     """
     if site not in _DRAW:
-        raise CaseError(f"there are no synthetic patients for site {site!r}; choose one of {', '.join(SITES)}")
-    if isinstance(rng, int):
+        raise CaseError(
+            f"there are no synthetic patients for site {site!r}; choose one of {', '.join(SITES)}"
+        )
+    if not isinstance(rng, np.random.Generator):
         if rng < 0:
             raise CaseError(f"seed {rng} of a synthetic patient is negative; give 0 or more")
         rng = np.random.default_rng(rng)

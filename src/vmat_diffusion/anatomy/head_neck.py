@@ -11,6 +11,7 @@ import numpy as np
 from vmat_diffusion.anatomy import tissue
 from vmat_diffusion.anatomy.head_neck_bones import Frame, bones, skull_room, teeth
 from vmat_diffusion.anatomy.scan import (
+    CORD_MARGIN_MM,
     SKIN_MARGIN_MM,
     Parts,
     Scan,
@@ -88,8 +89,8 @@ def draw(rng: np.random.Generator) -> HeadNeckParameters:
         fat_mm=skewed(rng, 5.0, 0.4, 3.0, 12.0),
         parotid_scale=truncated(rng, 1.08, 0.08, 0.9, 1.28),
         primary=primary,
-        primary_cc=skewed(rng, 45.0, 0.6, 10.0, 120.0),
-        node_cc=skewed(rng, 20.0, 0.7, 3.0, 70.0) if rng.uniform() < 0.8 else 0.0,
+        primary_cc=skewed(rng, 60.0, 0.55, 12.0, 140.0),
+        node_cc=skewed(rng, 25.0, 0.6, 4.0, 70.0) if rng.uniform() < 0.8 else 0.0,
         node_height_mm=uniform(rng, -55.0, 0.0),
         side=1 if rng.uniform() < 0.5 else -1,
         treat_63=bool(rng.uniform() < 0.7),
@@ -107,12 +108,14 @@ def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     skin = (0.0, -2.0, -SKIN_MARGIN_MM, -p.fat_mm - 2)
     body, under_skin, deep_enough, inner = space.masks(_body(p), *skin)
     skeleton = bones(frame)
-    mandible = space.mask(*skeleton.mandible)
+    mandible = space.mask(*skeleton.mandible) & under_skin
     bone = space.mask(*skeleton.skull) | space.mask(*skeleton.spine) | space.mask(*skeleton.shoulders)
     bone = (bone | mandible) & body
     air = space.mask(*_air(frame)) & body & ~bone
     organs = _organs(p, space, frame, body & ~bone)
-    targets = _targets(p, space, frame, deep_enough, bone, air)
+    nerves = organs["Brain"] | organs["Brainstem"] | organs["SpinalCord"] | organs["OpticChiasm"]
+    inside = deep_enough & ~space.grown(organs["SpinalCord"], CORD_MARGIN_MM)
+    targets = _targets(p, space, frame, inside, bone | nerves, air)
     contours: dict[str, tuple[Role, Mask]] = {"BODY": ("body", body)}
     contours |= {name: ("target", mask) for name, mask in targets.items()}
     contours |= {name: ("organ", mask) for name, mask in organs.items()}
@@ -141,8 +144,9 @@ def _body(p: HeadNeckParameters) -> Solid:
     cranium = ellipsoid((0, 12 * s, 82 * s), (77 * s, 98 * s, 80 * s), power=2.3)
     face = tube(
         [
-            (-34 * s, 0, -18 * s, 30 * s, 38 * s),
-            (-16 * s, 0, -34 * s, 46 * s, 52 * s),
+            (-44 * s, 0, -22 * s, 26 * s, 36 * s),
+            (-32 * s, 0, -32 * s, 38 * s, 52 * s),
+            (-16 * s, 0, -34 * s, 48 * s, 54 * s),
             (10 * s, 0, -34 * s, 58 * s, 54 * s),
             (45 * s, 0, -30 * s, 66 * s, 56 * s),
             (80 * s, 0, -20 * s, 66 * s, 58 * s),
@@ -202,8 +206,14 @@ _ORGAN_TISSUE: dict[str, Tissue] = {
 def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
     """Organs in the order in which they take room; the first come first."""
     e, g = frame.ellipsoid, p.parotid_scale
-    stem = [(18, 0, 42, 7, 6.5), (34, 0, 35, 12, 11), (50, 0, 24, 16, 15), (62, 0, 20, 15, 13), (76, 0, 18, 13, 9)]
-    cord = [(-160, 0, 72, 6, 5), (-120, 0, 60, 6.5, 5), (-70, 0, 48, 6.5, 5), (0, 0, 46, 6.5, 5.5)]
+    stem = [
+        (18, 0, 42, 7, 6.5),
+        (34, 0, 35, 12, 11),
+        (50, 0, 24, 16, 15),
+        (62, 0, 20, 15, 13),
+        (76, 0, 18, 13, 9),
+    ]
+    cord = [(-160, 0, 72, 7, 6), (-120, 0, 60, 7.5, 6), (-70, 0, 48, 7.5, 6), (0, 0, 46, 7.5, 6.5)]
     solids = {
         "Brainstem": tube([frame.station(*row) for row in stem]),
         "SpinalCord": tube([frame.station(*row) for row in (*cord, (18, 0, 42, 6.5, 6))]),
@@ -227,7 +237,7 @@ def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
     wall = _airway(frame).grown(4.5)
     behind = frame.half_space((0, -1, 0), (0, 3, 0)) & above(-72 * p.head_scale) & below(30 * p.head_scale)
     solids["Musc_Constrict"] = wall & behind
-    gullet = ((-160, 3, 40, 8.5, 6), (-110, 4, 26, 8, 5.5), (-78, 1, 9, 7.5, 4.5))
+    gullet = ((-160, 3, 40, 9.5, 7), (-110, 4, 27, 9, 6.5), (-78, 1, 10, 8.5, 5.5))
     solids["Esophagus"] = tube([frame.station(*row) for row in gullet])
     windpipe = ((-160, 0, 22, 10.5, 10), (-100, 0, 6, 10.5, 10), (-79, 0, -8, 10, 10.5))
     solids["Trachea"] = tube([frame.station(*row) for row in windpipe])
@@ -276,22 +286,23 @@ def _neck_levels(frame: Frame, side: int, high: float, low: float) -> Solid:
 
 
 def _targets(
-    p: HeadNeckParameters, space: Space, frame: Frame, inside: Mask, bone: Mask, air: Mask
+    p: HeadNeckParameters, space: Space, frame: Frame, inside: Mask, barrier: Mask, air: Mask
 ) -> dict[str, Mask]:
     """GTV and the planning volumes of the three levels, which share no voxel.
 
-    Spread is edited from bone and air; planning volumes stay `inside`, below the skin.
+    Tumour and spread respect the `barrier` of bone, brain and cord; planning volumes stay `inside`: below
+    the skin and off the cord.
     """
     x, y, z = PRIMARIES[p.primary]
     seed = p.scan.shape_seed
-    primary = space.mask(_ball(frame.at(p.side * x, y, z), p.primary_cc, seed, "GTVp")) & ~bone & ~air
+    primary = space.mask(_ball(frame.at(p.side * x, y, z), p.primary_cc, seed, "GTVp")) & ~barrier & ~air
     out = {"GTVp": primary & inside}
     gross = out["GTVp"]
     if p.node_cc:
         node = space.mask(_ball(frame.at(p.side * 38, 13, p.node_height_mm), p.node_cc, seed, "GTVn"))
-        out["GTVn"] = node & ~bone & ~air & inside & ~gross
+        out["GTVn"] = node & ~barrier & ~air & inside & ~gross
         gross = gross | out["GTVn"]
-    spread = ~(bone | space.mask(frame.cord_room()))
+    spread = ~(barrier | space.mask(frame.cord_room()))
     own = space.mask(_neck_levels(frame, p.side, 20.0, -70.0))
     levels = [_neck_levels(frame, side, 12.0, -110.0) for side in (1, -1)]
     risk = {
@@ -301,7 +312,7 @@ def _targets(
     }
     if not p.treat_63:
         risk["PTV_56"] |= risk.pop("PTV_63")
-    earlier = np.zeros_like(bone)
+    earlier = np.zeros_like(air)
     for name, clinical in risk.items():
         planning = space.grown(clinical, p.margin_mm) & inside & ~earlier
         earlier = earlier | planning

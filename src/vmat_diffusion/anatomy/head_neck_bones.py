@@ -77,9 +77,7 @@ def _floor(frame: Frame) -> Solid:
 
 def _petrous(frame: Frame) -> Solid:
     """The bone around both inner ears."""
-    return union(
-        *(rod(frame.points((s * 60, 26, 42), (s * 16, 6, 48)), 9.0 * frame.scale) for s in (1, -1))
-    )
+    return union(*(rod(frame.points((s * 60, 26, 42), (s * 16, 6, 48)), 9.0 * frame.scale) for s in (1, -1)))
 
 
 def skull_room(frame: Frame) -> Solid:
@@ -107,7 +105,14 @@ def _skull(frame: Frame) -> list[Solid]:
         arches.append(sinus - frame.ellipsoid((s * 31, -48, 46), (13, 15, 15)))
     septum = frame.ellipsoid((0, -50, 48), (1.6, 34, 18))
     keep_out = canal | room
-    return [vault, base - canal, *(x - keep_out for x in (_petrous(frame), *cells, clivus)), palate, *arches, septum]
+    return [
+        vault,
+        base - canal,
+        *(x - keep_out for x in (_petrous(frame), *cells, clivus)),
+        palate,
+        *arches,
+        septum,
+    ]
 
 
 def _arc(frame: Frame, height: float, radius: float, tall: float, *, depth: float) -> Solid:
@@ -127,10 +132,10 @@ def _mandible(frame: Frame) -> list[Solid]:
     out = []
     for s in (1, -1):
         ramus = ((s * 50, 6, 40), (s * 48, 0, 16), (s * 46, -6, -2))
-        out.append(rod(frame.points(*ramus), 4.9 * k, stretch=(1, 2.6, 1)))
+        out.append(rod(frame.points(*ramus), 5.1 * k, stretch=(1, 2.6, 1)))
         body = ((s * 46, -8, -2), (s * 38, -38, -8), (s * 24, -62, -13))
-        out.append(rod(frame.points(*body), 5.3 * k, stretch=(1, 1, 2.3)))
-        out.append(rod(frame.points((s * 24, -62, -13), (0, -75, -15)), 5.4 * k, stretch=(1, 1, 2.3)))
+        out.append(rod(frame.points(*body), 5.7 * k, stretch=(1, 1, 2.3)))
+        out.append(rod(frame.points((s * 24, -62, -13), (0, -75, -15)), 5.7 * k, stretch=(1, 1, 2.3)))
     return out
 
 
@@ -142,14 +147,12 @@ def _spine(frame: Frame) -> list[Solid]:
     for n in range(10):
         z = 14.0 - 17.5 * n
         canal_y = 46.0 + max(0.0, -70.0 - z) * 0.25
-        body = frame.ellipsoid(
-            (0, canal_y - 18, z), (12.0 + 0.5 * n, 9.0 + 0.3 * n, 7.2), power=3.5
-        )
+        body = frame.ellipsoid((0, canal_y - 18, z), (12.0 + 0.5 * n, 9.0 + 0.3 * n, 7.2), power=3.5)
         arch = frame.ellipsoid((0, canal_y + 2, z), (18 + 0.3 * n, 16, 7.5))
-        spinous = rod(frame.points((0, canal_y + 14, z), (0, canal_y + 30, z - 6)), 3.2 * k, stretch=(1, 1, 1.5))
-        wings = rod(
-            frame.points((-24, canal_y - 6, z), (24, canal_y - 6, z)), 4.5 * k, stretch=(1, 1, 1.1)
+        spinous = rod(
+            frame.points((0, canal_y + 14, z), (0, canal_y + 30, z - 6)), 3.2 * k, stretch=(1, 1, 1.5)
         )
+        wings = rod(frame.points((-24, canal_y - 6, z), (24, canal_y - 6, z)), 4.5 * k, stretch=(1, 1, 1.1))
         out += [part - canal for part in (body, arch, spinous, wings)]
     return out
 

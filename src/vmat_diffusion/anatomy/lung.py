@@ -11,6 +11,7 @@ import numpy as np
 from vmat_diffusion.anatomy import tissue
 from vmat_diffusion.anatomy.lung_bones import Chest, bones, front, ribs, spinal_canal
 from vmat_diffusion.anatomy.scan import (
+    CORD_MARGIN_MM,
     SKIN_MARGIN_MM,
     Parts,
     Scan,
@@ -62,7 +63,7 @@ class LungParameters:
 def draw(rng: np.random.Generator) -> LungParameters:
     """A random chest, the tumour anywhere in either lung. Spreads are chosen, see docs/anatomy.md."""
     scan = draw_scan(rng, turn_deg=1.2, bend_mm=6.0)
-    chest = Chest(truncated(rng, 0.97, 0.05, 0.88, 1.08), truncated(rng, 1.0, 0.05, 0.88, 1.08))
+    chest = Chest(truncated(rng, 0.97, 0.05, 0.88, 1.08), truncated(rng, 0.95, 0.05, 0.84, 1.04))
     heart_cc = truncated(rng, 680.0, 110.0, 450.0, 950.0)
     lung = _lung(chest, heart_cc, 1 if rng.uniform() < 0.5 else -1)
     return LungParameters(
@@ -139,12 +140,14 @@ def parts(p: LungParameters, spacing_mm: Point) -> Parts:
     bone = (space.mask(*bones(chest)) | (rib & ~breast)) & body
     organs = _organs(p, space, body & ~bone, cavity, pleura)
     keep_out = bone | organs["SpinalCord"] | organs["Esophagus"] | organs["Heart"] | organs["Trachea"]
+    keep_out |= space.mask(spinal_canal(chest).grown(1.0))
     gross = _gross_tumour(p, space, reach & body & ~keep_out & ~organs["Bronchus_Prox"])
     for name in ("Lung_L", "Lung_R", "A_Aorta", "Liver"):
         organs[name] &= ~gross
     organs["Lungs"] = organs["Lung_L"] | organs["Lung_R"]
     clinical = gross | (space.grown(gross, 6.0) & ~keep_out & reach)
     planning = space.grown(clinical, p.margin_mm) & deep_enough
+    planning &= ~space.grown(organs["SpinalCord"], CORD_MARGIN_MM)
     contours: dict[str, tuple[Role, Mask]] = {
         "BODY": ("body", body),
         "PTV_60": ("target", planning),
@@ -174,7 +177,13 @@ def _organs(p: LungParameters, space: Space, room: Mask, cavity: Mask, pleura: M
     seed = p.scan.shape_seed
     cord = spinal_canal(chest).grown(-3.5)
     windpipe, branches = _airways(chest, 10.0, 7.5)
-    gullet = ((-175, 8, 34, 9, 6.5), (-60, 5, 37, 9.5, 6), (0, 3, 27, 9, 5.5), (60, 2, 28, 9, 5.5), (170, 1, 21, 8.5, 5))
+    gullet = (
+        (-175, 8, 34, 9, 6.5),
+        (-60, 5, 37, 9.5, 6),
+        (0, 3, 27, 9, 5.5),
+        (60, 2, 28, 9, 5.5),
+        (170, 1, 21, 8.5, 5),
+    )
     solids = {
         "SpinalCord": cord,
         "Trachea": windpipe,
@@ -239,7 +248,9 @@ def _organ_layers(
     lungs = organs["Lungs"]
     veins = rod(chest.points((-22, -24, -30), (-22, -24, 60), (-34, -18, 110)), 8.5)
     trunk = rod(chest.points((22, -30, -24), (14, -22, 8)), 13.0)
-    roots = [rod(chest.points((10, -4, -4), (sign * 48, 4, -12), (sign * 62, 14, -40)), 7.0) for sign in (1, -1)]
+    roots = [
+        rod(chest.points((10, -4, -4), (sign * 48, 4, -12), (sign * 62, 14, -40)), 7.0) for sign in (1, -1)
+    ]
     belly = cavity & space.mask(_dome(chest, 1).grown(-3.0))
     loops = draw_waves(generator(seed, "stomach"), 90.0)(*space.xyz)
     return [

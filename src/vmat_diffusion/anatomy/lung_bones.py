@@ -86,7 +86,11 @@ def bones(chest: Chest) -> list[Solid]:
     for s in (1, -1):
         collar = chest.points((s * 16, -52, 78), (s * 60, -46, 100), (s * 110, -14, 116), (s * 132, 8, 118))
         out.append(rod(collar, 6.0))
-        for z, inner, outer in ((92, (74, 90), (120, 58)), (60, (76, 97), (120, 68)), (26, (86, 99), (110, 84))):
+        for z, inner, outer in (
+            (92, (74, 90), (120, 58)),
+            (60, (76, 97), (120, 68)),
+            (26, (86, 99), (110, 84)),
+        ):
             blade = chest.points((s * inner[0], inner[1], z), (s * outer[0], outer[1], z + 4))
             out.append(rod(blade, 3.6, stretch=(1, 1, 4.6)))
         out.append(rod(chest.points((s * 120, 58, 96), (s * 140, 40, 112)), 10.0))
@@ -121,9 +125,7 @@ def _spine(chest: Chest) -> list[Solid]:
         z = 152.0 - 21.5 * n
         canal_y = float(np.interp(z, (-185, -60, 20, 90, 175), (84, 87, 85, 77, 62)))
         size = 14.0 + 0.35 * n
-        body = ellipsoid(
-            chest.at(0, canal_y - 23, z), chest.at(size, 14.5 + 0.15 * n, 9.0), power=3.5
-        )
+        body = ellipsoid(chest.at(0, canal_y - 23, z), chest.at(size, 14.5 + 0.15 * n, 9.0), power=3.5)
         arch = chest.ellipsoid((0, canal_y + 2, z), (18, 15, 9.0))
         wings = rod(chest.points((-32, canal_y + 10, z), (0, canal_y + 4, z), (32, canal_y + 10, z)), 5.0)
         spinous = rod(chest.points((0, canal_y + 12, z), (0, canal_y + 32, z - 14)), 3.2, stretch=(1, 1, 2))

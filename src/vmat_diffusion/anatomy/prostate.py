@@ -275,7 +275,9 @@ def _organs(p: ProstateParameters) -> _Organs:
     vesicles = union(
         *(
             rod(
-                [(sign * 6, deep * 0.75, high * 0.75), (sign * 22, deep + 3, high + 9)], 5.5, stretch=(1, 0.9, 1.2)
+                [(sign * 6, deep * 0.75, high * 0.75), (sign * 22, deep + 3, high + 9)],
+                5.5,
+                stretch=(1, 0.9, 1.2),
             )
             for sign in (1, -1)
         )
@@ -283,7 +285,13 @@ def _organs(p: ProstateParameters) -> _Organs:
     bulb = ellipsoid((0, 6, -high - 20), (11.5, 12.5, 10.0))
     waves = {
         name: draw_waves(generator(p.scan.shape_seed, name), length)
-        for name, length in (("prostate", 35), ("bladder", 80), ("rectum", 45), ("vesicles", 25), ("bulb", 25))
+        for name, length in (
+            ("prostate", 35),
+            ("bladder", 80),
+            ("rectum", 45),
+            ("vesicles", 25),
+            ("bulb", 25),
+        )
     }
     return _Organs(
         prostate.rough(waves["prostate"], 3.0),

@@ -14,6 +14,8 @@ from vmat_diffusion.geometry import Mask, Point
 
 # Targets end this far below the skin, where the dose builds up; the habit of most clinics.
 SKIN_MARGIN_MM = 5.0
+# Planning volumes end this far from the spinal cord, which no plan may trade for coverage.
+CORD_MARGIN_MM = 3.0
 
 
 @dataclass(frozen=True)

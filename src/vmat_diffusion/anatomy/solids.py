@@ -251,7 +251,7 @@ class Space:
         return out
 
     def grown(self, mask: Mask, margin_mm: float) -> Mask:
-        """The mask with a margin all around; volumes do not depend on the spacing to first order."""
+        """The mask with a margin all around, right to about a third of a voxel."""
         if not mask.any():
             return mask.copy()
         steps = np.array(self.grid.spacing_mm)[::-1]
@@ -262,8 +262,8 @@ class Space:
         )
         distance = ndimage.distance_transform_edt(~mask[box], sampling=steps)
         out = mask.copy()
-        # The surface lies half a voxel beyond the outermost centre.
-        out[box] |= distance - steps.mean() / 2 <= margin_mm
+        # The surface lies beyond the nearest centre, on average of random balls by a quarter of a voxel.
+        out[box] |= distance - steps.mean() / 4 <= margin_mm
         return out
 
     def depth_mm(self, mask: Mask) -> NDArray[np.float32]:
