@@ -202,19 +202,24 @@ def test_organs_do_not_share_voxels(site: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(("site", "seed"), PATIENTS)
-def test_targets_are_nested_off_the_skin_and_off_the_cord(site: str, seed: int) -> None:
+def test_targets_are_nested_and_off_the_cord(site: str, seed: int) -> None:
     case = patient(site, seed)
     structures = case.structures
-    steps = case.grid.spacing_mm[::-1]
-    depth = ndimage.distance_transform_edt(case.body.mask, sampling=steps)
     highest = "PTV_70" if site == "head_neck" else next(n for n in structures if n.startswith("PTV"))
     for target in case.targets:
-        # Half a voxel lies between the centres and the surface; depths along a slanted skin are less.
-        assert depth[target.mask].min() >= 5.0
         if target.name.startswith(("GTV", "CTV")):
             assert not np.any(target.mask & ~structures[highest].mask), target.name
     if "SpinalCord" in structures:
         assert not any(np.any(t.mask & structures["SpinalCord"].mask) for t in case.targets)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_targets_end_below_the_skin(seed: int) -> None:
+    case = synthetic_case("head_neck", seed, (2.5, 2.5, 2.5))
+    depth_mm = ndimage.distance_transform_edt(case.body.mask, sampling=(2.5,) * 3)
+    shallowest = min(depth_mm[target.mask].min() for target in case.targets)
+    # 5 mm towards the middle of the neck are a little less across a slanted skin; some target does get there.
+    assert 4.5 < shallowest < 10.0
 
 
 @pytest.mark.parametrize("site", ["head_neck", "lung"])
@@ -266,11 +271,15 @@ def test_noise_has_the_drawn_size_and_is_correlated() -> None:
 def test_volumes_do_not_depend_on_the_spacing(site: str) -> None:
     fine, coarse = synthetic_case(site, 1, (3.0, 3.0, 3.0)), patient(site, 1)
     assert fine.structures.keys() == coarse.structures.keys()
-    # A planning risk volume's margin is less than a voxel of 5 mm.
-    large = [n for n in fine.structures if volume_cc(fine, n) > 20 and not n.endswith("_PRV")]
+    # Left out: a planning risk volume's margin is less than a voxel of 5 mm, and of the lower levels of a neck
+    # only the rest beside the higher ones is a contour.
+    large = [
+        n
+        for n in fine.structures
+        if volume_cc(fine, n) > 20 and not n.endswith("_PRV") and n not in ("PTV_63", "PTV_56")
+    ]
     ratios = np.array([volume_cc(coarse, name) / volume_cc(fine, name) for name in large])
     # 20 cc are 160 voxels of 5 mm, about 130 of them cut by the surface, each right to half a voxel or so:
-    # two standard deviations of the sum are 4 to 8 %, more where margins, counted in voxels, come on top. A
-    # bias would show in the mean.
-    assert ratios == pytest.approx(1.0, abs=0.15), dict(zip(large, ratios, strict=True))
+    # two standard deviations of the sum are 4 to 8 %. A bias would show in the mean.
+    assert ratios == pytest.approx(1.0, abs=0.12), dict(zip(large, ratios, strict=True))
     assert ratios.mean() == pytest.approx(1.0, abs=0.03)
