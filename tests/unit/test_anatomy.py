@@ -271,7 +271,7 @@ def test_noise_has_the_drawn_size_and_is_correlated() -> None:
 def test_volumes_do_not_depend_on_the_spacing(site: str) -> None:
     fine, coarse = synthetic_case(site, 1, (3.0, 3.0, 3.0)), patient(site, 1)
     assert fine.structures.keys() == coarse.structures.keys()
-    # Left out: a planning risk volume's margin is less than a voxel of 5 mm, and of the lower levels of a neck
+    # Left out: a risk volume's margin is less than a voxel of 5 mm, and of the lower levels of a neck
     # only the rest beside the higher ones is a contour.
     large = [
         n

@@ -102,8 +102,8 @@ def draw(rng: np.random.Generator) -> HeadNeckParameters:
 def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     """The head and neck on a grid."""
     s = p.head_scale
-    half_width = p.shoulder_half_width_mm + 12
-    space = p.scan.space((-half_width, -135 * s, _BOTTOM_MM), (half_width, 142 * s, _TOP_MM * s), spacing_mm)
+    half_width = p.shoulder_half_width_mm + 20
+    space = p.scan.space((-half_width, -140 * s, _BOTTOM_MM), (half_width, 148 * s, _TOP_MM * s), spacing_mm)
     frame = Frame(s)
     skin = (0.0, -2.0, -SKIN_MARGIN_MM, -p.fat_mm - 2)
     body, under_skin, deep_enough, inner = space.masks(_body(p), *skin)
