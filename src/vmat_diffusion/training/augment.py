@@ -152,8 +152,9 @@ def centred(training: TrainingCase, shape: Index | None = None) -> Augmentation:
 def augment(decoded: DecodedCase, augmentation: Augmentation) -> DecodedCase:
     """The changed case; the deterministic twin of `draw_augmentation`.
 
-    HU, dose and distances are interpolated linearly, masks are where the interpolated mask is at least
-    one half; without a rotation every voxel keeps its value. A plan is kept only where the anatomy stays.
+    Without a rotation every voxel keeps its value. With one, HU and distances are interpolated linearly,
+    the dose by cubics within its old range, and masks keep their volume. A plan is kept only where the
+    anatomy stays.
     """
     training, case = decoded.training, decoded.training.case
     turn = Turn.of(case, augmentation.flip_head_feet, augmentation.flip_left_right, augmentation.rotation_deg)
@@ -178,7 +179,8 @@ def augment(decoded: DecodedCase, augmentation: Augmentation) -> DecodedCase:
         reference_dose=None,
     )
     if (dose := case.reference_dose) is not None:
-        gy = moved(dose.gy[None], turn, window, 0)[0] * possible
+        gy = moved(dose.gy[None], turn, window, 0, cubic=True)[0]
+        gy = np.where(possible, np.clip(gy, 0, dose.gy.max()), np.float32(0))
         changed = replace(changed, reference_dose=Dose(changed.grid, gy, medium=dose.medium))
     return DecodedCase(
         replace(
@@ -253,8 +255,21 @@ def _starts(training: TrainingCase, turn: Turn, shape: Index, reach: Index) -> t
 def _masks(case: Case, possible: Mask, turn: Turn, window: Window) -> NDArray[np.bool_]:
     """The moved masks `[n + 1, z, y, x]` of all structures and, last, of the possible dose."""
     masks = [s.mask for s in case.structures.values()] + [possible]
-    parts = [moved(mask[None], turn, window, 0)[0] for mask in masks]
-    return np.stack([m if m.dtype == np.bool_ else m >= 0.5 for m in parts])
+    return np.stack([_as_large(moved(mask[None], turn, window, 0)[0]) for mask in masks])
+
+
+def _as_large(filled: NDArray) -> Mask:
+    """As many voxels as the interpolated mask makes together, those that it fills most.
+
+    Those filled by half or more would be too few: corners and what is a voxel thin would go.
+    """
+    if filled.dtype == np.bool_:
+        return filled
+    values = filled[filled > 0]
+    count = min(round(float(values.sum(dtype=np.float64))), values.size)
+    if count == 0:
+        return np.zeros(filled.shape, bool)
+    return filled >= np.partition(values, values.size - count)[values.size - count]
 
 
 def _moved_distances(

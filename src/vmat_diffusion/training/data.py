@@ -223,7 +223,7 @@ def as_tensors(
 def goal_key(constraint: Constraint) -> str:
     """A constraint without its number, "Parotid_L Dmean <= Gy": what two cases have in common."""
     statement = constraint.goal.removeprefix(constraint.structure).strip()
-    return f"{constraint.structure} {_LIMIT.sub(r'\1', statement)}"
+    return " ".join([constraint.structure, _LIMIT.sub(r"\1", statement)])
 
 
 def _channel(values: np.ndarray, kind: type) -> Tensor:
