@@ -101,6 +101,9 @@ def preprocess(
     queue: Annotated[str | None, typer.Option(help="Partition or queue of the cluster.")] = None,
     project: Annotated[str | None, typer.Option(help="Account or project to be charged.")] = None,
     walltime: Annotated[str, typer.Option(help="Of each worker on a cluster, H:MM:SS.")] = "04:00:00",
+    extra: Annotated[
+        list[str] | None, typer.Option(help="Further directive of the cluster's jobs; repeat it.")
+    ] = None,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve a status page.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")] = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
@@ -129,6 +132,7 @@ def preprocess(
         queue=queue,
         project=project,
         walltime=walltime,
+        extra=tuple(extra or ()),
         dashboard=dashboard,
     )
     with stdout_kept(), progress_bar() as progress:
