@@ -52,7 +52,7 @@ def sampled_dose(
 ) -> SampledDose:
     """Trace all beam directions of `exposed` to the points and tabulate the map; angles count, not leaves."""
     table = tables(machine.require_beam(), model.reach_mm)
-    n, m, kernels = len(exposed.gantry_deg), len(points_mm), table.primary.shape[2]
+    n, m, kernels = len(exposed.gantry_deg), len(points_mm), len(model.sigma_mm)
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     medium = table.medium[medium_at(density, points_mm)]
     index_u, index_v = np.empty((n, m), np.float32), np.empty((n, m), np.float32)

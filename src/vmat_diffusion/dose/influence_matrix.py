@@ -150,7 +150,7 @@ def expected_entries(machine: Machine, rows_mm: NDArray, columns_mm: NDArray, cu
     sigma = kernel_sigma_mm(beam)
     table = tables(beam, 50.0)
     unscaled = int(np.abs(SCALES - 1).argmin())
-    weight = table.primary[100, unscaled] + table.scatter[100, unscaled]
+    weight = (table.primary + table.scatter)[100, unscaled, : len(sigma)]
     shares = []
     for edges in (columns_mm, rows_mm):
         middle = (edges[0] + edges[-1]) / 2
