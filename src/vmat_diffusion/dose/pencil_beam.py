@@ -146,7 +146,8 @@ class PencilBeam:
     ) -> Dose:
         """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given).
 
-        Cost: 6 to 8 s for two full arcs on a head and neck of 3 mm voxels, on two cores.
+        Cost: 9 s of processor time, shared by the cores, for two full arcs of 2 degrees on a head and neck
+        (614,000 voxels of 3 mm).
         """
         where = grid or dose_grid(case)
         exposed = exposures(plan, self.machine)
