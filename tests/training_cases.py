@@ -14,7 +14,7 @@ from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.cache import DecodedCase
 from vmat_diffusion.training.cases import Constraint, TrainingCase, save_case
-from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.distance import signed_distance_mm
 
 
 def small_training(

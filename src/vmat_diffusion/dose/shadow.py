@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from vmat_diffusion.dose.beam_tables import SCALES, tables
-from vmat_diffusion.dose.loops import DEPTH_STEP_MM, on_ray
-from vmat_diffusion.dose.rays import Density, depth_field
+from vmat_diffusion.dose.loops import DEPTH_STEP_MM
+from vmat_diffusion.dose.rays import Density, DepthField, depth_field
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Point, beam_axes
 from vmat_diffusion.machine import BeamModel
@@ -58,7 +58,7 @@ def target_shadow(
         rays = depth_field(density, axes, isocenter_mm, beam.sad_mm)
         frame = np.stack([axes.x, axes.y, axes.to_source])
         view, low = _beams_eye_view(source_points, level, frame, beam.sad_mm, half_mm)
-        _collect(points, frame, rays, fall, view, low, beam.sad_mm, found)
+        found += _collect(points, frame, rays, fall, view, low, beam.sad_mm)
     out = np.zeros((3, target_gy.size), np.float32)
     out[:, inside] = found.T / len(gantry_deg)
     return out.reshape(3, *target_gy.shape)
@@ -108,26 +108,25 @@ def _cast(u, v, level, low, half, view):  # type: ignore[no-untyped-def]
                 view[b, a, 2] = 1.0
 
 
-@numba.njit(parallel=True, cache=True)
-def _collect(points, frame, rays, fall, view, low, sad, out):  # type: ignore[no-untyped-def]
-    """Add one direction's share to every point: its ray's view, times depth dose and inverse square."""
-    for i in numba.prange(len(points)):
-        p = points[i]
-        height = p[0] * frame[2, 0] + p[1] * frame[2, 1] + p[2] * frame[2, 2]
-        scale = sad / (sad - height)
-        u = (p[0] * frame[0, 0] + p[1] * frame[0, 1] + p[2] * frame[0, 2]) * scale
-        v = (p[0] * frame[1, 0] + p[1] * frame[1, 1] + p[2] * frame[1, 2]) * scale
-        fu, fv = (u - low[0]) / _CELL_MM, (v - low[1]) / _CELL_MM
-        if fu < 0.0 or fv < 0.0 or fu >= view.shape[1] - 1 or fv >= view.shape[0] - 1:
-            continue
-        iu, iv = int(fu), int(fv)
-        tu, tv = fu - iu, fv - iv
-        depth, _, _ = on_ray(rays, u, v, height)
-        d = min(depth / DEPTH_STEP_MM, len(fall) - 1.001)
-        j = int(d)
-        carried = (fall[j] + (d - j) * (fall[j + 1] - fall[j])) * scale * scale
-        for k in range(3):
-            here = (1 - tv) * ((1 - tu) * view[iv, iu, k] + tu * view[iv, iu + 1, k]) + tv * (
-                (1 - tu) * view[iv + 1, iu, k] + tu * view[iv + 1, iu + 1, k]
-            )
-            out[i, k] += here if k == 2 else carried * here
+def _collect(
+    points: NDArray,
+    frame: NDArray,
+    rays: DepthField,
+    fall: NDArray,
+    view: NDArray,
+    low: NDArray,
+    sad_mm: float,
+) -> NDArray[np.float32]:
+    """One direction's share of every point, `[points, 3]`: its ray's view, by depth and distance."""
+    height = points @ frame[2]
+    scale = sad_mm / (sad_mm - height)
+    u, v = points @ frame[0] * scale, points @ frame[1] * scale
+    at = (v - rays.low[1], rays.low[2] - height, u - rays.low[0])
+    steps = (rays.lateral_mm, rays.step_mm, rays.lateral_mm)
+    where = np.stack([a / s for a, s in zip(at, steps, strict=True)])
+    depth = map_coordinates(rays.field[..., 0], where, order=1, mode="nearest")
+    carried = np.interp(depth, DEPTH_STEP_MM * np.arange(len(fall)), fall) * scale**2
+    cells = np.stack([v - low[1], u - low[0]]) / _CELL_MM
+    seen = np.stack([map_coordinates(view[..., k], cells, order=1) for k in range(3)], axis=1)
+    seen[:, :2] *= carried[:, None]
+    return seen

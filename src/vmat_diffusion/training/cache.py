@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Mask, Point
 from vmat_diffusion.training.cases import TrainingCase, case_from_arrays, load_case, load_sdf_mm, read_arrays
-from vmat_diffusion.training.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 
 # Part of the name of a cached case: another layout of its folder is another number.
 _LAYOUT = 1

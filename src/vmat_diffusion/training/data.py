@@ -30,7 +30,7 @@ from vmat_diffusion.training.augment import (
 )
 from vmat_diffusion.training.cache import DecodedCase, cached_case
 from vmat_diffusion.training.cases import Constraint, load_constraints
-from vmat_diffusion.training.distance import FAR_MM
+from vmat_diffusion.distance import FAR_MM
 from vmat_diffusion.training.motion import Index
 
 # The number of a goal behind its comparator.

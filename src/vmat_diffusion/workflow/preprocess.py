@@ -25,7 +25,7 @@ from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
-from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
 from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case

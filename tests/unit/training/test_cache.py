@@ -15,7 +15,7 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.training import cache as module
 from vmat_diffusion.training.cache import cached_case, decoded_case, default_cache, sha256_of
 from vmat_diffusion.training.cases import save_case
-from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.distance import signed_distance_mm
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vmat_diffusion.training.cases import (
     load_sdf_mm,
     save_case,
 )
-from vmat_diffusion.training.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 
 
 def training_case(plan: Plan | None = None) -> TrainingCase:

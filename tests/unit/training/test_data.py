@@ -17,7 +17,7 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.augment import AugmentSettings
 from vmat_diffusion.training.cases import Constraint, load_case
 from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, goal_key, read_index
-from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.distance import signed_distance_mm
 
 CROP = (8, 16, 20)
 BUSY = AugmentSettings(rotation_deg=20.0, reach_voxels=(2, 2, 2), drop_organ=0.3, drop_ct=0.3)

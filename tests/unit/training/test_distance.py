@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.training.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 
 
 def _radius(grid: Grid) -> np.ndarray:
