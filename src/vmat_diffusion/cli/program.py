@@ -63,6 +63,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     checking.reference_check,
     influence.influence,
     data.deidentify,
+    data.preprocess,
     planning.demo,
 )
 for _command in _COMMANDS:

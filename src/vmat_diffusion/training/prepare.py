@@ -19,6 +19,8 @@ from vmat_diffusion.training.cases import TrainingCase
 AIR_HU = -1000
 # Dose above this share of the maximum is worth a place in the volume.
 DOSE_SHARE = 0.1
+# A voxel filled to within this of nothing or all is empty or full: rounding of float32.
+_FILLED = 1e-4
 
 
 def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> TrainingCase:
@@ -127,10 +129,12 @@ def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
 
 
 def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
-    """A structure on another grid with the same volume, to within half a voxel.
+    """A structure on another grid with the same volume, to within half a voxel, in every part along z.
 
-    As many voxels as the volume makes are taken, those that the structure fills most; of voxels filled
-    alike, those nearest to its inside.
+    As many voxels of each slice are taken as the structure's volume in it makes, what is left over
+    going to the next one: the ends of a structure, where whole slices are filled in part, keep their
+    share of volume and so its mean dose. Within a slice those go first that are filled most, then those
+    nearest to the inside, then those nearest to the middle.
     """
     out = np.zeros(target.shape, bool)
     box = bounding_box(mask)
@@ -149,14 +153,20 @@ def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
         return out
     small = subgrid(target, inner)
     filled = average_onto(part, own, small)
-    count = round(float(filled.sum(dtype=np.float64)))
-    if count == 0:
-        return out
-    rank = filled + 0.01 * onto(part, own, small)  # the second term settles ties
-    order = np.argpartition(rank.ravel(), rank.size - count)[rank.size - count :]
-    taken = np.zeros(small.shape, bool)
-    taken.ravel()[order] = True
-    out[inner] = taken
+    inside = onto(part, own, small)
+    carry = 0.0
+    for k, shares in enumerate(filled):
+        taken = shares > 1 - _FILLED
+        y, x = np.nonzero((shares > _FILLED) & ~taken)
+        carry += float(shares.sum(dtype=np.float64)) - np.count_nonzero(taken)
+        count = min(max(round(carry), 0), len(y))
+        carry -= count
+        if count:
+            away = (y - y.mean()) ** 2 + (x - x.mean()) ** 2
+            rank = shares[y, x] + 0.01 * inside[k, y, x] - 1e-6 * away / (1 + away.max())
+            best = np.argsort(-rank, kind="stable")[:count]
+            taken[y[best], x[best]] = True
+        out[inner[0].start + k, inner[1], inner[2]] = taken
     return out
 
 
