@@ -136,11 +136,27 @@ def average_onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0
 
     Conserves the integral; the right way from a fine CT to a coarser dose grid.
     """
-    out = np.asarray(values, np.float32) - np.float32(fill)
+    out = np.asarray(values)
+    if fill:
+        out = out - np.float32(fill)
     for axis in range(3):
-        weights = _overlap(source, target, axis)
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
-    return out + np.float32(fill)
+        out = _banded(_overlap(source, target, axis), out, axis)
+    return out + np.float32(fill) if fill else out
+
+
+def _banded(weights: NDArray[np.float32], values: NDArray, axis: int) -> NDArray[np.float32]:
+    """Product along an axis with a matrix `[target, source]` whose rows hold few neighbours of one another."""
+    rows = np.arange(len(weights))
+    first = np.argmax(weights > 0, axis=1)
+    shape = [-1 if a == axis else 1 for a in range(3)]
+    out: NDArray[np.float32] | None = None
+    for k in range(max(int(np.count_nonzero(weights, axis=1).max()), 1)):
+        at = np.minimum(first + k, weights.shape[1] - 1)
+        share = np.where(first + k < weights.shape[1], weights[rows, at], 0).astype(np.float32)
+        part = np.multiply(np.take(values, at, axis), share.reshape(shape), dtype=np.float32)
+        out = part if out is None else np.add(out, part, out=out)
+    assert out is not None
+    return out
 
 
 def _overlap(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:

@@ -46,7 +46,10 @@ def without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask with the holes of each axial slice filled."""
     out = mask.copy()
     for k in np.flatnonzero(mask.any(axis=(1, 2))):
-        out[k] = ndimage.binary_fill_holes(mask[k])
+        rows, columns = (np.flatnonzero(mask[k].any(axis=a)) for a in (1, 0))
+        # What reaches the border of the mask's box is outside it: no hole is cut.
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        out[k][box] = ndimage.binary_fill_holes(mask[k][box])
     return out
 
 

@@ -66,14 +66,21 @@ def case_from(
     site: str = "",
     patient_position: str | None = None,
     allow_outside_body: bool = False,
+    known_only: bool = False,
 ) -> Case:
-    """The case in a folder that has been opened; see `read_case`."""
+    """The case in a folder that has been opened; see `read_case`.
+
+    `known_only` leaves out, with a step, regions whose names the table does not know.
+    """
     structure_set, files, chosen = choose_images(folder)
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
+        if known_only and (unknown := sum(not n.known for n in named)):
+            named = tuple(n for n in named if n.known)
+            preferences = (*preferences, f"leave-out-unknown: {unknown} regions with names of no meaning here")
         structures, numbers, notes = structures_on(named, placement, series.frame_uid)
     native, padding = read_hu(series)
     hu = placement.values(native, AIR_HU)
@@ -283,25 +290,68 @@ def _prescription(
     folder: Folder, structure_set: Found, canonical: Mapping[int, str]
 ) -> tuple[Prescription | None, tuple[str, ...]]:
     """What the RTPLAN of this structure set prescribes to its targets, as far as it says so."""
-    plans: list[Found] = []
-    steps: list[str] = []
+    steps: tuple[str, ...] = ()
     try:
-        for plan in folder.of("RTPLAN"):
-            if (uid := structure_set_uid(plan.dataset)) in ("", structure_set.uid):
-                plans.append(plan)
-            else:
-                steps.append(f"leave-out-plan: {plan.label} refers to another structure set, ...{uid[-12:]}")
+        plans, steps = _own_plans(folder, structure_set.uid)
         if len(plans) != 1:
-            return None, tuple(steps)
+            return None, steps
         levels = {canonical[n]: gy for n, gy in prescribed_gy(plans[0].dataset).items() if n in canonical}
         groups = items(plans[0].dataset, "FractionGroupSequence")
         if not levels or len(groups) != 1:
-            return None, tuple(steps)
+            return None, steps
         fractions = integer(groups[0], "NumberOfFractionsPlanned")
         prescription = Prescription(fractions, levels)
     except InputError as fault:
         return None, (*steps, f"leave-out-prescription: {fault}")
     return prescription, (*steps, f"take-prescription: from {plans[0].label}")
+
+
+def _own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], tuple[str, ...]]:
+    """The RTPLANs that refer to a structure set by its UID or to none, and a step for each other one."""
+    own: list[Found] = []
+    steps: list[str] = []
+    for plan in folder.of("RTPLAN"):
+        with about(plan.label):
+            uid = structure_set_uid(plan.dataset)
+        if uid in ("", structure_set):
+            own.append(plan)
+        else:
+            steps.append(f"leave-out-plan: {plan.label} refers to another structure set, ...{uid[-12:]}")
+    return tuple(own), tuple(steps)
+
+
+def plan_of(folder: Folder, case: Case) -> Plan:
+    """The plan of a case in its opened folder: the one its dose belongs to, or else the only one.
+
+    Raises PlanError where there is none, where it could be several, and for whatever a Plan cannot
+    represent.
+    """
+    own, others = _own_plans(folder, case.source.structure_set_uid)
+    dose = case.reference_dose
+    wanted = dose.provenance.get("plan_uid") if dose else ""
+    plans = tuple(p for p in own if p.uid == wanted) or own
+    if not plans:
+        what = "only plans of other structure sets" if others else "no RTPLAN"
+        raise PlanError(f"the folder holds {what}; add the plan made on this structure set")
+    if len(plans) > 1:
+        raise PlanError(f"{len(plans)} plans are made on the structure set; keep the one that is meant")
+    with about(plans[0].label, PlanError):
+        return plan_from(plans[0].dataset)
+
+
+def patient_pseudonym(folder: Folder) -> str:
+    """16 hexadecimal digits that are the same for all studies of a patient and name nobody.
+
+    A slow hash (scrypt, RFC 7914; 50 ms) of record number and date of birth, so that trying out record
+    numbers takes long; for data that leave the clinic de-identify the DICOM files first. Without a
+    record number it is that of the study.
+    """
+    first = next(iter(folder.of("CT") or folder.files), None)
+    texts = [text(first.dataset, k) for k in ("PatientID", "PatientBirthDate")] if first else []
+    if not any(texts[:1]):
+        texts = [text(first.dataset, "StudyInstanceUID")] if first else []
+    secret = "|".join(texts).encode()
+    return hashlib.scrypt(secret, salt=b"vmat-diffusion patient", n=2**14, r=8, p=1, dklen=8).hex()
 
 
 def _pseudonym(*uids: str) -> str:

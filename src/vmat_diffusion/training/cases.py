@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from vmat_diffusion.plan import Arc, Plan
 SCHEMA = 1
 # A dose of uint16 steps; hundredths of a gray up to 655 Gy hold what most systems export.
 DOSE_STEP_GY = 0.01
+# A third of the time of the usual 6, for files 1 % larger.
+_ZIP_LEVEL = 3
 _ARC_ARRAYS = ("gantry_deg", "leaves_mm", "jaws_mm", "mu")
 
 
@@ -87,8 +89,16 @@ def save_case(path: Path, training: TrainingCase, *, sdf_mm: Mapping[str, NDArra
         ]
         arrays["sdf_tenth_mm"] = np.stack(tenths).astype(np.int16)
     with written_whole(path) as part, part.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        _write_npz(stream, arrays)
     return path
+
+
+def _write_npz(stream: IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """What `numpy.savez_compressed` writes, at a level of its own."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_ZIP_LEVEL) as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
 
 def _arrays(training: TrainingCase) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from vmat_diffusion.training.cases import TrainingCase
 AIR_HU = -1000
 # Dose above this share of the maximum is worth a place in the volume.
 DOSE_SHARE = 0.1
+# A voxel filled to within this of nothing or all is empty or full: rounding of float32.
+_FILLED = 1e-4
 
 
 def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> TrainingCase:
@@ -149,13 +151,14 @@ def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
         return out
     small = subgrid(target, inner)
     filled = average_onto(part, own, small)
-    count = round(float(filled.sum(dtype=np.float64)))
-    if count == 0:
-        return out
-    rank = filled + 0.01 * onto(part, own, small)  # the second term settles ties
-    order = np.argpartition(rank.ravel(), rank.size - count)[rank.size - count :]
-    taken = np.zeros(small.shape, bool)
-    taken.ravel()[order] = True
+    taken = filled > 1 - _FILLED
+    edge = np.flatnonzero((filled > _FILLED) & ~taken)
+    shares = filled.ravel()[edge]
+    count = round(float(shares.sum(dtype=np.float64)))
+    if count:
+        rank = shares + 0.01 * onto(part, own, small).ravel()[edge]  # the second term settles ties
+        best = np.argsort(-rank, kind="stable")[:count]
+        taken.ravel()[edge[best]] = True
     out[inner] = taken
     return out
 
