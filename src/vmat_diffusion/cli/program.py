@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, data, influence, planning
+from vmat_diffusion.cli import beam, catalogue, checking, data, influence, planning, simulation
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -64,6 +64,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     influence.influence,
     data.deidentify,
     data.preprocess,
+    simulation.simulate,
     planning.demo,
 )
 for _command in _COMMANDS:

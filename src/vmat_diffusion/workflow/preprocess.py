@@ -33,7 +33,6 @@ from vmat_diffusion.workflow.dataset import (
     case_record,
     case_statistics,
     fingerprint,
-    read_dataset,
     rejection,
     write_dataset,
     write_index,
@@ -41,11 +40,17 @@ from vmat_diffusion.workflow.dataset import (
     write_text,
 )
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
+from vmat_diffusion.workflow.resume import (
+    RUN,
+    WORK,
+    Shape,
+    all_states,
+    files_whole,
+    open_dataset,
+    read_state,
+    write_state,
+)
 from vmat_diffusion.workflow.run import Progress
-
-WORK = ".work"
-_RUN = "run.json"
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def preprocess(
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
     cases, again = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = _opened(out, record, shape, resume=resume)
+    shape = open_dataset(out, record, shape, resume=resume)
     if key is not None:
         _write_key(key, cases)
     pool = cluster or Cluster()
@@ -106,7 +111,7 @@ def preprocess(
     if shape is None:
         work.run("resample", None)
         shape = _common(work, settings.spacing_mm)
-        write_text(out / WORK / _RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
+        write_text(out / WORK / RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
     work.run("write", shape)
     done = work.finished(shape)
     rejections = (*again, *work.rejections())
@@ -145,45 +150,6 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
-    """Make `out` ready and return the shape that holds there already, if any.
-
-    Raises InputError for a folder that is not empty and not to be resumed, or of other settings.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the data set")
-    begun = out / WORK / _RUN
-    there = [p for p in out.glob("*") if not p.name.startswith(".")] if out.is_dir() else []
-    if (there or begun.exists()) and not resume:
-        raise InputError(f"{out} is not empty; pass --resume to go on with it or name another folder")
-    kept = read_dataset(out)
-    if kept is None and begun.is_file():
-        kept = json.loads(begun.read_text(encoding="utf-8"))
-    if kept is None and there:
-        raise InputError(f"{out} holds other files and no data set; name another folder")
-    if kept is not None:
-        _same_settings(out, kept["settings"], record)
-        shape = tuple(kept["shape"]) if kept["shape"] else shape
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    for folder in (out, out / WORK):
-        for part in folder.glob(".*.part"):  # of a run that was killed
-            part.unlink(missing_ok=True)
-    if not begun.is_file():
-        write_text(begun, json.dumps({"settings": record, "shape": shape}) + "\n")
-    return shape
-
-
-def _same_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(now))
-    changed = [name for name in plain if before.get(name) != plain[name]]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{out} was made with {name} = {before.get(name)}, now it is {plain[name]}; resume with the same "
-            "settings or name another folder"
-        )
-
-
 def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
@@ -194,7 +160,9 @@ def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
 def _common(work: _Work, spacing_mm: Point) -> Shape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
-        Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
+        Extent(*map(_point, state["extent"]))
+        for state in all_states(work.out)
+        if state["state"] != "rejected"
     ]
     if not extents:
         rejections = work.rejections()
@@ -241,11 +209,6 @@ class _Work:
         self.made = 0
         self.failed: set[str] = set()
 
-    def states(self) -> list[dict[str, Any]]:
-        """What is recorded, in the order of the cases' ids; cases whose raw folder is gone included."""
-        found = (read_state(self.out, path.stem) for path in sorted((self.out / WORK).glob("*.state")))
-        return [state for state in found if state is not None]
-
     def run(self, stage: str, shape: Shape | None) -> None:
         """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
         jobs = {
@@ -268,28 +231,21 @@ class _Work:
 
     def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
-        return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
+        return {
+            s["id"]: s for s in all_states(self.out) if s["state"] == "done" and s["shape"] == list(shape)
+        }
 
     def rejections(self) -> list[Rejection]:
         """Why the cases that are not in the data set are not; those whose raw folder is gone do not count."""
         return [
             rejection(s["id"], s["reason"])
-            for s in self.states()
+            for s in all_states(self.out)
             if s["state"] == "rejected" and s["id"] in self.cases
         ]
 
 
-def read_state(out: Path, case: str) -> dict[str, Any] | None:
-    """What became of a case; None where it is not known."""
-    try:
-        state: dict[str, Any] = json.loads((out / WORK / f"{case}.state").read_text(encoding="utf-8"))
-        return state
-    except (OSError, ValueError):
-        return None
-
-
 def _write_state(out: Path, case: RawCase, **values: Any) -> None:
-    write_text(out / WORK / f"{case.id}.state", json.dumps({"id": case.id, "key": case.key, **values}) + "\n")
+    write_state(out, case.id, key=case.key, **values)
 
 
 def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
@@ -301,13 +257,7 @@ def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
         return not state["defect"]
     if shape is None:
         return state["state"] == "staged" and _staged(out, case.id).is_file()
-    return (
-        state["state"] == "done"
-        and state["shape"] == list(shape)
-        and all(
-            (out / name).is_file() and (out / name).stat().st_size == n for name, n in state["files"].items()
-        )
-    )
+    return state["state"] == "done" and state["shape"] == list(shape) and files_whole(out, state)
 
 
 def _key(case: RawCase) -> str:

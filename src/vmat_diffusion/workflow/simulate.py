@@ -1,0 +1,303 @@
+"""Paired VMAT data: patients planned by the project's own optimiser under varied goals and arcs.
+
+One job per plan. Each becomes a training case on its patient's grid with dose, control points and the
+goals it was made for. What happened to each plan is a small file under `.work`, as for `preprocess`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmat_diffusion import __version__
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.geometry import Point
+from vmat_diffusion.machine import Machine, load_machine, machine_text
+from vmat_diffusion.plan import violations
+from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.workflow.dataset import (
+    REJECTED,
+    Rejection,
+    case_record,
+    case_statistics,
+    fingerprint,
+    rejection,
+    write_dataset,
+    write_index,
+    write_rejected,
+)
+from vmat_diffusion.workflow.patients import Patient
+from vmat_diffusion.workflow.resume import all_states, files_whole, open_dataset, read_state, write_state
+from vmat_diffusion.workflow.run import Progress
+
+# A shoulder or an arm that leaves the scan's field of view attenuates few beams.
+_CUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How every patient is planned. Without `max_minutes` plans depend on the seed alone, not on the clock.
+
+    `effort` scales the optimiser's iterations; `spacing_mm` (x, y, z) is the grid of synthetic patients.
+    """
+
+    machine: str = "generic_6mv"
+    seed: int = 0
+    grid_mm: float = 3.0
+    effort: float = 1.0
+    max_minutes: float | None = None
+    spacing_mm: Point = (2.0, 2.0, 2.5)
+
+    def __post_init__(self) -> None:
+        for option, value, low, high in (
+            ("--seed", self.seed, 0, 2**32 - 1),
+            ("--grid-mm", self.grid_mm, 1, 10),
+            ("--effort", self.effort, 0.01, 10),
+            ("--max-minutes", 1 if self.max_minutes is None else self.max_minutes, 0.01, 1440),
+            *(("--spacing-mm", s, 1, 6) for s in self.spacing_mm),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"{option} {value:g} is outside {low:g} to {high:g}; choose one within")
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A finished data set of plans: `plans` are their records by id, those of earlier runs included."""
+
+    out: Path
+    plans: Mapping[str, Mapping[str, Any]]
+    rejections: tuple[Rejection, ...]
+    made: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `simulate --json` prints."""
+        return {
+            "out": str(self.out),
+            "plans": [{"id": name, **record} for name, record in self.plans.items()],
+            "made": self.made,
+            "rejected": [asdict(r) for r in self.rejections],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def simulate(
+    patients: tuple[Patient, ...],
+    out: Path,
+    settings: Simulation,
+    *,
+    plans_per_case: int,
+    cluster: Cluster | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Simulated:
+    """Plan each patient `plans_per_case` times and write the data set `out`.
+
+    `resume` makes what is not there yet; patients and plans, not other settings, may be added by it.
+    Raises InputError where the folder, the machine or the settings cannot be used.
+    """
+    started = time.perf_counter()
+    if not 1 <= plans_per_case <= 99:
+        raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
+    load_machine(settings.machine).require_beam()
+    out = out.absolute()  # workers of a cluster may start elsewhere
+    record = settings_record(settings)
+    open_dataset(out, record, None, resume=resume)
+    jobs = {
+        plan_id(patient, number): (patient, number, settings, out)
+        for patient in patients
+        for number in range(1, plans_per_case + 1)
+    }
+    waiting = {name: job for name, job in jobs.items() if not _is_done(out, name, job[0])}
+    made = _run(waiting, out, cluster or Cluster(memory_gb=4.0), progress)
+    states = all_states(out)
+    done = [state for state in states if state["state"] == "done"]
+    rejections = tuple(rejection(s["id"], s["reason"]) for s in states if s["state"] == "rejected")
+    records = [state["record"] for state in done]
+    write_index(out, records)
+    write_rejected(out, rejections)
+    numbers = fingerprint(records, [state["statistics"] for state in done], len(rejections))
+    write_dataset(out, settings=record, shape=None, numbers=numbers)
+    if not done:
+        raise PlanError(f"none of {len(jobs)} plans could be made; read {out / REJECTED} for the reasons")
+    return Simulated(out, {s["id"]: s["plan"] for s in done}, rejections, made, time.perf_counter() - started)
+
+
+def plan_id(patient: Patient, number: int) -> str:
+    """The id of a patient's n-th plan, counted from 1."""
+    return f"{patient.id}_p{number:02d}"
+
+
+def settings_record(settings: Simulation) -> dict[str, Any]:
+    """The settings as `dataset.json` keeps them: the machine by name and contents, no paths."""
+    digest = hashlib.sha256(machine_text(settings.machine).encode()).hexdigest()[:16]
+    return {
+        **asdict(settings),
+        "machine": f"{Path(settings.machine).name} {digest}",
+        "spacing_mm": list(settings.spacing_mm),
+        "schema": SCHEMA,
+        "version": __version__,
+    }
+
+
+def _is_done(out: Path, name: str, patient: Patient) -> bool:
+    """Whether a plan needs no work; failures that are defects are tried again."""
+    state = read_state(out, name)
+    if state is None or state["key"] != patient.key:
+        return False
+    return files_whole(out, state) if state["state"] == "done" else not state["defect"]
+
+
+def _run(jobs: Mapping[str, tuple[Any, ...]], out: Path, cluster: Cluster, progress: Progress | None) -> int:
+    """Do the jobs, record those that fail, and count the others."""
+    report = progress or (lambda stage, fraction, note: None)
+    made = 0
+    if not jobs:
+        return made
+    with closing(run_jobs(simulate_plan, jobs, cluster=cluster)) as finished:
+        for count, done in enumerate(finished, start=1):
+            if done.reason:
+                key = jobs[done.key][0].key
+                for suffix in (".npz", ".png"):  # what an earlier run made of another state of the patient
+                    (out / f"{done.key}{suffix}").unlink(missing_ok=True)
+                write_state(out, done.key, key=key, state="rejected", reason=done.reason, defect=done.defect)
+            else:
+                made += 1
+            report("plan", count / len(jobs), f"{count} of {len(jobs)}")
+    return made
+
+
+def simulate_plan(patient: Patient, number: int, settings: Simulation, out: Path) -> str:
+    """One job: draw a variation for a patient, plan it, and write case and picture. Returns the plan's id.
+
+    The draw depends on the seed, the patient's id and the number alone. Raises InputError for a patient
+    that cannot be planned, and for a plan that the machine could not deliver.
+    """
+    from vmat_diffusion.report.case_picture import case_picture
+
+    begun = time.perf_counter()
+    name = plan_id(patient, number)
+    base = patient.read(settings.spacing_mm)
+    must_be_plannable(base)
+    training, plan = planned(base, _rng(settings.seed, name), load_machine(settings.machine), settings)
+    training = replace(
+        training,
+        case=replace(training.case, id=name),
+        provenance={**training.provenance, "patient": patient.patient},
+    )
+    path = save_case(out / f"{name}.npz", training)
+    read = load_case(path)
+    picture = case_picture(path.with_suffix(".png"), read)
+    write_state(
+        out,
+        name,
+        key=patient.key,
+        state="done",
+        files={p.name: p.stat().st_size for p in (path, picture)},
+        record=case_record(read, path, technique="VMAT", patient=patient.patient),
+        statistics=case_statistics(read),
+        plan={**plan, "minutes": round((time.perf_counter() - begun) / 60, 2)},
+    )
+    return name
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    """Chance of one plan, whatever other plans there are."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
+
+
+def must_be_plannable(training: TrainingCase) -> None:
+    """Raise CaseError for a case without CT or with a body that the volume cuts beside the targets."""
+    case = training.case
+    if not training.has_ct:
+        raise CaseError("the case has no CT, so no dose can be computed; leave it out or fetch its CT")
+    slices = np.logical_or.reduce([s.mask.any(axis=(1, 2)) for s in case.targets])
+    body = case.body.mask[slices]
+    cut = max(float(face.mean()) for face in (body[:, 0], body[:, -1], body[:, :, 0], body[:, :, -1]))
+    if cut > _CUT_SHARE:
+        raise CaseError(
+            f"the volume cuts the body beside the targets over {100 * cut:.0f} % of a side, so that beams "
+            "would miss what they pass; prepare the case with a larger --shape"
+        )
+
+
+def planned(
+    base: TrainingCase, rng: np.random.Generator, machine: Machine, settings: Simulation
+) -> tuple[TrainingCase, dict[str, Any]]:
+    """The patient with a plan of a drawn variation, its dose and its goals, and the plan in figures.
+
+    Raises GoalError where no goals fit and PlanError where the machine could not deliver the plan.
+    """
+    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.evaluate.goals import evaluate
+    from vmat_diffusion.optimize import Outcome, Settings, optimize
+    from vmat_diffusion.training.cases import Constraint
+    from vmat_diffusion.training.prepare import dose_inside
+    from vmat_diffusion.training.variation import draw_variation, fitting_sheets, varied
+
+    source = replace(base.case, reference_dose=None)
+    sheets = fitting_sheets(source)
+    variation = draw_variation(rng, sheets, source, machine)
+    case, sheet = varied(variation, sheets, source)
+    asked = Settings(
+        arcs=variation.arcs,
+        arc_start_deg=variation.arc_start_deg,
+        arc_stop_deg=variation.arc_stop_deg,
+        collimator_deg=variation.collimator_deg,
+        grid_mm=settings.grid_mm,
+        seed=variation.seed,
+        max_minutes=settings.max_minutes,
+        effort=settings.effort,
+    )
+    made = optimize(case, sheet, machine, settings=asked, finalize=as_written)
+    if made.outcome is Outcome.INTERRUPTED:
+        raise KeyboardInterrupt  # the optimiser keeps its best plan, which is no use here
+    if wrong := violations(made.plan, machine):
+        raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
+    results = [r for r in evaluate(sheet, case, made.dose) if r.value is not None]
+    dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
+    training = TrainingCase(
+        case=replace(case, reference_dose=dose),
+        possible_dose=possible,
+        plan=made.plan,
+        constraints=tuple(
+            Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value) for r in results
+        ),
+        names=base.names,
+        padding=base.padding,
+        provenance={
+            "source": "simulated",
+            "program": f"vmat-diffusion {__version__}",
+            "technique": "VMAT",
+            "machine": machine.name,
+            "goals": sheet.name,
+            "normalization": str(sheet.normalization),
+            "variation": asdict(variation),
+            "optimiser": {**asdict(asked), "outcome": made.outcome.name, "iterations": len(made.history)},
+            "violations": 0,
+            "gate": "not asked",
+            "dose": dict(made.dose.provenance),
+            "steps": [*base.provenance.get("steps", ()), *case.source.steps],
+            "base": dict(base.provenance),
+        },
+    )
+    return training, {
+        "site": case.site,
+        "goals": sheet.name,
+        "arcs": variation.arcs,
+        "outcome": made.outcome.name,
+        "mu": round(made.plan.total_mu, 1),
+        "control_points": sum(len(arc.gantry_deg) for arc in made.plan.arcs),
+        "violations": 0,
+        "goals_met": sum(r.status == "pass" for r in results),
+        "goals_judged": len(results),
+    }
