@@ -290,6 +290,37 @@ def test_ids_come_from_plain_folder_names_only(tmp_path: Path) -> None:
     assert len(again) == 1 and "very files of another" in again[0].reason
 
 
+def test_links_to_nowhere_and_strange_files_do_not_stop_the_others(tmp_path: Path) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    broken = raw_patient(raw / "Doe John", number=5)
+    (broken / "zz").symlink_to(tmp_path / "nowhere")
+    (broken / "notes.txt").write_text("not DICOM")
+    (raw / "case_0002").mkdir()
+    (raw / "case_0002" / "x.dcm").write_bytes(bytes(128) + b"DICM" + bytes(range(200)))
+    done = _run(raw, tmp_path / "out")
+    assert len(done.records) == 2 and [r.case for r in done.rejections] == ["case_0002"]
+    assert "no DICOM file" in done.rejections[0].reason and done.rejections[0].remedy
+
+
+def test_a_defect_costs_its_case_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, real = _raw(tmp_path / "raw", 2), module.clinical_case
+
+    def failing(case: RawCase, settings: Preparation) -> TrainingCase:
+        if case.id == "case_0001":
+            raise ZeroDivisionError("by design")
+        return real(case, settings)
+
+    monkeypatch.setattr(module, "clinical_case", failing)
+    done = _run(raw, tmp_path / "out")
+    assert [r["id"] for r in done.records] == ["case_0002"]
+    assert [r.case for r in done.rejections] == ["case_0001"] and done.rejections[0].remedy
+    state = json.loads((tmp_path / "out" / ".work" / "case_0001.state").read_text())
+    assert "ZeroDivisionError" in state["trace"]
+    monkeypatch.undo()
+    again = _run(raw, tmp_path / "out", resume=True)
+    assert (again.made, len(again.records), again.rejections) == (1, 2, ())
+
+
 def test_a_raw_folder_may_be_a_case_itself(tmp_path: Path) -> None:
     cases, _ = scan(raw_patient(tmp_path / "case_7"))
     assert [c.id for c in cases] == ["case_7"]

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
+from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
 from vmat_diffusion.workflow.dataset import (
     REJECTED,
@@ -128,7 +130,13 @@ def preprocess(
 
 
 def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any]:
-    """The settings as `dataset.json` keeps them: files by their contents' hash, no paths."""
+    """The settings as `dataset.json` keeps them: files by their contents' hash, no paths.
+
+    Raises InputError for a mapping or goal sheet that cannot be read: else every case would say so.
+    """
+    load_table(settings.mapping)
+    if settings.goals:
+        load_goals(settings.goals)
     own = settings.goals.endswith(".toml")
     return {
         **asdict(settings),
@@ -146,7 +154,7 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     try:
         data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
     except OSError:
-        raise InputError(f"{path} cannot be opened; give an existing file") from None
+        raise InputError(f"{path} cannot be opened; check its permissions") from None
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
@@ -220,11 +228,11 @@ class _Work:
             return
         report = self.progress or (lambda stage, fraction, note: None)
         report(stage, 0.0, f"0 of {len(jobs)}")
-        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:
+        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:  # type: ignore[type-var]
             for count, done in enumerate(finished, start=1):
                 if done.reason:
                     self.failed.add(done.key)
-                    _reject(self.out, self.cases[done.key], done.reason, defect=done.defect)
+                    _reject(self.out, self.cases[done.key], done)
                 elif shape is not None:
                     self.made += 1
                 report(stage, count / len(jobs), f"{count} of {len(jobs)}")
@@ -269,9 +277,10 @@ def _staged(out: Path, case: str) -> Path:
     return out / WORK / f"{case}.npz"
 
 
-def _reject(out: Path, case: RawCase, reason: str, *, defect: bool) -> None:
+def _reject(out: Path, case: RawCase, done: Done) -> None:
     """Record why a case is left out, and take away what an earlier run made of it."""
-    _write_state(out, replace(case, key=_key(case)), state="rejected", reason=reason, defect=defect)
+    why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
+    _write_state(out, replace(case, key=_key(case)), state="rejected", **why)
     for path in (_staged(out, case.id), out / f"{case.id}.npz", out / f"{case.id}.png"):
         path.unlink(missing_ok=True)
 
@@ -292,9 +301,14 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
         save_case(staged, training)
         _write_state(out, keyed, state="staged", extent=[origin["targets_extent_mm"], origin["extent_mm"]])
     else:
-        _write_state(out, keyed, state="done", shape=list(shape), **_finish(training, settings, out, shape))
+        write_done(out, case, shape, _finish(training, settings, out, shape))
         staged.unlink(missing_ok=True)
     return case.id
+
+
+def write_done(out: Path, case: RawCase, shape: Shape, made: Mapping[str, Any]) -> None:
+    """Record that a case is in the data set: `files` with sizes, `record`, `statistics`, `cut_percent`."""
+    _write_state(out, replace(case, key=_key(case)), state="done", shape=list(shape), **made)
 
 
 def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:

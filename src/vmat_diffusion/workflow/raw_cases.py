@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.workflow.dataset import Rejection
 
 SITES = "sites.csv"
@@ -98,14 +98,13 @@ def _digest(folder: Path, files: list[str]) -> str:
     Not from the folder's name: names are few enough to be tried out.
     """
     seen = hashlib.sha256()
-    try:
-        for name in files[:1] + files[1:][-1:]:
-            seen.update((folder / name).read_bytes())
-        seen.update(repr([(folder / name).stat().st_size for name in files]).encode())
-    except OSError:
-        raise CaseError(
-            f"a file below {folder.parent} cannot be read; check its permissions and links"
-        ) from None
+    for k, name in enumerate(files):
+        try:
+            ends = k in (0, len(files) - 1)
+            seen.update((folder / name).read_bytes() if ends else b"")
+            seen.update(f"{(folder / name).stat().st_size}\0".encode())
+        except OSError:  # a broken link or no permission: what that means, reading the case will tell
+            seen.update(b"unreadable\0")
     if not files:
         seen.update(folder.name.encode())
     return seen.hexdigest()[:12]
