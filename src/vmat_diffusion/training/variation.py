@@ -118,14 +118,17 @@ def draw_variation(
     )
 
 
-def varied(variation: Variation, sheets: Sequence[GoalSheet], case: Case) -> tuple[Case, GoalSheet]:
+def varied(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     """The case as it is planned, with prescription and unions, and the sheet with the varied limits.
 
     An organ's limits and acceptable values are multiplied by its factor. Goals that must hold (priority
-    1) get no looser, and the targets' goals and the normalisation stay.
+    1) get no looser, and the targets' goals and the normalisation stay. Raises GoalError where the sheet
+    does not fit.
     """
-    sheet = next(s for s in sheets if s.name == variation.goals)
-    case = replace(relabelled(case, sheet), prescription=sheet.prescription)
+    sheet = load_goals(variation.goals)
+    case = relabelled(case, sheet)
+    sheet = fit_to_case(sheet, case)
+    case = replace(case, prescription=sheet.prescription)
     goals = tuple(_scaled(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)
     return add_unions(sheet, case), replace(sheet, goals=goals)
 

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from vmat_diffusion import __version__
+from vmat_diffusion.case import Case
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.training.cases import SCHEMA, Constraint, TrainingCase, load_case, save_case
+from vmat_diffusion.training.prepare import dose_inside
+from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, varied
 from vmat_diffusion.workflow.batch import Cluster, run_jobs
 from vmat_diffusion.workflow.dataset import (
     REJECTED,
@@ -187,7 +190,8 @@ def simulate_plan(patient: Patient, number: int, settings: Simulation, out: Path
     name = plan_id(patient, number)
     base = patient.read(settings.spacing_mm)
     must_be_plannable(base)
-    training, plan = planned(base, _rng(settings.seed, name), load_machine(settings.machine), settings)
+    machine = load_machine(settings.machine)
+    training, plan = planned(base, draw_of(base.case, name, settings.seed, machine), machine, settings)
     training = replace(
         training,
         case=replace(training.case, id=name),
@@ -209,10 +213,14 @@ def simulate_plan(patient: Patient, number: int, settings: Simulation, out: Path
     return name
 
 
-def _rng(seed: int, name: str) -> np.random.Generator:
-    """Chance of one plan, whatever other plans there are."""
+def draw_of(case: Case, name: str, seed: int, machine: Machine) -> Variation:
+    """The variation of one plan by its id and the seed, whatever other plans there are.
+
+    Raises GoalError where no goals fit the case.
+    """
     digest = hashlib.sha256(name.encode()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
+    rng = np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
+    return draw_variation(rng, fitting_sheets(case), case, machine)
 
 
 def must_be_plannable(training: TrainingCase) -> None:
@@ -231,23 +239,17 @@ def must_be_plannable(training: TrainingCase) -> None:
 
 
 def planned(
-    base: TrainingCase, rng: np.random.Generator, machine: Machine, settings: Simulation
+    base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation
 ) -> tuple[TrainingCase, dict[str, Any]]:
-    """The patient with a plan of a drawn variation, its dose and its goals, and the plan in figures.
+    """The patient with the plan of a variation, its dose and its goals, and the plan in figures.
 
-    Raises GoalError where no goals fit and PlanError where the machine could not deliver the plan.
+    Raises PlanError where the machine could not deliver the plan.
     """
     from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.optimize import Outcome, Settings, optimize
-    from vmat_diffusion.training.cases import Constraint
-    from vmat_diffusion.training.prepare import dose_inside
-    from vmat_diffusion.training.variation import draw_variation, fitting_sheets, varied
 
-    source = replace(base.case, reference_dose=None)
-    sheets = fitting_sheets(source)
-    variation = draw_variation(rng, sheets, source, machine)
-    case, sheet = varied(variation, sheets, source)
+    case, sheet = varied(variation, replace(base.case, reference_dose=None))
     asked = Settings(
         arcs=variation.arcs,
         arc_start_deg=variation.arc_start_deg,
