@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.cases import SCHEMA, Constraint, TrainingCase, load_case, save_case
+from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.training.constraints import constraints_of
 from vmat_diffusion.training.prepare import dose_inside
 from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, varied
 from vmat_diffusion.workflow.batch import Cluster, run_jobs
@@ -40,6 +42,9 @@ from vmat_diffusion.workflow.dataset import (
 from vmat_diffusion.workflow.patients import Patient
 from vmat_diffusion.workflow.resume import all_states, files_whole, open_dataset, read_state, write_state
 from vmat_diffusion.workflow.run import Progress
+
+if TYPE_CHECKING:
+    from vmat_diffusion.optimize import Optimized
 
 # A shoulder or an arm that leaves the scan's field of view attenuates few beams.
 _CUT_SHARE = 0.1
@@ -246,7 +251,6 @@ def planned(
     Raises PlanError where the machine could not deliver the plan.
     """
     from vmat_diffusion.dicom.write import as_written
-    from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.optimize import Outcome, Settings, optimize
 
     case, sheet = varied(variation, replace(base.case, reference_dose=None))
@@ -265,15 +269,13 @@ def planned(
         raise KeyboardInterrupt  # the optimiser keeps its best plan, which is no use here
     if wrong := violations(made.plan, machine):
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
-    results = [r for r in evaluate(sheet, case, made.dose) if r.value is not None]
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
+    constraints = constraints_of(sheet, replace(case, reference_dose=made.dose))
     training = TrainingCase(
         case=replace(case, reference_dose=dose),
         possible_dose=possible,
         plan=made.plan,
-        constraints=tuple(
-            Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value) for r in results
-        ),
+        constraints=constraints,
         names=base.names,
         padding=base.padding,
         provenance={
@@ -285,21 +287,26 @@ def planned(
             "normalization": str(sheet.normalization),
             "variation": asdict(variation),
             "optimiser": {**asdict(asked), "outcome": made.outcome.name, "iterations": len(made.history)},
-            "violations": 0,
+            "violations": len(wrong),
             "gate": "not asked",
             "dose": dict(made.dose.provenance),
             "steps": [*base.provenance.get("steps", ()), *case.source.steps],
             "base": dict(base.provenance),
         },
     )
-    return training, {
+    return training, {**_figures(sheet, case, made), "violations": len(wrong)}
+
+
+def _figures(sheet: GoalSheet, case: Case, made: Optimized) -> dict[str, Any]:
+    """A plan as the table of all plans shows it."""
+    results = evaluate(sheet, case, made.dose)
+    return {
         "site": case.site,
         "goals": sheet.name,
-        "arcs": variation.arcs,
+        "arcs": len(made.plan.arcs),
         "outcome": made.outcome.name,
         "mu": round(made.plan.total_mu, 1),
         "control_points": sum(len(arc.gantry_deg) for arc in made.plan.arcs),
-        "violations": 0,
         "goals_met": sum(r.status == "pass" for r in results),
-        "goals_judged": len(results),
+        "goals_judged": sum(r.value is not None for r in results),
     }
