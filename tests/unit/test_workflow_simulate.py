@@ -244,7 +244,7 @@ def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
 def _command(folder: Path, out: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "vmat_diffusion", "simulate", "--cases", str(folder), "--out", str(out)),
-        *("--cluster", "serial", "--plans-per-case", "3", "--grid-mm", "6", "--effort", "0.02", *more),
+        *("--cluster", "serial", "--plans-per-case", "2", "--grid-mm", "6", "--effort", "0.02", *more),
     ]
 
 
@@ -253,14 +253,14 @@ def test_kill_9_and_resume_give_the_same_bytes(tmp_path: Path) -> None:
     folder = _data_set(tmp_path / "in", _training())
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     shown = subprocess.run(_command(folder, whole), check=True, capture_output=True, text=True)
-    assert "3 plans in" in shown.stdout and "OUT_OF_TIME" not in shown.stdout
+    assert "2 plans in" in shown.stdout and "OUT_OF_TIME" not in shown.stdout
     process = subprocess.Popen(_command(folder, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((killed / ".work").glob("*_p01.state")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "case_1_p03.npz" not in _contents(killed)
+    assert "case_1_p02.npz" not in _contents(killed)
     subprocess.run(_command(folder, killed, "--resume"), check=True, capture_output=True)
     assert _contents(killed) == _contents(whole)
 

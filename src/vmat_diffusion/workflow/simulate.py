@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
@@ -270,12 +270,12 @@ def planned(
     if wrong := violations(made.plan, machine):
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
-    constraints = constraints_of(sheet, replace(case, reference_dose=made.dose))
+    dosed = replace(case, reference_dose=dose)
     training = TrainingCase(
-        case=replace(case, reference_dose=dose),
+        case=dosed,
         possible_dose=possible,
         plan=made.plan,
-        constraints=constraints,
+        constraints=constraints_of(sheet, dosed),
         names=base.names,
         padding=base.padding,
         provenance={
@@ -294,12 +294,12 @@ def planned(
             "base": dict(base.provenance),
         },
     )
-    return training, {**_figures(sheet, case, made), "violations": len(wrong)}
+    return training, {**_figures(sheet, dosed, dose, made), "violations": len(wrong)}
 
 
-def _figures(sheet: GoalSheet, case: Case, made: Optimized) -> dict[str, Any]:
+def _figures(sheet: GoalSheet, case: Case, dose: Dose, made: Optimized) -> dict[str, Any]:
     """A plan as the table of all plans shows it."""
-    results = evaluate(sheet, case, made.dose)
+    results = evaluate(sheet, case, dose)
     return {
         "site": case.site,
         "goals": sheet.name,
