@@ -13,6 +13,7 @@ from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AllowOutsideBody,
     AsJson,
+    BatchOptions,
     ClusterKind,
     Dashboard,
     MappingFile,
@@ -23,6 +24,7 @@ from vmat_diffusion.cli.options import (
     Resume,
     Walltime,
     Workers,
+    chosen_cluster,
 )
 from vmat_diffusion.errors import InputError
 
@@ -114,13 +116,13 @@ def preprocess(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
+    batch_options: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make training cases from clinical DICOM folders: one npz and one picture per case, and an index."""
-    from vmat_diffusion.workflow.batch import Cluster
     from vmat_diffusion.workflow.clinical_case import Preparation
     from vmat_diffusion.workflow.preprocess import preprocess as run
 
@@ -135,14 +137,8 @@ def preprocess(
         allow_outside_body=allow_outside_body,
         store_sdf=store_sdf,
     )
-    where = Cluster(
-        kind=cluster,  # type: ignore[arg-type]
-        workers=workers,
-        memory_gb=memory_gb,
-        queue=queue,
-        project=project,
-        walltime=walltime,
-        dashboard=dashboard,
+    where = chosen_cluster(
+        cluster, workers, memory_gb, queue, project, walltime, batch_options, dashboard=dashboard
     )
     with stdout_kept(), progress_bar() as progress:
         done = run(

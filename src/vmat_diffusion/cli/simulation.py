@@ -11,6 +11,7 @@ import typer
 from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AsJson,
+    BatchOptions,
     ClusterKind,
     Dashboard,
     GridMm,
@@ -22,6 +23,7 @@ from vmat_diffusion.cli.options import (
     Seed,
     Walltime,
     Workers,
+    chosen_cluster,
 )
 from vmat_diffusion.errors import InputError
 
@@ -63,12 +65,12 @@ def simulate(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
+    batch_options: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Plan patients under varied goals and arcs, and store dose and control points as training cases."""
-    from vmat_diffusion.workflow.batch import Cluster
     from vmat_diffusion.workflow.simulate import Simulation
     from vmat_diffusion.workflow.simulate import simulate as run
 
@@ -78,14 +80,8 @@ def simulate(
     settings = Simulation(
         machine=machine, seed=seed, grid_mm=grid_mm, effort=effort, max_minutes=max_minutes, **grid
     )
-    where = Cluster(
-        kind=cluster,  # type: ignore[arg-type]
-        workers=workers,
-        memory_gb=memory_gb,
-        queue=queue,
-        project=project,
-        walltime=walltime,
-        dashboard=dashboard,
+    where = chosen_cluster(
+        cluster, workers, memory_gb, queue, project, walltime, batch_options, dashboard=dashboard
     )
     patients = _patients(cases, synthetic, tuple(sites or ()), seed)
     with stdout_kept(), progress_bar() as progress:
