@@ -148,7 +148,7 @@ def _training_case(patient: _Patient) -> TrainingCase:
             "source": SOURCE,
             "patient": f"openkbp_{patient.id}",
             "technique": "IMRT",
-            "version": __version__,
+            "program": f"vmat-diffusion {__version__}",
             "steps": steps,
         },
     )
