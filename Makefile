@@ -32,6 +32,7 @@ bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/monte_carlo.py
 	$(BIN)/python benchmarks/peers.py --large
+	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/plans.py
 	$(BIN)/python benchmarks/gamma.py
 

@@ -30,6 +30,7 @@ from typing import Any
 import beam
 import monte_carlo
 import peers
+import preprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks.json"
@@ -220,7 +221,19 @@ def save(figures: dict[str, Any]) -> None:
     ordered = {b.name: figures[b.name] for b in BENCHES if b.name in figures}
     for path, text in (
         (FIGURES, json.dumps(ordered, indent=1) + "\n"),
-        (PAGE, "\n".join([*page(ordered), *beam.section(), *monte_carlo.section(), *peers.section()]) + "\n"),
+        (
+            PAGE,
+            "\n".join(
+                [
+                    *page(ordered),
+                    *beam.section(),
+                    *monte_carlo.section(),
+                    *peers.section(),
+                    *preprocess.section(),
+                ]
+            )
+            + "\n",
+        ),
     ):
         part = path.with_suffix(".part")
         part.write_text(text, encoding="utf-8")

@@ -1,20 +1,38 @@
-"""Files that appear whole or not at all."""
+"""A file that appears whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place at the end and is removed on failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; the file is renamed to `path` at the end.
+
+    On any failure it is removed and `path` stays as it was. Raises FileExistsError where `path` exists and
+    is not to be overwritten, even where another writer has just made it.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
-        part.replace(path)
-    except BaseException:
+        if overwrite:
+            part.replace(path)
+        else:
+            _publish(part, path)
+    finally:
         part.unlink(missing_ok=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)
+    except FileExistsError:
         raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        part.rename(path)

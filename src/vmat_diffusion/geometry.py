@@ -145,7 +145,7 @@ def average_onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0
 
 
 def _banded(weights: NDArray[np.float32], values: NDArray, axis: int) -> NDArray[np.float32]:
-    """Product along an axis with a matrix `[target, source]` whose rows hold few neighbours of one another."""
+    """Product along an axis with a matrix `[target, source]` whose rows each hold a few neighbours."""
     rows = np.arange(len(weights))
     first = np.argmax(weights > 0, axis=1)
     shape = [-1 if a == axis else 1 for a in range(3)]

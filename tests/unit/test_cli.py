@@ -169,6 +169,9 @@ def test_plan_refuses_a_folder_in_use(
         (["dvh", "--case", "CASE", "--dose", "NOWHERE"], "does not exist"),
         (["dvh", "--case", "CASE", "--dose", "TEXT"], "TEXT"),
         (["phantom", "no_such_phantom", "--out", "OUT"], "tg119_cshape"),
+        (["phantom", "no_such_phantom", "--out", "OUT"], "head_neck"),
+        (["phantom", "thorax", "--seed", "1", "--out", "OUT"], "--seed"),
+        (["phantom", "lung", "--seed", "-1", "--out", "OUT"], "negative"),
         (["machine", "show", "no_such_machine"], "generic_6mv"),
         (["goals", "show", "no_such_sheet"], "tg119_cshape_easy"),
     ],
@@ -306,6 +309,14 @@ def test_phantom_writes_a_readable_case(tmp_path: Path, command: Command) -> Non
     again = command("phantom", "water_cylinder", "--out", tmp_path / "p")
     assert again.code == 2
     assert "not empty" in again.err
+
+
+@pytest.mark.slow
+def test_phantom_writes_a_synthetic_patient(tmp_path: Path, command: Command) -> None:
+    assert command("phantom", "prostate", "--seed", "7", "--out", tmp_path / "p").code == 0
+    found = command("inspect", tmp_path / "p")
+    assert found.code == 0
+    assert "Femur_Head_L" in found.out
 
 
 def test_other_vendors_plans_are_checked_or_refused(shared_data: Path, command: Command) -> None:

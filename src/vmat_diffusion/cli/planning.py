@@ -47,14 +47,33 @@ def inspect(
 
 
 def phantom(
-    name: Annotated[str, typer.Argument(help="tg119_cshape, tg119_prostate, thorax, ...")],
+    name: Annotated[str, typer.Argument(help="tg119_cshape, thorax, ... or prostate, head_neck, lung.")],
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Which synthetic patient of a site; 0 unless given.")
+    ] = None,
 ) -> None:
-    """Write a built-in case as a DICOM CT with its structure set."""
+    """Write a built-in case or a synthetic patient as a DICOM CT with its structure set."""
+    from vmat_diffusion.anatomy import SITES, synthetic_case
     from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.phantom import PHANTOMS
     from vmat_diffusion.phantom import phantom as build
 
-    show("\n".join(str(file) for file in write_case(out, build(name))))
+    if name in SITES:
+        case = synthetic_case(name, seed or 0)
+    elif name not in PHANTOMS:
+        raise InputError(
+            f"{name!r} is no phantom ({', '.join(PHANTOMS)}) and no site of synthetic patients "
+            f"({', '.join(SITES)}); give one of these names"
+        )
+    elif seed is not None:
+        raise InputError(
+            f"--seed is for synthetic patients ({', '.join(SITES)}), not for {name}, which is always "
+            "the same; leave it out"
+        )
+    else:
+        case = build(name)
+    show("\n".join(str(file) for file in write_case(out, case)))
 
 
 def plan(

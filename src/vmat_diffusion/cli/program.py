@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, influence, planning
+from vmat_diffusion.cli import beam, catalogue, checking, data, influence, planning
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -62,6 +62,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     checking.qa,
     checking.reference_check,
     influence.influence,
+    data.deidentify,
+    data.preprocess,
     planning.demo,
 )
 for _command in _COMMANDS:

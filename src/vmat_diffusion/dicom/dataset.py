@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
 from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.files import written_whole
 
 MANUFACTURER = "VMAT Diffusion"
 MODEL = "vmat-diffusion"
@@ -180,41 +180,25 @@ def save_whole(
         raise PlanError(f"the folder of {path.name} does not exist; create it first")
     if path.exists() and not overwrite:
         raise PlanError(f"{path.name} exists already; choose another name or allow overwriting")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("xb") as file, quiet():
-            dataset.save_as(file, enforce_file_format=True)
-            file.flush()
-            os.fsync(file.fileno())
-        written = open_dataset(part, pixels=True)
-        if written is None:
-            raise PlanError(f"{path.name} cannot be read back after writing; check the disk")
-        check_decimal_lengths(written)
-        if check is not None:
-            check(written)
-        _publish(part, path, overwrite=overwrite)
+        with written_whole(path, overwrite=overwrite) as part:
+            with part.open("xb") as file, quiet():
+                dataset.save_as(file, enforce_file_format=True)
+                file.flush()
+                os.fsync(file.fileno())
+            written = open_dataset(part, pixels=True)
+            if written is None:
+                raise PlanError(f"{path.name} cannot be read back after writing; check the disk")
+            check_decimal_lengths(written)
+            if check is not None:
+                check(written)
+    except FileExistsError:
+        raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
     except OSError as fault:
         raise PlanError(
             f"{path.name} cannot be written ({fault.strerror}); check the disk and the folder's permissions"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
     return path
-
-
-def _publish(part: Path, path: Path, *, overwrite: bool) -> None:
-    """Give the finished file its name; without `overwrite` even against another writer's race."""
-    if overwrite:
-        os.replace(part, path)
-        return
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
-        os.rename(part, path)
 
 
 def check_decimal_lengths(dataset: Dataset) -> None:

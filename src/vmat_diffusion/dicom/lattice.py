@@ -164,7 +164,7 @@ def _grid(size: NDArray, spacing_mm: NDArray, origin_mm: NDArray) -> Grid:
 def _even_heights(stored: NDArray) -> tuple[NDArray, tuple[str, ...]]:
     """Uniform slice positions, and the step taken where the stored ones are not uniform."""
     if len(stored) < 2:
-        raise CaseError("the series has 1 slice; a volume of at least 2 slices is needed")
+        raise CaseError("the series has 1 slice, a volume needs at least 2; add the other images of the scan")
     gaps = np.diff(stored)
     uniform = np.linspace(stored[0], stored[-1], len(stored))
     step = float(uniform[1] - uniform[0])

@@ -7,7 +7,7 @@ limits: `docs/beam_model.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.special import ndtr
 
-from vmat_diffusion.dose.beam_tables import Gaussians, blurred_ratio, by_depth, mixtures, off_axis
+from vmat_diffusion.dose.beam_tables import Gaussians, blurred_ratio, by_depth, mixtures, off_axis, spectrum
+from vmat_diffusion.dose.rays import Progress
 from vmat_diffusion.dose.scans import Curve, OutputFactors
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel
 
 HORN_RADIUS_MM = np.array([0, 15, 30, 45, 60, 80, 100, 120, 140, 160, 185, 210, 240.0])
-REFERENCE_SIDE_MM = 100.0
+REFERENCE_SIDE_MM, REFERENCE_DEPTH_MM = 100.0, 15.0
 _EVERY_MM = 2.0
 _KINDS = {"depth": 0.0, "crossline": 1.0, "inline": 1.0, "diagonal": 2.0}
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +43,6 @@ class Scan:
     depth_mm: NDArray
     dose: NDArray
     kind: NDArray
-
-
-REFERENCE_DEPTH_MM = 15.0
 
 
 def absolute(curves: Sequence[Curve], factors: OutputFactors) -> Scan:
@@ -152,9 +148,8 @@ _PARAMETERS = {
 def with_parameters(start: BeamModel, values: NDArray, horn: NDArray) -> BeamModel:
     """The beam that parameters in the order of the fit stand for."""
     named: dict[str, Any] = dict(zip(_PARAMETERS, (float(v) for v in values), strict=True))
-    edges = np.array([start.spectrum_low_mev, *start.spectrum_upper_mev])
-    energy = (edges[1:] + edges[:-1]) / 2
-    bent = start.spectrum_number * energy ** named.pop("power") * np.exp(-named.pop("fall_per_mev") * energy)
+    energy, number = spectrum(start)
+    bent = number * energy ** named.pop("power") * np.exp(-named.pop("fall_per_mev") * energy)
     return replace(
         start,
         spectrum_number=tuple(float(v) for v in bent / bent.sum()),

@@ -222,16 +222,11 @@ def blurred_ratio(
     return map_coordinates(table, coordinates, order=1, mode="nearest")
 
 
-def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Dose ratio and factor on depth at radii of the isocentre plane.
-
-    Softening lowers every energy: dose and its fall between 15 and 300 mm in a wide field are those of the
-    softer spectrum, as a factor on dose and one on depth. A source that is isotropic in angle loses the
-    cosine squared beyond inverse square along the axis; one that is even in the plane gains one over it.
-    """
-    energy, number = spectrum(beam)
+@lru_cache(maxsize=8)
+def _softened(energy_mev: tuple[float, ...], number: tuple[float, ...]) -> tuple[NDArray, NDArray, NDArray]:
+    """Factors on every energy of a spectrum, and what each does to ln of the dose and to depth."""
     softer = np.linspace(0.4, 1.0, 13)
-    pencil = [photon_pencil(np.maximum(q * energy, 0.02), number) for q in softer]
+    pencil = [photon_pencil(np.maximum(q * np.array(energy_mev), 0.02), np.array(number)) for q in softer]
     depth = pencil[-1].depth_mm
     wide = np.array([(p.primary + p.scatter).sum(axis=1) for p in pencil])
     ends = np.array([[np.interp(d, depth, row) for d in (_SHALLOW_MM, _DEEP_MM)] for row in np.log(wide)])
@@ -240,6 +235,18 @@ def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], 
     level = ends[:, 0] - np.array(
         [np.interp(min(h * _SHALLOW_MM, _DEEP_MM), depth, np.log(wide[-1])) for h in hardness]
     )
+    return softer, level, hardness
+
+
+def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Dose ratio and factor on depth at radii of the isocentre plane.
+
+    Softening lowers every energy: dose and its fall between 15 and 300 mm in a wide field are those of the
+    softer spectrum, as a factor on dose and one on depth. A source that is isotropic in angle loses the
+    cosine squared beyond inverse square along the axis; one that is even in the plane gains one over it.
+    """
+    energy, number = spectrum(beam)
+    softer, level, hardness = _softened(tuple(energy.tolist()), tuple(number.tolist()))
     q = np.clip(1 - beam.softening_per_mm2 * radius_mm**2, softer[0], 1.0)
     cosine = 1 / np.sqrt(1 + (radius_mm / beam.sad_mm) ** 2)
     angular = cosine**2 if beam.angular == "isotropic" else 1 / cosine

@@ -26,11 +26,8 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
     """
     if base.beam is not None:
         _same_beam(plan, base.beam, base.name)
-    stated = plan.provenance.get("leaf_boundaries_mm")
-    if not isinstance(stated, Mapping):
-        return base
-    layers = tuple(Layer(str(device), tuple(float(e) for e in stated[device])) for device in sorted(stated))
-    if _same_leaves(base, layers):
+    layers = plan_layers(plan)
+    if layers is None or _same_leaves(base, layers):
         return base
     if _ideal(base):
         return replace(
@@ -53,6 +50,14 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
         f"no machine has the collimator of the plan ({pairs} leaf pairs from {low:g} to {high:g} mm); "
         "write a machine file with its leaves and a beam"
     )
+
+
+def plan_layers(plan: Plan) -> tuple[Layer, ...] | None:
+    """The leaf layers that a plan was made for, in the order of its leaves; None where it does not say."""
+    stated = plan.provenance.get("leaf_boundaries_mm")
+    if not isinstance(stated, Mapping) or not stated:
+        return None
+    return tuple(Layer(str(device), tuple(float(e) for e in stated[device])) for device in sorted(stated))
 
 
 def _same_leaves(machine: Machine, layers: tuple[Layer, ...]) -> bool:

@@ -162,6 +162,12 @@ class FluenceModel:
         return self.u.position_mm, self.sigma_mm
 
 
+def reach_mm(box_mm: tuple[float, float, float, float]) -> float:
+    """Half the width of the square as large as a box (x1, x2, y1, y2), to 5 mm; `tables` are made for it."""
+    x1, x2, y1, y2 = box_mm
+    return _REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1)
+
+
 def fluence_model(
     machine: Machine,
     jaws_low_high_mm: tuple[float, float, float, float],
@@ -186,7 +192,7 @@ def fluence_model(
         v=nodes(y1 - margin, y2 + margin, step_mm),
         transmission=machine.mlc.transmission,
         gap_offset_mm=machine.mlc.gap_offset_mm,
-        reach_mm=_REACH_STEP_MM * max(round(math.sqrt((x2 - x1) * (y2 - y1)) / 2 / _REACH_STEP_MM), 1),
+        reach_mm=reach_mm(jaws_low_high_mm),
     )
 
 
@@ -299,6 +305,38 @@ class _Opening(torch.autograd.Function):
         return torch.from_numpy(out), None, None
 
 
+def opening(edges_mm: Tensor, at_mm: NDArray, sigma_mm: NDArray) -> Tensor:
+    """Openings `edges_mm[n, start|end, low|high, row]` blurred, at nodes: shape (n, kernels, rows, nodes).
+
+    Averaged over the motion of both edges. Compiled loops on the CPU, torch operations on any other device.
+    """
+    if edges_mm.is_cpu:
+        return _Opening.apply(edges_mm.contiguous(), at_mm, sigma_mm)
+    return opening_in_torch(edges_mm, at_mm, sigma_mm)
+
+
+def opening_in_torch(edges_mm: Tensor, at_mm: NDArray, sigma_mm: NDArray) -> Tensor:
+    """`opening` in plain torch operations, on any device."""
+    at, sigma = (torch.as_tensor(a, dtype=edges_mm.dtype, device=edges_mm.device) for a in (at_mm, sigma_mm))
+    x = (at - edges_mm[:, :, :, None, :, None]) / sigma[:, None, None]
+    moved = x[:, 0] - x[:, 1]
+    # J(x) = max(x, 0) + J(-|x|): far from the edge the first part cancels exactly, in float32 too.
+    # maximum, not clamp: its derivative at 0 is a half, as that of J.
+    ramp = torch.maximum(x, torch.zeros_like(x))
+    tail = _density(x) - x.abs() * torch.special.ndtr(-x.abs())
+    resting = moved.abs() < _RESTING
+    change = (ramp[:, 0] - ramp[:, 1]) + (tail[:, 0] - tail[:, 1])
+    moving = change / torch.where(resting, torch.ones_like(moved), moved)
+    middle = (x[:, 0] + x[:, 1]) / 2
+    still = torch.special.ndtr(middle) - middle * _density(middle) * moved.square() / 24
+    mean = torch.where(resting, still, moving)
+    return mean[:, 0] - mean[:, 1]
+
+
+def _density(x: Tensor) -> Tensor:
+    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+
+
 @dataclass(frozen=True, eq=False)
 class JawParts:
     """What the jaws alone decide, for n exposures: worth keeping while only leaves and MU change.
@@ -314,7 +352,7 @@ class JawParts:
 def jaw_parts(model: FluenceModel, jaws_mm: Tensor) -> JawParts:
     """The parts that follow from `jaws_mm[n, 2, 4]`; the Y jaws stand at their mean of the exposure."""
     strips = model.strips.stop - model.strips.start
-    between = _Opening.apply(jaws_mm[:, :, :2, None].contiguous(), *model.across)
+    between = opening(jaws_mm[:, :, :2, None], *model.across)
     shares = row_shares(model, jaws_mm[:, :, 2].mean(1), jaws_mm[:, :, 3].mean(1))
     return JawParts(model.transmission * between.expand(-1, -1, strips, -1), shares)
 
@@ -326,14 +364,15 @@ def convolved_fluence(
 
     `leaves_mm[n, 2, 2, strips]` (the model's strips only) and `jaws_mm[n, 2, 4]` hold start and end.
     Open areas count 1, leaves inside the jaws the transmission, everything behind a jaw 0.
-    Differentiable in all three arguments; `parts` saves work where the jaws stay.
+    Differentiable in all three arguments, in float32 or float64, on any device; `parts` saves work where
+    the jaws stay.
     """
     fixed = parts or jaw_parts(model, jaws_mm)
     shift = model.gap_offset_mm / 2
     x1, x2 = jaws_mm[:, :, None, 0, None], jaws_mm[:, :, None, 1, None]
-    widened = leaves_mm + torch.tensor([-shift, shift], dtype=leaves_mm.dtype)[:, None]
-    opening = _Opening.apply(torch.minimum(torch.maximum(widened, x1), x2).contiguous(), *model.across)
-    rows = torch.add(fixed.leaked, opening, alpha=1 - model.transmission) * mu[:, None, None, None]
+    widened = leaves_mm + leaves_mm.new_tensor([-shift, shift])[:, None]
+    seen = opening(torch.minimum(torch.maximum(widened, x1), x2), *model.across)
+    rows = torch.add(fixed.leaked, seen, alpha=1 - model.transmission) * mu[:, None, None, None]
     return torch.matmul(fixed.shares, rows).permute(0, 2, 3, 1).contiguous()
 
 
@@ -342,9 +381,12 @@ def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
 
     The Y jaws stand at their mean position of the exposure.
     """
-    at = torch.as_tensor(model.v.position_mm, dtype=y1_mm.dtype)
-    edges = torch.as_tensor(model.row_edges_mm, dtype=y1_mm.dtype).expand(len(y1_mm), -1)
+    at, edges, sigma = (
+        torch.as_tensor(a, dtype=y1_mm.dtype, device=y1_mm.device)
+        for a in (model.v.position_mm, model.row_edges_mm, model.sigma_mm)
+    )
     clipped = torch.minimum(torch.maximum(edges, y1_mm[:, None]), y2_mm[:, None])
-    sigma = torch.as_tensor(model.sigma_mm, dtype=y1_mm.dtype)[:, None, None]
-    step = 0.5 * torch.erf((at[:, None] - clipped[:, None, None, :]) / (sigma * math.sqrt(2.0)))
+    step = 0.5 * torch.erf(
+        (at[:, None] - clipped[:, None, None, :]) / (sigma[:, None, None] * math.sqrt(2.0))
+    )
     return step[..., :-1] - step[..., 1:]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import ndtr
 
-from vmat_diffusion.dose.beam_tables import SCALES, kernel_sigma_mm, tables
-from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.beam_tables import SCALES, Tables, kernel_sigma_mm, tables
+from vmat_diffusion.dose.fluence import Exposures, reach_mm
 from vmat_diffusion.dose.loops import beamlets, compact, join, turn_over
 from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.errors import InputError
@@ -80,7 +80,9 @@ def influence_matrix(
     count = (len(rows) - 1) * (len(columns) - 1)
     n, m = len(exposed.gantry_deg), len(points_mm)
     # Both matrices, and one exposure's full rows while it is built.
-    per_row = expected_entries(machine, rows, columns, cut)
+    beam = machine.require_beam()
+    table, sigma = tables(beam, reach_mm(box_mm)), kernel_sigma_mm(beam)
+    per_row = expected_entries(table, sigma, rows, columns, cut)
     gigabytes = (2 * n * m * per_row + m * min(count, _LONGEST_ROW)) * _BYTES / 1e9
     if announce:
         announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2g} GB")
@@ -89,9 +91,6 @@ def influence_matrix(
             f"the influence matrix of {m} voxels and {n} exposures needs about {gigabytes:.1f} GB, above the "
             f"limit of {max_gb:g} GB; sample fewer voxels or raise --max-gb"
         )
-    beam = machine.require_beam()
-    sigma = kernel_sigma_mm(beam)
-    table = tables(beam, 5.0 * max(round(np.sqrt((x2 - x1) * (y2 - y1)) / 10), 1))
     medium = table.medium[medium_at(density, points_mm)]
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
@@ -144,19 +143,18 @@ def _joined(
     return InfluenceMatrix(matrix, transpose, columns, rows, len(blocks))
 
 
-def expected_entries(machine: Machine, rows_mm: NDArray, columns_mm: NDArray, cut: float) -> float:
+def expected_entries(
+    table: Tables, sigma_mm: NDArray, rows_mm: NDArray, columns_mm: NDArray, cut: float
+) -> float:
     """Entries of one exposure for a voxel 100 mm deep in water, in the middle of the box."""
-    beam = machine.require_beam()
-    sigma = kernel_sigma_mm(beam)
-    table = tables(beam, 50.0)
     unscaled = int(np.abs(SCALES - 1).argmin())
     weight = table.primary[100, unscaled] + table.scatter[100, unscaled]
     shares = []
     for edges in (columns_mm, rows_mm):
         middle = (edges[0] + edges[-1]) / 2
-        shares.append(np.diff(ndtr((edges - middle) / sigma[:, None]), axis=1))
+        shares.append(np.diff(ndtr((edges - middle) / sigma_mm[:, None]), axis=1))
     dose = np.einsum("k,kr,kc->rc", weight, shares[1], shares[0])
-    least = cut * float(weight @ _centred(sigma, columns_mm, rows_mm))
+    least = cut * float(weight @ _centred(sigma_mm, columns_mm, rows_mm))
     large = dose >= least
     return float(large.sum() + dose[~large].sum() / least)
 

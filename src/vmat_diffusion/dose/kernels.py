@@ -56,8 +56,7 @@ def _library() -> _Library:
         data = dict(np.load(file).items())
     energy, depth = data["photon_mev"], data["depth_mm"]
     level = energy[:, None] * np.exp(-np.outer(water_attenuation_mm(energy), depth))
-    parts = (data[name].astype(np.float64) / level[:, :, None] for name in ("primary", "scatter"))
-    primary, scatter = parts
+    primary, scatter = (data[name] / level[:, :, None] for name in ("primary", "scatter"))
     return _Library(
         depth, data["sigma_mm"], energy, primary, scatter, data["electron_mev"],
         data["electron"].astype(np.float64),

@@ -258,7 +258,7 @@ def compact(pointer, columns, values, out_columns, out_values):  # type: ignore[
 def _read(field, index_u, index_v, weight, s, i):  # type: ignore[no-untyped-def]
     """Dose of exposure s at point i."""
     fu, fv = index_u[s, i], index_v[s, i]
-    total = np.float32(0.0)
+    total = 0.0
     if fu < 0.0:
         return total
     iu, iv = int(fu), int(fv)

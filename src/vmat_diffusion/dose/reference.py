@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.dose.collimator import plan_layers
 from vmat_diffusion.dose.fluence import exposures
 from vmat_diffusion.dose.materials import MEDIA
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
@@ -28,7 +29,7 @@ from vmat_diffusion.dose.pencil_beam import point_dose
 from vmat_diffusion.dose.rays import Density, Progress
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, Point, beam_axes
-from vmat_diffusion.machine import BeamModel, Layer, Machine, load_machine
+from vmat_diffusion.machine import BeamModel, Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
 
 BUILD_UP_MM = 15.0
@@ -197,13 +198,13 @@ def read_reference_case(path: Path, read_plan: ReadPlan | None = None) -> Refere
             density[here] = 0.0
     density[~np.isin(arrays["medium"], [int(k) for k in text["media"]])] = 0.0
     isocenter: Point = tuple(float(v) for v in text["isocenter_mm"])  # type: ignore[assignment]
-    machine = _ideal_machine(_beam(path, text["source"]))
+    machine = replace(load_machine("point_source"), beam=_beam(path, text["source"]))
     gantry = None
     if "plan" in text:
         if read_plan is None:
             raise InputError(f"case {path.name} has a plan, but nothing to read it with was given")
         plan = read_plan(path / text["plan"])
-        machine = _with_leaves_of(plan, machine)
+        machine = replace(machine, mlc=replace(machine.mlc, layers=plan_layers(plan) or machine.mlc.layers))
         per_mu = 1.0 / plan.total_mu
         plan = replace(plan, isocenter_mm=isocenter)
     else:
@@ -252,20 +253,6 @@ def _of_beams(beams: list[dict], isocenter_mm: Point, machine: Machine) -> Plan:
                 )
             )
     return Plan(tuple(arcs), isocenter_mm, 1, machine.name)
-
-
-def _ideal_machine(beam: BeamModel) -> Machine:
-    """`point_source` with the beam of a case."""
-    return replace(load_machine("point_source"), beam=beam)
-
-
-def _with_leaves_of(plan: Plan, machine: Machine) -> Machine:
-    """The machine with the leaf boundaries of the plan."""
-    boundaries = plan.provenance.get("leaf_boundaries_mm")
-    if not isinstance(boundaries, Mapping) or not boundaries:
-        return machine
-    layers = tuple(Layer(str(k), tuple(float(v) for v in b)) for k, b in boundaries.items())
-    return replace(machine, mlc=replace(machine.mlc, layers=layers))
 
 
 def compare(

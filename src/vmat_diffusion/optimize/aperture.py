@@ -251,7 +251,7 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
     """The MU alone with apertures frozen: a convex problem, solved on the dose per MU of each segment."""
     with torch.no_grad():
         unit = problem.field(torch.as_tensor(state.leaves_mm).float(), torch.ones(len(state.mu)))
-        per_mu = torch.as_tensor(problem.sampled.by_exposure(unit)) * problem.relative_per_mu
+        per_mu = problem.sampled.by_exposure(unit) * problem.relative_per_mu
     low, high = (torch.as_tensor(bound).float() for bound in problem.reach.mu_bounds)
     mu = torch.as_tensor(state.mu).float().requires_grad_(True)
     best, best_value = mu.detach().clone(), np.inf

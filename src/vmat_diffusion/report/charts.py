@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
-from vmat_diffusion.report.content import Shown
+from vmat_diffusion.report.content import Look, Shown
 
 INK = "#1d2733"
 _FAINT = "#6b7785"
@@ -92,7 +92,7 @@ def draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: P
     )
 
 
-def line_style(s: Shown) -> dict[str, Any]:
+def line_style(s: Look) -> dict[str, Any]:
     """Line style; the dash tells structures apart that share a colour."""
     dashes: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
     return {"color": s.colour, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}

@@ -29,13 +29,12 @@ _BODY_COLOUR = "#9aa3ad"
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """A structure as the report shows it. `repeat` counts how often the palette began anew."""
+class Look:
+    """A structure with the colour it is drawn in. `repeat` counts how often the palette began anew."""
 
     structure: Structure
     colour: str
     repeat: int
-    dvh: Dvh
 
     @property
     def name(self) -> str:
@@ -53,9 +52,26 @@ class Shown:
         return self.structure.role == "body"
 
 
+@dataclass(frozen=True, eq=False)
+class Shown(Look):
+    """A structure as the report shows it, with its histogram."""
+
+    dvh: Dvh
+
+
 def shown_structures(
     case: Case, dose: Dose, results: Sequence[GoalResult] = (), prescription: Prescription | None = None
 ) -> tuple[Shown, ...]:
+    """The structures of `looks` with their histograms."""
+    return tuple(
+        Shown(s.structure, s.colour, s.repeat, structure_dvh(dose, s.structure, case.grid))
+        for s in looks(case, results, prescription)
+    )
+
+
+def looks(
+    case: Case, results: Sequence[GoalResult] = (), prescription: Prescription | None = None
+) -> tuple[Look, ...]:
     """Targets by descending prescription, organs with goals, other organs, body last; empty ones left out.
 
     Structures of role "other" (planning helpers) appear only if they have a goal.
@@ -77,9 +93,8 @@ def shown_structures(
     for group, palette in ((targets, _TARGET_COLOURS), (organs, _ORGAN_COLOURS)):
         for i, structure in enumerate(group):
             repeat, k = divmod(i, len(palette))
-            out.append(Shown(structure, palette[k], repeat, structure_dvh(dose, structure, case.grid)))
-    out.append(Shown(case.body, _BODY_COLOUR, 0, structure_dvh(dose, case.body, case.grid)))
-    return tuple(out)
+            out.append(Look(structure, palette[k], repeat))
+    return (*out, Look(case.body, _BODY_COLOUR, 0))
 
 
 def reference_gy(dose: Dose, prescription: Prescription | None) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
@@ -76,9 +76,8 @@ def write_report(
         window=window_hu(case),
     )
     path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as part:
+        part.write_text(page, encoding="utf-8")
     return path
 
 

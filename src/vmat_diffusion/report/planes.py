@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Point, resample
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
-from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
+from vmat_diffusion.report.content import Look, Shown, reference_gy, shown_structures
 
 ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
 _ISODOSE_COLOURS = (
@@ -73,9 +74,8 @@ def plan_picture(
     _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference)
     draw_dvh(bottom, shown, prescription)
     path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(png(figure, dpi=110))
-    os.replace(partial, path)
+    with written_whole(path) as part:
+        part.write_bytes(png(figure, dpi=110))
     return path
 
 
@@ -184,50 +184,94 @@ def _draw_plane(
     mark: str,
 ) -> set[str]:
     """Draw one plane across `axis` (0 = x, 1 = y, 2 = z); returns the structures that it cuts."""
-    grid = case.grid
+    plane = plane_at(case.grid, point_mm, axis)
+    draw_ct(axes, case, plane)
+    gy = np.squeeze(resample(dose.gy, dose.grid, plane.grid), 2 - axis)
+    _draw_isodoses(axes, *plane.coordinates_mm, gy, reference)
+    seen = draw_contours(axes, shown, plane)
+    across, up = plane.in_plane
+    axes.plot(point_mm[across], point_mm[up], mark, color="white", ms=9, mew=1.2)
+    draw_letters(axes, axis)
+    return seen
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One layer of a grid across x, y or z (0, 1, 2), the slices that cut it out, and its own grid."""
+
+    axis: int
+    box: tuple[slice, ...]
+    grid: Grid
+
+    @property
+    def in_plane(self) -> tuple[int, int]:
+        """The axes to the right and upwards."""
+        across, up = (k for k in (0, 1, 2) if k != self.axis)
+        return across, up
+
+    @property
+    def coordinates_mm(self) -> tuple[NDArray, NDArray]:
+        """Voxel centres to the right and upwards."""
+        across, up = self.in_plane
+        return self.grid.axes_mm[across], self.grid.axes_mm[up]
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float, float]:
+        """Left, right, lower and upper border."""
+        (low, high), (across, up) = self.grid.bounds_mm, self.in_plane
+        return low[across], high[across], low[up], high[up]
+
+    def of(self, values: NDArray) -> NDArray:
+        """The layer of a volume on the whole grid."""
+        return np.squeeze(values[self.box], 2 - self.axis)
+
+
+def plane_at(grid: Grid, point_mm: Point, axis: int) -> Plane:
+    """The layer of voxels across an axis that is nearest to a point."""
     size = grid.shape[::-1][axis]
     index = int(np.clip(round((point_mm[axis] - grid.origin_mm[axis]) / grid.spacing_mm[axis]), 0, size - 1))
     box = tuple(slice(index, index + 1) if 2 - a == axis else slice(0, grid.shape[a]) for a in range(3))
-    plane = subgrid(grid, box)
-    across, up = [k for k in (0, 1, 2) if k != axis]
-    coordinates = plane.axes_mm[across], plane.axes_mm[up]
-    (x0, y0), (x1, y1) = ((plane.bounds_mm[i][across], plane.bounds_mm[i][up]) for i in (0, 1))
-    window = window_hu(case)
+    return Plane(axis, box, subgrid(grid, box))
+
+
+def draw_ct(axes: Axes, case: Case, plane: Plane) -> None:
+    """The CT of a plane on black, without ticks."""
+    low, high = window_hu(case)
     axes.imshow(
-        np.squeeze(case.hu[box], 2 - axis),
+        plane.of(case.hu),
         cmap="gray",
-        vmin=window[0],
-        vmax=window[1],
-        extent=(x0, x1, y0, y1),
+        vmin=low,
+        vmax=high,
+        extent=plane.extent_mm,
         origin="lower",
         interpolation="bilinear",
     )
-    gy = np.squeeze(resample(dose.gy, dose.grid, plane), 2 - axis)
-    _draw_isodoses(axes, *coordinates, gy, reference)
+    axes.set_aspect("equal")
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def draw_contours(axes: Axes, shown: Sequence[Look], plane: Plane) -> set[str]:
+    """Outlines of the structures in a plane; returns the names of those that it cuts."""
     seen = set()
     # A dark rim keeps a contour apart from an isodose of like colour.
     halo = [Stroke(linewidth=3.2, foreground="#00000090"), Normal()]
     for s in shown:
-        mask = np.squeeze(s.structure.mask[box], 2 - axis)
+        mask = plane.of(s.structure.mask)
         if not mask.any():
             continue
         seen.add(s.name)
         style = line_style(s)
         axes.contour(
-            *coordinates,
+            *plane.coordinates_mm,
             mask.astype(np.float32),
             levels=[0.5],
             colors=[s.colour],
             linewidths=0.8 if s.is_body else 2.0 if s.is_target else 1.5,
             linestyles=[style["ls"]],
         ).set_path_effects([] if s.is_body else halo)
-    axes.plot(point_mm[across], point_mm[up], mark, color="white", ms=9, mew=1.2)
-    axes.set_aspect("equal")
-    axes.set_facecolor("black")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    draw_letters(axes, axis)
     return seen
 
 

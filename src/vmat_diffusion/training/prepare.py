@@ -129,10 +129,12 @@ def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
 
 
 def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
-    """A structure on another grid with the same volume, to within half a voxel.
+    """A structure on another grid with the same volume, to within half a voxel, in every part along z.
 
-    As many voxels as the volume makes are taken, those that the structure fills most; of voxels filled
-    alike, those nearest to its inside.
+    As many voxels of each slice are taken as the structure's volume in it makes, what is left over
+    going to the next one: the ends of a structure, where whole slices are filled in part, keep their
+    share of volume and so its mean dose. Within a slice those go first that are filled most, then those
+    nearest to the inside, then those nearest to the middle.
     """
     out = np.zeros(target.shape, bool)
     box = bounding_box(mask)
@@ -151,15 +153,20 @@ def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
         return out
     small = subgrid(target, inner)
     filled = average_onto(part, own, small)
-    taken = filled > 1 - _FILLED
-    edge = np.flatnonzero((filled > _FILLED) & ~taken)
-    shares = filled.ravel()[edge]
-    count = round(float(shares.sum(dtype=np.float64)))
-    if count:
-        rank = shares + 0.01 * onto(part, own, small).ravel()[edge]  # the second term settles ties
-        best = np.argsort(-rank, kind="stable")[:count]
-        taken.ravel()[edge[best]] = True
-    out[inner] = taken
+    inside = onto(part, own, small)
+    carry = 0.0
+    for k, shares in enumerate(filled):
+        taken = shares > 1 - _FILLED
+        y, x = np.nonzero((shares > _FILLED) & ~taken)
+        carry += float(shares.sum(dtype=np.float64)) - np.count_nonzero(taken)
+        count = min(max(round(carry), 0), len(y))
+        carry -= count
+        if count:
+            away = (y - y.mean()) ** 2 + (x - x.mean()) ** 2
+            rank = shares[y, x] + 0.01 * inside[k, y, x] - 1e-6 * away / (1 + away.max())
+            best = np.argsort(-rank, kind="stable")[:count]
+            taken[y[best], x[best]] = True
+        out[inner[0].start + k, inner[1], inner[2]] = taken
     return out
 
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import Arc, Plan
 
 if TYPE_CHECKING:
-    from vmat_diffusion.dose.beam_fit import Progress, Scan
+    from vmat_diffusion.dose.beam_fit import Scan
+    from vmat_diffusion.dose.rays import Progress
 
 # Gamma of profiles as beam commissioning reports them: percent of the axis at that depth, mm.
 _PERCENT, _MM = 2.0, 2.0
@@ -78,15 +80,10 @@ def fit_machine(
     lines = [line for line in head.splitlines() if not line.startswith(("name =", "title =", "#"))]
     named = [f'name = "{out.stem}"', f'title = "{out.stem}, beam fitted to scans, geometry of {template}"']
     text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source, f"as in {template}")])
-    _write(picture, beam_fit_png(scan, fit.dose))
-    _write(out, text.encode())
+    for path, data in ((picture, beam_fit_png(scan, fit.dose)), (out, text.encode())):
+        with written_whole(path) as part:
+            part.write_bytes(data)
     return BeamReport((out, picture), fit.rms_percent, tuple(residuals(scan, fit.dose)))
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def tank_dose(machine: Machine, scan: Scan) -> np.ndarray:

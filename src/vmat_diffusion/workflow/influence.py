@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
 
@@ -73,7 +74,7 @@ def write_influence(
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
     from vmat_diffusion.dose.influence_matrix import influence_matrix
-    from vmat_diffusion.dose.pencil_beam import dose_grid
+    from vmat_diffusion.dose.pencil_beam import dose_grid, jaw_box
     from vmat_diffusion.dose.rays import density_of
     from vmat_diffusion.optimize.aperture import angles_only, track
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
@@ -89,8 +90,6 @@ def write_influence(
         spacing_deg=spacing_deg, collimators_deg=None,
     )  # fmt: skip
     exposed = angles_only(track(frames, 1))
-    boxes = np.array([frame.jaws_mm for frame in frames])
-    box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
     grid = dose_grid(case, grid_mm)
     voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
     built = influence_matrix(
@@ -98,7 +97,7 @@ def write_influence(
         density_of(case, grid),
         grid.points_mm(voxels),
         exposed,
-        box,
+        jaw_box(exposed),
         isocenter,
         case.patient_position,
         beamlet_mm=beamlet_mm,
@@ -107,9 +106,7 @@ def write_influence(
         announce=announce,
         progress=None if progress is None else lambda share, note: progress("influence", share, note),
     )
-    part = out.with_name(f".{out.name}.part.npz")
-    np.savez(
-        part,
+    arrays: dict[str, Any] = dict(
         data=built.matrix.data,
         indices=built.matrix.indices,
         indptr=built.matrix.indptr,
@@ -124,7 +121,8 @@ def write_influence(
         collimator_deg=exposed.collimator_deg,
         isocenter_mm=np.array(isocenter),
     )
-    part.replace(out)
+    with written_whole(out) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
     shape = built.matrix.shape
     return InfluenceFile(out.resolve(), shape[0], shape[1], built.matrix.nnz, built.gigabytes)
 

@@ -13,10 +13,10 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.fluence import exposures
 from vmat_diffusion.dose.materials import MEDIA, medium_of
-from vmat_diffusion.dose.monte_carlo.engine import Phantom, Progress, simulate
+from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
 from vmat_diffusion.dose.pencil_beam import dose_grid
-from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.rays import Progress, density_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import Machine

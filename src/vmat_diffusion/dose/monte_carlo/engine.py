@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.dose.materials import MEDIA, tables
 from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, collect, run_batches
+from vmat_diffusion.dose.rays import Progress
 from vmat_diffusion.errors import CaseError
 
-Progress = Callable[[float, str], None]
 GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads

@@ -1,0 +1,152 @@
+"""Who a file is about: the words and numbers that point to a person, and what replaces them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import unicodedata
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+
+from vmat_diffusion.dicom.profile import word_set
+
+_WORD_LETTERS_MIN = 3
+_NUMBER_DIGITS_MIN = 4
+_FIRST_IDEOGRAPH = "\u2e80"  # one sign of these scripts is a word
+_DAYS_MAX = 365
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
+# Besides all person names (VR PN): what identifies a patient, a visit or an institution.
+_IDENTIFYING = word_set(
+    """PatientID OtherPatientIDs AccessionNumber StudyID AdmissionID ServiceEpisodeID MedicalRecordLocator
+    RequestedProcedureID FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest
+    SpecimenAccessionNumber IssuerOfPatientID InstitutionName InstitutionAddress PatientAddress
+    PatientTelephoneNumbers PatientBirthDate ResponsibleOrganization
+    ClinicalTrialSubjectID ClinicalTrialSiteName"""
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must not be met again: folded words and numbers, and the longer ones as they were written."""
+
+    folded: frozenset[str] = frozenset()
+    written: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def __or__(self, other: Identity) -> Identity:
+        return Identity(self.folded | other.folded, self.written | other.written)
+
+    def is_in(self, text: str) -> bool:
+        """Whether a free text holds a word or number of the identity, also as part of a longer one."""
+        there = folded(text)
+        return any(word in there for word in self.folded)
+
+    def is_in_code(self, code: str) -> bool:
+        """The same for a code string, of which three letters may be a part by chance but not a word."""
+        there = folded(code)
+        words = re.split(r"[\W_]+", there)
+        return any(w in (words if len(w) <= _WORD_LETTERS_MIN else there) for w in self.folded)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The secret that new UIDs, pseudonyms and date shifts come from: the same key, the same values.
+
+    HMAC-SHA-256, so that without the key nothing leads back, and with it a second export of a
+    patient joins the first.
+    """
+
+    secret: bytes = field(repr=False)
+
+    def uid(self, original: str) -> str:
+        """The UID below 2.25 that stands for a UID."""
+        return f"2.25.{uuid.UUID(bytes=self._digest('uid', original)[:16], version=5).int}"
+
+    def pseudonym(self, patient: str) -> str:
+        """`case-` and eight hexadecimal digits."""
+        return f"case-{self._digest('patient', patient)[:4].hex()}"
+
+    def days(self, patient: str) -> int:
+        """By how many days the dates of a patient move into the past: 1 to 365."""
+        return 1 + int.from_bytes(self._digest("days", patient)[:8], "big") % _DAYS_MAX
+
+    def _digest(self, purpose: str, text: str) -> bytes:
+        return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).digest()
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the files of one patient become."""
+
+    pseudonym: str
+    days: int
+    identity: Identity = field(repr=False)
+
+
+def folded(text: str) -> str:
+    """Text without case and accents, as words are compared."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+
+
+def identity_of(dataset: Dataset) -> Identity:
+    """The names, numbers, institutions and the birth date that a data set holds, at any depth."""
+    found = Identity()
+    for item, tag, vr in elements(dataset):
+        if vr == "PN" or keyword_for_tag(tag) in _IDENTIFYING:
+            found |= _from_texts(_values(item[tag].value), vr)
+    return found
+
+
+def elements(dataset: Dataset) -> Iterator[tuple[Dataset, BaseTag, str]]:
+    """Every element at any depth with the data set that holds it, private ones and numbers untouched."""
+    for tag in list(dataset.keys()):
+        vr = vr_of(dataset, tag)
+        yield dataset, tag, vr
+        if vr == "SQ" and tag in dataset and not tag.is_private:
+            for item in dataset[tag].value:
+                yield from elements(item)
+
+
+def vr_of(dataset: Dataset, tag: BaseTag) -> str:
+    """The value representation of an element, without converting its value; UN where none is known."""
+    stated = dataset.get_item(tag)
+    if stated is not None and stated.VR not in (None, "UN"):
+        return str(stated.VR)
+    if isinstance(stated, RawDataElement) and not tag.is_private:
+        try:
+            return dictionary_VR(tag)
+        except KeyError:
+            return "UN"
+    return "UN"
+
+
+def _values(value: object) -> tuple[str, ...]:
+    return tuple(str(v) for v in (value if isinstance(value, MultiValue) else (value or "",)))
+
+
+def _from_texts(texts: Iterable[str], vr: str) -> Identity:
+    out: set[str] = set()
+    written: set[str] = set()
+    for text in texts:
+        words = {w for w in re.findall(r"[^\W\d_]+", text) if _is_word(w)}
+        numbers = {n for n in re.findall(r"\d+", text) if len(n) >= _NUMBER_DIGITS_MIN}
+        numbers |= {n.lstrip("0") for n in numbers if len(n.lstrip("0")) >= _NUMBER_DIGITS_MIN}
+        joined = re.sub(r"[\W_]+", "", text)
+        if vr != "PN" and len(joined) >= _NUMBER_DIGITS_MIN and any(c.isdigit() for c in joined):
+            numbers |= {joined, text.strip()}
+        written |= words | {n for n in numbers if not n.isdigit()}
+        out |= {folded(w) for w in words | numbers}
+        out |= {folded(w.casefold().translate(_UMLAUTS)) for w in words}
+    return Identity(frozenset(out), frozenset(written))
+
+
+def _is_word(letters: str) -> bool:
+    return len(letters) >= _WORD_LETTERS_MIN or letters[0] >= _FIRST_IDEOGRAPH

@@ -1,0 +1,388 @@
+"""Clinical folders to a data set of training cases: resumable, one job per case, none lost silently.
+
+First pass, only where the common shape is not known yet: every case on the spacing asked for, kept under
+`.work`. Second pass: cut to the shape, saved, drawn. What happened to each case is a small file under
+`.work`, written after the case's own files, so that whatever is recorded is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.dicom.names import load_table
+from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.evaluate.goals import load_goals
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.geometry import Point
+from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
+from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
+from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
+from vmat_diffusion.workflow.dataset import (
+    REJECTED,
+    Rejection,
+    case_record,
+    case_statistics,
+    fingerprint,
+    read_dataset,
+    rejection,
+    write_dataset,
+    write_index,
+    write_rejected,
+    write_text,
+)
+from vmat_diffusion.workflow.raw_cases import RawCase, scan
+from vmat_diffusion.workflow.run import Progress
+
+WORK = ".work"
+_RUN = "run.json"
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished data set: what is in it, what is not, what lost voxels, and the time it took."""
+
+    out: Path
+    shape: Shape
+    records: tuple[Mapping[str, Any], ...]
+    rejections: tuple[Rejection, ...]
+    cut_percent: Mapping[str, Mapping[str, float]]
+    made: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `preprocess --json` prints."""
+        return {
+            "out": str(self.out),
+            "shape": list(self.shape),
+            "cases": len(self.records),
+            "made": self.made,
+            "rejected": [asdict(r) for r in self.rejections],
+            "cut_percent": {case: dict(lost) for case, lost in self.cut_percent.items()},
+            "seconds": round(self.seconds, 1),
+            "cases_per_minute": round(60 * self.made / self.seconds, 2) if self.made else 0.0,
+        }
+
+
+def preprocess(
+    raw: Path,
+    out: Path,
+    settings: Preparation,
+    *,
+    shape: Shape | None = None,
+    sites: Path | None = None,
+    cluster: Cluster | None = None,
+    resume: bool = False,
+    key: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make or go on with the data set `out` from the case folders below `raw`.
+
+    `shape` is (z, y, x); None finds it from all cases once and keeps it when cases are added. `resume`
+    makes only what is not there yet, and again what changed. `key` takes a CSV of ids and folders.
+    Raises InputError where the folders or settings cannot be used, or where no case is left.
+    """
+    started = time.perf_counter()
+    if key is not None and out.resolve() in key.resolve().parents:
+        raise InputError(f"{key} would tell the patients' folders within the data set; name a file elsewhere")
+    raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
+    cases, again = scan(raw, sites)
+    record = settings_record(settings, shape)
+    shape = _opened(out, record, shape, resume=resume)
+    if key is not None:
+        _write_key(key, cases)
+    pool = cluster or Cluster()
+    work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
+    if shape is None:
+        work.run("resample", None)
+        shape = _common(work, settings.spacing_mm)
+        write_text(out / WORK / _RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
+    work.run("write", shape)
+    done = work.finished(shape)
+    rejections = (*again, *work.rejections())
+    _write_tables(out, record, shape, done, rejections)
+    return Prepared(
+        out=out,
+        shape=shape,
+        records=tuple(state["record"] for state in done.values()),
+        rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
+        cut_percent={name: state["cut_percent"] for name, state in done.items() if state["cut_percent"]},
+        made=work.made,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any]:
+    """The settings as `dataset.json` keeps them: files by their contents' hash, no paths.
+
+    Raises InputError for a mapping or goal sheet that cannot be read: else every case would say so.
+    """
+    load_table(settings.mapping)
+    if settings.goals:
+        load_goals(settings.goals)
+    own = settings.goals.endswith(".toml")
+    return {
+        **asdict(settings),
+        "mapping": _text_hash(settings.mapping, "vmat_diffusion.dicom", "oar_mapping.json"),
+        "goals": f"{Path(settings.goals).name} {_text_hash(Path(settings.goals))}" if own else settings.goals,
+        "spacing_mm": list(settings.spacing_mm),
+        "require": list(settings.require),
+        "shape": list(shape) if shape else "auto",
+        "schema": SCHEMA,
+        "version": __version__,
+    }
+
+
+def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
+    try:
+        data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
+    except OSError:
+        raise InputError(f"{path} cannot be opened; check its permissions") from None
+    return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
+def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
+    """Make `out` ready and return the shape that holds there already, if any.
+
+    Raises InputError for a folder that is not empty and not to be resumed, or of other settings.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the data set")
+    begun = out / WORK / _RUN
+    there = [p for p in out.glob("*") if not p.name.startswith(".")] if out.is_dir() else []
+    if (there or begun.exists()) and not resume:
+        raise InputError(f"{out} is not empty; pass --resume to go on with it or name another folder")
+    kept = read_dataset(out)
+    if kept is None and begun.is_file():
+        kept = json.loads(begun.read_text(encoding="utf-8"))
+    if kept is None and there:
+        raise InputError(f"{out} holds other files and no data set; name another folder")
+    if kept is not None:
+        _same_settings(out, kept["settings"], record)
+        shape = tuple(kept["shape"]) if kept["shape"] else shape
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / WORK):
+        for part in folder.glob(".*.part"):  # of a run that was killed
+            part.unlink(missing_ok=True)
+    if not begun.is_file():
+        write_text(begun, json.dumps({"settings": record, "shape": shape}) + "\n")
+    return shape
+
+
+def _same_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(now))
+    changed = [name for name in plain if before.get(name) != plain[name]]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"{out} was made with {name} = {before.get(name)}, now it is {plain[name]}; resume with the same "
+            "settings or name another folder"
+        )
+
+
+def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["case", "folder"])
+        table.writerows((case.id, case.folder.name) for case in cases)
+
+
+def _common(work: _Work, spacing_mm: Point) -> Shape:
+    """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
+    extents = [
+        Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
+    ]
+    if not extents:
+        rejections = work.rejections()
+        write_rejected(work.out, rejections)
+        raise CaseError(
+            f"none of {len(rejections)} cases could be prepared; act on {work.out / REJECTED} and run again "
+            "with --resume"
+        )
+    return common_shape(extents, spacing_mm)
+
+
+def _point(values: Sequence[float]) -> Point:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
+
+
+def _write_tables(
+    out: Path,
+    record: Mapping[str, Any],
+    shape: Shape,
+    done: Mapping[str, Mapping[str, Any]],
+    rejections: Sequence[Rejection],
+) -> None:
+    records = [state["record"] for state in done.values()]
+    numbers = fingerprint(records, [state["statistics"] for state in done.values()], len(rejections))
+    write_index(out, records)
+    write_rejected(out, rejections)
+    write_dataset(out, settings=record, shape=shape, numbers=numbers)
+
+
+class _Work:
+    """The cases of one data set and what has become of each, kept in `.work`."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Preparation,
+        cases: Mapping[str, RawCase],
+        cluster: Cluster,
+        progress: Progress | None,
+    ) -> None:
+        self.out, self.settings, self.cases = out, settings, cases
+        self.cluster, self.progress = cluster, progress
+        self.made = 0
+        self.failed: set[str] = set()
+
+    def states(self) -> list[dict[str, Any]]:
+        """What is recorded, in the order of the cases' ids; cases whose raw folder is gone included."""
+        found = (read_state(self.out, path.stem) for path in sorted((self.out / WORK).glob("*.state")))
+        return [state for state in found if state is not None]
+
+    def run(self, stage: str, shape: Shape | None) -> None:
+        """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
+        jobs = {
+            name: (case, self.settings, self.out, shape)
+            for name, case in self.cases.items()
+            if name not in self.failed and not _is_done(self.out, case, shape)
+        }
+        if not jobs:
+            return
+        report = self.progress or (lambda stage, fraction, note: None)
+        report(stage, 0.0, f"0 of {len(jobs)}")
+        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:  # type: ignore[type-var]
+            for count, done in enumerate(finished, start=1):
+                if done.reason:
+                    self.failed.add(done.key)
+                    _reject(self.out, self.cases[done.key], done)
+                elif shape is not None:
+                    self.made += 1
+                report(stage, count / len(jobs), f"{count} of {len(jobs)}")
+
+    def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
+        """The states of all cases in the data set, by id."""
+        return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
+
+    def rejections(self) -> list[Rejection]:
+        """Why the cases that are not in the data set are not; those whose raw folder is gone do not count."""
+        return [
+            rejection(s["id"], s["reason"])
+            for s in self.states()
+            if s["state"] == "rejected" and s["id"] in self.cases
+        ]
+
+
+def read_state(out: Path, case: str) -> dict[str, Any] | None:
+    """What became of a case; None where it is not known."""
+    try:
+        state: dict[str, Any] = json.loads((out / WORK / f"{case}.state").read_text(encoding="utf-8"))
+        return state
+    except (OSError, ValueError):
+        return None
+
+
+def _write_state(out: Path, case: RawCase, **values: Any) -> None:
+    write_text(out / WORK / f"{case.id}.state", json.dumps({"id": case.id, "key": case.key, **values}) + "\n")
+
+
+def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
+    """Whether the pass for `shape` has nothing left to do for a case; defects are tried again."""
+    state = read_state(out, case.id)
+    if state is None or state["key"] != _key(case):
+        return False
+    if state["state"] == "rejected":
+        return not state["defect"]
+    if shape is None:
+        return state["state"] == "staged" and _staged(out, case.id).is_file()
+    return (
+        state["state"] == "done"
+        and state["shape"] == list(shape)
+        and all(
+            (out / name).is_file() and (out / name).stat().st_size == n for name, n in state["files"].items()
+        )
+    )
+
+
+def _key(case: RawCase) -> str:
+    """The state of the files and of what the user says of the case."""
+    return f"{case.key} {case.site} {case.fractions}"
+
+
+def _staged(out: Path, case: str) -> Path:
+    return out / WORK / f"{case}.npz"
+
+
+def _reject(out: Path, case: RawCase, done: Done) -> None:
+    """Record why a case is left out, and take away what an earlier run made of it."""
+    why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
+    _write_state(out, replace(case, key=_key(case)), state="rejected", **why)
+    for path in (_staged(out, case.id), out / f"{case.id}.npz", out / f"{case.id}.png"):
+        path.unlink(missing_ok=True)
+
+
+def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
+    """One job: the case resampled and kept for later, or, with a shape, finished. Returns its id.
+
+    Raises InputError for a case that is to be left out.
+    """
+    state, staged = read_state(out, case.id), _staged(out, case.id)
+    keyed = replace(case, key=_key(case))
+    if state and state["state"] == "staged" and state["key"] == keyed.key and staged.is_file():
+        training = load_case(staged)
+    else:
+        training = clinical_case(case, settings)
+    origin = training.provenance
+    if shape is None:
+        save_case(staged, training)
+        _write_state(out, keyed, state="staged", extent=[origin["targets_extent_mm"], origin["extent_mm"]])
+    else:
+        write_done(out, case, shape, _finish(training, settings, out, shape))
+        staged.unlink(missing_ok=True)
+    return case.id
+
+
+def write_done(out: Path, case: RawCase, shape: Shape, made: Mapping[str, Any]) -> None:
+    """Record that a case is in the data set: `files` with sizes, `record`, `statistics`, `cut_percent`."""
+    _write_state(out, replace(case, key=_key(case)), state="done", shape=list(shape), **made)
+
+
+def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
+    """Write a case's files and describe what is in them, as read back."""
+    from vmat_diffusion.report.case_picture import case_picture
+
+    cut, lost = cut_to(training, shape)
+    percent = {name: round(share, 3) for name, share in lost.items()}
+    cut = replace(cut, provenance={**cut.provenance, "cut_percent": percent})
+    sdf = None
+    if settings.store_sdf:
+        spacing = cut.case.grid.spacing_mm
+        sdf = {name: signed_distance_mm(s.mask, spacing) for name, s in cut.case.structures.items()}
+    path = save_case(out / f"{training.case.id}.npz", cut, sdf_mm=sdf)
+    read = load_case(path)
+    picture = case_picture(path.with_suffix(".png"), read)
+    origin = read.provenance
+    statistics = case_statistics(read)
+    for key in ("extent_mm", "targets_extent_mm"):
+        statistics[key] = origin[key]
+    statistics["source_spacing_mm"] = origin["source_grid"]["spacing_mm"]
+    return {
+        "files": {p.name: p.stat().st_size for p in (path, picture)},
+        "record": case_record(read, path, technique=origin["technique"], patient=origin["patient"]),
+        "statistics": statistics,
+        "cut_percent": percent,
+    }

@@ -1,0 +1,132 @@
+"""The cases below a raw folder: who is who without names, and whether anything changed since last time."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.workflow.dataset import Rejection
+
+SITES = "sites.csv"
+# A folder's name is taken for the case only if it is plainly an id: anything else may be a patient's name.
+_PLAIN_ID = re.compile(r"[A-Za-z]{1,12}[_-]?\d{1,6}")
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """A folder of DICOM files. `key` changes with the names, sizes or times of its files.
+
+    `site` and `fractions` are what the user says of it, "" and None where nothing.
+    """
+
+    id: str
+    folder: Path
+    key: str
+    site: str = ""
+    fractions: int | None = None
+
+
+def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tuple[Rejection, ...]]:
+    """The cases below `raw`, ordered by id, and folders that repeat another one's files.
+
+    Each sub-folder is a case; a raw folder that holds DICOM files itself is one case. `sites` is a CSV
+    with the columns case (the folder's name) and site, and if wanted fractions; None takes `sites.csv`
+    in `raw` where it is there. Raises InputError for a missing or empty raw folder or a damaged CSV.
+    """
+    if not raw.is_dir():
+        raise InputError(f"raw folder {raw} does not exist; put each case's DICOM files in a folder below it")
+    folders = [p for p in sorted(raw.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if any(p.is_file() and _is_dicom(p) for p in raw.iterdir()):
+        folders = [raw]
+    if not folders:
+        raise InputError(f"{raw} holds no case; put each case's DICOM files in a folder of its own below it")
+    told = _read_sites(sites or raw / SITES, must_exist=sites is not None)
+    cases: dict[str, RawCase] = {}
+    again = []
+    for folder in folders:
+        files = listing(folder)
+        name = folder.resolve().name if folder == raw else folder.name
+        plain = _PLAIN_ID.fullmatch(name)
+        case = name if plain else f"case_{_digest(folder, files)}"
+        if case in cases:
+            again.append(
+                Rejection(
+                    f"{case} again", "a folder holds the very files of another one", "remove one of them"
+                )
+            )
+            continue
+        site, fractions = told.get(name, ("", None))
+        cases[case] = RawCase(case, folder, _key(folder, files), site, fractions)
+    return tuple(cases[name] for name in sorted(cases)), tuple(again)
+
+
+def listing(folder: Path) -> list[str]:
+    """All files below a folder relative to it, in the order in which they are read."""
+    found = sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names)
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _key(folder: Path, files: Iterable[str]) -> str:
+    """Names, sizes and times of all files: reading them would take as long as the work to be saved."""
+    seen = hashlib.sha256()
+    for name in files:
+        try:
+            stat = (folder / name).stat()
+            seen.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        except OSError:
+            seen.update(f"{name}\0gone\0".encode(errors="surrogateescape"))
+    return seen.hexdigest()
+
+
+def _digest(folder: Path, files: list[str]) -> str:
+    """12 digits from the first and last file and all sizes: the same wherever the folder lies.
+
+    Not from the folder's name: names are few enough to be tried out.
+    """
+    seen = hashlib.sha256()
+    for k, name in enumerate(files):
+        try:
+            ends = k in (0, len(files) - 1)
+            seen.update((folder / name).read_bytes() if ends else b"")
+            seen.update(f"{(folder / name).stat().st_size}\0".encode())
+        except OSError:  # a broken link or no permission: what that means, reading the case will tell
+            seen.update(b"unreadable\0")
+    if not files:
+        seen.update(folder.name.encode())
+    return seen.hexdigest()[:12]
+
+
+def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, tuple[str, int | None]]:
+    if not path.is_file():
+        if must_exist:
+            raise InputError(f"{path} does not exist; give a CSV with the columns case,site")
+        return {}
+    told: dict[str, tuple[str, int | None]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            table = csv.DictReader(stream)
+            if not {"case", "site"} <= set(table.fieldnames or ()):
+                raise InputError(f"{path.name} lacks the columns case,site in its first line; add them")
+            for row in table:
+                fractions = (row.get("fractions") or "").strip()
+                if fractions and not fractions.isdigit():
+                    raise InputError(f"{path.name}, line {table.line_num}: fractions must be a whole number")
+                site = re.sub(r"\W+", "_", (row["site"] or "").strip().lower())
+                told[(row["case"] or "").strip()] = site, int(fractions) if fractions else None
+    except (UnicodeDecodeError, csv.Error) as fault:
+        raise InputError(f"{path.name} is not a CSV in UTF-8 ({fault}); save it as such") from None
+    return told
