@@ -172,7 +172,7 @@ def _prepared_text(done: Prepared) -> str:
     if done.records:
         parts.append(table(["site", "technique", "prescription", "cases", "dose"], _groups(done), left=3))
     for case, lost in done.cut_percent.items():
-        cut = ", ".join(f"{name} {percent:.2g} %" for name, percent in lost.items())
+        cut = ", ".join(f"{name} {percent:.3g} %" for name, percent in lost.items())
         parts.append(f"{case} loses voxels outside the volume: {cut}")
     if done.rejections:
         shown = done.rejections[:_REJECTIONS_SHOWN]
