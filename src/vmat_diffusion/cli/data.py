@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
-from vmat_diffusion.cli.options import AllowOutsideBody, AsJson, MappingFile, PatientPosition
+from vmat_diffusion.cli.options import (
+    AllowOutsideBody,
+    AsJson,
+    ClusterKind,
+    Dashboard,
+    Extra,
+    MappingFile,
+    MemoryGb,
+    PatientPosition,
+    Project,
+    Queue,
+    Resume,
+    Walltime,
+    Workers,
+)
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,17 +109,15 @@ def preprocess(
     ] = False,
     patient_position: PatientPosition = None,
     allow_outside_body: AllowOutsideBody = False,
-    cluster: Annotated[str, typer.Option(help="serial, local, slurm or sge.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="Processes, or jobs of a cluster.")] = None,
-    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Limit of each worker.")] = 3.0,
-    queue: Annotated[str | None, typer.Option(help="Partition or queue of the cluster.")] = None,
-    project: Annotated[str | None, typer.Option(help="Account or project to be charged.")] = None,
-    walltime: Annotated[str, typer.Option(help="Of each worker on a cluster, H:MM:SS.")] = "04:00:00",
-    extra: Annotated[
-        list[str] | None, typer.Option(help="Further directive of the cluster's jobs; repeat it.")
-    ] = None,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve a status page.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")] = False,
+    cluster: ClusterKind = "local",
+    workers: Workers = None,
+    memory_gb: MemoryGb = 3.0,
+    queue: Queue = None,
+    project: Project = None,
+    walltime: Walltime = "04:00:00",
+    extra: Extra = None,
+    dashboard: Dashboard = False,
+    resume: Resume = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -195,12 +195,21 @@ def _grouped(index: _Index) -> tuple[tuple[TreeCase, ...], list[str]]:
         if uid not in drawn
     ]
     remarks += [
-        f"{_name(file)} left out: it belongs to no structure set in the tree, or to a plan without dose "
-        "beside one that has a dose"
+        f"{_name(file)} left out: {_why_unused(file, index)}"
         for file in index.plans_and_doses
         if file.uid not in used
     ]
     return tuple(sorted(cases, key=lambda c: c.id)), sorted(remarks)
+
+
+def _why_unused(file: TreeFile, index: _Index) -> str:
+    if not file.refers_to or file in index.loose.get(file.study_uid, ()):
+        return "it refers to nothing in the tree, and no single structure set of its study fits it"
+    if file.kind == "RTPLAN" and not any(s.uid in file.refers_to for s in index.structure_sets):
+        return "the structure set that it was made on is absent; add it"
+    if file.kind == "RTPLAN":
+        return "it has no dose while another plan on its structure set has, or that set makes no case"
+    return "its plan makes no case"
 
 
 def _name(file: TreeFile) -> str:
@@ -256,7 +265,7 @@ def _cases_of(structure_set: TreeFile, images: Sequence[TreeFile], plans: Plans)
     out = []
     for plan, doses in entries:
         uids = [structure_set.uid, plan.uid if plan else "", *(d.uid for d in doses)]
-        digest = hashlib.sha256("|".join(uids).encode()).hexdigest()[:8]
+        digest = hashlib.sha256("|".join(uids).encode()).hexdigest()[:12]
         out.append(
             TreeCase(f"case_{digest}", structure_set.patient_id, tuple(images), structure_set, plan, doses)
         )
