@@ -15,6 +15,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.cache import DecodedCase
 from vmat_diffusion.training.cases import Constraint, TrainingCase, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
+from vmat_diffusion.training.splits import Member, place, save_splits
 
 
 def small_training(
@@ -101,8 +102,8 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
         )
     (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if splits is not None:
-        entries = [{"id": name, "split": split} for name, split in splits.items()]
-        (folder / "splits.json").write_text(json.dumps({"schema": 1, "cases": entries}))
+        members = [Member(name, name, "all") for name in splits]
+        save_splits(folder / "splits.json", place(members, given=splits))  # type: ignore[arg-type]
     return folder
 
 

@@ -1,0 +1,286 @@
+"""OpenKBP patients as training cases, on the grid of the challenge, and doses back to that grid.
+
+OpenKBP: Babier et al., Med Phys 48:5549 (2021); files at github.com/ababier/open-kbp. Its volumes are
+indexed (anterior to posterior, patient's right to left, head to feet), ours `[z, y, x]` with z to the
+head. Only the order of voxels changes: no value is interpolated.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion import __version__
+from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
+from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.geometry import Grid, Mask, Point
+from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.training.constraints import constraints_of
+from vmat_diffusion.training.prepare import AIR_HU
+
+SOURCE = "OpenKBP, Babier et al., Med Phys 48:5549 (2021)"
+SHAPE = (128, 128, 128)
+FRACTIONS = 35
+GOALS = "head_neck_70_63_56"
+# Names in the files, in the order of their bits in the npz layout, to canonical names.
+NAMES: Mapping[str, str] = {
+    "Brainstem": "Brainstem",
+    "SpinalCord": "SpinalCord",
+    "RightParotid": "Parotid_R",
+    "LeftParotid": "Parotid_L",
+    "Esophagus": "Esophagus",
+    "Larynx": "Larynx",
+    "Mandible": "Bone_Mandible",
+    "PTV56": "PTV_56",
+    "PTV63": "PTV_63",
+    "PTV70": "PTV_70",
+}
+TARGET_GY: Mapping[str, float] = {"PTV_70": 70.0, "PTV_63": 63.0, "PTV_56": 56.0}
+_POSSIBLE_DOSE_BIT = 15
+
+# The files do not say what 0 HU is. In the 202 patients with a CT at hand the peaks of homogeneous fat
+# and muscle lie at 906 and 1040 (medians), so 1000 makes -94 and 40 HU of them, and the noise of air is
+# cut off at 0; 1024 would make fat -118 and muscle 16 HU.
+_WATER = 1000
+# Values above 12 bits belong to scanners that store 16; the paper asks for this limit.
+_CT_MAX = 4095
+_VOXEL_MM = (0.5, 20.0)
+_PATIENT = re.compile(r"pt_\d{1,6}")
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError)
+_DAMAGE_ZIP = (zipfile.BadZipFile, lzma.LZMAError, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Patient:
+    """What the files of a patient hold, in OpenKBP's order of axes; `ct` is None where it is missing."""
+
+    id: str
+    ct: NDArray | None
+    dose_gy: NDArray
+    masks: Mapping[str, Mask]
+    possible_dose: Mask
+    voxel_mm: Point
+
+
+def from_openkbp(values: NDArray) -> NDArray:
+    """A volume from OpenKBP's axes `[128, 128, 128]` to `[z, y, x]`."""
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[::-1])
+
+
+def to_openkbp(values: NDArray) -> NDArray:
+    """A volume `[z, y, x]` of an imported case on the challenge's axes: the inverse of `from_openkbp`."""
+    return np.ascontiguousarray(values[::-1].transpose(1, 2, 0))
+
+
+def patient_paths(source: Path) -> tuple[Path, ...]:
+    """Patients below a folder, by number: `pt_N.npz` files and `pt_N` folders of CSV files, at any depth.
+
+    Raises CaseError where there is none.
+    """
+    if not source.is_dir():
+        raise CaseError(
+            f"folder {source.name or source} does not exist; give the folder with OpenKBP patients"
+        )
+    found = [p for p in source.rglob("pt_*.npz") if p.is_file() and _PATIENT.fullmatch(p.stem)]
+    found += [p for p in source.rglob("pt_*") if p.is_dir() and _PATIENT.fullmatch(p.name)]
+    if not found:
+        raise CaseError(
+            f"folder {source.name or source} holds no pt_N.npz file and no pt_N folder; give the folder with "
+            "OpenKBP patients"
+        )
+    return tuple(sorted(found, key=lambda p: (int(p.stem.removeprefix("pt_")), p.as_posix())))
+
+
+def read_openkbp(path: Path) -> TrainingCase:
+    """One patient from a `pt_N.npz` file or a published `pt_N` folder of sparse CSV files.
+
+    The CT becomes Hounsfield units; where it is missing, water inside the body stands in and `has_ct` is
+    False. OpenKBP has no body: it is made, a named step. Doses are rounded to 0.01 Gy. Raises CaseError
+    for files that are missing (CT and structures aside), damaged or do not belong together.
+    """
+    patient = _from_folder(path) if path.is_dir() else _from_npz(path)
+    if not any(name in patient.masks for name in TARGET_GY):
+        raise CaseError(f"{patient.id}: no PTV56, PTV63 or PTV70 has voxels; leave the patient out")
+    outside = int(np.count_nonzero(patient.dose_gy[~patient.possible_dose]))
+    if outside:
+        raise CaseError(
+            f"{patient.id}: {outside} voxels outside the possible-dose mask have dose, 0 are allowed; "
+            "fetch the patient again"
+        )
+    return _training_case(patient)
+
+
+def _training_case(patient: _Patient) -> TrainingCase:
+    grid = _grid(patient.voxel_mm)
+    possible = from_openkbp(patient.possible_dose)
+    masks = {name: from_openkbp(mask) for name, mask in patient.masks.items()}
+    inside = np.logical_or.reduce([possible, *masks.values()])
+    hu, body, steps = _hu_and_body(patient, grid, inside)
+    structures = {name: Structure(name, _role(name), mask) for name, mask in masks.items()}
+    structures["BODY"] = Structure("BODY", "body", body)
+    dose = Dose(grid, from_openkbp(np.round(patient.dose_gy, 2).astype(np.float32)))
+    case = Case(
+        id=patient.id,
+        site="head_neck",
+        grid=grid,
+        hu=hu,
+        structures=structures,
+        prescription=Prescription(FRACTIONS, {n: gy for n, gy in TARGET_GY.items() if n in masks}),
+        reference_dose=dose,
+    )
+    return TrainingCase(
+        case=case,
+        possible_dose=possible,
+        has_ct=patient.ct is not None,
+        constraints=constraints_of(fit_to_case(load_goals(GOALS), case), case),
+        names=(*NAMES.values(), "BODY"),
+        provenance={
+            "source": SOURCE,
+            "patient": f"openkbp_{patient.id}",
+            "technique": "IMRT",
+            "program": f"vmat-diffusion {__version__}",
+            "steps": steps,
+        },
+    )
+
+
+def _hu_and_body(patient: _Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np.int16], Mask, list[str]]:
+    """Hounsfield units, the body around all that must lie `inside`, and the steps taken."""
+    if patient.ct is None:
+        body = without_holes(inside)
+        hu = np.where(body, 0, AIR_HU).astype(np.int16)
+        return (
+            hu,
+            body,
+            [
+                "stand-in-ct: the CT is missing; 0 HU inside the body, air outside",
+                "body-from-masks: the possible-dose mask and the structures, without holes",
+            ],
+        )
+    steps = [f"ct-to-hu: {_WATER} taken off the stored values"]
+    over = int(np.count_nonzero(patient.ct > _CT_MAX))
+    if over:
+        steps.append(f"clip-ct: {over} voxels above {_CT_MAX} set to it")
+    hu = from_openkbp(np.clip(np.rint(patient.ct), 0, _CT_MAX)).astype(np.int16) - np.int16(_WATER)
+    body = without_holes(body_from_ct(hu, grid) | inside)
+    steps.append(
+        f"body-from-ct: largest region above {BODY_THRESHOLD_HU:g} HU with the possible-dose mask and the "
+        f"structures, without holes, {np.count_nonzero(body) * grid.voxel_cc / 1000:.2f} litres"
+    )
+    return hu, body, steps
+
+
+def _grid(voxel_mm: Point) -> Grid:
+    """The challenge's voxels around 0: where they lay in the scanner is not published."""
+    y, x, z = voxel_mm
+    origin = tuple(-(n - 1) / 2 * s for n, s in zip(SHAPE[::-1], (x, y, z), strict=True))
+    return Grid(SHAPE, (x, y, z), origin)  # type: ignore[arg-type]
+
+
+def _role(name: str) -> Role:
+    return "target" if name in TARGET_GY else "organ"
+
+
+def _from_npz(path: Path) -> _Patient:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        bits, dose, voxel = (arrays[name] for name in ("structures", "dose_cGy", "voxel_mm"))
+    except (*_DAMAGE, *_DAMAGE_ZIP) as fault:
+        raise CaseError(f"{path.name} is no readable OpenKBP npz ({fault}); fetch it again") from None
+    ct = arrays.get("ct")
+    for name, values in (("structures", bits), ("dose_cGy", dose), ("ct", ct)):
+        if values is not None and values.shape != SHAPE:
+            raise CaseError(
+                f"{path.name}: {name} has shape {values.shape}, {SHAPE} is needed; fetch it again"
+            )
+    if not np.issubdtype(bits.dtype, np.integer):
+        raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
+    masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
+    return _Patient(
+        id=path.stem,
+        ct=ct,
+        dose_gy=dose.astype(np.float64) / 100,
+        masks={name: mask for name, mask in masks.items() if mask.any()},
+        possible_dose=_not_empty(bits >> _POSSIBLE_DOSE_BIT & 1, path.stem),
+        voxel_mm=_voxel_mm(voxel, path.stem),
+    )
+
+
+def _from_folder(folder: Path) -> _Patient:
+    missing = [n for n in ("dose", "possible_dose_mask", "voxel_dimensions") if not _csv(folder, n).is_file()]
+    if missing:
+        raise CaseError(
+            f"{folder.name}: {missing[0]}.csv is missing; fetch it again or leave the patient out"
+        )
+    try:
+        voxel = np.loadtxt(_csv(folder, "voxel_dimensions"), ndmin=1)
+    except (OSError, ValueError) as fault:
+        raise CaseError(
+            f"{folder.name}: voxel_dimensions.csv holds no numbers ({fault}); fetch it again"
+        ) from None
+    masks = {
+        name: _sparse(_csv(folder, written), values=False).astype(bool)
+        for written, name in NAMES.items()
+        if _csv(folder, written).is_file()
+    }
+    has_ct = _csv(folder, "ct").is_file()
+    return _Patient(
+        id=folder.name,
+        ct=_sparse(_csv(folder, "ct"), values=True) if has_ct else None,
+        dose_gy=_sparse(_csv(folder, "dose"), values=True),
+        masks={name: mask for name, mask in masks.items() if mask.any()},
+        possible_dose=_not_empty(_sparse(_csv(folder, "possible_dose_mask"), values=False), folder.name),
+        voxel_mm=_voxel_mm(voxel, folder.name),
+    )
+
+
+def _csv(folder: Path, name: str) -> Path:
+    return folder / f"{name}.csv"
+
+
+def _sparse(path: Path, *, values: bool) -> NDArray[np.float64]:
+    """A volume from a CSV of flat indices in C order and, for CT and dose, a value each."""
+    label = f"{path.parent.name}: {path.name}"
+    out = np.zeros(SHAPE)
+    try:
+        with path.open(encoding="ascii") as stream:
+            if stream.readline().strip() != ",data":
+                raise ValueError("the first line is not ',data'")
+            lines = [line for line in stream if line.strip()]
+        columns = (0, 1) if values else (0,)
+        rows = np.loadtxt(lines, delimiter=",", usecols=columns, ndmin=2) if lines else np.empty((0, 2))
+    except (OSError, ValueError) as fault:
+        raise CaseError(f"{label} is no sparse volume of OpenKBP ({fault}); fetch it again") from None
+    index = rows[:, 0]
+    if not (np.all(index >= 0) and np.all(index < out.size) and np.all(index == np.rint(index))):
+        raise CaseError(f"{label} holds an index outside 0 to {out.size - 1}; fetch it again")
+    if not np.all(np.isfinite(rows)):
+        raise CaseError(f"{label} holds a value that is not finite; fetch it again")
+    out.ravel()[index.astype(np.int64)] = rows[:, 1] if values else 1.0
+    return out
+
+
+def _not_empty(values: NDArray, label: str) -> Mask:
+    mask = values.astype(bool)
+    if not mask.any():
+        raise CaseError(f"{label}: the possible-dose mask is empty; fetch the patient again")
+    return mask
+
+
+def _voxel_mm(values: NDArray, label: str) -> Point:
+    low, high = _VOXEL_MM
+    if values.shape != (3,) or not all(low <= v <= high for v in values):
+        raise CaseError(f"{label}: voxel dimensions {values} mm are not three of {low:g} to {high:g} mm")
+    a, b, c = (round(float(v), 4) for v in values)
+    return a, b, c
