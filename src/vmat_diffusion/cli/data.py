@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AllowOutsideBody,
     AsJson,
@@ -31,8 +31,6 @@ from vmat_diffusion.errors import InputError
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import Deidentified
     from vmat_diffusion.workflow.preprocess import Prepared
-
-_REJECTIONS_SHOWN = 20
 
 
 def deidentify(
@@ -116,7 +114,7 @@ def preprocess(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
-    batch_options: BatchOptions = None,
+    batch_option: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
@@ -138,7 +136,7 @@ def preprocess(
         store_sdf=store_sdf,
     )
     where = chosen_cluster(
-        cluster, workers, memory_gb, queue, project, walltime, batch_options, dashboard=dashboard
+        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
     )
     with stdout_kept(), progress_bar() as progress:
         done = run(
@@ -177,17 +175,10 @@ def _prepared_text(done: Prepared) -> str:
     if done.records:
         parts.append(table(["site", "technique", "prescription", "cases", "dose"], _groups(done), left=3))
     for case, lost in done.cut_percent.items():
-        cut = ", ".join(f"{name} {percent:.2g} %" for name, percent in lost.items())
+        cut = ", ".join(f"{name} {percent:.3g} %" for name, percent in lost.items())
         parts.append(f"{case} loses voxels outside the volume: {cut}")
     if done.rejections:
-        shown = done.rejections[:_REJECTIONS_SHOWN]
-        rows = [[r.case, r.reason, r.remedy] for r in shown]
-        more = len(done.rejections) - len(shown)
-        parts.append(
-            f"{len(done.rejections)} left out, all of them in rejected.csv\n"
-            + table(["case", "reason", "remedy"], rows, left=3)
-            + (f"\nand {more} more" if more else "")
-        )
+        parts.append(rejected_text(done.rejections))
     return "\n\n".join(parts)
 
 

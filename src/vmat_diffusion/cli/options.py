@@ -33,6 +33,7 @@ CheckMinutes = Annotated[
 GateFile = Annotated[Path | None, typer.Option("--gate", help="Limits of the gate: your own gate.toml.")]
 GridMm = Annotated[float, typer.Option("--grid-mm", help="Spacing of the dose grid, mm.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same dose.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 
 ClusterKind = Annotated[
@@ -60,7 +61,6 @@ BatchOptions = Annotated[
 Dashboard = Annotated[
     bool, typer.Option("--dashboard", help="Serve a page that shows the workers, on this computer only.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")]
 
 
 def chosen_cluster(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AsJson,
     BatchOptions,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vmat_diffusion.workflow.simulate import Simulated
 
 _COLUMNS = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
-_REJECTIONS_SHOWN = 20
 
 
 def simulate(
@@ -65,7 +64,7 @@ def simulate(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
-    batch_options: BatchOptions = None,
+    batch_option: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -81,7 +80,7 @@ def simulate(
         machine=machine, seed=seed, grid_mm=grid_mm, effort=effort, max_minutes=max_minutes, **grid
     )
     where = chosen_cluster(
-        cluster, workers, memory_gb, queue, project, walltime, batch_options, dashboard=dashboard
+        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
     )
     patients = _patients(cases, synthetic, tuple(sites or ()), seed)
     with stdout_kept(), progress_bar() as progress:
@@ -117,11 +116,5 @@ def _text(done: Simulated) -> str:
         f"{len(rows)} plans in {done.out}, {done.made} of them made now in {done.seconds / 60:.1f} min",
     ]
     if done.rejections:
-        shown = [[r.case, r.reason, r.remedy] for r in done.rejections[:_REJECTIONS_SHOWN]]
-        more = len(done.rejections) - len(shown)
-        parts.append(
-            f"{len(done.rejections)} left out, all of them in rejected.csv\n"
-            + table(["plan", "reason", "remedy"], shown, left=3)
-            + (f"\nand {more} more" if more else "")
-        )
+        parts.append(rejected_text(done.rejections))
     return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,19 +60,25 @@ def open_folder(root: str | Path) -> Folder:
     files: list[Found] = []
     refused: list[str] = []
     others = 0
-    for path in sorted(Path(base) / name for base, _, names in os.walk(root) for name in names):
-        label = path.relative_to(root).as_posix()
-        try:
-            with about(label):
-                found = open_file(path, label) if path.is_file() else None
-        except CaseError as fault:
-            refused.append(str(fault))
-            continue
-        if found is None:
+    for found in each_file(root):
+        if isinstance(found, CaseError):
+            refused.append(str(found))
+        elif found is None:
             others += 1
         else:
             files.append(found)
     return Folder(root, tuple(files), tuple(refused), others)
+
+
+def each_file(root: Path) -> Iterator[Found | CaseError | None]:
+    """Every file below a folder in the order of paths: None for no DICOM, the fault of a damaged one."""
+    for path in sorted(Path(base) / name for base, _, names in os.walk(root) for name in names):
+        label = path.relative_to(root).as_posix()
+        try:
+            with about(label):
+                yield open_file(path, label) if path.is_file() else None
+        except CaseError as fault:
+            yield fault
 
 
 def open_file(path: Path, label: str) -> Found | None:

@@ -201,7 +201,7 @@ def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, 
 
 def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list[tuple[str, str]]:
     """CT series that a structure set was drawn on: by its images, or else by frame of reference."""
-    images, uids, frames = _references(found)
+    images, uids, frames = references_of(found)
     by_image = [uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)]
     if by_image:
         return [(uid, "images") for uid in by_image]
@@ -212,7 +212,7 @@ def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list
     ]
 
 
-def _references(found: Found) -> tuple[set[str], set[str], set[str]]:
+def references_of(found: Found) -> tuple[set[str], set[str], set[str]]:
     """Image, series and frame-of-reference UIDs that a structure set names."""
     images: set[str] = set()
     uids: set[str] = set()

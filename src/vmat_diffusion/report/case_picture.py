@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image, ImageOps
 
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.report.charts import INK, line_style, png
@@ -33,7 +35,7 @@ _KEYS_MOST = 24
 def case_picture(path: Path, training: TrainingCase) -> Path:
     """Write the PNG of a case: planes through the middle of its targets, as far as the body reaches.
 
-    Dose is in percent of the highest prescription, or of the maximum where none is known. Cost: 0.5 s.
+    Dose is in percent of the highest prescription, or of the maximum where none is known. Cost: 0.7 s.
     """
     case = training.case
     middle = target_middle_mm(case)
@@ -65,8 +67,15 @@ def case_picture(path: Path, training: TrainingCase) -> Path:
     keys = _place(figure, _WIDTH_IN - _KEYS_IN, 0.0, _KEYS_IN, height_in - _TITLE_IN)
     _draw_keys(keys, [s for s in shown if s.name in seen])
     with written_whole(path) as part:
-        part.write_bytes(png(figure, dpi=_DPI))
+        part.write_bytes(_smaller(png(figure, dpi=_DPI)))
     return path
+
+
+def _smaller(data: bytes) -> bytes:
+    """The PNG with 32 shades of each colour, half the size: data sets have thousands of them."""
+    out = io.BytesIO()
+    ImageOps.posterize(Image.open(io.BytesIO(data)).convert("RGB"), 5).save(out, "png", optimize=True)
+    return out.getvalue()
 
 
 def _region(training: TrainingCase) -> tuple[list[float], list[float]]:

@@ -186,9 +186,21 @@ def load_case(path: Path) -> TrainingCase:
 
     Raises CaseError for a file that is damaged, is no training case or is of a newer schema.
     """
+    return case_from_arrays(read_arrays(path))
+
+
+def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, NDArray]:
+    """The arrays of a training case by their names in the file, distance maps only if they are named.
+
+    For the errors see `load_case`.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "sdf_tenth_mm"}
+            arrays = {
+                name: file[name]
+                for name in file.files
+                if (name != "sdf_tenth_mm" if only is None else name in only)
+            }
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
         raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
     if "schema" not in arrays or "meta" not in arrays:
@@ -197,7 +209,13 @@ def load_case(path: Path) -> TrainingCase:
         raise CaseError(
             f"{path.name} has schema {int(arrays['schema'])}, this version reads {SCHEMA}; convert it"
         )
-    return _from_arrays(arrays)
+    return arrays
+
+
+def load_constraints(path: Path) -> tuple[Constraint, ...]:
+    """The constraints of a case alone, which takes milliseconds; for the errors see `load_case`."""
+    arrays = read_arrays(path, only=("schema", "meta", "constraint_limits", "constraint_achieved"))
+    return _constraints(json.loads(str(arrays["meta"]))["constraints"], arrays)
 
 
 def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
@@ -209,7 +227,8 @@ def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
         return {str(n): m.astype(np.float32) / 10 for n, m in zip(file["mask_names"], maps, strict=True)}
 
 
-def _from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
+def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
+    """The training case that arrays of `read_arrays` hold."""
     meta = json.loads(str(arrays["meta"]))
     shape = arrays["hu"].shape
     grid = Grid(shape, _triple(arrays["spacing_mm"]), _triple(arrays["origin_mm"]))
@@ -232,20 +251,23 @@ def _from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
         patient_position=meta["patient_position"],
         reference_dose=dose,
     )
-    achieved = [None if np.isnan(v) else float(v) for v in arrays["constraint_achieved"]]
-    limits = [float(v) for v in arrays["constraint_limits"]]
     return TrainingCase(
         case=case,
         possible_dose=_unpacked(arrays["possible_dose"], shape),
         plan=_plan(meta["plan"], arrays),
         has_ct=meta["has_ct"],
-        constraints=tuple(
-            Constraint(structure, goal, limit, value)
-            for (structure, goal), limit, value in zip(meta["constraints"], limits, achieved, strict=True)
-        ),
+        constraints=_constraints(meta["constraints"], arrays),
         names=tuple(str(n) for n in arrays["vocabulary"]),
         padding=tuple((int(a), int(b)) for a, b in arrays["padding"]),  # type: ignore[arg-type]
         provenance=meta["provenance"],
+    )
+
+
+def _constraints(goals: Sequence[Sequence[str]], arrays: Mapping[str, NDArray]) -> tuple[Constraint, ...]:
+    limits, achieved = arrays["constraint_limits"], arrays["constraint_achieved"]
+    return tuple(
+        Constraint(structure, goal, float(limit), None if np.isnan(value) else float(value))
+        for (structure, goal), limit, value in zip(goals, limits, achieved, strict=True)
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from vmat_diffusion.evaluate.dvh import bounding_box
 from vmat_diffusion.geometry import Mask, Point
 
 FAR_MM = 200.0
@@ -17,22 +20,31 @@ def signed_distance_mm(mask: Mask, spacing_mm: Point, limit_mm: float = FAR_MM) 
     The surface lies half the smallest spacing outside the outermost voxel centres, so a distance is
     wrong by half the difference of the spacings at most. An empty mask, like an absent structure, is
     `limit_mm` away everywhere: far, never 0. Exact Euclidean transform, Maurer et al., IEEE PAMI 25:265
-    (2003), in the box that the limit reaches. Cost: 1 s for 10 million voxels.
+    (2003), in the box that the limit reaches. Cost: 0.5 s for 10 million voxels
+    within the limit.
     """
     out = np.full(mask.shape, limit_mm, np.float32)
     if not mask.any():
         return out
     steps = spacing_mm[::-1]
-    box = []
-    for axis, step in enumerate(steps):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        reach = int(np.ceil(limit_mm / step)) + 1
-        box.append(slice(max(inside[0] - reach, 0), inside[-1] + reach + 1))
-    part = mask[tuple(box)]
-    # Outside the volume is neither in nor out: a structure cut by its border has no surface there.
-    outside = ndimage.distance_transform_edt(~part, sampling=steps)
-    inside_mm = ndimage.distance_transform_edt(part, sampling=steps) if not part.all() else limit_mm
     half = min(steps) / 2
-    signed = np.where(part, half - inside_mm, outside - half)
-    out[tuple(box)] = np.clip(signed, -limit_mm, limit_mm)
+    box = _grown_box(mask, [int(np.ceil(limit_mm / step)) + 1 for step in steps])
+    outside_mm = ndimage.distance_transform_edt(~mask[box], sampling=steps)
+    out[box] = np.minimum(outside_mm - half, limit_mm)
+    # The voxel outside that is nearest to one inside touches the structure's own box. Beyond the volume
+    # is neither in nor out: a structure cut by its border has no surface there.
+    own = _grown_box(mask, [1, 1, 1])
+    part = mask[own]
+    inside_mm = ndimage.distance_transform_edt(part, sampling=steps) if not part.all() else limit_mm + half
+    out[own] = np.where(part, np.maximum(half - inside_mm, -limit_mm), out[own])
     return out
+
+
+def _grown_box(mask: Mask, reach: Sequence[int]) -> tuple[slice, ...]:
+    """The box around a mask, so many voxels larger along each axis but within the volume."""
+    box = bounding_box(mask)
+    assert box is not None
+    return tuple(
+        slice(max(b.start - n, 0), min(b.stop + n, size))
+        for b, n, size in zip(box, reach, mask.shape, strict=True)
+    )

@@ -22,7 +22,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
 from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.goals import load_goals
+from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid, Mask, Point
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.constraints import constraints_of
@@ -142,13 +142,13 @@ def _training_case(patient: _Patient) -> TrainingCase:
         case=case,
         possible_dose=possible,
         has_ct=patient.ct is not None,
-        constraints=constraints_of(load_goals(GOALS), case),
+        constraints=constraints_of(fit_to_case(load_goals(GOALS), case), case),
         names=(*NAMES.values(), "BODY"),
         provenance={
             "source": SOURCE,
             "patient": f"openkbp_{patient.id}",
             "technique": "IMRT",
-            "version": __version__,
+            "program": f"vmat-diffusion {__version__}",
             "steps": steps,
         },
     )

@@ -270,7 +270,7 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
     for target in case.targets:
         if target.name in lost:
             raise CaseError(
-                f"{target.name} would lose {lost[target.name]:.2g} % of its voxels in a volume of shape "
+                f"{target.name} would lose {lost[target.name]:.3g} % of its voxels in a volume of shape "
                 f"{shape}; give a larger --shape"
             )
     dose = case.reference_dose

@@ -28,14 +28,14 @@ from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
     add_unions,
-    evaluate,
     fit_to_case,
     goal_sheet_names,
     load_goals,
 )
 from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.training.cases import Constraint, TrainingCase, with_names
+from vmat_diffusion.training.cases import TrainingCase, with_names
+from vmat_diffusion.training.constraints import constraints_of
 from vmat_diffusion.training.prepare import extent_of, on_spacing
 from vmat_diffusion.workflow.provenance import content_hash
 from vmat_diffusion.workflow.raw_cases import RawCase, listing
@@ -108,7 +108,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         before = set(case.structures)
         case = add_unions(sheet, case)
         steps += [f"make-union: {name}" for name in case.structures if name not in before]
-    goals = _constraints(sheet, case)
+    goals = constraints_of(sheet, case) if sheet else ()
     case = replace(case, id=raw.id, site=site, prescription=prescription)
     provenance = _provenance(raw, folder, case, plan, steps)
     training = on_spacing(case, settings.spacing_mm, None if plan is None else _nameless_plan(plan))
@@ -255,18 +255,6 @@ def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
         return True
     mean = structure_dvh(dose, case.structures[highest], case.grid).mean_gy
     return _LEVEL_AGREES[0] <= mean / levels[highest] <= _LEVEL_AGREES[1]
-
-
-def _constraints(sheet: GoalSheet | None, case: Case) -> tuple[Constraint, ...]:
-    """The goals with what the dose achieved, on the CT as it was scanned."""
-    if sheet is None:
-        return ()
-    if case.reference_dose is None:
-        return tuple(Constraint(g.structure, g.statement, g.limit) for g in sheet.goals)
-    return tuple(
-        Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value)
-        for r in evaluate(sheet, case, case.reference_dose)
-    )
 
 
 def _nameless_plan(plan: Plan) -> Plan:

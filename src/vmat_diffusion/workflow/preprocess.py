@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -27,32 +26,25 @@ from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
+from vmat_diffusion.workflow.batch import Cluster, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import (
-    REJECTED,
-    Rejection,
-    case_record,
-    case_statistics,
-    fingerprint,
-    rejection,
-    write_dataset,
-    write_index,
-    write_rejected,
-    write_text,
-)
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
-from vmat_diffusion.workflow.resume import (
-    RUN,
+from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.workflow.states import (
     WORK,
     Shape,
-    all_states,
-    files_whole,
-    open_dataset,
+    files_there,
+    finished,
+    note_run,
+    opened,
     read_state,
+    read_states,
+    reject,
+    rejections_of,
     write_state,
+    write_tables,
 )
-from vmat_diffusion.workflow.run import Progress
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ def preprocess(
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
     cases, again = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = open_dataset(out, record, shape, resume=resume)
+    shape = opened(out, record, shape, resume=resume)
     if key is not None:
         _write_key(key, cases)
     pool = cluster or Cluster()
@@ -113,11 +105,11 @@ def preprocess(
     if shape is None:
         work.run("resample", None)
         shape = _common(work, settings.spacing_mm)
-        write_text(out / WORK / RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
+        note_run(out, record, shape)
     work.run("write", shape)
     done = work.finished(shape)
     rejections = (*again, *work.rejections())
-    _write_tables(out, record, shape, done, rejections)
+    write_tables(out, record, shape, list(done.values()), rejections)
     return Prepared(
         out=out,
         shape=shape,
@@ -168,9 +160,7 @@ def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
 def _common(work: _Work, spacing_mm: Point) -> Shape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
-        Extent(*map(_point, state["extent"]))
-        for state in all_states(work.out)
-        if state["state"] != "rejected"
+        Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
     ]
     if not extents:
         rejections = work.rejections()
@@ -185,20 +175,6 @@ def _common(work: _Work, spacing_mm: Point) -> Shape:
 def _point(values: Sequence[float]) -> Point:
     x, y, z = (float(v) for v in values)
     return x, y, z
-
-
-def _write_tables(
-    out: Path,
-    record: Mapping[str, Any],
-    shape: Shape,
-    done: Mapping[str, Mapping[str, Any]],
-    rejections: Sequence[Rejection],
-) -> None:
-    records = [state["record"] for state in done.values()]
-    numbers = fingerprint(records, [state["statistics"] for state in done.values()], len(rejections))
-    write_index(out, records)
-    write_rejected(out, rejections)
-    write_dataset(out, settings=record, shape=shape, numbers=numbers)
 
 
 class _Work:
@@ -217,6 +193,10 @@ class _Work:
         self.made = 0
         self.failed: set[str] = set()
 
+    def states(self) -> list[dict[str, Any]]:
+        """What is recorded, in the order of the cases' ids; cases whose raw folder is gone included."""
+        return read_states(self.out)
+
     def run(self, stage: str, shape: Shape | None) -> None:
         """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
         jobs = {
@@ -232,28 +212,19 @@ class _Work:
             for count, done in enumerate(finished, start=1):
                 if done.reason:
                     self.failed.add(done.key)
-                    _reject(self.out, self.cases[done.key], done)
+                    reject(self.out, _key(self.cases[done.key]), done)
+                    _staged(self.out, done.key).unlink(missing_ok=True)
                 elif shape is not None:
                     self.made += 1
                 report(stage, count / len(jobs), f"{count} of {len(jobs)}")
 
     def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
-        return {
-            s["id"]: s for s in all_states(self.out) if s["state"] == "done" and s["shape"] == list(shape)
-        }
+        return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
 
     def rejections(self) -> list[Rejection]:
         """Why the cases that are not in the data set are not; those whose raw folder is gone do not count."""
-        return [
-            rejection(s["id"], s["reason"])
-            for s in all_states(self.out)
-            if s["state"] == "rejected" and s["id"] in self.cases
-        ]
-
-
-def _write_state(out: Path, case: RawCase, **values: Any) -> None:
-    write_state(out, case.id, key=case.key, **values)
+        return rejections_of([s for s in self.states() if s["id"] in self.cases])
 
 
 def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
@@ -265,7 +236,7 @@ def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
         return not state["defect"]
     if shape is None:
         return state["state"] == "staged" and _staged(out, case.id).is_file()
-    return state["state"] == "done" and state["shape"] == list(shape) and files_whole(out, state)
+    return state["state"] == "done" and state["shape"] == list(shape) and files_there(out, state)
 
 
 def _key(case: RawCase) -> str:
@@ -277,44 +248,31 @@ def _staged(out: Path, case: str) -> Path:
     return out / WORK / f"{case}.npz"
 
 
-def _reject(out: Path, case: RawCase, done: Done) -> None:
-    """Record why a case is left out, and take away what an earlier run made of it."""
-    why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
-    _write_state(out, replace(case, key=_key(case)), state="rejected", **why)
-    for path in (_staged(out, case.id), out / f"{case.id}.npz", out / f"{case.id}.png"):
-        path.unlink(missing_ok=True)
-
-
 def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
     """One job: the case resampled and kept for later, or, with a shape, finished. Returns its id.
 
     Raises InputError for a case that is to be left out.
     """
     state, staged = read_state(out, case.id), _staged(out, case.id)
-    keyed = replace(case, key=_key(case))
-    if state and state["state"] == "staged" and state["key"] == keyed.key and staged.is_file():
+    key = _key(case)
+    if state and state["state"] == "staged" and state["key"] == key and staged.is_file():
         training = load_case(staged)
     else:
         training = clinical_case(case, settings)
     origin = training.provenance
     if shape is None:
         save_case(staged, training)
-        _write_state(out, keyed, state="staged", extent=[origin["targets_extent_mm"], origin["extent_mm"]])
+        extent = [origin["targets_extent_mm"], origin["extent_mm"]]
+        write_state(out, case.id, key, state="staged", extent=extent)
     else:
-        write_done(out, case, shape, _finish(training, settings, out, shape))
+        made = _finish(training, settings, out, shape)
+        write_state(out, case.id, key, state="done", shape=list(shape), **made)
         staged.unlink(missing_ok=True)
     return case.id
 
 
-def write_done(out: Path, case: RawCase, shape: Shape, made: Mapping[str, Any]) -> None:
-    """Record that a case is in the data set: `files` with sizes, `record`, `statistics`, `cut_percent`."""
-    _write_state(out, replace(case, key=_key(case)), state="done", shape=list(shape), **made)
-
-
 def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
     """Write a case's files and describe what is in them, as read back."""
-    from vmat_diffusion.report.case_picture import case_picture
-
     cut, lost = cut_to(training, shape)
     percent = {name: round(share, 3) for name, share in lost.items()}
     cut = replace(cut, provenance={**cut.provenance, "cut_percent": percent})
@@ -322,17 +280,10 @@ def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Sha
     if settings.store_sdf:
         spacing = cut.case.grid.spacing_mm
         sdf = {name: signed_distance_mm(s.mask, spacing) for name, s in cut.case.structures.items()}
-    path = save_case(out / f"{training.case.id}.npz", cut, sdf_mm=sdf)
-    read = load_case(path)
-    picture = case_picture(path.with_suffix(".png"), read)
-    origin = read.provenance
-    statistics = case_statistics(read)
+    made = finished(cut, out, sdf_mm=sdf)
+    origin = cut.provenance
+    statistics = made["statistics"]
     for key in ("extent_mm", "targets_extent_mm"):
         statistics[key] = origin[key]
     statistics["source_spacing_mm"] = origin["source_grid"]["spacing_mm"]
-    return {
-        "files": {p.name: p.stat().st_size for p in (path, picture)},
-        "record": case_record(read, path, technique=origin["technique"], patient=origin["patient"]),
-        "statistics": statistics,
-        "cut_percent": percent,
-    }
+    return {**made, "cut_percent": percent}

@@ -15,7 +15,7 @@ from vmat_diffusion.workflow.dataset import Rejection
 
 SITES = "sites.csv"
 # A folder's name is taken for the case only if it is plainly an id: anything else may be a patient's name.
-_PLAIN_ID = re.compile(r"[A-Za-z]{1,12}[_-]?\d{1,6}")
+_PLAIN_ID = re.compile(r"[A-Za-z]{1,12}[_-]?\d{1,6}|case_[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tup
             )
             continue
         site, fractions = told.get(name, ("", None))
-        cases[case] = RawCase(case, folder, _key(folder, files), site, fractions)
+        cases[case] = RawCase(case, folder, files_key(folder, files), site, fractions)
     return tuple(cases[name] for name in sorted(cases)), tuple(again)
 
 
@@ -80,7 +80,7 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _key(folder: Path, files: Iterable[str]) -> str:
+def files_key(folder: Path, files: Iterable[str]) -> str:
     """Names, sizes and times of all files: reading them would take as long as the work to be saved."""
     seen = hashlib.sha256()
     for name in files:

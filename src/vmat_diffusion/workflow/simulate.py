@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,25 +22,15 @@ from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.training.cases import SCHEMA, TrainingCase
 from vmat_diffusion.training.constraints import constraints_of
 from vmat_diffusion.training.prepare import dose_inside
 from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, varied
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
-from vmat_diffusion.workflow.dataset import (
-    REJECTED,
-    Rejection,
-    case_record,
-    case_statistics,
-    fingerprint,
-    rejection,
-    write_dataset,
-    write_index,
-    write_rejected,
-)
+from vmat_diffusion.workflow.batch import Cluster
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection
 from vmat_diffusion.workflow.patients import Patient
-from vmat_diffusion.workflow.resume import all_states, files_whole, open_dataset, read_state, write_state
 from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
@@ -118,25 +107,22 @@ def simulate(
     load_machine(settings.machine).require_beam()
     out = out.absolute()  # workers of a cluster may start elsewhere
     record = settings_record(settings)
-    open_dataset(out, record, None, resume=resume)
+    opened(out, record, None, resume=resume)
     jobs = {
-        plan_id(patient, number): (patient, number, settings, out)
+        plan_id(patient, number): (patient.key, (patient, number, settings))
         for patient in patients
         for number in range(1, plans_per_case + 1)
     }
-    waiting = {name: job for name, job in jobs.items() if not _is_done(out, name, job[0])}
-    made = _run(waiting, out, cluster or Cluster(memory_gb=4.0), progress)
-    states = all_states(out)
+    pool = cluster or Cluster(memory_gb=4.0)
+    made = make_cases(simulate_plan, jobs, out, cluster=pool, stage="plan", progress=progress)
+    states = read_states(out)
     done = [state for state in states if state["state"] == "done"]
-    rejections = tuple(rejection(s["id"], s["reason"]) for s in states if s["state"] == "rejected")
-    records = [state["record"] for state in done]
-    write_index(out, records)
-    write_rejected(out, rejections)
-    numbers = fingerprint(records, [state["statistics"] for state in done], len(rejections))
-    write_dataset(out, settings=record, shape=None, numbers=numbers)
+    rejections = tuple(rejections_of(states))
+    write_tables(out, record, None, done, rejections)
     if not done:
         raise PlanError(f"none of {len(jobs)} plans could be made; read {out / REJECTED} for the reasons")
-    return Simulated(out, {s["id"]: s["plan"] for s in done}, rejections, made, time.perf_counter() - started)
+    plans = {s["id"]: {**s["figures"], "minutes": round(s["seconds"] / 60, 2)} for s in done}
+    return Simulated(out, plans, rejections, made, time.perf_counter() - started)
 
 
 def plan_id(patient: Patient, number: int) -> str:
@@ -156,66 +142,21 @@ def settings_record(settings: Simulation) -> dict[str, Any]:
     }
 
 
-def _is_done(out: Path, name: str, patient: Patient) -> bool:
-    """Whether a plan needs no work; failures that are defects are tried again."""
-    state = read_state(out, name)
-    if state is None or state["key"] != patient.key:
-        return False
-    return files_whole(out, state) if state["state"] == "done" else not state["defect"]
-
-
-def _run(jobs: Mapping[str, tuple[Any, ...]], out: Path, cluster: Cluster, progress: Progress | None) -> int:
-    """Do the jobs, record those that fail, and count the others."""
-    report = progress or (lambda stage, fraction, note: None)
-    made = 0
-    if not jobs:
-        return made
-    with closing(run_jobs(simulate_plan, jobs, cluster=cluster)) as finished:
-        for count, done in enumerate(finished, start=1):
-            if done.reason:
-                key = jobs[done.key][0].key
-                for suffix in (".npz", ".png"):  # what an earlier run made of another state of the patient
-                    (out / f"{done.key}{suffix}").unlink(missing_ok=True)
-                write_state(out, done.key, key=key, state="rejected", reason=done.reason, defect=done.defect)
-            else:
-                made += 1
-            report("plan", count / len(jobs), f"{count} of {len(jobs)}")
-    return made
-
-
-def simulate_plan(patient: Patient, number: int, settings: Simulation, out: Path) -> str:
-    """One job: draw a variation for a patient, plan it, and write case and picture. Returns the plan's id.
+def simulate_plan(patient: Patient, number: int, settings: Simulation) -> TrainingCase:
+    """One job: draw a variation for a patient and plan it.
 
     The draw depends on the seed, the patient's id and the number alone. Raises InputError for a patient
     that cannot be planned, and for a plan that the machine could not deliver.
     """
-    from vmat_diffusion.report.case_picture import case_picture
-
-    begun = time.perf_counter()
-    name = plan_id(patient, number)
+    name, machine = plan_id(patient, number), load_machine(settings.machine)
     base = patient.read(settings.spacing_mm)
     must_be_plannable(base)
-    machine = load_machine(settings.machine)
-    training, plan = planned(base, draw_of(base.case, name, settings.seed, machine), machine, settings)
-    training = replace(
+    training = planned(base, draw_of(base.case, name, settings.seed, machine), machine, settings)
+    return replace(
         training,
         case=replace(training.case, id=name),
         provenance={**training.provenance, "patient": patient.patient},
     )
-    path = save_case(out / f"{name}.npz", training)
-    read = load_case(path)
-    picture = case_picture(path.with_suffix(".png"), read)
-    write_state(
-        out,
-        name,
-        key=patient.key,
-        state="done",
-        files={p.name: p.stat().st_size for p in (path, picture)},
-        record=case_record(read, path, technique="VMAT", patient=patient.patient),
-        statistics=case_statistics(read),
-        plan={**plan, "minutes": round((time.perf_counter() - begun) / 60, 2)},
-    )
-    return name
 
 
 def draw_of(case: Case, name: str, seed: int, machine: Machine) -> Variation:
@@ -243,10 +184,8 @@ def must_be_plannable(training: TrainingCase) -> None:
         )
 
 
-def planned(
-    base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation
-) -> tuple[TrainingCase, dict[str, Any]]:
-    """The patient with the plan of a variation, its dose and its goals, and the plan in figures.
+def planned(base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation) -> TrainingCase:
+    """The patient with the plan of a variation, its dose and its goals.
 
     Raises PlanError where the machine could not deliver the plan.
     """
@@ -271,7 +210,7 @@ def planned(
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
     dosed = replace(case, reference_dose=dose)
-    training = TrainingCase(
+    return TrainingCase(
         case=dosed,
         possible_dose=possible,
         plan=made.plan,
@@ -287,14 +226,13 @@ def planned(
             "normalization": str(sheet.normalization),
             "variation": asdict(variation),
             "optimiser": {**asdict(asked), "outcome": made.outcome.name, "iterations": len(made.history)},
-            "violations": len(wrong),
+            "figures": {**_figures(sheet, dosed, dose, made), "violations": len(wrong)},
             "gate": "not asked",
             "dose": dict(made.dose.provenance),
             "steps": [*base.provenance.get("steps", ()), *case.source.steps],
             "base": dict(base.provenance),
         },
     )
-    return training, {**_figures(sheet, dosed, dose, made), "violations": len(wrong)}
 
 
 def _figures(sheet: GoalSheet, case: Case, dose: Dose, made: Optimized) -> dict[str, Any]:
