@@ -8,22 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_case import UNIFORM_GY, open_arc, small_case
-from vmat_diffusion.workflow.batch import Cluster
 
+from vmat_diffusion.case import Dose
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.training.cases import TrainingCase, load_case, save_case
 from vmat_diffusion.training.variation import varied
+from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.dataset import case_record, read_index, write_index
 from vmat_diffusion.workflow.patients import patients_of, synthetic_patients
-from vmat_diffusion.workflow.simulate import Simulated, Simulation, draw_of, simulate
+from vmat_diffusion.workflow.simulate import Simulated, Simulation, draw_of, must_be_usable, simulate
 
 HERE = Cluster(kind="serial")
 QUICK = Simulation(grid_mm=6.0, effort=0.02)
@@ -174,6 +176,25 @@ def test_a_plan_that_the_machine_cannot_deliver_is_a_failure(
     row = _rejected(tmp_path / "out")["case_1_p01"]
     assert "violations of the machine's limits, the first: beam 1" in row["reason"] and row["remedy"]
     assert not list((tmp_path / "out").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("factor", "hot", "sentence"),
+    [
+        (1.0, 1.0, ""),
+        (0.82, 1.0, ""),
+        (1.0, 1.2, ""),
+        (0.78, 1.0, r"PTV D95% is 39\.0 Gy, the limit is 40\.0 Gy; give the search a higher --effort"),
+        (1.0, 1.3, r"PTV D2% is 65\.0 Gy, the limit is 62\.5 Gy"),
+    ],
+)
+def test_a_dose_far_from_the_prescription_is_no_plan(factor: float, hot: float, sentence: str) -> None:
+    case = small_case()
+    gy = np.full(case.grid.shape, 50.0 * factor, np.float32)
+    gy[10:][:, case.structures["PTV"].mask[10]] = 50.0 * factor * hot
+    assert case.prescription is not None
+    with pytest.raises(PlanError, match=sentence) if sentence else nullcontext():
+        must_be_usable(case.prescription, case, Dose(case.grid, gy))
 
 
 def test_defects_are_tried_again_and_refusals_are_not(

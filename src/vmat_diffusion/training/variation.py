@@ -28,6 +28,8 @@ _FACTORS = (0.6, 1.2)
 _ARCS, _ARC_SHARES = (1, 2, 3), (0.2, 0.5, 0.3)
 _FULL_ARC_DEG = (182, 178)
 _COLLIMATOR_DEG = (5, 30)
+# Two fields that share a wide target leave its corners uncovered where the collimator is turned further.
+_WIDE_COLLIMATOR_DEG = (5, 12)
 # A prostate is also treated without the angles from behind, through couch and rectum.
 _OPEN_BEHIND_DEG = (10, 40)
 # A lung tumour off the midline is also treated from its own side, with some degrees of the other.
@@ -102,7 +104,8 @@ def draw_variation(
 ) -> Variation:
     """A variation for a case with one of the sheets that fit it: 1 to 3 arcs, full or partial by site."""
     sheet = sheets[int(rng.integers(len(sheets)))]
-    shares = np.array(_ARC_SHARES) * ([1, 1, 1] if _fits_one_field(case, machine) else [0, 1, 1])
+    wide = not _fits_one_field(case, machine)
+    shares = np.array(_ARC_SHARES) * ([0, 1, 1] if wide else [1, 1, 1])
     arcs = int(rng.choice(_ARCS, p=shares / shares.sum()))
     start, stop = _draw_arc(rng, case)
     low, high = np.log(_FACTORS)
@@ -112,7 +115,7 @@ def draw_variation(
         arcs=arcs,
         arc_start_deg=float(start),
         arc_stop_deg=float(stop),
-        collimator_deg=_draw_collimators(rng, arcs),
+        collimator_deg=_draw_collimators(rng, arcs, *(_WIDE_COLLIMATOR_DEG if wide else _COLLIMATOR_DEG)),
         factors={name: round(float(np.exp(rng.uniform(low, high))), 2) for name in organs},
         seed=int(rng.integers(2**31)),
     )
@@ -178,10 +181,10 @@ def _draw_arc(rng: np.random.Generator, case: Case) -> tuple[int, int]:
     return (360 - across, stop) if off_mm * at_90 > 0 else (start, across)
 
 
-def _draw_collimators(rng: np.random.Generator, arcs: int) -> tuple[float, ...] | None:
+def _draw_collimators(rng: np.random.Generator, arcs: int, least: int, most: int) -> tuple[float, ...] | None:
     """Angles of alternating sign, or None in half of the cases."""
     chosen = rng.random() < 0.5
-    sizes = [int(rng.integers(_COLLIMATOR_DEG[0], _COLLIMATOR_DEG[1] + 1)) for _ in range(2)]
+    sizes = [int(rng.integers(least, most + 1)) for _ in range(2)]
     if chosen:
         return None
     return tuple(float(a) for a in (sizes[0], 360 - sizes[0], sizes[1])[:arcs])

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine, load_machine, machine_text
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # A shoulder or an arm that leaves the scan's field of view attenuates few beams.
 _CUT_SHARE = 0.1
+# Looser than any clinic: what lies beyond is a search that hardly began, not a plan of other priorities.
+_LEAST_COVERAGE, _MOST_HEAT = 0.8, 1.25
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def must_be_plannable(training: TrainingCase) -> None:
 def planned(base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation) -> TrainingCase:
     """The patient with the plan of a variation, its dose and its goals.
 
-    Raises PlanError where the machine could not deliver the plan.
+    Raises PlanError where the machine could not deliver the plan or the search left no usable dose.
     """
     from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.optimize import Outcome, Settings, optimize
@@ -210,6 +213,7 @@ def planned(base: TrainingCase, variation: Variation, machine: Machine, settings
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
     dosed = replace(case, reference_dose=dose)
+    must_be_usable(sheet.prescription, dosed, dose)
     return TrainingCase(
         case=dosed,
         possible_dose=possible,
@@ -233,6 +237,21 @@ def planned(base: TrainingCase, variation: Variation, machine: Machine, settings
             "base": dict(base.provenance),
         },
     )
+
+
+def must_be_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
+    """Raise PlanError for a dose that is far from what was prescribed, as a search cut short leaves it."""
+    most = _MOST_HEAT * max(prescription.target_gy.values())
+    for name, gy in prescription.target_gy.items():
+        dvh = structure_dvh(dose, case.structures[name], case.grid)
+        cold, hot, least = dvh.dose_at_percent_gy(95), dvh.dose_at_percent_gy(2), _LEAST_COVERAGE * gy
+        fault = f"D95% is {cold:.1f} Gy, the limit is {least:.1f} Gy" if cold < least else ""
+        fault = fault or (f"D2% is {hot:.1f} Gy, the limit is {most:.1f} Gy" if hot > most else "")
+        if fault:
+            raise PlanError(
+                f"the plan is of no use: {name} {fault}; give the search a higher --effort or more "
+                "--max-minutes"
+            )
 
 
 def _figures(sheet: GoalSheet, case: Case, dose: Dose, made: Optimized) -> dict[str, Any]:

@@ -73,12 +73,15 @@ def test_a_tumour_near_the_midline_and_other_sites_get_full_arcs() -> None:
         assert {(v.arc_start_deg, v.arc_stop_deg) for v in _draws(case, 50)} == {(182, 178)}
 
 
-def test_wide_targets_get_more_than_one_arc() -> None:
+def test_wide_targets_get_more_than_one_arc_and_small_collimator_angles() -> None:
     case = _case("prostate", "PTV_60", ("Rectum",))
     wide = np.zeros(case.grid.shape, bool)
     wide[2:-2, 4:-4, 4:-4] = True
     structures = {**case.structures, "PTV_60": Structure("PTV_60", "target", wide)}
-    assert {v.arcs for v in _draws(replace(case, structures=structures), 50)} == {2, 3}
+    draws = _draws(replace(case, structures=structures), 100)
+    assert {v.arcs for v in draws} == {2, 3}
+    turned = {min(a, 360 - a) for v in draws for a in v.collimator_deg or ()}
+    assert min(turned) == 5 and max(turned) == 12
 
 
 def test_limits_of_organs_are_scaled_and_targets_stay() -> None:
