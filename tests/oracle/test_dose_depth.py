@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from water import block
 
 from vmat_diffusion.case import Case, density_g_cm3
-from vmat_diffusion.dose import dose_grid, loops
+from vmat_diffusion.dose import dose_grid
 from vmat_diffusion.dose.materials import electron_density
 from vmat_diffusion.dose.rays import Density, density_of, depth_field
 from vmat_diffusion.geometry import Grid, beam_axes, project, source_position_mm
@@ -42,11 +43,17 @@ def siddon_mm(density: Density, source: NDArray, target: NDArray) -> float:
 
 
 def engine_mm(density: Density, gantry_deg: float, couch_deg: float, points: NDArray) -> NDArray:
-    """Depths that the dose engine reads at the same points."""
+    """Depths at the same points between the rays of the dose engine."""
     axes = beam_axes(gantry_deg, 0.0, couch_deg)
     rays = depth_field(density, axes, ISOCENTER, 1000.0)
     u, v, distance = project(points, axes, ISOCENTER, 1000.0).T
-    return np.array([loops.on_ray(rays, *p)[0] for p in zip(u, v, 1000.0 - distance, strict=True)])
+    first_u, first_v, top = rays.low
+    at = (
+        (v - first_v) / rays.lateral_mm,
+        (top - 1000.0 + distance) / rays.step_mm,
+        (u - first_u) / rays.lateral_mm,
+    )
+    return map_coordinates(rays.field[..., 0], at, order=1, mode="nearest")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AllowOutsideBody,
     AsJson,
+    BatchOptions,
     ClusterKind,
     Dashboard,
-    Extra,
     MappingFile,
     MemoryGb,
     PatientPosition,
@@ -24,14 +24,13 @@ from vmat_diffusion.cli.options import (
     Resume,
     Walltime,
     Workers,
+    chosen_cluster,
 )
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import Deidentified
     from vmat_diffusion.workflow.preprocess import Prepared
-
-_REJECTIONS_SHOWN = 20
 
 
 def deidentify(
@@ -115,14 +114,13 @@ def preprocess(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
-    extra: Extra = None,
+    batch_option: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make training cases from clinical DICOM folders: one npz and one picture per case, and an index."""
-    from vmat_diffusion.workflow.batch import Cluster
     from vmat_diffusion.workflow.clinical_case import Preparation
     from vmat_diffusion.workflow.preprocess import preprocess as run
 
@@ -137,15 +135,8 @@ def preprocess(
         allow_outside_body=allow_outside_body,
         store_sdf=store_sdf,
     )
-    where = Cluster(
-        kind=cluster,  # type: ignore[arg-type]
-        workers=workers,
-        memory_gb=memory_gb,
-        queue=queue,
-        project=project,
-        walltime=walltime,
-        extra=tuple(extra or ()),
-        dashboard=dashboard,
+    where = chosen_cluster(
+        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
     )
     with stdout_kept(), progress_bar() as progress:
         done = run(
@@ -187,14 +178,7 @@ def _prepared_text(done: Prepared) -> str:
         cut = ", ".join(f"{name} {percent:.3g} %" for name, percent in lost.items())
         parts.append(f"{case} loses voxels outside the volume: {cut}")
     if done.rejections:
-        shown = done.rejections[:_REJECTIONS_SHOWN]
-        rows = [[r.case, r.reason, r.remedy] for r in shown]
-        more = len(done.rejections) - len(shown)
-        parts.append(
-            f"{len(done.rejections)} left out, all of them in rejected.csv\n"
-            + table(["case", "reason", "remedy"], rows, left=3)
-            + (f"\nand {more} more" if more else "")
-        )
+        parts.append(rejected_text(done.rejections))
     return "\n\n".join(parts)
 
 

@@ -9,21 +9,20 @@ from typing import Annotated
 
 import typer
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
 from vmat_diffusion.cli.options import (
     AsJson,
+    BatchOptions,
     ClusterKind,
     Dashboard,
-    Extra,
     MemoryGb,
     Project,
     Queue,
     Resume,
     Walltime,
     Workers,
+    chosen_cluster,
 )
-
-_SHOWN = 20
 
 
 def import_openkbp(
@@ -41,24 +40,16 @@ def import_openkbp(
     queue: Queue = None,
     project: Project = None,
     walltime: Walltime = "04:00:00",
-    extra: Extra = None,
+    batch_option: BatchOptions = None,
     dashboard: Dashboard = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Make training cases from OpenKBP patients, on their own grid."""
-    from vmat_diffusion.workflow.batch import Cluster
     from vmat_diffusion.workflow.imports import import_openkbp as run
 
-    where = Cluster(
-        kind=cluster,  # type: ignore[arg-type]
-        workers=workers,
-        memory_gb=memory_gb,
-        queue=queue,
-        project=project,
-        walltime=walltime,
-        extra=tuple(extra or ()),
-        dashboard=dashboard,
+    where = chosen_cluster(
+        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
     )
     with stdout_kept(), progress_bar() as progress:
         done = run(source, out, split_folders=split_folders, cluster=where, resume=resume, progress=progress)
@@ -72,11 +63,7 @@ def import_openkbp(
     if done.splits:
         parts.append(", ".join(f"{name} {count}" for name, count in done.splits.items()))
     if done.rejections:
-        rows = [[r.case, r.reason, r.remedy] for r in done.rejections[:_SHOWN]]
-        parts.append(
-            f"{len(done.rejections)} left out, all of them in rejected.csv\n"
-            + table(["case", "reason", "remedy"], rows, left=3)
-        )
+        parts.append(rejected_text(done.rejections))
     show("\n\n".join(parts))
 
 

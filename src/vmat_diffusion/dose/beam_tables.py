@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from scipy.special import ive, ndtr
 
 from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil
-from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM
+from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM, LANES, SCALES_PER_UNIT
 from vmat_diffusion.dose.materials import kerma_ratios
 from vmat_diffusion.machine import BeamModel
 
@@ -36,18 +36,17 @@ class Tables(NamedTuple):
     """What turns convolved fluence into Gy per MU over `gy_per_mu`.
 
     `primary[depth, scale, kernel]` and `scatter` by water-equivalent depth every 1 mm and lateral scale
-    (geometric, from `scale_low` by `scales_per_log`). Off the axis, by radius at the isocentre plane every
-    2 mm: `ratio[radius, kernel]` of dose and `hardness`, by which depth is multiplied. `medium` is dose to
-    each medium over dose to water.
+    (those of SCALES; `scale_index` is the fractional index of a lateral scale, every 1/256). Off the axis, by
+    radius at the isocentre plane every 2 mm: `ratio[radius, kernel]` of dose and `hardness`, by which depth
+    is multiplied. Kernels are padded with zeros to LANES. `medium` is dose to each medium over dose to water.
     """
 
     primary: NDArray[np.float32]
     scatter: NDArray[np.float32]
     ratio: NDArray[np.float32]
     hardness: NDArray[np.float32]
+    scale_index: NDArray[np.float32]
     medium: NDArray[np.float32]
-    log_scale_low: float
-    scales_per_log: float
     sad_mm: float
 
 
@@ -146,15 +145,27 @@ def tables(beam: BeamModel, reach_mm: float) -> Tables:
     ratio = blurred_ratio(beam, radius[:, None], sigma, reach_mm)
     hardness = off_axis(beam, radius)[1]
     return Tables(
-        primary,
-        scatter,
-        ratio.astype(np.float32),
+        padded(primary),
+        padded(scatter),
+        padded(ratio),
         hardness.astype(np.float32),
+        _scale_index(),
         kerma_ratios(*spectrum(beam)).astype(np.float32),
-        float(np.log(SCALES[0])),
-        float((len(SCALES) - 1) / np.log(SCALES[-1] / SCALES[0])),
         float(beam.sad_mm),
     )
+
+
+def padded(values: NDArray) -> NDArray[np.float32]:
+    """The same with zeros behind the last axis up to LANES kernels, as the compiled loops want it."""
+    out = np.zeros((*values.shape[:-1], LANES), np.float32)
+    out[..., : values.shape[-1]] = values
+    return out
+
+
+def _scale_index() -> NDArray[np.float32]:
+    scale = np.arange(0.0, SCALES[-1] + 2 / SCALES_PER_UNIT, 1 / SCALES_PER_UNIT)
+    index = np.interp(np.log(np.maximum(scale, SCALES[0])), np.log(SCALES), np.arange(len(SCALES)))
+    return np.minimum(index, len(SCALES) - 1.001).astype(np.float32)
 
 
 def by_depth(depth: NDArray, nodes: NDArray, weight: NDArray) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def sampled_dose(
     `dtype` is that of the tables; float64 is for tests.
     """
     table = tables(machine.require_beam(), model.reach_mm)
-    n, m, kernels = len(exposed.gantry_deg), len(points_mm), table.primary.shape[2]
+    n, m, kernels = len(exposed.gantry_deg), len(points_mm), len(model.sigma_mm)
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     medium = table.medium[medium_at(density, points_mm)]
     index_u, index_v = np.empty((n, m), dtype), np.empty((n, m), dtype)

@@ -148,7 +148,7 @@ def expected_entries(
 ) -> float:
     """Entries of one exposure for a voxel 100 mm deep in water, in the middle of the box."""
     unscaled = int(np.abs(SCALES - 1).argmin())
-    weight = table.primary[100, unscaled] + table.scatter[100, unscaled]
+    weight = (table.primary + table.scatter)[100, unscaled, : len(sigma_mm)]
     shares = []
     for edges in (columns_mm, rows_mm):
         middle = (edges[0] + edges[-1]) / 2

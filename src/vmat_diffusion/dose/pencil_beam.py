@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.beam_tables import tables
+from vmat_diffusion.dose.beam_tables import padded, tables
 from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
 from vmat_diffusion.dose.loops import deliver
 from vmat_diffusion.dose.materials import medium_of
@@ -27,6 +27,7 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
 _RAY_GRID_MM = 2.5
+_CUBE_MM = 30.0
 
 
 class DoseEngine(Protocol):
@@ -104,6 +105,8 @@ def point_dose(
     model = fluence_model(machine, jaw_box(exposed), step_mm)
     table = tables(beam, model.reach_mm)
     points = (points_mm - np.asarray(isocenter_mm)).astype(np.float32)
+    order = _by_neighbourhood(points)
+    points, factor = points[order], table.medium[medium][order]
     out = np.zeros(len(points), np.float32)
     for members, axes, rays in trace_directions(
         density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
@@ -117,8 +120,18 @@ def point_dose(
         angle = np.deg2rad(exposed.collimator_deg[members])
         turn = (np.cos(angle), np.sin(angle))
         at_u, at_v = model.u.lookup, model.v.lookup
-        deliver(points, table.medium[medium], axes, rays, table, turn, at_u, at_v, field, out)
-    return out * np.float32(beam.gy_per_mu)
+        deliver(points, factor, axes, rays, table, turn, at_u, at_v, padded(field), out)
+    gy = np.empty_like(out)
+    gy[order] = out * np.float32(beam.gy_per_mu)
+    return gy
+
+
+def _by_neighbourhood(points_mm: NDArray) -> NDArray[np.intp]:
+    """An order of points in which those of one cube follow each other: what they read lies close together."""
+    if not len(points_mm):
+        return np.empty(0, np.intp)
+    x, y, z = np.floor((points_mm - points_mm.min(axis=0)) / _CUBE_MM).astype(np.int64).T
+    return np.argsort((z * (y.max() + 1) + y) * (x.max() + 1) + x, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ class PencilBeam:
     ) -> Dose:
         """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given).
 
-        Cost: 6 to 8 s for two full arcs on a head and neck of 3 mm voxels, on two cores.
+        Cost: 9 s of processor time, shared by the cores, for two full arcs of 2 degrees on a head and neck
+        (614,000 voxels of 3 mm).
         """
         where = grid or dose_grid(case)
         exposed = exposures(plan, self.machine)
