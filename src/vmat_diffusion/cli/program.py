@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, data, imports, influence, planning
+from vmat_diffusion.cli import beam, catalogue, checking, data, imports, influence, planning, simulation
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -66,6 +66,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     data.deidentify,
     data.preprocess,
     imports.split,
+    simulation.simulate,
     planning.demo,
 )
 for _command in _COMMANDS:

@@ -37,9 +37,7 @@ def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> Train
     dose = case.reference_dose
     possible = body.mask
     if dose is not None:
-        possible = possible & _covered(dose.grid, grid)
-        gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
-        dose = replace(dose, grid=grid, gy=gy, std_gy=None)
+        dose, possible = dose_inside(dose, grid, body.mask)
     hu = np.rint(onto(case.hu, case.grid, grid, fill=AIR_HU)).astype(np.int16)
     resampled = replace(case, grid=grid, hu=hu, structures=structures, reference_dose=dose)
     return TrainingCase(resampled, possible, plan)
@@ -126,6 +124,13 @@ def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
     running = np.concatenate([np.zeros((1, n)), np.tril(np.ones((n, n)))]) * source.spacing_mm[k]
     integral = make_interp_spline(have, running, k=3 if n >= 3 else 1)(np.clip(want, have[0], have[-1]))
     return (np.diff(integral, axis=0) / target.spacing_mm[k]).astype(np.float32)
+
+
+def dose_inside(dose: Dose, grid: Grid, body: Mask) -> tuple[Dose, Mask]:
+    """A dose on the grid of a training case, 0 outside the body, and where there may be dose."""
+    possible = body & _covered(dose.grid, grid)
+    gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
+    return replace(dose, grid=grid, gy=gy, std_gy=None), possible
 
 
 def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:

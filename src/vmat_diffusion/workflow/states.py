@@ -6,6 +6,7 @@ Each case has a small file under `.work`, written after the case's own files: wh
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -148,7 +149,7 @@ def make_cases(
 
     `function(*arguments)` returns a case on its final grid, with `technique` and `patient` in its
     provenance, or raises InputError for one that is to be left out. Defects of an earlier run are tried
-    again.
+    again. The state of a case keeps the seconds it took and the `figures` of its provenance, if any.
     """
     todo = {
         name: (function, out, name, key, arguments)
@@ -177,8 +178,11 @@ def _make(
     function: Callable[..., TrainingCase], out: Path, name: str, key: str, arguments: tuple[Any, ...]
 ) -> str:
     """One job: make a case, write its files and record them."""
-    made = finished(function(*arguments), out)
-    write_state(out, name, key, state="done", **made)
+    started = time.perf_counter()
+    training = function(*arguments)
+    made = finished(training, out)
+    figures, seconds = training.provenance.get("figures", {}), round(time.perf_counter() - started, 1)
+    write_state(out, name, key, state="done", **made, figures=figures, seconds=seconds)
     return name
 
 
