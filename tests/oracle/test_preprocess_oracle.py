@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from vmat_diffusion.workflow.batch import Cluster
 
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom.contours import fill_even_odd
@@ -16,6 +15,7 @@ from vmat_diffusion.dicom.read import read_case, read_dose
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.prepare import on_spacing
+from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation
 from vmat_diffusion.workflow.dataset import read_index
 from vmat_diffusion.workflow.preprocess import preprocess

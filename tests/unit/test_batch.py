@@ -11,13 +11,15 @@ from contextlib import closing
 from pathlib import Path
 
 import batch_jobs
+import dask
 import psutil
 import pytest
 from batch_jobs import work
 
 from vmat_diffusion.cli.options import chosen_cluster
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.batch import Cluster, Done, _queued, run_jobs
+from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
+from vmat_diffusion.workflow.cluster import _queued
 
 LOCAL = Cluster(workers=2, memory_gb=0.8)
 KINDS = ("fine", "refused", "broken", "once")
@@ -134,14 +136,8 @@ def test_closed_early_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "SIGTERM",
-        pytest.param("SIGINT", marks=pytest.mark.slow),
-        pytest.param("SIGKILL", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_stopped_run_leaves_no_process(tmp_path: Path, name: str) -> None:
     calls_folder, temporary = tmp_path / "calls", tmp_path / "temporary"
     calls_folder.mkdir()
@@ -198,6 +194,14 @@ def test_worker_of_a_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind
     assert '--local-directory "$VMAT_FOLDER"' in command
 
 
+def test_settings_of_the_site_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = {"jobqueue.sge.job-script-prologue": ["module load python"], "jobqueue.sge.interface": "lo"}
+    with dask.config.set(site):
+        script = script_of(monkeypatch, tmp_path, Cluster(kind="sge", workers=2))
+    assert "module load python" in script
+    assert "--interface lo" in script[-1]
+
+
 def fake_queue(folder: Path, monkeypatch: pytest.MonkeyPatch, submit: str) -> None:
     """Commands of SLURM on PATH, of which `submit` is sbatch."""
     for name, text in {"sbatch": submit, "scancel": 'kill -- -"$1"'}.items():
@@ -230,7 +234,7 @@ def test_jobs_run_through_a_queue(queue: None, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a queueing system of shell scripts")
 def test_lost_node_is_replaced(queue: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("vmat_diffusion.workflow.batch._RENEW_S", 1)
+    monkeypatch.setattr("vmat_diffusion.workflow.cluster._RENEW_S", 1)
     jobs = {f"case_{n}": (kind, n, tmp_path) for n, kind in enumerate(["fine", "lost", "fine"])}
     results = list(run_jobs(work, jobs, cluster=Cluster(kind="slurm", workers=1, memory_gb=0.8)))
     assert {done.key: done.result for done in results} == {"case_0": 0, "case_1": 1, "case_2": 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_nothing_written_holds_a_word_of_the_patient(patient: Path, tmp_path: Pa
     assert len(written) == 10
     for file in written:
         content = file.read_bytes() + str(file.relative_to(tmp_path)).encode()
+        content = re.sub(rb"\d{20,}", b"", content)  # a new UID may hold any four digits by chance
         for word in (b"secret", b"4711", b"nirgendwo", b"otto", "Drücker".encode(), b"Dr\xfccker"):
             assert word.lower() not in content.lower(), (file.name, word)
 

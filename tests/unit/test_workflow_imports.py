@@ -107,6 +107,13 @@ def test_folders_that_name_no_split_are_refused_before_any_work(source: Path, tm
     assert not (tmp_path / "set").exists()
 
 
+def test_a_data_set_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "okbp" / "pt_3").mkdir(parents=True)
+    with pytest.raises(InputError, match="none of 1 patients could be imported"):
+        import_openkbp(tmp_path / "okbp", tmp_path / "set", cluster=HERE)
+    assert "pt_3,pt_3: dose.csv is missing" in (tmp_path / "set" / "rejected.csv").read_text()
+
+
 def test_a_tree_becomes_raw_folders_that_preprocess_takes(tmp_path: Path) -> None:
     tree, raw, key = tmp_path / "tree", tmp_path / "raw", tmp_path / "key.csv"
     for number in (1, 2):

@@ -17,12 +17,12 @@ import pytest
 from dicom_files import save, structure_set
 from pydicom import dcmread
 from raw_patients import raw_patient
-from vmat_diffusion.workflow.batch import Cluster
 
 import vmat_diffusion.workflow.preprocess as module
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.cases import TrainingCase, load_case, load_sdf_mm
+from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case, without_names
 from vmat_diffusion.workflow.dataset import read_index
 from vmat_diffusion.workflow.preprocess import Prepared, preprocess

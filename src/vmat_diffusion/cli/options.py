@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.batch import Cluster, Kind
+    from vmat_diffusion.workflow.cluster import Cluster, Kind
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
@@ -79,7 +79,7 @@ def chosen_cluster(
     Raises:
         InputError: An option is unknown, out of range or without effect.
     """
-    from vmat_diffusion.workflow.batch import Cluster
+    from vmat_diffusion.workflow.cluster import Cluster
 
     extra = tuple(batch_options or ())
     return Cluster(cast("Kind", kind), workers, memory_gb, queue, project, walltime, extra, dashboard)

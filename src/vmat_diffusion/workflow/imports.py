@@ -19,7 +19,7 @@ from vmat_diffusion.training.cases import SCHEMA
 from vmat_diffusion.training.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
 from vmat_diffusion.training.splits import SPLITS, Split
 from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.dataset import Rejection
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
 from vmat_diffusion.workflow.files import appearing_whole
 from vmat_diffusion.workflow.raw_cases import files_key, listing
 from vmat_diffusion.workflow.run import Progress
@@ -75,6 +75,12 @@ def import_openkbp(
     states = read_states(out)
     done = [state for state in states if state["state"] == "done"]
     rejections = (*again, *rejections_of([s for s in states if s["id"] in paths]))
+    if not done:
+        write_rejected(out, rejections)
+        raise InputError(
+            f"none of {len(rejections)} patients could be imported; act on {out / REJECTED} and run "
+            "again with --resume"
+        )
     write_tables(out, record, SHAPE, done, rejections)
     splits = split_dataset(out, given=given) if split_folders else None
     return Imported(
