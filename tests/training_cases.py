@@ -92,6 +92,8 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
         rows.append(
             {
                 "id": case.id,
+                "site": case.site,
+                "patient": case.id,
                 "file": file.name,
                 "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
                 "shape": list(case.grid.shape),

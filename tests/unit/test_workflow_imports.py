@@ -17,11 +17,12 @@ import vmat_diffusion.workflow.imports as module
 from vmat_diffusion import cli
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.cases import load_case
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.training.openkbp import read_openkbp
 from vmat_diffusion.training.splits import load_splits
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation
-from vmat_diffusion.workflow.dataset import read_dataset, read_index
+from vmat_diffusion.workflow.dataset import read_dataset
 from vmat_diffusion.workflow.imports import import_dicom, import_openkbp
 from vmat_diffusion.workflow.preprocess import preprocess
 from vmat_diffusion.workflow.splits import split_dataset
@@ -114,6 +115,11 @@ def test_a_data_set_of_nothing_is_refused(tmp_path: Path) -> None:
     assert "pt_3,pt_3: dose.csv is missing" in (tmp_path / "set" / "rejected.csv").read_text()
 
 
+def test_a_data_set_inside_its_source_is_refused(source: Path) -> None:
+    with pytest.raises(InputError, match="would be searched for them; name a folder elsewhere"):
+        import_openkbp(source, source / "out", cluster=Cluster("serial"))
+
+
 def test_a_tree_becomes_raw_folders_that_preprocess_takes(tmp_path: Path) -> None:
     tree, raw, key = tmp_path / "tree", tmp_path / "raw", tmp_path / "key.csv"
     for number in (1, 2):
@@ -178,6 +184,12 @@ def _index(folder: Path, count: int) -> Path:
     rows = [
         {
             "id": f"case_{k:04d}",
+            "file": f"c{k}.npz",
+            "sha256": "0" * 64,
+            "shape": [8, 16, 16],
+            "targets": ["PTV"],
+            "organs": [],
+            "has_dose": True,
             "site": ("pelvis", "lung")[k % 2],
             "patient": f"p{k // 2 * 2 + k % 2}",
             "prescription_gy": {"PTV": 60.0 + 18 * (k % 2)},

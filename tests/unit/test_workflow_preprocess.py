@@ -22,9 +22,9 @@ import vmat_diffusion.workflow.preprocess as module
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.cases import TrainingCase, load_case, load_sdf_mm
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case, without_names
-from vmat_diffusion.workflow.dataset import read_index
 from vmat_diffusion.workflow.preprocess import Prepared, preprocess
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.augment import AugmentSettings
 from vmat_diffusion.training.cache import default_cache
-from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, read_index
+from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, entries_of
 from vmat_diffusion.training.splits import FILE, Split, load_splits
 
 
@@ -104,4 +104,4 @@ def split_ids(folder: Path, split: Split) -> tuple[str, ...]:
 
     Raises CaseError where splits.json is absent, was changed, or does not fit the index.
     """
-    return load_splits(folder / FILE, [entry.id for entry in read_index(folder)]).ids(split)
+    return load_splits(folder / FILE, [entry.id for entry in entries_of(folder)]).ids(split)

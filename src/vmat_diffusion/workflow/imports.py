@@ -65,6 +65,11 @@ def import_openkbp(
     """
     started = time.perf_counter()
     source, out = source.absolute(), out.absolute()
+    if source in (out, *out.parents):
+        raise InputError(
+            f"{out.name} lies in the folder of the patients and would be searched for them; name a folder "
+            "elsewhere"
+        )
     paths, again = _once_each(patient_paths(source))
     given = {name: _split_of(path, source) for name, path in paths.items()} if split_folders else {}
     record = {"source": SOURCE, "schema": SCHEMA, "version": __version__}

@@ -12,9 +12,9 @@ from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import TrainingCase, load_case
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.training.prepare import on_spacing
 from vmat_diffusion.workflow.clinical_case import vocabulary
-from vmat_diffusion.workflow.dataset import read_index
 
 
 @dataclass(frozen=True)

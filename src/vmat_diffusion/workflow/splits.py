@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.training.splits import (
     FILE,
     FRACTIONS,
@@ -17,7 +18,6 @@ from vmat_diffusion.training.splits import (
     place,
     save_splits,
 )
-from vmat_diffusion.workflow.dataset import read_index
 
 
 def members_of(records: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:

@@ -110,10 +110,10 @@ def files_there(out: Path, state: Mapping[str, Any]) -> bool:
 
 def reject(out: Path, key: str, done: Done) -> None:
     """Record why a case is left out, and take away what an earlier run made of it."""
+    for path in (out / f"{done.key}.npz", out / f"{done.key}.png"):  # first: a kill leaves a case to be made
+        path.unlink(missing_ok=True)
     why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
     write_state(out, done.key, key, state="rejected", **why)
-    for path in (out / f"{done.key}.npz", out / f"{done.key}.png"):
-        path.unlink(missing_ok=True)
 
 
 def rejections_of(states: Sequence[Mapping[str, Any]]) -> list[Rejection]:

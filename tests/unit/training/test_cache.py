@@ -76,6 +76,20 @@ def test_damaged_entry_is_made_again(file: Path, tmp_path: Path) -> None:
     assert cached_case(file, digest, tmp_path / "cache").training.case.reference_dose.gy.max() > 30
 
 
+@pytest.mark.parametrize("name", ["dose.npy", "sdf_tenth_mm.npy", "small.npz"])
+def test_entry_with_a_file_deleted_or_cut_is_made_again(file: Path, tmp_path: Path, name: str) -> None:
+    digest = sha256_of(file)
+    whole = cached_case(file, digest, tmp_path / "cache")
+    (part,) = (tmp_path / "cache").rglob(name)
+    if name == "small.npz":
+        part.write_bytes(part.read_bytes()[:200])
+    else:
+        part.unlink()
+    again = cached_case(file, digest, tmp_path / "cache")
+    assert again.training.case.reference_dose.gy.max() > 30
+    assert list(again.sdf_tenth_mm) == list(whole.sdf_tenth_mm)
+
+
 def test_unwritable_cache_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, no folder")
     with pytest.raises(CaseError, match=r"cannot be written .*; free space or give another with --cache"):
