@@ -15,15 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
-
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Prescription
-from vmat_diffusion.dicom.attributes import integer, items, quiet, text
+from vmat_diffusion.dicom.attributes import quiet
 from vmat_diffusion.dicom.folder import Folder, open_folder
 from vmat_diffusion.dicom.inspection import technique
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import case_from, patient_pseudonym, plan_of
+from vmat_diffusion.dicom.structures import region_names
 from vmat_diffusion.errors import CaseError, GoalError, InputError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
@@ -324,33 +323,12 @@ def without_names(sentence: str, root: Path, table: NameTable) -> str:
     for found in open_folder(root).of("RTSTRUCT"):
         spoken |= {
             alias: f"region {number}"
-            for number, alias in _regions(found.dataset)
+            for number, alias in region_names(found.dataset)
             if table.match(alias) is None
         }
     for name in sorted((n for n in spoken if n in sentence), key=len, reverse=True):
         sentence = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", spoken[name], sentence)
     return sentence
-
-
-def _regions(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    """Number and name of each region, without the contours: what is wrong may be in those.
-
-    A region whose number cannot be read is given its place in the sequence.
-    """
-    try:
-        regions = items(dataset, "StructureSetROISequence")
-    except CaseError:
-        return
-    for place, region in enumerate(regions, start=1):
-        try:
-            number = integer(region, "ROINumber")
-        except CaseError:
-            number = place
-        try:
-            if alias := text(region, "ROIName"):
-                yield number, alias
-        except CaseError:
-            continue
 
 
 def _is_plain(name: str) -> bool:
