@@ -301,6 +301,20 @@ def test_ids_come_from_plain_folder_names_only(tmp_path: Path) -> None:
     assert len(again) == 1 and "very files of another" in again[0].reason
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        *((n, True) for n in ("case_0001", "PT7", "pt-22", "HN_3", "lung_7", "head_neck_4", "tg119_cshape")),
+        *((n, True) for n in ("case-0a1b2c3d", "case_0123456789ab")),
+        *((n, False) for n in ("Smith_482913", "Doe1", "Doe", "pt_1234567", "case_Doe", "pt_\u0663", "Pt 7")),
+    ],
+)
+def test_a_word_that_may_be_a_name_is_no_id(tmp_path: Path, name: str, plain: bool) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.dcm").write_bytes(b"a")
+    assert (scan(tmp_path)[0][0].id == name) == plain
+
+
 def test_links_to_nowhere_and_strange_files_do_not_stop_the_others(tmp_path: Path) -> None:
     raw = _raw(tmp_path / "raw", 1)
     broken = raw_patient(raw / "Doe John", number=5)

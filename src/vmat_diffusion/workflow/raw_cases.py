@@ -14,8 +14,13 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.workflow.dataset import Rejection
 
 SITES = "sites.csv"
-# A folder's name is taken for the case only if it is plainly an id: anything else may be a patient's name.
-_PLAIN_ID = re.compile(r"[A-Za-z]{1,12}[_-]?\d{1,6}|case_[0-9a-f]{12}")
+# A folder's name is taken for the case only if it is plainly an id: one of these words and a number, or a
+# name that this project gives. Any other word before a number may be a patient's name (`Smith_482913`).
+_ID_WORDS = "case|patient|pat|pt|id|p|hn|head_neck|lung|prostate|pros|brain|breast|gyn|pelvis|phantom|plan"
+_PLAIN_ID = re.compile(
+    rf"(?i:{_ID_WORDS})[_-]?[0-9]{{1,6}}|case_[0-9a-f]{{12}}|case-[0-9a-f]{{8}}"
+    r"|tg119_(cshape|multitarget|prostate|headneck)|water_cylinder"
+)
 
 
 @dataclass(frozen=True)
