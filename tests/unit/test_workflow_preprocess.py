@@ -315,6 +315,42 @@ def test_a_word_that_may_be_a_name_is_no_id(tmp_path: Path, name: str, plain: bo
     assert (scan(tmp_path)[0][0].id == name) == plain
 
 
+def test_different_cases_of_equal_ends_and_sizes_are_two(tmp_path: Path) -> None:
+    for name, middle in (("Doe", b"1"), ("Roe", b"2"), ("Roe again", b"2")):
+        (tmp_path / name).mkdir()
+        for file, data in (("a", b"first"), ("b", middle), ("c", b"last")):
+            (tmp_path / name / file).write_bytes(data)
+    cases, no_case = scan(tmp_path)
+    assert [c.folder.name for c in cases if c.id.startswith("case_")] and len({c.id for c in cases}) == 2
+    assert {c.folder.name for c in cases} == {"Doe", "Roe"} and len(no_case) == 1
+
+
+def test_an_empty_folder_gets_no_id_from_its_name(tmp_path: Path) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    (raw / "Doe John").mkdir()
+    cases, no_case = scan(raw)
+    assert [c.id for c in cases] == ["case_0001"]
+    assert [(r.case, r.reason) for r in no_case] == [("empty folders", "1 folders hold no file")]
+
+
+def test_a_stray_file_does_not_make_one_case_of_all(tmp_path: Path) -> None:
+    raw = _raw(tmp_path / "raw", 2)
+    (raw / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(8))
+    cases, no_case = scan(raw)
+    assert [c.id for c in cases] == ["case_0001", "case_0002"]
+    assert [r.case for r in no_case] == ["loose files"] and no_case[0].remedy
+
+
+def test_a_case_that_changed_its_id_is_told(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    folder = raw_patient(raw / "Doe John", number=1)
+    first = _run(raw, tmp_path / "out")
+    assert first.without_raw == ()
+    (folder / "added.txt").write_text("one more file")
+    done = _run(raw, tmp_path / "out", resume=True)
+    assert done.without_raw == (first.records[0]["id"],) == tuple(done.summary()["without_raw"])
+
+
 def test_links_to_nowhere_and_strange_files_do_not_stop_the_others(tmp_path: Path) -> None:
     raw = _raw(tmp_path / "raw", 1)
     broken = raw_patient(raw / "Doe John", number=5)
@@ -361,9 +397,29 @@ def test_sites_are_told_by_a_csv(tmp_path: Path) -> None:
     (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,Head Neck,30\n")
     done = _run(raw, tmp_path / "out")
     assert [r["site"] for r in done.records] == ["head_neck", "unknown"]
+    (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,lung,\nDoe,lung,\n")
+    line = scan(raw)[1][0]
+    assert (line.case, line.reason) == ("sites.csv", "line 3: there is no folder of that name")
+    (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,lung,\u00b2\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2: fractions must be a whole number"):
+        scan(raw)
     (raw / "sites.csv").write_text("patient,where\n")
     with pytest.raises(InputError, match="lacks the columns case,site"):
         scan(raw)
+
+
+def test_the_site_of_all_cases_goes_before_the_csv(tmp_path: Path) -> None:
+    raw = RawCase("case_1", raw_patient(tmp_path / "a"), "", site="head_neck")
+    assert clinical_case(raw, replace(SETTINGS, site="lung")).case.site == "lung"
+    assert clinical_case(raw, SETTINGS).case.site == "head_neck"
+
+
+@pytest.mark.parametrize("place", [".", "x"])
+def test_a_data_set_within_the_raw_folder_is_refused(tmp_path: Path, place: str) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    with pytest.raises(InputError, match="whose folders are the cases; name a folder beside it"):
+        _run(raw, raw / place, resume=True)
+    assert [p.name for p in raw.iterdir()] == ["case_0001"]
 
 
 def _prepared(folder: Path, settings: Preparation = SETTINGS) -> TrainingCase:

@@ -98,7 +98,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     steps = list(dict.fromkeys(step.partition(":")[0] for step in case.source.steps))
     if plan is None and folder.of("RTPLAN") and "leave-out-plan" not in steps:
         steps.append("leave-out-plan")
-    site, how = _site(case, raw.site or settings.site)
+    site, how = _site(case, settings.site or raw.site)
     steps += how
     sheet, how = _sheet(case, site, settings.goals)
     steps += how

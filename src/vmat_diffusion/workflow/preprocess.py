@@ -49,13 +49,18 @@ from vmat_diffusion.workflow.states import (
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished data set: what is in it, what is not, what lost voxels, and the time it took."""
+    """A finished data set: what is in it, what is not, what lost voxels, and the time it took.
+
+    `without_raw` are cases of an earlier run that are in it though no raw folder has their id any more:
+    the folder is gone, or its files changed and it is here again under another id.
+    """
 
     out: Path
     shape: Shape
     records: tuple[Mapping[str, Any], ...]
     rejections: tuple[Rejection, ...]
     cut_percent: Mapping[str, Mapping[str, float]]
+    without_raw: tuple[str, ...]
     made: int
     seconds: float
 
@@ -68,6 +73,7 @@ class Prepared:
             "made": self.made,
             "rejected": [asdict(r) for r in self.rejections],
             "cut_percent": {case: dict(lost) for case, lost in self.cut_percent.items()},
+            "without_raw": list(self.without_raw),
             "seconds": round(self.seconds, 1),
             "cases_per_minute": round(60 * self.made / self.seconds, 2) if self.made else 0.0,
         }
@@ -95,7 +101,9 @@ def preprocess(
     if key is not None and out.resolve() in key.resolve().parents:
         raise InputError(f"{key} would tell the patients' folders within the data set; name a file elsewhere")
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
-    cases, again = scan(raw, sites)
+    if out.resolve().is_relative_to(raw.resolve()):
+        raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
+    cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
     shape = opened(out, record, shape, resume=resume)
     if key is not None:
@@ -104,11 +112,11 @@ def preprocess(
     work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
     if shape is None:
         work.run("resample", None)
-        shape = _common(work, settings.spacing_mm)
+        shape = _common(work, settings.spacing_mm, no_case)
         note_run(out, record, shape)
     work.run("write", shape)
     done = work.finished(shape)
-    rejections = (*again, *work.rejections())
+    rejections = (*no_case, *work.rejections())
     write_tables(out, record, shape, list(done.values()), rejections)
     return Prepared(
         out=out,
@@ -116,6 +124,7 @@ def preprocess(
         records=tuple(state["record"] for state in done.values()),
         rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
         cut_percent={name: state["cut_percent"] for name, state in done.items() if state["cut_percent"]},
+        without_raw=tuple(name for name in done if name not in work.cases),
         made=work.made,
         seconds=time.perf_counter() - started,
     )
@@ -157,14 +166,14 @@ def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
         table.writerows((case.id, case.folder.name) for case in cases)
 
 
-def _common(work: _Work, spacing_mm: Point) -> Shape:
+def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
         Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
     ]
     if not extents:
         rejections = work.rejections()
-        write_rejected(work.out, rejections)
+        write_rejected(work.out, [*no_case, *rejections])
         raise CaseError(
             f"none of {len(rejections)} cases could be prepared; act on {work.out / REJECTED} and run again "
             "with --resume"
