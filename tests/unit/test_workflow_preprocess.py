@@ -382,6 +382,35 @@ def test_a_defect_costs_its_case_and_is_tried_again(tmp_path: Path, monkeypatch:
     assert (again.made, len(again.records), again.rejections) == (1, 2, ())
 
 
+@pytest.mark.parametrize(
+    ("place", "fault", "reason"),
+    [
+        ("open", PermissionError(13, "Permission denied"), "file 1: the file cannot be opened"),
+        ("is_file", OSError(5, "Input/output error"), "a file cannot be read"),
+        ("open", MemoryError(), "needs more than the limit"),
+    ],
+)
+def test_what_is_not_the_cases_fault_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception, reason: str
+) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    (raw / "case_0001" / "file000").rename(raw / "case_0001" / "Doe")
+    real = getattr(Path, place)
+
+    def failing(path: Path, *options: object, **more: object) -> object:
+        if path.name == "Doe":
+            raise fault
+        return real(path, *options, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, place, failing)
+        with pytest.raises(CaseError, match="none of 1 cases"):
+            _run(raw, tmp_path / "out")
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert reason in rejected and "Doe" not in rejected
+    assert _run(raw, tmp_path / "out", resume=True).made == 1
+
+
 def test_a_raw_folder_may_be_a_case_itself(tmp_path: Path) -> None:
     cases, _ = scan(raw_patient(tmp_path / "case_7"))
     assert [c.id for c in cases] == ["case_7"]

@@ -23,7 +23,7 @@ from vmat_diffusion.dicom.inspection import technique
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import case_from, patient_pseudonym, plan_of
 from vmat_diffusion.dicom.structures import region_names
-from vmat_diffusion.errors import CaseError, GoalError, InputError
+from vmat_diffusion.errors import CaseError, GoalError, InputError, UnreadableError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
@@ -74,7 +74,10 @@ class Preparation:
 
 
 def clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
-    """The whole body of a case on the spacing asked for. Raises InputError, naming no one."""
+    """The whole body of a case on the spacing asked for. Raises InputError, naming no one.
+
+    UnreadableError and MemoryError say nothing of the case itself: another try may go well.
+    """
     with quiet(), _nameless(raw.folder, load_table(settings.mapping)):
         return _clinical_case(raw, settings)
 
@@ -82,6 +85,8 @@ def clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
 def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     table = load_table(settings.mapping)
     folder = open_folder(raw.folder)
+    if folder.unreadable:
+        raise UnreadableError(folder.unreadable[0])
     if folder.refused:
         raise CaseError(folder.refused[0])
     case = case_from(
@@ -308,13 +313,12 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
     try:
         yield
     except InputError as fault:
-        raise CaseError(without_names(str(fault), root, table)) from None
+        error = UnreadableError if isinstance(fault, UnreadableError) else CaseError
+        raise error(without_names(str(fault), root, table)) from None
     except OSError as fault:
-        raise CaseError(
+        raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
         ) from None
-    except MemoryError:
-        raise CaseError("the case needs more memory than a worker has; raise --memory-gb") from None
 
 
 def without_names(sentence: str, root: Path, table: NameTable) -> str:
