@@ -478,6 +478,22 @@ def test_goals_give_constraints_with_what_the_dose_achieves(tmp_path: Path) -> N
         _prepared(folder, replace(SETTINGS, relax=True, goals="prostate_78"))
 
 
+def test_the_fractions_are_the_plans_and_not_the_goals(tmp_path: Path) -> None:
+    """lung_60 is for 30 fractions; a case of 15 gets neither them nor, unless asked for, its limits."""
+    folder = raw_patient(tmp_path / "a", leave_out=("RTPLAN",))
+    relaxed = replace(SETTINGS, relax=True, site="lung")
+    fitting = clinical_case(RawCase("c", folder, "", fractions=30), relaxed)
+    assert "goals-from-structures: lung_60" in fitting.provenance["steps"] and fitting.constraints
+    alone = clinical_case(RawCase("c", folder, ""), relaxed)
+    assert alone.case.prescription is not None and alone.case.prescription.fractions == 30
+    other = clinical_case(RawCase("c", folder, "", fractions=15), relaxed)
+    assert other.case.prescription is not None and other.case.prescription.fractions == 15
+    assert not other.constraints and "goals-unknown" in other.provenance["steps"]
+    named = clinical_case(RawCase("c", folder, "", fractions=15), replace(relaxed, goals="lung_60"))
+    assert named.case.prescription is not None and named.case.prescription.fractions == 15
+    assert named.constraints and "goals-of-other-fractions: lung_60" in named.provenance["steps"]
+
+
 def test_stored_distances_are_there_when_asked_for(tmp_path: Path) -> None:
     _run(_raw(tmp_path / "raw", 1), tmp_path / "out", replace(SETTINGS, store_sdf=True))
     maps = load_sdf_mm(tmp_path / "out" / "case_0001.npz")

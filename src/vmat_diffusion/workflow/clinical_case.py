@@ -105,9 +105,10 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         steps.append("leave-out-plan")
     site, how = _site(case, settings.site or raw.site)
     steps += how
-    sheet, how = _sheet(case, site, settings.goals)
+    fractions = _fractions(raw, case, plan)
+    sheet, how = _sheet(case, site, settings.goals, fractions)
     steps += how
-    prescription, how = _prescription(case, plan, sheet, raw.fractions)
+    prescription, how = _prescription(case, sheet, fractions)
     steps += how
     if sheet is not None:
         before = set(case.structures)
@@ -224,12 +225,26 @@ def _fitted(sheet: GoalSheet, case: Case) -> GoalSheet | None:
     return fitted
 
 
-def _sheet(case: Case, site: str, goals: str) -> tuple[GoalSheet | None, list[str]]:
-    """The goals that hold for a case, and the step taken to find them."""
+def _fractions(raw: RawCase, case: Case, plan: Plan | None) -> int | None:
+    """How many fractions: of the plan's prescription, as told by the user, of the plan; None if unknown."""
+    prescribed = case.prescription.fractions if case.prescription else None
+    return prescribed or raw.fractions or (plan.fractions if plan else None)
+
+
+def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[GoalSheet | None, list[str]]:
+    """The goals that hold for a case, and the step taken to find them.
+
+    Limits are those of a fractionation: of the shipped goals only those with the case's number of
+    fractions are taken; goals that the user names are kept, and the step says so.
+    """
     if goals:
-        return fit_to_case(load_goals(goals), case), []
+        named = fit_to_case(load_goals(goals), case)
+        other = fractions not in (None, named.prescription.fractions)
+        return named, [f"goals-of-other-fractions: {named.name}"] if other else []
     fitting = []
     for sheet in _shipped_sheets():
+        if fractions not in (None, sheet.prescription.fractions):
+            continue
         if sheet.site == site and _levels(sheet) and (fitted := _fitted(sheet, case)):
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))
     if not fitting or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
@@ -238,19 +253,22 @@ def _sheet(case: Case, site: str, goals: str) -> tuple[GoalSheet | None, list[st
 
 
 def _prescription(
-    case: Case, plan: Plan | None, sheet: GoalSheet | None, fractions: int | None
+    case: Case, sheet: GoalSheet | None, fractions: int | None
 ) -> tuple[Prescription | None, list[str]]:
-    """What is prescribed, and the step taken: by the plan, the goals, or the levels in the targets' names."""
+    """What is prescribed, and the step taken: by the plan, the goals, or the levels in the targets' names.
+
+    The number of fractions is the goals' only where nothing else tells it.
+    """
     if case.prescription is not None:
         return case.prescription, []
     if sheet is not None:
-        return sheet.prescription, [f"prescription-from-goals: {sheet.name}"]
+        prescription = replace(sheet.prescription, fractions=fractions or sheet.prescription.fractions)
+        return prescription, [f"prescription-from-goals: {sheet.name}"]
     levels = {s.name: float(m[1]) for s in case.targets if (m := _LEVEL.fullmatch(s.name))}
     levels = {name: gy for name, gy in levels.items() if name.startswith("PTV")} or levels
-    number = fractions or (plan.fractions if plan else None)
-    if not levels or number is None or not _dose_agrees(case, levels):
+    if not levels or fractions is None or not _dose_agrees(case, levels):
         return None, ["prescription-unknown"]
-    return Prescription(number, levels), ["prescription-from-names"]
+    return Prescription(fractions, levels), ["prescription-from-names"]
 
 
 def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
