@@ -179,7 +179,8 @@ def _prepared_text(done: Prepared) -> str:
         parts.append(f"{case} loses voxels outside the volume: {cut}")
     if done.without_raw:
         parts.append(
-            f"Kept from an earlier run, though no raw folder has the id any more: {', '.join(done.without_raw)}. "
+            "Kept from an earlier run, though no raw folder has the id any more: "
+            f"{', '.join(done.without_raw)}. "
             "If their files changed, they may be here twice; make the data set anew in another folder"
         )
     if done.rejections:

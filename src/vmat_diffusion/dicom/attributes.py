@@ -82,7 +82,9 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
             # read of that length from disk would first reserve the memory for it.
             stream = BytesIO(head + file.read())
     except OSError as fault:
-        raise UnreadableError(f"the file cannot be opened ({fault.strerror}); check its permissions") from None
+        raise UnreadableError(
+            f"the file cannot be opened ({fault.strerror}); check its permissions"
+        ) from None
     try:
         dataset = dcmread(stream, stop_before_pixels=not pixels, force=head[128:] != b"DICM")
         if "TransferSyntaxUID" not in dataset.file_meta:

@@ -62,9 +62,10 @@ def run_jobs(
     """Calls `function(*args)` for each `key: args` of `jobs`; yields every job once, in order of completion.
 
     An InputError other than UnreadableError is a job's answer at once. After any other exception, and after
-    the death of its worker, a job is tried again `retries` times, behind the others. Time is linear in the number of jobs, and memory
-    does not grow with it beyond `jobs` itself. Close the generator (`contextlib.closing`) to stop early: no
-    process outlives it. Scripts need `if __name__ == "__main__":`, since workers import them.
+    the death of its worker, a job is tried again `retries` times, behind the others. Time is linear in the
+    number of jobs, and memory does not grow with it beyond `jobs` itself. Close the generator
+    (`contextlib.closing`) to stop early: no process outlives it. Scripts need
+    `if __name__ == "__main__":`, since workers import them.
 
     Args:
         function: Importable by the workers (module level).

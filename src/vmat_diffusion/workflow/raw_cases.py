@@ -175,7 +175,7 @@ def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, _Told]:
             for row in table:
                 fractions = (row.get("fractions") or "").strip()
                 if fractions and not (fractions.isdecimal() and int(fractions)):
-                    raise InputError(f"{path.name}, line {table.line_num}: fractions must be a whole number from 1")
+                    raise InputError(f"{path.name}, line {table.line_num}: fractions must be a whole number")
                 site = re.sub(r"\W+", "_", (row["site"] or "").strip().lower())
                 case = (row["case"] or "").strip()
                 told[case] = _Told(site, int(fractions) if fractions else None, table.line_num)
