@@ -127,13 +127,30 @@ def test_a_filled_folder_and_other_settings_are_refused(
     raw, out, _ = made
     with pytest.raises(InputError, match="is not empty; pass --resume"):
         _run(raw, out)
-    with pytest.raises(InputError, match=r"was made with relax = False, now it is True"):
-        _run(raw, out, replace(SETTINGS, relax=True), resume=True)
+    with pytest.raises(InputError, match=r"was made with store_sdf = False, now it is True"):
+        _run(raw, out, replace(SETTINGS, store_sdf=True), resume=True)
     with pytest.raises(InputError, match=r"was made with shape = auto"):
         _run(raw, out, shape=(16, 32, 32), resume=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files and no data set"):
         _run(raw, tmp_path, resume=True)
+
+
+def test_more_may_be_admitted_on_resume_but_not_less(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw_patient(raw / "case_0001", leave_out=("RTPLAN",))
+    with pytest.raises(CaseError, match="none of 1 cases"):
+        _run(raw, out)
+    raw_patient(raw / "case_0002", number=2)
+    _run(raw, out, resume=True)
+    finished = _contents(out)["case_0002.npz"]
+    more = replace(SETTINGS, relax=True, allow_outside_body=True)
+    done = _run(raw, out, more, resume=True)
+    assert (done.made, len(done.records), done.rejections) == (1, 2, ())
+    assert _contents(out)["case_0002.npz"] == finished
+    assert json.loads((out / "dataset.json").read_text())["settings"]["relax"] is True
+    with pytest.raises(InputError, match=r"was made with relax = True, now it is False"):
+        _run(raw, out, resume=True)
 
 
 def test_cases_are_added_in_the_shape_that_is_there(tmp_path: Path) -> None:
