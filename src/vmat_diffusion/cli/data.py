@@ -177,6 +177,12 @@ def _prepared_text(done: Prepared) -> str:
     for case, lost in done.cut_percent.items():
         cut = ", ".join(f"{name} {percent:.3g} %" for name, percent in lost.items())
         parts.append(f"{case} loses voxels outside the volume: {cut}")
+    if done.without_raw:
+        parts.append(
+            "Kept from an earlier run, though no raw folder has the id any more: "
+            f"{', '.join(done.without_raw)}. "
+            "If their files changed, they may be here twice; make the data set anew in another folder"
+        )
     if done.rejections:
         parts.append(rejected_text(done.rejections))
     return "\n\n".join(parts)

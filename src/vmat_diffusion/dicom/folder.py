@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from vmat_diffusion.dicom.attributes import about, open_dataset, text
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, UnreadableError
 
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -38,12 +38,16 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """All DICOM files below a folder. `refused` holds a sentence for each that cannot be parsed."""
+    """All DICOM files below a folder. `refused` holds a sentence for each that cannot be parsed.
+
+    `unreadable` are those of them that the disk does not give at the moment.
+    """
 
     root: Path
     files: tuple[Found, ...]
     refused: tuple[str, ...]
     others: int
+    unreadable: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[Found, ...]:
         """The files of one kind: CT, RTSTRUCT, RTDOSE, RTPLAN or another modality's name."""
@@ -59,15 +63,18 @@ def open_folder(root: str | Path) -> Folder:
         )
     files: list[Found] = []
     refused: list[str] = []
+    unreadable: list[str] = []
     others = 0
     for found in each_file(root):
         if isinstance(found, CaseError):
             refused.append(str(found))
+            if isinstance(found, UnreadableError):
+                unreadable.append(str(found))
         elif found is None:
             others += 1
         else:
             files.append(found)
-    return Folder(root, tuple(files), tuple(refused), others)
+    return Folder(root, tuple(files), tuple(refused), others, tuple(unreadable))
 
 
 def each_file(root: Path) -> Iterator[Found | CaseError | None]:

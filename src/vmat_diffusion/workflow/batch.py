@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, UnreadableError
 from vmat_diffusion.workflow.cluster import Cluster, client_of
 from vmat_diffusion.workflow.run import Progress
 
@@ -39,7 +39,8 @@ class Done:
         key: Of the job.
         result: What the function returned.
         reason: Why there is no result: one sentence with its remedy; empty after success.
-        defect: The reason is an unexpected exception or a dead worker, not a refused input.
+        defect: The reason is an unexpected exception, a dead worker or a file that the disk did not give,
+            not a refused input.
         trace: Where an unexpected exception arose.
     """
 
@@ -60,10 +61,11 @@ def run_jobs(
 ) -> Iterator[Done]:
     """Calls `function(*args)` for each `key: args` of `jobs`; yields every job once, in order of completion.
 
-    An InputError is a job's answer at once. After any other exception, and after the death of its worker, a
-    job is tried again `retries` times, behind the others. Time is linear in the number of jobs, and memory
-    does not grow with it beyond `jobs` itself. Close the generator (`contextlib.closing`) to stop early: no
-    process outlives it. Scripts need `if __name__ == "__main__":`, since workers import them.
+    An InputError other than UnreadableError is a job's answer at once. After any other exception, and after
+    the death of its worker, a job is tried again `retries` times, behind the others. Time is linear in the
+    number of jobs, and memory does not grow with it beyond `jobs` itself. Close the generator
+    (`contextlib.closing`) to stop early: no process outlives it. Scripts need
+    `if __name__ == "__main__":`, since workers import them.
 
     Args:
         function: Importable by the workers (module level).
@@ -156,7 +158,7 @@ def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tup
         with redirect_stdout(sys.stderr):  # stdout is for the data of the command
             return Done(key, function(*args))
     except InputError as error:
-        return Done(key, reason=str(error))
+        return Done(key, reason=str(error), defect=isinstance(error, UnreadableError))
     except MemoryError:
         return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
     except Exception as error:

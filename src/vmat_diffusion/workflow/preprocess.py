@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
 from vmat_diffusion.workflow.batch import Cluster, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
+from vmat_diffusion.workflow.dataset import (
+    DATASET,
+    REJECTED,
+    Rejection,
+    read_dataset,
+    write_rejected,
+    write_text,
+)
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.states import (
@@ -46,16 +55,24 @@ from vmat_diffusion.workflow.states import (
     write_tables,
 )
 
+# Settings that only admit more cases: those that are finished without them are the same with them.
+_ADMITTING = ("relax", "allow_outside_body")
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished data set: what is in it, what is not, what lost voxels, and the time it took."""
+    """A finished data set: what is in it, what is not, what lost voxels, and the time it took.
+
+    `without_raw` are cases of an earlier run that are in it though no raw folder has their id any more:
+    the folder is gone, or its files changed and it is here again under another id.
+    """
 
     out: Path
     shape: Shape
     records: tuple[Mapping[str, Any], ...]
     rejections: tuple[Rejection, ...]
     cut_percent: Mapping[str, Mapping[str, float]]
+    without_raw: tuple[str, ...]
     made: int
     seconds: float
 
@@ -68,6 +85,7 @@ class Prepared:
             "made": self.made,
             "rejected": [asdict(r) for r in self.rejections],
             "cut_percent": {case: dict(lost) for case, lost in self.cut_percent.items()},
+            "without_raw": list(self.without_raw),
             "seconds": round(self.seconds, 1),
             "cases_per_minute": round(60 * self.made / self.seconds, 2) if self.made else 0.0,
         }
@@ -88,27 +106,30 @@ def preprocess(
     """Make or go on with the data set `out` from the case folders below `raw`.
 
     `shape` is (z, y, x); None finds it from all cases once and keeps it when cases are added. `resume`
-    makes only what is not there yet, and again what changed. `key` takes a CSV of ids and folders.
+    makes only what is not there yet, and again what changed; `relax` and `allow_outside_body` may be turned
+    on then, and rejected cases are tried again. `key` takes a CSV of ids and folders.
     Raises InputError where the folders or settings cannot be used, or where no case is left.
     """
     started = time.perf_counter()
     if key is not None and out.resolve() in key.resolve().parents:
         raise InputError(f"{key} would tell the patients' folders within the data set; name a file elsewhere")
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
-    cases, again = scan(raw, sites)
+    if out.resolve().is_relative_to(raw.resolve()):
+        raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
+    cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = opened(out, record, shape, resume=resume)
+    shape = _opened(out, record, shape, resume=resume)
     if key is not None:
         _write_key(key, cases)
     pool = cluster or Cluster()
     work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
     if shape is None:
         work.run("resample", None)
-        shape = _common(work, settings.spacing_mm)
+        shape = _common(work, settings.spacing_mm, no_case)
         note_run(out, record, shape)
     work.run("write", shape)
     done = work.finished(shape)
-    rejections = (*again, *work.rejections())
+    rejections = (*no_case, *work.rejections())
     write_tables(out, record, shape, list(done.values()), rejections)
     return Prepared(
         out=out,
@@ -116,6 +137,7 @@ def preprocess(
         records=tuple(state["record"] for state in done.values()),
         rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
         cut_percent={name: state["cut_percent"] for name, state in done.items() if state["cut_percent"]},
+        without_raw=tuple(name for name in done if name not in work.cases),
         made=work.made,
         seconds=time.perf_counter() - started,
     )
@@ -142,6 +164,36 @@ def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any
     }
 
 
+def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
+    """As `opened`, also for a data set whose settings differ only in what admits more cases now.
+
+    Finished cases would come out the same and are kept; rejected ones are forgotten and so tried again.
+    """
+    try:
+        return opened(out, record, shape, resume=resume)
+    except InputError:
+        there = _stricter(out, record, shape) if resume else None
+        if there is None:
+            raise
+    for state in read_states(out):
+        if state["state"] == "rejected":
+            (out / WORK / f"{state['id']}.state").unlink()
+    note_run(out, record, there[0])
+    if (kept := read_dataset(out)) is not None:
+        write_text(out / DATASET, json.dumps({**kept, "settings": record}, indent=1) + "\n")
+    return there[0]
+
+
+def _stricter(out: Path, record: Mapping[str, Any], shape: Shape | None) -> tuple[Shape | None] | None:
+    """The shape of the data set if it was made with the same settings but some of `_ADMITTING` off."""
+    on = [name for name in _ADMITTING if record[name]]
+    for count in range(1, len(on) + 1):
+        for off in combinations(on, count):
+            with suppress(InputError):
+                return (opened(out, {**record, **dict.fromkeys(off, False)}, shape, resume=True),)
+    return None
+
+
 def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     try:
         data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
@@ -157,17 +209,18 @@ def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
         table.writerows((case.id, case.folder.name) for case in cases)
 
 
-def _common(work: _Work, spacing_mm: Point) -> Shape:
+def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
         Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
     ]
     if not extents:
         rejections = work.rejections()
-        write_rejected(work.out, rejections)
+        write_rejected(work.out, [*no_case, *rejections])
         raise CaseError(
             f"none of {len(rejections)} cases could be prepared; act on {work.out / REJECTED} and run again "
-            "with --resume"
+            "with --resume, or into another folder where a remedy changes other settings than --relax-filter "
+            "and --allow-outside-body"
         )
     return common_shape(extents, spacing_mm)
 
