@@ -116,8 +116,9 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         steps += [f"make-union: {name}" for name in case.structures if name not in before]
     goals = constraints_of(sheet, case) if sheet else ()
     case = replace(case, id=raw.id, site=site, prescription=prescription)
-    provenance = _provenance(raw, folder, case, plan, steps)
     training = on_spacing(case, settings.spacing_mm, None if plan is None else _nameless_plan(plan))
+    resampled = training.case.source.steps[len(case.source.steps) :]
+    provenance = _provenance(raw, folder, case, plan, [*steps, *(s.partition(":")[0] for s in resampled)])
     extent = extent_of(training)
     provenance |= {
         "goals": sheet.name if sheet else "",
