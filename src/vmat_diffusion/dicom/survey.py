@@ -57,7 +57,8 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
     """Look at every file below a folder, in the order of their relative paths' characters.
 
     Whose a file is: the patient ID says it, else the name, else the other files of its study. Names and
-    numbers in files that are left out are the patient's too, where they can be read. Raises CaseError where there is no such folder.
+    numbers in files that are left out are the patient's too, where they can be read.
+    Raises CaseError where there is no such folder.
     """
     if not root.is_dir():
         raise CaseError("the input folder does not exist; give the folder that holds the DICOM files")

@@ -71,8 +71,8 @@ def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ..
     """The cases below a folder, in the order of their ids, and a sentence for everything left out.
 
     The sentences name objects by the end of their UID and damaged files by their number in the order of
-    the paths. Files of one UID but different content are all left out. Raises CaseError where there is no such folder
-    or it holds no DICOM file. No file is kept in memory.
+    the paths. Files of one UID but different content are all left out. Raises CaseError where there is
+    no such folder or it holds no DICOM file. No file is kept in memory.
     """
     root = Path(root)
     if not root.is_dir():
