@@ -43,10 +43,13 @@ class Identity:
     def __or__(self, other: Identity) -> Identity:
         return Identity(self.folded | other.folded, self.written | other.written)
 
-    def is_in(self, text: str) -> bool:
-        """Whether a free text holds a word or number of the identity, also as part of a longer one."""
+    def is_in(self, text: str, letters_min: int = 1) -> bool:
+        """Whether a free text holds a word or number of the identity, also as part of a longer one.
+
+        Words of fewer than `letters_min` characters are not looked for.
+        """
         there = folded(text)
-        return any(word in there for word in self.folded)
+        return any(word in there for word in self.folded if len(word) >= letters_min)
 
     def is_in_code(self, code: str) -> bool:
         """The same for a code string, of which three letters may be a part by chance but not a word."""

@@ -258,6 +258,7 @@ def spoilt(tmp_path: Path, implicit: bool = False, **values: object) -> Path:
         ({"FrameOfReferenceUID": "1.2.3.1"}, "(0020,0052)"),
         ({"EncapsulatedDocument": "xx Doe xx".encode("utf-16-le")}, "(0042,0011)"),
         ({"PixelData": bytes(100) + b"zachARIAS" + bytes(403)}, "its bytes"),
+        ({"SimpleFrameList": np.frombuffer(b"xxZACHARIAS ", "<u4").tolist()}, "its bytes"),
     ],
 )
 def test_the_scan_finds_what_is_left(
@@ -276,10 +277,30 @@ def test_the_scan_looks_into_items_and_private_attributes(tmp_path: Path) -> Non
     assert leak(tmp_path / "private.dcm", SOMEBODY, TABLE) == "(0011,1001)"
 
 
+@pytest.mark.parametrize("vr", ["US", "OW"])
+def test_the_scan_looks_into_tables_for_long_words_alone(vr: str, tmp_path: Path) -> None:
+    for content, where in ((b"..ZACHARIAS.", "its bytes"), (b"....doe.....", None)):
+        clean = cleaned(ct(), tmp_path)
+        clean.add_new(0x00283006, vr, content if vr == "OW" else np.frombuffer(content, "<u2").tolist())
+        clean.save_as(tmp_path / "table.dcm", enforce_file_format=True)
+        assert leak(tmp_path / "table.dcm", SOMEBODY, TABLE) == where
+
+
 def test_the_scan_looks_into_the_preamble(tmp_path: Path) -> None:
     raw = spoilt(tmp_path).read_bytes()
     (tmp_path / "p.dcm").write_bytes(b"Doe" + raw[3:])
     assert leak(tmp_path / "p.dcm", SOMEBODY, TABLE) == "its preamble"
+
+
+def test_latin_letters_are_no_surname_of_one_sign(tmp_path: Path) -> None:
+    image = ct()
+    image.SpecificCharacterSet, image.PatientName = "ISO_IR 192", "Yang^Li=杨^丽"
+    image.Manufacturer = "hgLightSpeed VCT"  # "gh" and "hg" are U+6768, read as UTF-16
+    assert cleaned(image, tmp_path).Manufacturer == "hgLightSpeed VCT"
+    surname = Patient("case-0123abcd", 30, Identity(frozenset({"杨"}), frozenset({"杨"})))
+    for spelling in ("杨".encode(), "x杨".encode("utf-16-le")):
+        file = spoilt(tmp_path, EncapsulatedDocument=spelling)
+        assert leak(file, surname, TABLE) == "(0042,0011)"
 
 
 def test_the_scan_takes_no_number_or_pixel_for_a_record_number(tmp_path: Path) -> None:
