@@ -23,7 +23,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, UID_dictionary
 
 from vmat_diffusion.dicom.attributes import integer, items, text
-from vmat_diffusion.dicom.identity import Identity, Key, Patient, vr_of
+from vmat_diffusion.dicom.identity import Identity, Key, Patient, digits_joined, vr_of
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.dicom.profile import (
     CHARACTERISTICS,
@@ -292,7 +292,7 @@ def _roi_names(dataset: Dataset, table: NameTable, identity: Identity) -> Mappin
 
 
 def _is_telling(name: str, identity: Identity) -> bool:
-    return identity.is_in(name) or _LONG_NUMBER.search(name) is not None
+    return identity.is_in(name) or _LONG_NUMBER.search(digits_joined(name)) is not None
 
 
 def _refuse_drawn_text(dataset: Dataset) -> None:

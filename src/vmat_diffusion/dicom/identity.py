@@ -46,16 +46,19 @@ class Identity:
     def is_in(self, text: str, letters_min: int = 1) -> bool:
         """Whether a free text holds a word or number of the identity, also as part of a longer one.
 
-        Words of fewer than `letters_min` characters are not looked for.
+        Numbers are found with separators between their digits too. Words of fewer than `letters_min`
+        characters are not looked for.
         """
-        there = folded(text)
-        return any(word in there for word in self.folded if len(word) >= letters_min)
+        there, joined = folded(text), digits_joined(text)
+        return any(w in there or w in joined for w in self.folded if len(w) >= letters_min)
 
     def is_in_code(self, code: str) -> bool:
         """The same for a code string, of which three letters may be a part by chance but not a word."""
-        there = folded(code)
+        there, joined = folded(code), digits_joined(code)
         words = re.split(r"[\W_]+", there)
-        return any(w in (words if len(w) <= _WORD_LETTERS_MIN else there) for w in self.folded)
+        return any(
+            w in words if len(w) <= _WORD_LETTERS_MIN else w in there or w in joined for w in self.folded
+        )
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,20 @@ def folded(text: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
 
 
+def digits_joined(text: str) -> str:
+    """Folded text without what separates digits: "rec 8477-3321" as "rec 84773321"."""
+    return re.sub(r"(?<=\d)[\W_]+(?=\d)", "", folded(text))
+
+
 def identity_of(dataset: Dataset) -> Identity:
     """The names, numbers, institutions and the birth date that a data set holds, at any depth."""
     found = Identity()
     for item, tag, vr in elements(dataset):
         if vr == "PN" or keyword_for_tag(tag) in _IDENTIFYING:
-            found |= _from_texts(_values(item[tag].value), vr)
+            values = _values(item[tag].value)
+            found |= _from_texts(values, vr)
+            if vr == "DA":
+                found |= Identity(frozenset(spelling for v in values for spelling in _date_spellings(v)))
     return found
 
 
@@ -149,6 +160,15 @@ def _from_texts(texts: Iterable[str], vr: str) -> Identity:
         out |= {folded(w) for w in words | numbers}
         out |= {folded(w.casefold().translate(_UMLAUTS)) for w in words}
     return Identity(frozenset(out), frozenset(written))
+
+
+def _date_spellings(value: str) -> tuple[str, ...]:
+    """A date as digits in the orders in which people write it; none for what is no full date."""
+    found = re.fullmatch(r"(\d{4})(\d\d)(\d\d)", re.sub(r"\D", "", value))
+    if found is None:
+        return ()
+    year, month, day = found.groups()
+    return (f"{year}{month}{day}", f"{day}{month}{year}", f"{month}{day}{year}")
 
 
 def _is_word(letters: str) -> bool:

@@ -141,6 +141,27 @@ def test_roi_names(tmp_path: Path) -> None:
     assert names_in(clean) == ["SpinalCord", "ROI_2", "ring", "ROI_4", "ROI_5", "Externa1"]
 
 
+@pytest.mark.parametrize(
+    "text", ["x 02.01.1950", "x 01/02/1950", "xx 1950-01-02", "rec 8477-3321", "8477 33_21"]
+)
+def test_birth_date_and_number_are_found_whatever_separates_their_digits(text: str, tmp_path: Path) -> None:
+    structures = rois(a=f"GTV {text}", b="ring 50")
+    structures.PatientID, structures.PatientBirthDate = "84773321", "19500102"
+    structures.ManufacturerModelName, structures.SoftwareVersions = text, "16.1.0"
+    clean = cleaned(structures, tmp_path)
+    assert names_in(clean) == ["ROI_1", "ring 50"]
+    assert (clean.ManufacturerModelName, clean.SoftwareVersions) == ("ANONYMIZED", "16.1.0")
+    identity = identity_of(structures)
+    assert identity.is_in(text) and identity.is_in_code(text)
+    clean.ManufacturerModelName = text
+    clean.save_as(tmp_path / "put_back.dcm")
+    assert leak(tmp_path / "put_back.dcm", Patient("case-0123abcd", 30, identity), TABLE) == "(0008,1090)"
+
+
+def test_long_numbers_in_names_of_regions_may_have_separators(tmp_path: Path) -> None:
+    assert names_in(cleaned(rois(a="GTV 02.01.50", b="GTV 50.4"), tmp_path)) == ["ROI_1", "GTV 50.4"]
+
+
 def test_a_patient_called_like_an_organ_keeps_the_organ(tmp_path: Path) -> None:
     structures = rois(a="Heart", b="near heart")
     structures.PatientName = "Heart^Lung"
