@@ -20,9 +20,11 @@ from vmat_diffusion.dicom.profile import word_set
 
 _WORD_LETTERS_MIN = 3
 _NUMBER_DIGITS_MIN = 4
+_VALUE_DIGITS_MIN = 6  # shorter numbers stand among measurements and times by chance
 _FIRST_IDEOGRAPH = "\u2e80"  # one sign of these scripts is a word
 _DAYS_MAX = 365
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
+_TIME = r"([01]\d|2[0-3])(:?[0-5]\d(:?([0-5]\d|60)(\.\d{1,6})?)?)?"
 # Besides all person names (VR PN): what identifies a patient, a visit or an institution.
 _IDENTIFYING = word_set(
     """PatientID OtherPatientIDs AccessionNumber StudyID AdmissionID ServiceEpisodeID MedicalRecordLocator
@@ -51,6 +53,19 @@ class Identity:
         """
         there, joined = folded(text), digits_joined(text)
         return any(w in there or w in joined for w in self.folded if len(w) >= letters_min)
+
+    def is_among(self, values: str) -> bool:
+        r"""Whether one of the number strings, dates or times that "\\" separates is the identity's number.
+
+        As written, as the whole number that it means, and as its digits; from six digits on. Measurements
+        with decimals are compared as written alone: a coordinate has the digits of many a number.
+        """
+        return any(
+            spelling in self.folded
+            for value in values.split("\\")
+            if len(value) >= _VALUE_DIGITS_MIN
+            for spelling in _value_spellings(value.strip("\0 "))
+        )
 
     def is_in_code(self, code: str) -> bool:
         """The same for a code string, of which three letters may be a part by chance but not a word."""
@@ -169,6 +184,34 @@ def _date_spellings(value: str) -> tuple[str, ...]:
         return ()
     year, month, day = found.groups()
     return (f"{year}{month}{day}", f"{day}{month}{year}", f"{month}{day}{year}")
+
+
+def _value_spellings(value: str) -> set[str]:
+    """A number string, date or time as an identity may hold it; none of fewer than six digits."""
+    whole = None
+    if "." in value or "e" in value or "E" in value:
+        try:
+            number = float(value)
+        except ValueError:  # no number, such as 1950.01.02
+            pass
+        else:
+            if not number.is_integer():
+                return {value}
+            whole = f"{abs(number):.0f}"
+    whole = re.sub(r"\D", "", value) if whole is None else whole
+    found = {value, whole, whole.lstrip("0")} if len(whole) >= _VALUE_DIGITS_MIN else set()
+    return {spelling for spelling in found if len(spelling) >= _VALUE_DIGITS_MIN}
+
+
+def is_time(value: str) -> bool:
+    """Whether a TM value is a time of a day and no other digits."""
+    return re.fullmatch(_TIME, value.strip("\0 ")) is not None
+
+
+def is_date(value: str) -> bool:
+    """Whether a DA or DT value is a day, alone or with a time of that day and a time zone."""
+    pattern = rf"\d{{4}}\.?(0\d|1[0-2])\.?[0-3]\d({_TIME})?([+\-]\d{{4}})?"
+    return re.fullmatch(pattern, value.strip("\0 ")) is not None
 
 
 def _is_word(letters: str) -> bool:

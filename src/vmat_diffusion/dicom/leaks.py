@@ -15,7 +15,7 @@ from pathlib import Path
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID_dictionary
 
-from vmat_diffusion.dicom.identity import Identity, Patient, folded
+from vmat_diffusion.dicom.identity import Identity, Patient, folded, is_date, is_time
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.dicom.profile import METHOD, OPTIONS, PLACEHOLDER, STANDARD_CODES
 from vmat_diffusion.errors import CaseError
@@ -24,7 +24,6 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _LONG_FORM = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
 _BINARY = ("AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV")
 _NUMBERS = re.compile(rb"[0-9+\-.eE\\ \0]*")
-_DATES = re.compile(rb"[0-9+\-.:\\ ]*")
 _UNDEFINED = 0xFFFFFFFF
 _IMAGE_BYTES = ((0x7FE0, 0x0010), (0x0028, 0x3006))  # PixelData, LUTData
 _ROI_NAME = (0x3006, 0x0026)
@@ -84,9 +83,11 @@ def _tells(
     if _is_binary(element):
         return False
     if vr in ("DS", "IS"):
-        return _NUMBERS.fullmatch(value) is None
+        return _NUMBERS.fullmatch(value) is None or identity.is_among(value.decode("latin-1"))
     if vr in ("DA", "DT", "TM"):
-        return _DATES.fullmatch(value.rstrip(b"\0")) is None
+        times = value.decode("latin-1").strip("\0 ")
+        valid = is_time if vr == "TM" else is_date
+        return not all(not t.strip() or valid(t) for t in times.split("\\")) or identity.is_among(times)
     if vr == "UI":
         return not all(_is_known_or_new(uid) for uid in value.rstrip(b"\0 ").split(b"\\"))
     text = value.decode("utf-8", "replace").rstrip("\0 ")

@@ -134,6 +134,31 @@ def test_numbers_that_are_texts_go(tmp_path: Path) -> None:
     assert "KVP" not in cleaned(image, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_numbers_dates_and_times_that_are_the_patients_go(tmp_path: Path) -> None:
+    image = ct()
+    image.PatientID, image.PatientBirthDate, image.AccessionNumber = "84773321", "19500102", "101500"
+    image.SeriesNumber, image.AcquisitionNumber, image.KVP = "84773321", "2011950", "84773321.0"
+    image.ContentTime, image.SeriesTime, image.StudyTime = "84773321", "101500", "101501.25"
+    image.StudyDate, image.ContentDate = "19500201", "2024030284773321"  # the first moves to the birth date
+    image.AcquisitionDateTime = "2024030184773321"
+    clean = cleaned(image, tmp_path)
+    assert not {"SeriesNumber", "KVP"} & set(clean.dir()) and clean.AcquisitionNumber == 2011950
+    assert (clean.ContentTime, clean.SeriesTime, clean.StudyTime) == ("", "", "101501.25")
+    assert (clean.StudyDate, clean.ContentDate, clean.AcquisitionDateTime) == ("", "", "")
+
+
+def test_an_object_is_refused_where_a_number_that_it_needs_is_the_patients(tmp_path: Path) -> None:
+    image = ct()
+    image.PatientID, image.RescaleIntercept = "84773321", "84773321"
+    with pytest.raises(CaseError, match=r"RescaleIntercept \(0028,1052\) holds a number of the patient's"):
+        cleaned(image, tmp_path)
+    plan = files.rt_plan([files.beam(1)])
+    plan.PatientID, plan.BeamSequence[0].SourceAxisDistance = "84773321", "84773321"
+    with pytest.raises(CaseError, match="SourceAxisDistance"):
+        cleaned(plan, tmp_path)
+
+
 def test_roi_names(tmp_path: Path) -> None:
     clean = cleaned(
         rois(a="cord", b="ptv secret", c="ring", d="tumour 4711", e="visit 20240301", f="Externa1"), tmp_path
@@ -269,6 +294,26 @@ def spoilt(tmp_path: Path, implicit: bool = False, **values: object) -> Path:
     return tmp_path / "spoilt.dcm"
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("SeriesNumber", "471100"),
+        ("SliceLocation", "-471100.00"),
+        ("SliceLocation", "4.71100e5"),
+        ("SliceLocation", "1.5\\471100"),
+        ("ContentTime", "471100"),
+        ("ContentTime", "47:11:00"),
+        ("ContentDate", "4711.00"),
+        ("AcquisitionDateTime", "20240301471100"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_the_scan_compares_numbers_dates_and_times(keyword: str, value: str, tmp_path: Path) -> None:
+    tag = pydicom.tag.Tag(keyword)
+    file = spoilt(tmp_path, **{keyword: value.split("\\")})
+    assert leak(file, SOMEBODY, TABLE) == f"({tag.group:04X},{tag.element:04X})"
+
+
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize(
     ("values", "where"),
@@ -326,7 +371,8 @@ def test_latin_letters_are_no_surname_of_one_sign(tmp_path: Path) -> None:
 
 def test_the_scan_takes_no_number_or_pixel_for_a_record_number(tmp_path: Path) -> None:
     pixels = np.frombuffer(b"doe " * 128, "u1").tobytes()
-    file = spoilt(tmp_path, SliceLocation="471100", PixelData=pixels, SeriesNumber="471100")
+    coordinates = ["471.100", "-47.1100", "-4711.00"]
+    file = spoilt(tmp_path, ImagePositionPatient=coordinates, PixelData=pixels, ContentTime="101500.471100")
     assert leak(file, SOMEBODY, TABLE) is None
     with pytest.raises(CaseError, match="cannot be read back"):
         file.write_bytes(file.read_bytes()[:-3])
