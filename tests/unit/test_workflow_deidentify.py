@@ -159,6 +159,21 @@ def test_odd_files_are_left_out_with_a_reason_and_the_others_go_on(
         assert "secret" not in text.lower() and "4711" not in text
 
 
+def test_names_in_files_that_are_left_out_are_the_patients_too(tmp_path: Path) -> None:
+    images = files.ct_series()
+    for image in images:
+        image.ManufacturerModelName = "Scanner of Doctor Grünwald"
+    folder = files.write_patient(tmp_path / "in", images)
+    report = files.ct_series(series="1.8")[0]
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    report.SpecificCharacterSet, report.ReferringPhysicianName = "ISO_IR 192", "Grünwald^Egon"
+    files.save(report, folder / "report")
+    done = deidentify_folder(folder, tmp_path / "out")
+    assert "none of CT" in next(iter(done.left_out.values()))
+    models = {pydicom.dcmread(f).ManufacturerModelName for f in (tmp_path / "out").rglob("CT*.dcm")}
+    assert models == {"ANONYMIZED"}
+
+
 def test_the_report_counts_and_names_no_values(patient: Path, tmp_path: Path) -> None:
     deidentify_folder(patient, tmp_path / "out", key=KEY)
     report = json.loads((tmp_path / "out" / REPORT).read_text())

@@ -23,7 +23,7 @@ _GROUPED_BY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Frame
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """One DICOM file: path relative to the folder, kind, and its data set without pixels."""
+    """One DICOM file: path, what sentences call it, kind, and its data set without pixels."""
 
     path: Path = field(repr=False)
     label: str
@@ -77,10 +77,18 @@ def open_folder(root: str | Path) -> Folder:
     return Folder(root, tuple(files), tuple(refused), others, tuple(unreadable))
 
 
-def each_file(root: Path) -> Iterator[Found | CaseError | None]:
-    """Every file below a folder in the order of paths: None for no DICOM, the fault of a damaged one."""
-    for path in sorted(Path(base) / name for base, _, names in os.walk(root) for name in names):
-        label = path.relative_to(root).as_posix()
+def each_file(root: Path, *, numbered: bool = False) -> Iterator[Found | CaseError | None]:
+    """Every file below a folder in the order of paths: None for no DICOM, the fault of a damaged one.
+
+    Labels are the relative paths, or `file 1`, `file 2`, ... in the order of their characters where
+    paths may hold patients' names.
+    """
+    paths = sorted(
+        (Path(base) / name for base, _, names in os.walk(root) for name in names),
+        key=lambda p: p.relative_to(root).as_posix(),
+    )
+    for number, path in enumerate(paths, start=1):
+        label = f"file {number}" if numbered else path.relative_to(root).as_posix()
         try:
             with about(label):
                 yield open_file(path, label) if path.is_file() else None

@@ -6,6 +6,7 @@ file names mean nothing here: archives arrange their trees as they like.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from vmat_diffusion.dicom.rtplan import structure_set_uid
 from vmat_diffusion.errors import CaseError
 
 _KINDS = ("CT", "RTSTRUCT", "RTPLAN", "RTDOSE")
+_CLASH = "another file with other content has the same SOP instance UID; remove one of them"
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,17 @@ class TreeCase:
 def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ...]]:
     """The cases below a folder, in the order of their ids, and a sentence for everything left out.
 
-    The sentences name objects by the end of their UID. Raises CaseError where there is no such folder
-    or it holds no DICOM file. Every file is opened once and none is kept in memory.
+    The sentences name objects by the end of their UID and damaged files by their number in the order of
+    the paths. Files of one UID but different content are all left out. Raises CaseError where there is
+    no such folder or it holds no DICOM file. No file is kept in memory.
     """
     root = Path(root)
     if not root.is_dir():
         raise CaseError(f"folder {root.name or root} does not exist; give the folder with the DICOM tree")
     files: dict[str, TreeFile] = {}
+    clashing: set[str] = set()
     left_out: Counter[str] = Counter()
-    for found in each_file(root):
+    for found in each_file(root, numbered=True):
         if found is None:
             left_out["not DICOM"] += 1
         elif isinstance(found, CaseError):
@@ -90,12 +94,18 @@ def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ..
             except CaseError as fault:
                 left_out[f"damaged: {fault}"] += 1
                 continue
-            if files.setdefault(file.uid, file) is not file:
-                left_out["a copy of another file"] += 1
+            first = files.setdefault(file.uid, file)
+            if first is not file:
+                same = filecmp.cmp(first.path, file.path, shallow=False)
+                left_out["a copy of another file" if same else _CLASH] += 1
+                clashing |= set() if same else {file.uid}
     if not files and not left_out.keys() - {"not DICOM"}:
         raise CaseError(
             f"folder {root.name or root} holds no DICOM file; give the folder with the DICOM tree"
         )
+    for uid in clashing:
+        del files[uid]
+        left_out[_CLASH] += 1
     cases, remarks = _grouped(_index(files))
     counted = [f"{n} {'file' if n == 1 else 'files'} left out: {why}" for why, n in sorted(left_out.items())]
     return cases, (*remarks, *counted)

@@ -125,6 +125,33 @@ def test_what_is_left_out_is_said_without_names(tmp_path: Path) -> None:
     assert "SECRET" not in said and "Secret" not in said and "SECRET" not in repr(cases)
 
 
+def test_files_of_one_uid_and_different_content_are_left_out(tmp_path: Path) -> None:
+    files = _patient(1, plans=2)
+    other = rt_plan()
+    other.SOPInstanceUID, other.PatientID, other.RTPlanLabel = "1.2.3.1.0.5.1", "SECRET-1", "newer"
+    root = _tree(tmp_path, files, [other])
+    cases, left_out = cases_in_tree(root)
+    # Nobody knows on which of the two the other dose was computed, so it stands without a plan.
+    assert sorted(case.plan.uid if case.plan else "" for case in cases) == ["", "1.2.3.1.0.5.0"]
+    assert (
+        "2 files left out: another file with other content has the same SOP instance UID; remove one of them"
+        in left_out
+    )
+
+
+def test_damaged_files_are_named_by_number(tmp_path: Path) -> None:
+    root = _tree(tmp_path, _patient(1))
+    whole = next(root.rglob("*.ima")).read_bytes()
+    (root / "A^SECRET.ima").write_bytes(whole[: len(whole) // 2])
+    (root / "a.SECRET.ima").write_bytes(b"")
+    dataset = _patient(2)[6]
+    del dataset.SOPInstanceUID
+    save(dataset, root / "B^SECRET.ima")
+    _, left_out = cases_in_tree(root)
+    said = "\n".join(left_out)
+    assert "damaged: file 2: " in said and "SECRET" not in said
+
+
 def test_a_plan_on_an_absent_structure_set_is_no_plan(tmp_path: Path) -> None:
     files = _patient(1, doses=False)
     files[-1].ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID = "1.2.9.9"
