@@ -67,7 +67,7 @@ def test_plans_are_shown_as_a_table_and_as_json(
     [
         ((), "give exactly one"),
         (("--cases", "nowhere", "--synthetic", "2"), "give exactly one"),
-        (("--cases", "nowhere"), "holds no index.jsonl"),
+        (("--cases", "nowhere"), "holds no readable index.jsonl"),
         (("--cases", "nowhere", "--spacing-mm", "2", "2", "2"), "--spacing-mm is for synthetic patients"),
         (("--synthetic", "2", "--sites", "elbow"), "--sites elbow"),
         (("--synthetic", "2", "--machine", "generic_hd120"), "no beam model"),

@@ -244,7 +244,7 @@ def test_a_data_set_without_cases_of_the_sites_is_refused(tmp_path: Path) -> Non
     folder = _data_set(tmp_path / "in", _training())
     with pytest.raises(InputError, match="no case of the sites lung"):
         patients_of(folder, ("lung",))
-    with pytest.raises(CaseError, match=r"no index\.jsonl"):
+    with pytest.raises(CaseError, match=r"no readable index\.jsonl"):
         patients_of(tmp_path)
 
 
