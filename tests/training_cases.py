@@ -11,10 +11,11 @@ import numpy as np
 from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
+from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.cache import DecodedCase
 from vmat_diffusion.training.cases import Constraint, TrainingCase, save_case
-from vmat_diffusion.distance import signed_distance_mm
+from vmat_diffusion.training.splits import Member, place, save_splits
 
 
 def small_training(
@@ -91,6 +92,8 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
         rows.append(
             {
                 "id": case.id,
+                "site": case.site,
+                "patient": case.id,
                 "file": file.name,
                 "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
                 "shape": list(case.grid.shape),
@@ -101,8 +104,8 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
         )
     (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if splits is not None:
-        entries = [{"id": name, "split": split} for name, split in splits.items()]
-        (folder / "splits.json").write_text(json.dumps({"schema": 1, "cases": entries}))
+        members = [Member(name, name, "all") for name in splits]
+        save_splits(folder / "splits.json", place(members, given=splits))  # type: ignore[arg-type]
     return folder
 
 

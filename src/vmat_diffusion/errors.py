@@ -13,6 +13,10 @@ class CaseError(InputError):
     """The images, contours or doses cannot be used as they are."""
 
 
+class UnreadableError(CaseError):
+    """A file cannot be read at the moment (disk, network, permissions): worth another try as it is."""
+
+
 class GoalError(InputError):
     """The goal sheet cannot be read or does not fit the case."""
 

@@ -12,6 +12,7 @@ from vmat_diffusion.dose.influence_matrix import InfluenceMatrix, influence_matr
 from vmat_diffusion.dose.pencil_beam import dose_grid, point_dose
 from vmat_diffusion.dose.rays import Density, density_of, medium_at
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.phantom import phantom
 
@@ -104,3 +105,24 @@ def test_a_box_without_area_is_refused(chosen: tuple) -> None:
     exposed, _ = apertures(opaque())
     with pytest.raises(InputError, match="no area"):
         influence_matrix(opaque(), *chosen, exposed, (10.0, 10.0, -30.0, 30.0), (0.0, 0.0, 0.0))
+
+
+def test_rows_longer_than_usual_are_kept_whole() -> None:
+    """A deep voxel in a wide field of small beamlets collects from more of them than usual."""
+    machine, n = opaque(), 30
+    water = Density(
+        Grid((n, n, n), (10.0, 10.0, 10.0), (-145.0, -145.0, -145.0)), np.ones((n, n, n), np.float32)
+    )
+    deep, box = np.array([[0.0, 120.0, 0.0], [20.0, 140.0, -20.0]]), (-100.0, 100.0, -100.0, 100.0)
+    one, jaws = np.zeros(1), np.tile(np.array(box), (1, 2, 1))
+    strips = len(machine.row_edges_mm()) - 1
+    open_field = np.broadcast_to(np.array([[-100.0], [100.0]]), (1, 2, 2, strips)).copy()
+    exposed = Exposures(one, one, one, open_field, jaws, np.ones(1))
+    built = influence_matrix(machine, water, deep, exposed, box, (0.0, 0.0, 0.0), beamlet_mm=2.5)
+    assert np.diff(built.matrix.indptr).max() > 384
+    # The last beamlet of the row, in a far corner, stands for none but itself and some sampled ones.
+    row = built.matrix[0]
+    assert row.data[row.indices.argmax()] < 0.01 * row.sum()
+    medium = medium_at(water, deep)
+    engine = point_dose(machine, exposed, water, deep, (0.0, 0.0, 0.0), medium=medium, step_mm=1.0)
+    np.testing.assert_allclose(built.matrix @ np.ones(built.matrix.shape[1]), engine, rtol=0.01)

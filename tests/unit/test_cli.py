@@ -32,7 +32,7 @@ Command = Callable[..., Ended]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command line in this process."""
-    monkeypatch.delenv("VMAT_DEBUG", raising=False)
+    monkeypatch.setenv("VMAT_DEBUG", "")  # set, so that what --debug makes of it is undone
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["vmat-diffusion", *map(str, arguments)])
@@ -40,7 +40,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             cli.main()
         code = ended.value.code
         # --debug sets the variable for the process; the next command starts without it.
-        monkeypatch.delenv("VMAT_DEBUG", raising=False)
+        monkeypatch.setenv("VMAT_DEBUG", "")
         return Ended(0 if code is None else int(code), *capsys.readouterr())
 
     return run

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.workflow.dataset import (
     Rejection,
     fingerprint,
     read_dataset,
-    read_index,
     rejection,
     write_dataset,
     write_index,
@@ -23,6 +23,11 @@ from vmat_diffusion.workflow.dataset import (
 def _record(number: int) -> dict:
     return {
         "id": f"case_{number:05d}",
+        "file": f"case_{number:05d}.npz",
+        "sha256": "0" * 64,
+        "shape": [8, 16, 16],
+        "targets": ["PTV_60"],
+        "organs": ["Heart"],
         "site": ("lung", "prostate")[number % 2],
         "prescription_gy": {"PTV_60": 60.0},
         "fractions": 30,
@@ -65,9 +70,11 @@ def test_index_and_rejections_are_sorted_and_come_back(tmp_path: Path) -> None:
 
 
 def test_a_damaged_index_is_refused_by_its_line(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match=r"holds no index\.jsonl"):
+    with pytest.raises(CaseError, match=r"holds no readable index\.jsonl"):
         read_index(tmp_path)
-    (tmp_path / "index.jsonl").write_text('{"id": "a"}\n{"id": ')
+    write_index(tmp_path, [_record(1)])
+    index = tmp_path / "index.jsonl"
+    index.write_text(index.read_text() + '{"id": ')
     with pytest.raises(CaseError, match=r"index\.jsonl, line 2"):
         read_index(tmp_path)
 

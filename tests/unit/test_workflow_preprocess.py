@@ -22,9 +22,9 @@ import vmat_diffusion.workflow.preprocess as module
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.cases import TrainingCase, load_case, load_sdf_mm
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case, without_names
-from vmat_diffusion.workflow.dataset import read_index
 from vmat_diffusion.workflow.preprocess import Prepared, preprocess
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 
@@ -127,13 +127,30 @@ def test_a_filled_folder_and_other_settings_are_refused(
     raw, out, _ = made
     with pytest.raises(InputError, match="is not empty; pass --resume"):
         _run(raw, out)
-    with pytest.raises(InputError, match=r"was made with relax = False, now it is True"):
-        _run(raw, out, replace(SETTINGS, relax=True), resume=True)
+    with pytest.raises(InputError, match=r"was made with store_sdf = False, now it is True"):
+        _run(raw, out, replace(SETTINGS, store_sdf=True), resume=True)
     with pytest.raises(InputError, match=r"was made with shape = auto"):
         _run(raw, out, shape=(16, 32, 32), resume=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files and no data set"):
         _run(raw, tmp_path, resume=True)
+
+
+def test_more_may_be_admitted_on_resume_but_not_less(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw_patient(raw / "case_0001", leave_out=("RTPLAN",))
+    with pytest.raises(CaseError, match="none of 1 cases"):
+        _run(raw, out)
+    raw_patient(raw / "case_0002", number=2)
+    _run(raw, out, resume=True)
+    finished = _contents(out)["case_0002.npz"]
+    more = replace(SETTINGS, relax=True, allow_outside_body=True)
+    done = _run(raw, out, more, resume=True)
+    assert (done.made, len(done.records), done.rejections) == (1, 2, ())
+    assert _contents(out)["case_0002.npz"] == finished
+    assert json.loads((out / "dataset.json").read_text())["settings"]["relax"] is True
+    with pytest.raises(InputError, match=r"was made with relax = True, now it is False"):
+        _run(raw, out, resume=True)
 
 
 def test_cases_are_added_in_the_shape_that_is_there(tmp_path: Path) -> None:
@@ -273,6 +290,17 @@ def test_names_of_folders_files_and_regions_stay_out(tmp_path: Path) -> None:
     assert said == "file 1: structure region 1: empty; draw it"
 
 
+def test_a_damaged_contour_does_not_bring_its_regions_name_along(tmp_path: Path) -> None:
+    folder = raw_patient(tmp_path / "raw" / "case_1", leave_out=("RTSTRUCT",))
+    images = [dcmread(p) for p in sorted(folder.iterdir()) if dcmread(p).Modality == "CT"]
+    rois = {"Smith John boost": [("CLOSED_PLANAR", [0.0, 0.0, 0.0, 1.0])]}
+    save(structure_set(images, rois), folder / "rs.dcm")
+    with pytest.raises(CaseError, match="none of 1 cases"):
+        _run(tmp_path / "raw", tmp_path / "out")
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "Smith" not in rejected and "region 1" in rejected
+
+
 def test_the_key_does_not_go_into_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="within the data set"):
         _run(_raw(tmp_path / "raw", 1), tmp_path / "out", key=tmp_path / "out" / "key.csv")
@@ -288,6 +316,56 @@ def test_ids_come_from_plain_folder_names_only(tmp_path: Path) -> None:
         c.id.startswith("case_") and len(c.id) == 17 for c in cases if c.id not in ("case_0001", "PT7")
     )
     assert len(again) == 1 and "very files of another" in again[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        *((n, True) for n in ("case_0001", "PT7", "pt-22", "HN_3", "lung_7", "head_neck_4", "tg119_cshape")),
+        *((n, True) for n in ("case-0a1b2c3d", "case_0123456789ab")),
+        *((n, False) for n in ("Smith_482913", "Doe1", "Doe", "pt_1234567", "case_Doe", "pt_\u0663", "Pt 7")),
+    ],
+)
+def test_a_word_that_may_be_a_name_is_no_id(tmp_path: Path, name: str, plain: bool) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.dcm").write_bytes(b"a")
+    assert (scan(tmp_path)[0][0].id == name) == plain
+
+
+def test_different_cases_of_equal_ends_and_sizes_are_two(tmp_path: Path) -> None:
+    for name, middle in (("Doe", b"1"), ("Roe", b"2"), ("Roe again", b"2")):
+        (tmp_path / name).mkdir()
+        for file, data in (("a", b"first"), ("b", middle), ("c", b"last")):
+            (tmp_path / name / file).write_bytes(data)
+    cases, no_case = scan(tmp_path)
+    assert [c.folder.name for c in cases if c.id.startswith("case_")] and len({c.id for c in cases}) == 2
+    assert {c.folder.name for c in cases} == {"Doe", "Roe"} and len(no_case) == 1
+
+
+def test_an_empty_folder_gets_no_id_from_its_name(tmp_path: Path) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    (raw / "Doe John").mkdir()
+    cases, no_case = scan(raw)
+    assert [c.id for c in cases] == ["case_0001"]
+    assert [(r.case, r.reason) for r in no_case] == [("empty folders", "1 folders hold no file")]
+
+
+def test_a_stray_file_does_not_make_one_case_of_all(tmp_path: Path) -> None:
+    raw = _raw(tmp_path / "raw", 2)
+    (raw / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(8))
+    cases, no_case = scan(raw)
+    assert [c.id for c in cases] == ["case_0001", "case_0002"]
+    assert [r.case for r in no_case] == ["loose files"] and no_case[0].remedy
+
+
+def test_a_case_that_changed_its_id_is_told(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    folder = raw_patient(raw / "Doe John", number=1)
+    first = _run(raw, tmp_path / "out")
+    assert first.without_raw == ()
+    (folder / "added.txt").write_text("one more file")
+    done = _run(raw, tmp_path / "out", resume=True)
+    assert done.without_raw == (first.records[0]["id"],) == tuple(done.summary()["without_raw"])
 
 
 def test_links_to_nowhere_and_strange_files_do_not_stop_the_others(tmp_path: Path) -> None:
@@ -321,6 +399,35 @@ def test_a_defect_costs_its_case_and_is_tried_again(tmp_path: Path, monkeypatch:
     assert (again.made, len(again.records), again.rejections) == (1, 2, ())
 
 
+@pytest.mark.parametrize(
+    ("place", "fault", "reason"),
+    [
+        ("open", PermissionError(13, "Permission denied"), "file 1: the file cannot be opened"),
+        ("is_file", OSError(5, "Input/output error"), "a file cannot be read"),
+        ("open", MemoryError(), "needs more than the limit"),
+    ],
+)
+def test_what_is_not_the_cases_fault_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception, reason: str
+) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    (raw / "case_0001" / "file000").rename(raw / "case_0001" / "Doe")
+    real = getattr(Path, place)
+
+    def failing(path: Path, *options: object, **more: object) -> object:
+        if path.name == "Doe":
+            raise fault
+        return real(path, *options, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, place, failing)
+        with pytest.raises(CaseError, match="none of 1 cases"):
+            _run(raw, tmp_path / "out")
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert reason in rejected and "Doe" not in rejected
+    assert _run(raw, tmp_path / "out", resume=True).made == 1
+
+
 def test_a_raw_folder_may_be_a_case_itself(tmp_path: Path) -> None:
     cases, _ = scan(raw_patient(tmp_path / "case_7"))
     assert [c.id for c in cases] == ["case_7"]
@@ -336,9 +443,29 @@ def test_sites_are_told_by_a_csv(tmp_path: Path) -> None:
     (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,Head Neck,30\n")
     done = _run(raw, tmp_path / "out")
     assert [r["site"] for r in done.records] == ["head_neck", "unknown"]
+    (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,lung,\nDoe,lung,\n")
+    line = scan(raw)[1][0]
+    assert (line.case, line.reason) == ("sites.csv", "line 3: there is no folder of that name")
+    (raw / "sites.csv").write_text("case,site,fractions\ncase_0001,lung,\u00b2\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2: fractions must be a whole number"):
+        scan(raw)
     (raw / "sites.csv").write_text("patient,where\n")
     with pytest.raises(InputError, match="lacks the columns case,site"):
         scan(raw)
+
+
+def test_the_site_of_all_cases_goes_before_the_csv(tmp_path: Path) -> None:
+    raw = RawCase("case_1", raw_patient(tmp_path / "a"), "", site="head_neck")
+    assert clinical_case(raw, replace(SETTINGS, site="lung")).case.site == "lung"
+    assert clinical_case(raw, SETTINGS).case.site == "head_neck"
+
+
+@pytest.mark.parametrize("place", [".", "x"])
+def test_a_data_set_within_the_raw_folder_is_refused(tmp_path: Path, place: str) -> None:
+    raw = _raw(tmp_path / "raw", 1)
+    with pytest.raises(InputError, match="whose folders are the cases; name a folder beside it"):
+        _run(raw, raw / place, resume=True)
+    assert [p.name for p in raw.iterdir()] == ["case_0001"]
 
 
 def _prepared(folder: Path, settings: Preparation = SETTINGS) -> TrainingCase:
@@ -366,6 +493,22 @@ def test_goals_give_constraints_with_what_the_dose_achieves(tmp_path: Path) -> N
     assert absent.achieved is None
     with pytest.raises(InputError, match="is not in the case"):
         _prepared(folder, replace(SETTINGS, relax=True, goals="prostate_78"))
+
+
+def test_the_fractions_are_the_plans_and_not_the_goals(tmp_path: Path) -> None:
+    """lung_60 is for 30 fractions; a case of 15 gets neither them nor, unless asked for, its limits."""
+    folder = raw_patient(tmp_path / "a", leave_out=("RTPLAN",))
+    relaxed = replace(SETTINGS, relax=True, site="lung")
+    fitting = clinical_case(RawCase("c", folder, "", fractions=30), relaxed)
+    assert "goals-from-structures: lung_60" in fitting.provenance["steps"] and fitting.constraints
+    alone = clinical_case(RawCase("c", folder, ""), relaxed)
+    assert alone.case.prescription is not None and alone.case.prescription.fractions == 30
+    other = clinical_case(RawCase("c", folder, "", fractions=15), relaxed)
+    assert other.case.prescription is not None and other.case.prescription.fractions == 15
+    assert not other.constraints and "goals-unknown" in other.provenance["steps"]
+    named = clinical_case(RawCase("c", folder, "", fractions=15), replace(relaxed, goals="lung_60"))
+    assert named.case.prescription is not None and named.case.prescription.fractions == 15
+    assert named.constraints and "goals-of-other-fractions: lung_60" in named.provenance["steps"]
 
 
 def test_stored_distances_are_there_when_asked_for(tmp_path: Path) -> None:

@@ -9,15 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
-from vmat_diffusion.cli.options import AllowOutsideBody, AsJson, MappingFile, PatientPosition
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
+from vmat_diffusion.cli.options import (
+    AllowOutsideBody,
+    AsJson,
+    BatchOptions,
+    ClusterKind,
+    Dashboard,
+    MappingFile,
+    MemoryGb,
+    PatientPosition,
+    Project,
+    Queue,
+    Resume,
+    Walltime,
+    Workers,
+    chosen_cluster,
+)
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import Deidentified
     from vmat_diffusion.workflow.preprocess import Prepared
-
-_REJECTIONS_SHOWN = 20
 
 
 def deidentify(
@@ -95,22 +108,19 @@ def preprocess(
     ] = False,
     patient_position: PatientPosition = None,
     allow_outside_body: AllowOutsideBody = False,
-    cluster: Annotated[str, typer.Option(help="serial, local, slurm or sge.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="Processes, or jobs of a cluster.")] = None,
-    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Limit of each worker.")] = 3.0,
-    queue: Annotated[str | None, typer.Option(help="Partition or queue of the cluster.")] = None,
-    project: Annotated[str | None, typer.Option(help="Account or project to be charged.")] = None,
-    walltime: Annotated[str, typer.Option(help="Of each worker on a cluster, H:MM:SS.")] = "04:00:00",
-    extra: Annotated[
-        list[str] | None, typer.Option(help="Further directive of the cluster's jobs; repeat it.")
-    ] = None,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve a status page.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")] = False,
+    cluster: ClusterKind = "local",
+    workers: Workers = None,
+    memory_gb: MemoryGb = 3.0,
+    queue: Queue = None,
+    project: Project = None,
+    walltime: Walltime = "04:00:00",
+    batch_option: BatchOptions = None,
+    dashboard: Dashboard = False,
+    resume: Resume = False,
     key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make training cases from clinical DICOM folders: one npz and one picture per case, and an index."""
-    from vmat_diffusion.workflow.batch import Cluster
     from vmat_diffusion.workflow.clinical_case import Preparation
     from vmat_diffusion.workflow.preprocess import preprocess as run
 
@@ -125,15 +135,8 @@ def preprocess(
         allow_outside_body=allow_outside_body,
         store_sdf=store_sdf,
     )
-    where = Cluster(
-        kind=cluster,  # type: ignore[arg-type]
-        workers=workers,
-        memory_gb=memory_gb,
-        queue=queue,
-        project=project,
-        walltime=walltime,
-        extra=tuple(extra or ()),
-        dashboard=dashboard,
+    where = chosen_cluster(
+        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
     )
     with stdout_kept(), progress_bar() as progress:
         done = run(
@@ -174,15 +177,14 @@ def _prepared_text(done: Prepared) -> str:
     for case, lost in done.cut_percent.items():
         cut = ", ".join(f"{name} {percent:.3g} %" for name, percent in lost.items())
         parts.append(f"{case} loses voxels outside the volume: {cut}")
-    if done.rejections:
-        shown = done.rejections[:_REJECTIONS_SHOWN]
-        rows = [[r.case, r.reason, r.remedy] for r in shown]
-        more = len(done.rejections) - len(shown)
+    if done.without_raw:
         parts.append(
-            f"{len(done.rejections)} left out, all of them in rejected.csv\n"
-            + table(["case", "reason", "remedy"], rows, left=3)
-            + (f"\nand {more} more" if more else "")
+            "Kept from an earlier run, though no raw folder has the id any more: "
+            f"{', '.join(done.without_raw)}. "
+            "If their files changed, they may be here twice; make the data set anew in another folder"
         )
+    if done.rejections:
+        parts.append(rejected_text(done.rejections))
     return "\n\n".join(parts)
 
 

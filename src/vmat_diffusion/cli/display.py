@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult
     from vmat_diffusion.qa import Verdict
     from vmat_diffusion.workflow import PlanRun, Progress
+    from vmat_diffusion.workflow.dataset import Rejection
+
+_REJECTIONS_SHOWN = 20
 
 
 @contextmanager
@@ -123,6 +126,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int)
             c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
+    )
+
+
+def rejected_text(rejections: Sequence[Rejection]) -> str:
+    """What a data set left out, the first of them with reason and remedy."""
+    rows = [[r.case, r.reason, r.remedy] for r in rejections[:_REJECTIONS_SHOWN]]
+    more = len(rejections) - len(rows)
+    return (
+        f"{len(rejections)} left out, all of them in rejected.csv\n"
+        + table(["case", "reason", "remedy"], rows, left=3)
+        + (f"\nand {more} more" if more else "")
     )
 
 

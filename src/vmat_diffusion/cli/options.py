@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from vmat_diffusion.workflow.cluster import Cluster, Kind
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
@@ -30,4 +33,53 @@ CheckMinutes = Annotated[
 GateFile = Annotated[Path | None, typer.Option("--gate", help="Limits of the gate: your own gate.toml.")]
 GridMm = Annotated[float, typer.Option("--grid-mm", help="Spacing of the dose grid, mm.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same dose.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+
+ClusterKind = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="serial|local|slurm|sge",
+        help="Where the cases run: in this process, on this computer's cores, or as batch jobs.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Cases at a time. Without it: as many as cores and memory allow."),
+]
+MemoryGb = Annotated[float, typer.Option("--memory-gb", help="Limit of each worker, GB.")]
+Queue = Annotated[str | None, typer.Option("--queue", help="SLURM partition or SGE queue of the workers.")]
+Project = Annotated[
+    str | None, typer.Option("--project", help="SLURM account or SGE project that is charged.")
+]
+Walltime = Annotated[str, typer.Option("--walltime", help="Of each batch job, H:MM:SS.")]
+BatchOptions = Annotated[
+    list[str] | None,
+    typer.Option("--batch-option", help='Further directive of the batch jobs: "-pe smp 2". Repeatable.'),
+]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="Serve a page that shows the workers, on this computer only.")
+]
+
+
+def chosen_cluster(
+    kind: str,
+    workers: int | None,
+    memory_gb: float,
+    queue: str | None,
+    project: str | None,
+    walltime: str,
+    batch_options: list[str] | None,
+    *,
+    dashboard: bool,
+) -> Cluster:
+    """Where the cases run, by the options of a command.
+
+    Raises:
+        InputError: An option is unknown, out of range or without effect.
+    """
+    from vmat_diffusion.workflow.cluster import Cluster
+
+    extra = tuple(batch_options or ())
+    return Cluster(cast("Kind", kind), workers, memory_gb, queue, project, walltime, extra, dashboard)

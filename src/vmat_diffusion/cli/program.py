@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, data, influence, planning
+from vmat_diffusion.cli import beam, catalogue, checking, data, imports, influence, planning, simulation
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -51,6 +51,7 @@ app = typer.Typer(
 machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args_is_help=True)
 beam_app = typer.Typer(help="The photon beam of a machine.", no_args_is_help=True)
 goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
+import_app = typer.Typer(help="Public data made ready for training.", no_args_is_help=True)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
@@ -64,6 +65,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     influence.influence,
     data.deidentify,
     data.preprocess,
+    imports.split,
+    simulation.simulate,
     planning.demo,
 )
 for _command in _COMMANDS:
@@ -71,11 +74,14 @@ for _command in _COMMANDS:
 machine_app.command("list")(catalogue.machine_list)
 machine_app.command("show")(catalogue.machine_show)
 beam_app.command("fit")(beam.beam_fit)
+import_app.command("openkbp")(imports.import_openkbp)
+import_app.command("dicom")(imports.import_dicom)
 goals_app.command("list")(catalogue.goals_list)
 goals_app.command("show")(catalogue.goals_show)
 app.add_typer(machine_app, name="machine")
 app.add_typer(beam_app, name="beam")
 app.add_typer(goals_app, name="goals")
+app.add_typer(import_app, name="import")
 
 
 def _terminate(*_: object) -> NoReturn:

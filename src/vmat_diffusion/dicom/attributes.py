@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 
 _FILE_BYTES_MAX = 2**31
 _VOXELS_MAX = 2**29
@@ -53,9 +53,14 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def about(what: str, error: type[InputError] = CaseError) -> Iterator[None]:
-    """Put the name of the thing at hand in front of the sentence of an InputError raised within."""
+    """Put the name of the thing at hand in front of the sentence of an InputError raised within.
+
+    An UnreadableError stays one: the fault is not in the file.
+    """
     try:
         yield
+    except UnreadableError as fault:
+        raise UnreadableError(f"{what}: {fault}") from None
     except InputError as fault:
         raise error(f"{what}: {fault}") from None
 
@@ -63,7 +68,8 @@ def about(what: str, error: type[InputError] = CaseError) -> Iterator[None]:
 def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
     """The data set of one file; None where the file is not DICOM at all.
 
-    Raises CaseError for a file that says it is DICOM and cannot be parsed, or is above 2 GiB.
+    Raises CaseError for a file that says it is DICOM and cannot be parsed, or is above 2 GiB, and
+    UnreadableError for one that the disk does not give.
     """
     try:
         if path.stat().st_size > _FILE_BYTES_MAX:
@@ -76,7 +82,9 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
             # read of that length from disk would first reserve the memory for it.
             stream = BytesIO(head + file.read())
     except OSError as fault:
-        raise CaseError(f"the file cannot be opened ({fault.strerror}); check its permissions") from None
+        raise UnreadableError(
+            f"the file cannot be opened ({fault.strerror}); check its permissions"
+        ) from None
     try:
         dataset = dcmread(stream, stop_before_pixels=not pixels, force=head[128:] != b"DICM")
         if "TransferSyntaxUID" not in dataset.file_meta:
@@ -87,6 +95,8 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
         # Touching the elements of the top level finds broken sequences while the file is named.
         for keyword in ("SOPClassUID", "Modality"):
             dataset.get(keyword)
+    except MemoryError:
+        raise
     except Exception as fault:  # pydicom's parsers raise every kind of exception
         raise CaseError(
             f"the file is not valid DICOM ({type(fault).__name__} while "
@@ -106,6 +116,8 @@ def _value(dataset: Dataset, keyword: str) -> Any:
         value = dataset.get(keyword)
         # None for absent and for empty: the standard's types 1, 2 and 3 are all met in practice.
         return None if value is None or (not isinstance(value, int | float) and len(value) == 0) else value
+    except MemoryError:
+        raise
     except Exception:
         raise CaseError(f"{name_of(keyword)} cannot be read; export the file again") from None
 

@@ -23,7 +23,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, UID_dictionary
 
 from vmat_diffusion.dicom.attributes import integer, items, text
-from vmat_diffusion.dicom.identity import Identity, Key, Patient, vr_of
+from vmat_diffusion.dicom.identity import Identity, Key, Patient, digits_joined, is_date, is_time, vr_of
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.dicom.profile import (
     CHARACTERISTICS,
@@ -46,13 +46,17 @@ _DECLARED_ANEW = word_set(
     LongitudinalTemporalInformationModified"""
 )
 _AGE_YEARS_MAX = 90
+# What pixels mean; in items numbers are those of structures, beams and doses.
+_NEEDED_NUMBERS = word_set(
+    """RescaleIntercept RescaleSlope PixelSpacing ImagePositionPatient ImageOrientationPatient SliceThickness
+    NumberOfFrames DoseGridScaling GridFrameOffsetVector"""
+)
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _BYTES = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 _BYTES_KEPT = frozenset({"PixelData", "LUTData"})
 _NUMBER = re.compile(rb"[0-9+\-.eE\\ \0]*")
 _CODE = re.compile(r"[A-Za-z0-9_ .\-]{0,32}")
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)([0-9.+\-]*)")
-_TIME = re.compile(r"[0-9.:\- ]*")
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _LONG_NUMBER = re.compile(r"\d{6}")
 
@@ -155,8 +159,7 @@ class _Job:
             for item in dataset[tag].value:
                 self.clean(item, depth + 1)
         elif vr in ("DS", "IS"):
-            if not _NUMBER.fullmatch(_stored(dataset, tag)):
-                self._remove(dataset, tag, keyword)
+            self._number(dataset, tag, keyword, depth)
         elif vr[:2] in _BYTES or vr.endswith("OW"):
             if keyword not in _BYTES_KEPT or (depth and keyword == "PixelData"):
                 self._remove(dataset, tag, keyword)
@@ -192,16 +195,32 @@ class _Job:
         if new != old:
             self._replace(dataset, tag, new if len(new) > 1 else new[0], "new UID")
 
+    def _number(self, dataset: Dataset, tag: BaseTag, keyword: str, depth: int) -> None:
+        stored = _stored(dataset, tag)
+        telling = self.patient.identity.is_among(stored.decode("latin-1"))
+        if not telling and _NUMBER.fullmatch(stored):
+            return
+        if keyword in _NEEDED_NUMBERS or (telling and depth):
+            raise CaseError(
+                f"{keyword} ({tag.group:04X},{tag.element:04X}) holds a number of the patient's or no number "
+                "and the object means nothing without it; correct it or leave the file out"
+            )
+        self._remove(dataset, tag, keyword)
+
     def _date(self, dataset: Dataset, tag: BaseTag, vr: str) -> None:
         if vr == "TM":
-            if not all(_TIME.fullmatch(v) for v in _texts(dataset, tag)):
+            times = _texts(dataset, tag)
+            if not all(not v or is_time(v) for v in times) or self._is_among(times):
                 self._replace(dataset, tag, "", "emptied")
             return
         moved = [moved_date(v, self.patient.days) for v in _texts(dataset, tag)]
-        if "" in moved:
+        if "" in moved or self._is_among(moved):
             self._replace(dataset, tag, "", "emptied")
         else:
             self._replace(dataset, tag, moved if len(moved) > 1 else moved[0], "moved")
+
+    def _is_among(self, values: list[str]) -> bool:
+        return self.patient.identity.is_among("\\".join(values))
 
     def _age(self, dataset: Dataset, tag: BaseTag) -> None:
         age = _AGE.fullmatch(str(dataset[tag].value))
@@ -224,7 +243,7 @@ class _Job:
 
 def moved_date(value: str, days: int) -> str:
     """A DA or DT value so many days earlier, its time as it was; "" for what is no full date."""
-    found = _DATE.fullmatch(value.strip())
+    found = _DATE.fullmatch(value.strip()) if is_date(value) else None
     try:
         moved = date(*map(int, found.groups()[:3])) - timedelta(days) if found else None
     except (ValueError, OverflowError):
@@ -292,7 +311,7 @@ def _roi_names(dataset: Dataset, table: NameTable, identity: Identity) -> Mappin
 
 
 def _is_telling(name: str, identity: Identity) -> bool:
-    return identity.is_in(name) or _LONG_NUMBER.search(name) is not None
+    return identity.is_in(name) or _LONG_NUMBER.search(digits_joined(name)) is not None
 
 
 def _refuse_drawn_text(dataset: Dataset) -> None:

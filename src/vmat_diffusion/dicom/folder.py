@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 
 from vmat_diffusion.dicom.attributes import about, open_dataset, text
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, UnreadableError
 
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -22,7 +23,7 @@ _GROUPED_BY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Frame
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """One DICOM file: path relative to the folder, kind, and its data set without pixels."""
+    """One DICOM file: path, what sentences call it, kind, and its data set without pixels."""
 
     path: Path = field(repr=False)
     label: str
@@ -37,12 +38,16 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """All DICOM files below a folder. `refused` holds a sentence for each that cannot be parsed."""
+    """All DICOM files below a folder. `refused` holds a sentence for each that cannot be parsed.
+
+    `unreadable` are those of them that the disk does not give at the moment.
+    """
 
     root: Path
     files: tuple[Found, ...]
     refused: tuple[str, ...]
     others: int
+    unreadable: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[Found, ...]:
         """The files of one kind: CT, RTSTRUCT, RTDOSE, RTPLAN or another modality's name."""
@@ -58,20 +63,37 @@ def open_folder(root: str | Path) -> Folder:
         )
     files: list[Found] = []
     refused: list[str] = []
+    unreadable: list[str] = []
     others = 0
-    for path in sorted(Path(base) / name for base, _, names in os.walk(root) for name in names):
-        label = path.relative_to(root).as_posix()
-        try:
-            with about(label):
-                found = open_file(path, label) if path.is_file() else None
-        except CaseError as fault:
-            refused.append(str(fault))
-            continue
-        if found is None:
+    for found in each_file(root):
+        if isinstance(found, CaseError):
+            refused.append(str(found))
+            if isinstance(found, UnreadableError):
+                unreadable.append(str(found))
+        elif found is None:
             others += 1
         else:
             files.append(found)
-    return Folder(root, tuple(files), tuple(refused), others)
+    return Folder(root, tuple(files), tuple(refused), others, tuple(unreadable))
+
+
+def each_file(root: Path, *, numbered: bool = False) -> Iterator[Found | CaseError | None]:
+    """Every file below a folder in the order of paths: None for no DICOM, the fault of a damaged one.
+
+    Labels are the relative paths, or `file 1`, `file 2`, ... in the order of their characters where
+    paths may hold patients' names.
+    """
+    paths = sorted(
+        (Path(base) / name for base, _, names in os.walk(root) for name in names),
+        key=lambda p: p.relative_to(root).as_posix(),
+    )
+    for number, path in enumerate(paths, start=1):
+        label = f"file {number}" if numbered else path.relative_to(root).as_posix()
+        try:
+            with about(label):
+                yield open_file(path, label) if path.is_file() else None
+        except CaseError as fault:
+            yield fault
 
 
 def open_file(path: Path, label: str) -> Found | None:

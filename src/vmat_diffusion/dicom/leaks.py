@@ -15,7 +15,7 @@ from pathlib import Path
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID_dictionary
 
-from vmat_diffusion.dicom.identity import Identity, Patient, folded
+from vmat_diffusion.dicom.identity import Identity, Patient, folded, is_date, is_time
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.dicom.profile import METHOD, OPTIONS, PLACEHOLDER, STANDARD_CODES
 from vmat_diffusion.errors import CaseError
@@ -24,9 +24,8 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _LONG_FORM = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
 _BINARY = ("AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV")
 _NUMBERS = re.compile(rb"[0-9+\-.eE\\ \0]*")
-_DATES = re.compile(rb"[0-9+\-.:\\ ]*")
 _UNDEFINED = 0xFFFFFFFF
-_PIXEL_DATA = (0x7FE0, 0x0010)
+_IMAGE_BYTES = ((0x7FE0, 0x0010), (0x0028, 0x3006))  # PixelData, LUTData
 _ROI_NAME = (0x3006, 0x0026)
 # Words this long do not turn up in pixels by chance, so they are looked for in every byte.
 _LONG_LETTERS_MIN = 6
@@ -57,13 +56,18 @@ def leak(file: Path, patient: Patient, table: NameTable) -> str | None:
             value = raw[element.start : element.stop]
             if _tells(element, value, patient.identity, own, table):
                 return f"({element.tag[0]:04X},{element.tag[1]:04X})"
-            if element.tag != _PIXEL_DATA:
+            if not _is_binary(element):
                 rest[element.start : element.stop] = bytes(len(value))
     except (struct.error, IndexError):
         raise CaseError(
             "the file cannot be read back element by element after writing; export it again"
         ) from None
     return "its bytes" if _in_bytes(bytes(rest), patient.identity) else None
+
+
+def _is_binary(element: _Element) -> bool:
+    """Whether any short word may turn up in a value by chance."""
+    return element.tag in _IMAGE_BYTES or element.vr in _BINARY
 
 
 def _own_words(patient: Patient) -> frozenset[str]:
@@ -76,12 +80,14 @@ def _tells(
 ) -> bool:
     """Whether a value holds a word of the patient's or is not what its representation promises."""
     vr = element.vr
-    if element.tag == _PIXEL_DATA or vr in _BINARY:
+    if _is_binary(element):
         return False
     if vr in ("DS", "IS"):
-        return _NUMBERS.fullmatch(value) is None
+        return _NUMBERS.fullmatch(value) is None or identity.is_among(value.decode("latin-1"))
     if vr in ("DA", "DT", "TM"):
-        return _DATES.fullmatch(value.rstrip(b"\0")) is None
+        times = value.decode("latin-1").strip("\0 ")
+        valid = is_time if vr == "TM" else is_date
+        return not all(not t.strip() or valid(t) for t in times.split("\\")) or identity.is_among(times)
     if vr == "UI":
         return not all(_is_known_or_new(uid) for uid in value.rstrip(b"\0 ").split(b"\\"))
     text = value.decode("utf-8", "replace").rstrip("\0 ")
@@ -91,8 +97,19 @@ def _tells(
         return False
     if element.tag == _ROI_NAME and (known := table.match(text)) and known.name == text:
         return False
-    encodings = ("utf-8", "latin-1", "utf-16-le", "utf-16-be")
-    return any(identity.is_in(value.decode(encoding, "replace")) for encoding in encodings)
+    if any(identity.is_in(value.decode(encoding, "replace")) for encoding in ("utf-8", "latin-1")):
+        return True
+    # Two Latin letters read as UTF-16 are one ideograph, and so a surname, by chance.
+    letters_min = 1 if _is_no_utf8(value.rstrip(b"\0 ")) else 2
+    return any(identity.is_in(value.decode(e, "replace"), letters_min) for e in ("utf-16-le", "utf-16-be"))
+
+
+def _is_no_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return b"\0" in value
 
 
 def _is_known_or_new(uid: bytes) -> bool:
@@ -102,7 +119,7 @@ def _is_known_or_new(uid: bytes) -> bool:
 
 
 def _in_bytes(rest: bytes, identity: Identity) -> bool:
-    """Whether a long word stands anywhere else in the file: pixels, headers, between elements."""
+    """Whether a long word stands anywhere else in the file: pixels, binary numbers, between elements."""
     lower = rest.lower()
     for word in identity.written:
         if len(word) >= _LONG_LETTERS_MIN and any(c.isalpha() for c in word):

@@ -24,7 +24,7 @@ from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.rtdose import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan import plan_from, prescribed_gy, structure_set_uid
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
-from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.errors import CaseError, InputError, PlanError, UnreadableError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
@@ -201,7 +201,7 @@ def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, 
 
 def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list[tuple[str, str]]:
     """CT series that a structure set was drawn on: by its images, or else by frame of reference."""
-    images, uids, frames = _references(found)
+    images, uids, frames = references_of(found)
     by_image = [uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)]
     if by_image:
         return [(uid, "images") for uid in by_image]
@@ -212,7 +212,7 @@ def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list
     ]
 
 
-def _references(found: Found) -> tuple[set[str], set[str], set[str]]:
+def references_of(found: Found) -> tuple[set[str], set[str], set[str]]:
     """Image, series and frame-of-reference UIDs that a structure set names."""
     images: set[str] = set()
     uids: set[str] = set()
@@ -283,6 +283,8 @@ def _reference_dose(folder: Folder, series: Series) -> tuple[Dose | None, tuple[
         uid, files = next(iter(groups.items()))
         plans = [p for p in folder.of("RTPLAN") if uid and p.uid == uid]
         dose = course_dose(files, plans[0] if plans else None)
+    except UnreadableError:
+        raise
     except InputError as fault:
         return None, (f"leave-out-dose: {fault}",)
     steps = dose.provenance["steps"]

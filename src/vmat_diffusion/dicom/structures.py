@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,27 @@ def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
         frame = text(item, "ReferencedFrameOfReferenceUID")
         out[number] = Roi(number, alias, declared.get(number, ""), frame, areas, remarks)
     return tuple(out.values())
+
+
+def region_names(dataset: Dataset) -> Iterator[tuple[int, str]]:
+    """Number and name of each region, without the contours: what is wrong may be in those.
+
+    A region whose number cannot be read is given its place in the sequence.
+    """
+    try:
+        regions = items(dataset, "StructureSetROISequence")
+    except CaseError:
+        return
+    for place, region in enumerate(regions, start=1):
+        try:
+            number = integer(region, "ROINumber")
+        except CaseError:
+            number = place
+        try:
+            if alias := text(region, "ROIName"):
+                yield number, alias
+        except CaseError:
+            continue
 
 
 def _areas(item: Dataset) -> tuple[tuple[NDArray, ...], tuple[str, ...]]:

@@ -56,7 +56,8 @@ class Survey:
 def survey(root: Path, progress: Callable[[float], None] | None = None) -> Survey:
     """Look at every file below a folder, in the order of their relative paths' characters.
 
-    Whose a file is: the patient ID says it, else the name, else the other files of its study.
+    Whose a file is: the patient ID says it, else the name, else the other files of its study. Names and
+    numbers in files that are left out are the patient's too, where they can be read.
     Raises CaseError where there is no such folder.
     """
     if not root.is_dir():
@@ -73,8 +74,9 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
                 others.append(number)
             else:
                 patient = text(dataset, "PatientID") or text(dataset, "PatientName")
-                original = Original(number, path, _kind(dataset), patient)
+                original = Original(number, path, SUPPORTED.get(text(dataset, "SOPClassUID"), ""), patient)
                 seen.append((original, text(dataset, "StudyInstanceUID"), _identity(dataset)))
+                _refuse_unsupported(dataset)
         except CaseError as fault:
             left_out[number] = str(fault)
         if progress is not None:
@@ -93,7 +95,8 @@ def _sorted_by_patient(
     for original, study, identity in seen:
         named = of_study[study]
         patient = original.patient or (next(iter(named)) if len(named) == 1 else f"study {study}")
-        originals.append(replace(original, patient=patient))
+        if original.number not in left_out:
+            originals.append(replace(original, patient=patient))
         identities[patient] = identities.get(patient, Identity()) | identity
     return Survey(tuple(originals), identities, left_out, tuple(others))
 
@@ -126,9 +129,8 @@ def write_deidentified(
     return file, done
 
 
-def _kind(dataset: Dataset) -> str:
-    kind = SUPPORTED.get(text(dataset, "SOPClassUID"))
-    if kind is None:
+def _refuse_unsupported(dataset: Dataset) -> None:
+    if text(dataset, "SOPClassUID") not in SUPPORTED:
         raise CaseError(
             "the object is none of CT, MR, PET, registration, RTSTRUCT, RTDOSE and RTPLAN, so what it shows "
             "is not known; leave it out"
@@ -137,7 +139,6 @@ def _kind(dataset: Dataset) -> str:
         raise CaseError("the object has no SOPInstanceUID (0008,0018); export it again")
     if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
         raise CaseError("the file is big-endian, which the standard has retired; convert it to little endian")
-    return kind
 
 
 def _is_directory(dataset: Dataset) -> bool:

@@ -213,4 +213,3 @@ def decode(relative: NDArray, encoded: Encoded, provenance: Mapping[str, object]
     gy = np.zeros(encoded.grid.shape, np.float32)
     gy[encoded.box] = np.maximum(relative, 0.0) * encoded.mask * encoded.top_gy
     return Dose(encoded.grid, gy, provenance=dict(provenance or {}))
-

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -118,12 +119,12 @@ class DoseNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, c), nn.SiLU(), nn.Linear(c, c))
         self.stem = _down(channels, w[0])
         self.encoder = nn.ModuleList(_Level(n, c, size.blocks) for n in w)
-        self.encoder_down = nn.ModuleList(_down(a, b) for a, b in zip(w, w[1:], strict=False))
+        self.encoder_down = nn.ModuleList(_down(a, b) for a, b in pairwise(w))
         self.sample_stem = _down(2, w[0])
         self.mixer = nn.ModuleList(_Level(n, c, 1) for n in w[1:])
-        self.mixer_down = nn.ModuleList(_down(a, b) for a, b in zip(w, w[1:], strict=False))
+        self.mixer_down = nn.ModuleList(_down(a, b) for a, b in pairwise(w))
         self.attention = _Attention(w[-1], size.heads)
-        self.up = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(w, w[1:], strict=False))
+        self.up = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(w))
         self.decoder = nn.ModuleList(_Level(n, c, size.blocks) for n in w)
         self.sub_voxels = nn.Conv3d(w[0], 8 * _GROUP, 1)
         self.from_volume = nn.Conv3d(channels, _VOXEL_FEATURES, 1)

@@ -23,7 +23,7 @@ from vmat_diffusion.machine import Machine
 
 _Block = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # CSR rows of one exposure
 _NORMAL = ndtr(np.arange(-6.0, 6.0 + 1 / 128, 1 / 64))
-_LONGEST_ROW = 384  # entries of one voxel and exposure
+_USUAL_ROW = 384  # entries of one voxel and exposure; where there are more, room is made
 _BYTES = 8  # of an entry: float32 and int32
 
 
@@ -83,7 +83,8 @@ def influence_matrix(
     beam = machine.require_beam()
     table, sigma = tables(beam, reach_mm(box_mm)), kernel_sigma_mm(beam)
     per_row = expected_entries(table, sigma, rows, columns, cut)
-    gigabytes = (2 * n * m * per_row + m * min(count, _LONGEST_ROW)) * _BYTES / 1e9
+    room = min(count, max(_USUAL_ROW, round(1.5 * per_row)))
+    gigabytes = (2 * n * m * per_row + m * room) * _BYTES / 1e9
     if announce:
         announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2g} GB")
     if gigabytes > max_gb:
@@ -95,8 +96,7 @@ def influence_matrix(
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
     blocks: list[Any] = [None] * n
-    found = np.empty((m, min(count, _LONGEST_ROW)), np.int32)
-    values = np.empty(found.shape, np.float32)
+    found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
     counts = np.empty(m, np.int64)
     for members, axes, rays in trace_directions(
         density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
@@ -104,10 +104,15 @@ def influence_matrix(
         for s in members:
             angle = np.deg2rad(exposed.collimator_deg[s])
             turn = (float(np.cos(angle)), float(np.sin(angle)))
-            beamlets(
-                relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
-                counts, found, values,
-            )  # fmt: skip
+            while True:
+                beamlets(
+                    relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
+                    counts, found, values,
+                )  # fmt: skip
+                if (longest := int(counts.max(initial=0))) <= found.shape[1]:
+                    break
+                room = min(count, 2 * longest)
+                found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
             pointer = np.concatenate([[0], np.cumsum(counts)])
             at, gy = np.empty(pointer[-1], np.int32), np.empty(pointer[-1], np.float32)
             compact(pointer, found, values, at, gy)
@@ -148,7 +153,7 @@ def expected_entries(
 ) -> float:
     """Entries of one exposure for a voxel 100 mm deep in water, in the middle of the box."""
     unscaled = int(np.abs(SCALES - 1).argmin())
-    weight = (table.primary + table.scatter)[100, unscaled, : len(sigma)]
+    weight = (table.primary + table.scatter)[100, unscaled, : len(sigma_mm)]
     shares = []
     for edges in (columns_mm, rows_mm):
         middle = (edges[0] + edges[-1]) / 2

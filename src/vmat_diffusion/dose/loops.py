@@ -300,8 +300,9 @@ def _normal_at(table, x):  # type: ignore[no-untyped-def]
 def beamlets(  # type: ignore[no-untyped-def]
     points, medium, axes, rays, tables, turn, normal, sigma, edges, cut, number, counts, columns, values
 ):
-    """Dose of every beamlet of one exposure at every point, as rows of at most `columns.shape[1]` entries.
+    """Dose of every beamlet of one exposure at every point, as rows of `counts` entries.
 
+    Where a count is above `columns.shape[1]` there was no room for the row; call again with more.
     `edges` are those of columns and of rows of beamlets, which are numbered row by row. Doses below `cut[k]`
     times the weights, summed over kernels, are sampled systematically: gathered in order from a start that
     differs from point to point and with the exposure's `number`, they make one entry of that size whenever
@@ -346,11 +347,8 @@ def beamlets(  # type: ignore[no-untyped-def]
                             continue
                         value = least
                         carried -= least
-                    if n == columns.shape[1]:
-                        # The row is full: its last entry takes what comes.
-                        values[i, n - 1] += value
-                        continue
-                    columns[i, n], values[i, n] = r * n_columns + c, value
+                    if n < columns.shape[1]:
+                        columns[i, n], values[i, n] = r * n_columns + c, value
                     n += 1
             counts[i] = n
 

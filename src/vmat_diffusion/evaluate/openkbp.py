@@ -51,7 +51,7 @@ def score(
     if not possible_dose.any():
         raise CaseError("the possible-dose mask is empty, so there is no dose score; give the patient's own")
     predicted, reference = np.asarray(predicted_gy, float), np.asarray(reference_gy, float)
-    dvh = {}
+    dvh: dict[tuple[str, str], float] = {}
     for name, (target, mask) in structures.items():
         if mask.any():
             mine = dvh_points(predicted[mask], target=target, voxel_cc=voxel_cc)

@@ -24,6 +24,8 @@ WATER_HU = 0
 _NINEFOLD_DEG = 40.0
 # Angles of a range that are tried before a case is left as it lies.
 _ROTATION_DRAWS = 8
+# Far below any difference of shares that counts, and a step that spreads evenly.
+_TIE, _GOLDEN = 1e-6, 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -265,11 +267,15 @@ def _as_large(filled: NDArray) -> Mask:
     """
     if filled.dtype == np.bool_:
         return filled
-    values = filled[filled > 0]
+    at = np.flatnonzero(filled)
+    values = filled.ravel()[at]
     count = min(round(float(values.sum(dtype=np.float64))), values.size)
-    if count == 0:
-        return np.zeros(filled.shape, bool)
-    return filled >= np.partition(values, values.size - count)[values.size - count]
+    # A turn in the plane fills all slices of a column alike: ties are settled evenly over the slices.
+    rank = values + _TIE * ((at * _GOLDEN) % 1.0)
+    out = np.zeros(filled.size, bool)
+    if count:
+        out[at[np.argpartition(rank, values.size - count)[values.size - count :]]] = True
+    return out.reshape(filled.shape)
 
 
 def _moved_distances(

@@ -13,13 +13,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Mask, Point
-from vmat_diffusion.training.cases import TrainingCase, case_from_arrays, load_case, load_sdf_mm, read_arrays
-from vmat_diffusion.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.training.cases import (
+    UNREADABLE,
+    TrainingCase,
+    case_from_arrays,
+    load_case,
+    load_sdf_mm,
+    read_arrays,
+)
 
 # Part of the name of a cached case: another layout of its folder is another number.
-_LAYOUT = 1
+_LAYOUT = 2
 # Arrays with a file of their own, read only where they are needed; the rest is small.
 _LARGE = ("hu", "dose", "masks", "possible_dose", "sdf_tenth_mm")
 
@@ -103,15 +110,14 @@ def _read(entry: Path, far_mm: float | None) -> DecodedCase | None:
     try:
         with np.load(entry / "small.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        for name in _LARGE:
-            if (entry / f"{name}.npy").exists():
-                arrays[name] = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in arrays.pop("large"):
+            arrays[str(name)] = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         names = [str(n) for n in arrays.pop("sdf_names")]
-        maps = arrays.pop("sdf_tenth_mm", ())
+        maps = dict(zip(names, arrays.pop("sdf_tenth_mm", ()), strict=True))
         training = case_from_arrays(arrays)
-    except (OSError, ValueError, KeyError, EOFError):
+    except UNREADABLE:
         return None
-    return DecodedCase(training, dict(zip(names, maps, strict=True)), FAR_MM if far_mm is None else far_mm)
+    return DecodedCase(training, maps, FAR_MM if far_mm is None else far_mm)
 
 
 def _write(entry: Path, path: Path, far_mm: float | None) -> None:
@@ -124,9 +130,10 @@ def _write(entry: Path, path: Path, far_mm: float | None) -> None:
     entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{entry.name[:8]}.", dir=entry.parent))
     try:
-        for name in _LARGE:
-            if name in arrays:
-                np.save(part / f"{name}.npy", arrays.pop(name))
+        large = [name for name in _LARGE if name in arrays]
+        for name in large:
+            np.save(part / f"{name}.npy", arrays.pop(name))
+        arrays["large"] = np.array(large)  # so that one that is deleted later is missed
         np.savez(part / "small.npz", **arrays)  # type: ignore[arg-type]
         if entry.exists() and _read(entry, far_mm) is None:
             shutil.rmtree(entry, ignore_errors=True)

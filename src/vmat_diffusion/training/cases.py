@@ -7,7 +7,9 @@ Every array, its unit and the history of the schema: `docs/preprocess.md`.
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +29,17 @@ SCHEMA = 1
 DOSE_STEP_GY = 0.01
 # A third of the time of the usual 6, for files 1 % larger.
 _ZIP_LEVEL = 3
+# What numpy and zipfile raise for files that are missing, cut off, altered or no npz at all.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+)
 _ARC_ARRAYS = ("gantry_deg", "leaves_mm", "jaws_mm", "mu")
 
 
@@ -201,7 +214,7 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, N
                 for name in file.files
                 if (name != "sdf_tenth_mm" if only is None else name in only)
             }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+    except UNREADABLE as fault:
         raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
     if "schema" not in arrays or "meta" not in arrays:
         raise CaseError(f"{path.name} is no training case (it has no schema); make it with preprocess")
@@ -219,12 +232,15 @@ def load_constraints(path: Path) -> tuple[Constraint, ...]:
 
 
 def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
-    """The signed distance maps in mm that are stored with a case, by structure; None if there are none."""
-    with np.load(path, allow_pickle=False) as file:
-        if "sdf_tenth_mm" not in file.files:
-            return None
-        maps = file["sdf_tenth_mm"]
-        return {str(n): m.astype(np.float32) / 10 for n, m in zip(file["mask_names"], maps, strict=True)}
+    """The signed distance maps in mm that are stored with a case, by structure; None if there are none.
+
+    For the errors see `load_case`.
+    """
+    arrays = read_arrays(path, only=("schema", "meta", "mask_names", "sdf_tenth_mm"))
+    if "sdf_tenth_mm" not in arrays:
+        return None
+    named = zip(arrays["mask_names"], arrays["sdf_tenth_mm"], strict=True)
+    return {str(n): m.astype(np.float32) / 10 for n, m in named}
 
 
 def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:

@@ -5,7 +5,6 @@ Everything stays in physical units; the encoder of the network is the one place 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from vmat_diffusion.distance import FAR_MM
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.augment import (
     Augmentation,
@@ -30,7 +30,7 @@ from vmat_diffusion.training.augment import (
 )
 from vmat_diffusion.training.cache import DecodedCase, cached_case
 from vmat_diffusion.training.cases import Constraint, load_constraints
-from vmat_diffusion.distance import FAR_MM
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.training.motion import Index
 
 # The number of a goal behind its comparator.
@@ -77,34 +77,25 @@ class Entry:
     has_dose: bool
 
 
-def read_index(folder: Path) -> tuple[Entry, ...]:
-    """The cases of a data set folder, by id. Raises CaseError where the index is absent or damaged."""
-    path = folder / "index.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise CaseError(f"{folder} has no readable index.jsonl; make the data set with preprocess") from None
+def entries_of(folder: Path) -> tuple[Entry, ...]:
+    """The cases of a data set folder, by id. Raises CaseError where the index is absent, damaged or empty."""
     entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            z, y, x = row["shape"]
-            entries.append(
-                Entry(
-                    id=row["id"],
-                    file=row["file"],
-                    sha256=row["sha256"],
-                    shape=(z, y, x),
-                    targets=tuple(row["targets"]),
-                    organs=tuple(row["organs"]),
-                    has_dose=row["has_dose"],
-                )
+    for row in read_index(folder):
+        z, y, x = row["shape"]
+        entries.append(
+            Entry(
+                id=row["id"],
+                file=row["file"],
+                sha256=row["sha256"],
+                shape=(z, y, x),
+                targets=tuple(row["targets"]),
+                organs=tuple(row["organs"]),
+                has_dose=row["has_dose"],
             )
-        except (ValueError, KeyError, TypeError):
-            raise CaseError(f"index.jsonl, line {number}, names no case; make the index again") from None
+        )
     if not entries:
         raise CaseError(f"the index of {folder} names no case; see rejected.csv")
-    return tuple(sorted(entries, key=lambda e: e.id))
+    return tuple(entries)
 
 
 class CaseDataset(Dataset):
@@ -127,7 +118,7 @@ class CaseDataset(Dataset):
     ) -> None:
         self.folder, self.augment, self.cache = folder, augment, cache
         self.settings = settings = settings or DataSettings()
-        index = read_index(folder)
+        index = entries_of(folder)
         entries = index if ids is None else _selected(index, ids)
         self.left_out = tuple(e.id for e in entries if settings.need_dose and not e.has_dose)
         self.entries = tuple(e for e in entries if e.id not in self.left_out)

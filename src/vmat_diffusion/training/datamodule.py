@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.augment import AugmentSettings
 from vmat_diffusion.training.cache import default_cache
-from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler
-
-Split = Literal["train", "validation", "test"]
+from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, entries_of
+from vmat_diffusion.training.splits import FILE, Split, load_splits
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,8 @@ class CaseDataModule(LightningDataModule):
 
 
 def split_ids(folder: Path, split: Split) -> tuple[str, ...]:
-    """The ids of a split by the data set's splits.json. Raises CaseError where there is none."""
-    try:
-        splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-        return tuple(entry["id"] for entry in splits["cases"] if entry["split"] == split)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CaseError(f"{folder} has no splits.json with a part {split!r}; make it with split") from None
+    """The ids of a split of a data set.
+
+    Raises CaseError where splits.json is absent, was changed, or does not fit the index.
+    """
+    return load_splits(folder / FILE, [entry.id for entry in entries_of(folder)]).ids(split)

@@ -199,7 +199,11 @@ def _told(
     told = rng.random(2 * len(encoding.organs)) < (changes.goal if rng.random() < changes.goals else 0.0)
     k = len(encoding.organs)
     return DoseGoals(
-        {o: float(v) for o, v, t in zip(encoding.organs, mean, told[:k], strict=True) if t and np.isfinite(v)},
+        {
+            o: float(v)
+            for o, v, t in zip(encoding.organs, mean, told[:k], strict=True)
+            if t and np.isfinite(v)
+        },
         {o: float(v) for o, v, t in zip(encoding.organs, hot, told[k:], strict=True) if t and np.isfinite(v)},
     )
 

@@ -7,10 +7,7 @@ head. Only the order of voxels changes: no value is interpolated.
 
 from __future__ import annotations
 
-import lzma
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +19,9 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
 from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.goals import load_goals
+from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid, Mask, Point
-from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.training.cases import UNREADABLE, TrainingCase
 from vmat_diffusion.training.constraints import constraints_of
 from vmat_diffusion.training.prepare import AIR_HU
 
@@ -56,8 +53,6 @@ _WATER = 1000
 _CT_MAX = 4095
 _VOXEL_MM = (0.5, 20.0)
 _PATIENT = re.compile(r"pt_\d{1,6}")
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError)
-_DAMAGE_ZIP = (zipfile.BadZipFile, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +137,13 @@ def _training_case(patient: _Patient) -> TrainingCase:
         case=case,
         possible_dose=possible,
         has_ct=patient.ct is not None,
-        constraints=constraints_of(load_goals(GOALS), case),
+        constraints=constraints_of(fit_to_case(load_goals(GOALS), case), case),
         names=(*NAMES.values(), "BODY"),
         provenance={
             "source": SOURCE,
             "patient": f"openkbp_{patient.id}",
             "technique": "IMRT",
-            "version": __version__,
+            "program": f"vmat-diffusion {__version__}",
             "steps": steps,
         },
     )
@@ -196,7 +191,7 @@ def _from_npz(path: Path) -> _Patient:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         bits, dose, voxel = (arrays[name] for name in ("structures", "dose_cGy", "voxel_mm"))
-    except (*_DAMAGE, *_DAMAGE_ZIP) as fault:
+    except UNREADABLE as fault:
         raise CaseError(f"{path.name} is no readable OpenKBP npz ({fault}); fetch it again") from None
     ct = arrays.get("ct")
     for name, values in (("structures", bits), ("dose_cGy", dose), ("ct", ct)):

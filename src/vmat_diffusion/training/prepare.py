@@ -17,6 +17,7 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.training.cases import TrainingCase
 
 AIR_HU = -1000
+_HU_MAX = 32767  # what int16 holds; only metal on an extended scale goes beyond
 # Dose above this share of the maximum is worth a place in the volume.
 DOSE_SHARE = 0.1
 # A voxel filled to within this of nothing or all is empty or full: rounding of float32.
@@ -37,11 +38,15 @@ def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> Train
     dose = case.reference_dose
     possible = body.mask
     if dose is not None:
-        possible = possible & _covered(dose.grid, grid)
-        gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
-        dose = replace(dose, grid=grid, gy=gy, std_gy=None)
-    hu = np.rint(onto(case.hu, case.grid, grid, fill=AIR_HU)).astype(np.int16)
-    resampled = replace(case, grid=grid, hu=hu, structures=structures, reference_dose=dose)
+        dose, possible = dose_inside(dose, grid, body.mask)
+    hu = onto(case.hu, case.grid, grid, fill=AIR_HU)
+    source = case.source
+    if over := int(np.count_nonzero(hu > _HU_MAX)):
+        source = replace(
+            source, steps=(*source.steps, f"clip-hu: {over} voxels above {_HU_MAX} HU set to it")
+        )
+    whole = np.rint(np.clip(hu, -_HU_MAX, _HU_MAX)).astype(np.int16)
+    resampled = replace(case, grid=grid, hu=whole, structures=structures, reference_dose=dose, source=source)
     return TrainingCase(resampled, possible, plan)
 
 
@@ -126,6 +131,13 @@ def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
     running = np.concatenate([np.zeros((1, n)), np.tril(np.ones((n, n)))]) * source.spacing_mm[k]
     integral = make_interp_spline(have, running, k=3 if n >= 3 else 1)(np.clip(want, have[0], have[-1]))
     return (np.diff(integral, axis=0) / target.spacing_mm[k]).astype(np.float32)
+
+
+def dose_inside(dose: Dose, grid: Grid, body: Mask) -> tuple[Dose, Mask]:
+    """A dose on the grid of a training case, 0 outside the body, and where there may be dose."""
+    possible = body & _covered(dose.grid, grid)
+    gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
+    return replace(dose, grid=grid, gy=gy, std_gy=None), possible
 
 
 def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
@@ -271,6 +283,8 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
     dose = case.reference_dose
     if dose is not None:
         dose = replace(dose, grid=smaller, gy=cut(dose.gy))
+    # A structure without a voxel left is absent: far away for a network, not empty.
+    structures = {n: s for n, s in structures.items() if s.role == "body" or s.voxels}
     done = replace(case, grid=smaller, hu=cut(case.hu, AIR_HU), structures=structures, reference_dose=dose)
     return (
         replace(

@@ -22,20 +22,20 @@ from vmat_diffusion.dicom.folder import Folder, open_folder
 from vmat_diffusion.dicom.inspection import technique
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import case_from, patient_pseudonym, plan_of
-from vmat_diffusion.dicom.structures import read_rois
-from vmat_diffusion.errors import CaseError, GoalError, InputError
+from vmat_diffusion.dicom.structures import region_names
+from vmat_diffusion.errors import CaseError, GoalError, InputError, UnreadableError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
     add_unions,
-    evaluate,
     fit_to_case,
     goal_sheet_names,
     load_goals,
 )
 from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.training.cases import Constraint, TrainingCase, with_names
+from vmat_diffusion.training.cases import TrainingCase, with_names
+from vmat_diffusion.training.constraints import constraints_of
 from vmat_diffusion.training.prepare import extent_of, on_spacing
 from vmat_diffusion.workflow.provenance import content_hash
 from vmat_diffusion.workflow.raw_cases import RawCase, listing
@@ -74,7 +74,10 @@ class Preparation:
 
 
 def clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
-    """The whole body of a case on the spacing asked for. Raises InputError, naming no one."""
+    """The whole body of a case on the spacing asked for. Raises InputError, naming no one.
+
+    UnreadableError and MemoryError say nothing of the case itself: another try may go well.
+    """
     with quiet(), _nameless(raw.folder, load_table(settings.mapping)):
         return _clinical_case(raw, settings)
 
@@ -82,6 +85,8 @@ def clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
 def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     table = load_table(settings.mapping)
     folder = open_folder(raw.folder)
+    if folder.unreadable:
+        raise UnreadableError(folder.unreadable[0])
     if folder.refused:
         raise CaseError(folder.refused[0])
     case = case_from(
@@ -98,20 +103,22 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     steps = list(dict.fromkeys(step.partition(":")[0] for step in case.source.steps))
     if plan is None and folder.of("RTPLAN") and "leave-out-plan" not in steps:
         steps.append("leave-out-plan")
-    site, how = _site(case, raw.site or settings.site)
+    site, how = _site(case, settings.site or raw.site)
     steps += how
-    sheet, how = _sheet(case, site, settings.goals)
+    fractions = _fractions(raw, case, plan)
+    sheet, how = _sheet(case, site, settings.goals, fractions)
     steps += how
-    prescription, how = _prescription(case, plan, sheet, raw.fractions)
+    prescription, how = _prescription(case, sheet, fractions)
     steps += how
     if sheet is not None:
         before = set(case.structures)
         case = add_unions(sheet, case)
         steps += [f"make-union: {name}" for name in case.structures if name not in before]
-    goals = _constraints(sheet, case)
+    goals = constraints_of(sheet, case) if sheet else ()
     case = replace(case, id=raw.id, site=site, prescription=prescription)
-    provenance = _provenance(raw, folder, case, plan, steps)
     training = on_spacing(case, settings.spacing_mm, None if plan is None else _nameless_plan(plan))
+    resampled = training.case.source.steps[len(case.source.steps) :]
+    provenance = _provenance(raw, folder, case, plan, [*steps, *(s.partition(":")[0] for s in resampled)])
     extent = extent_of(training)
     provenance |= {
         "goals": sheet.name if sheet else "",
@@ -219,12 +226,26 @@ def _fitted(sheet: GoalSheet, case: Case) -> GoalSheet | None:
     return fitted
 
 
-def _sheet(case: Case, site: str, goals: str) -> tuple[GoalSheet | None, list[str]]:
-    """The goals that hold for a case, and the step taken to find them."""
+def _fractions(raw: RawCase, case: Case, plan: Plan | None) -> int | None:
+    """How many fractions: of the plan's prescription, as told by the user, of the plan; None if unknown."""
+    prescribed = case.prescription.fractions if case.prescription else None
+    return prescribed or raw.fractions or (plan.fractions if plan else None)
+
+
+def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[GoalSheet | None, list[str]]:
+    """The goals that hold for a case, and the step taken to find them.
+
+    Limits are those of a fractionation: of the shipped goals only those with the case's number of
+    fractions are taken; goals that the user names are kept, and the step says so.
+    """
     if goals:
-        return fit_to_case(load_goals(goals), case), []
+        named = fit_to_case(load_goals(goals), case)
+        other = fractions not in (None, named.prescription.fractions)
+        return named, [f"goals-of-other-fractions: {named.name}"] if other else []
     fitting = []
     for sheet in _shipped_sheets():
+        if fractions not in (None, sheet.prescription.fractions):
+            continue
         if sheet.site == site and _levels(sheet) and (fitted := _fitted(sheet, case)):
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))
     if not fitting or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
@@ -233,19 +254,22 @@ def _sheet(case: Case, site: str, goals: str) -> tuple[GoalSheet | None, list[st
 
 
 def _prescription(
-    case: Case, plan: Plan | None, sheet: GoalSheet | None, fractions: int | None
+    case: Case, sheet: GoalSheet | None, fractions: int | None
 ) -> tuple[Prescription | None, list[str]]:
-    """What is prescribed, and the step taken: by the plan, the goals, or the levels in the targets' names."""
+    """What is prescribed, and the step taken: by the plan, the goals, or the levels in the targets' names.
+
+    The number of fractions is the goals' only where nothing else tells it.
+    """
     if case.prescription is not None:
         return case.prescription, []
     if sheet is not None:
-        return sheet.prescription, [f"prescription-from-goals: {sheet.name}"]
+        prescription = replace(sheet.prescription, fractions=fractions or sheet.prescription.fractions)
+        return prescription, [f"prescription-from-goals: {sheet.name}"]
     levels = {s.name: float(m[1]) for s in case.targets if (m := _LEVEL.fullmatch(s.name))}
     levels = {name: gy for name, gy in levels.items() if name.startswith("PTV")} or levels
-    number = fractions or (plan.fractions if plan else None)
-    if not levels or number is None or not _dose_agrees(case, levels):
+    if not levels or fractions is None or not _dose_agrees(case, levels):
         return None, ["prescription-unknown"]
-    return Prescription(number, levels), ["prescription-from-names"]
+    return Prescription(fractions, levels), ["prescription-from-names"]
 
 
 def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
@@ -255,18 +279,6 @@ def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
         return True
     mean = structure_dvh(dose, case.structures[highest], case.grid).mean_gy
     return _LEVEL_AGREES[0] <= mean / levels[highest] <= _LEVEL_AGREES[1]
-
-
-def _constraints(sheet: GoalSheet | None, case: Case) -> tuple[Constraint, ...]:
-    """The goals with what the dose achieved, on the CT as it was scanned."""
-    if sheet is None:
-        return ()
-    if case.reference_dose is None:
-        return tuple(Constraint(g.structure, g.statement, g.limit) for g in sheet.goals)
-    return tuple(
-        Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value)
-        for r in evaluate(sheet, case, case.reference_dose)
-    )
 
 
 def _nameless_plan(plan: Plan) -> Plan:
@@ -320,24 +332,23 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
     try:
         yield
     except InputError as fault:
-        raise CaseError(without_names(str(fault), root, table)) from None
+        error = UnreadableError if isinstance(fault, UnreadableError) else CaseError
+        raise error(without_names(str(fault), root, table)) from None
     except OSError as fault:
-        raise CaseError(
+        raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
         ) from None
-    except MemoryError:
-        raise CaseError("the case needs more memory than a worker has; raise --memory-gb") from None
 
 
 def without_names(sentence: str, root: Path, table: NameTable) -> str:
     """A sentence with files as `file 3` in the order of their names and unknown regions as `region 7`."""
     spoken = {name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not _is_plain(name)}
     for found in open_folder(root).of("RTSTRUCT"):
-        try:
-            rois = read_rois(found.dataset)
-        except InputError:
-            continue
-        spoken |= {roi.alias: f"region {roi.number}" for roi in rois if table.match(roi.alias) is None}
+        spoken |= {
+            alias: f"region {number}"
+            for number, alias in region_names(found.dataset)
+            if table.match(alias) is None
+        }
     for name in sorted((n for n in spoken if n in sentence), key=len, reverse=True):
         sentence = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", spoken[name], sentence)
     return sentence

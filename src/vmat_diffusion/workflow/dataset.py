@@ -23,8 +23,9 @@ from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase
+from vmat_diffusion.training.index import INDEX
 
-INDEX, DATASET, REJECTED = "index.jsonl", "dataset.json", "rejected.csv"
+DATASET, REJECTED = "dataset.json", "rejected.csv"
 _HU_PERCENTILES = (0.5, 50.0, 99.5)
 
 
@@ -181,23 +182,6 @@ def write_index(folder: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """`index.jsonl`: one JSON object per case, in the order of their ids."""
     ordered = sorted(records, key=lambda r: str(r["id"]))
     return write_text(folder / INDEX, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in ordered))
-
-
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `index.jsonl`. Raises CaseError where there is none or a line is damaged."""
-    path = folder / INDEX
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise CaseError(f"{folder} holds no {INDEX}; make the data set with preprocess or import") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records.append({**record, "id": str(record["id"])})
-        except (ValueError, TypeError, KeyError):
-            raise CaseError(f"{INDEX}, line {number} is no case; make the data set again") from None
-    return records
 
 
 def write_rejected(folder: Path, rejections: Iterable[Rejection]) -> Path:

@@ -12,53 +12,67 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.dicom.names import load_table
+from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
-from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
+from vmat_diffusion.workflow.batch import Cluster, run_jobs
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
 from vmat_diffusion.workflow.dataset import (
+    DATASET,
     REJECTED,
     Rejection,
-    case_record,
-    case_statistics,
-    fingerprint,
     read_dataset,
-    rejection,
-    write_dataset,
-    write_index,
     write_rejected,
     write_text,
 )
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.workflow.states import (
+    WORK,
+    Shape,
+    files_there,
+    finished,
+    note_run,
+    opened,
+    read_state,
+    read_states,
+    reject,
+    rejections_of,
+    write_state,
+    write_tables,
+)
 
-WORK = ".work"
-_RUN = "run.json"
-Shape = tuple[int, int, int]
+# Settings that only admit more cases: those that are finished without them are the same with them.
+_ADMITTING = ("relax", "allow_outside_body")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished data set: what is in it, what is not, what lost voxels, and the time it took."""
+    """A finished data set: what is in it, what is not, what lost voxels, and the time it took.
+
+    `without_raw` are cases of an earlier run that are in it though no raw folder has their id any more:
+    the folder is gone, or its files changed and it is here again under another id.
+    """
 
     out: Path
     shape: Shape
     records: tuple[Mapping[str, Any], ...]
     rejections: tuple[Rejection, ...]
     cut_percent: Mapping[str, Mapping[str, float]]
+    without_raw: tuple[str, ...]
     made: int
     seconds: float
 
@@ -71,6 +85,7 @@ class Prepared:
             "made": self.made,
             "rejected": [asdict(r) for r in self.rejections],
             "cut_percent": {case: dict(lost) for case, lost in self.cut_percent.items()},
+            "without_raw": list(self.without_raw),
             "seconds": round(self.seconds, 1),
             "cases_per_minute": round(60 * self.made / self.seconds, 2) if self.made else 0.0,
         }
@@ -91,14 +106,17 @@ def preprocess(
     """Make or go on with the data set `out` from the case folders below `raw`.
 
     `shape` is (z, y, x); None finds it from all cases once and keeps it when cases are added. `resume`
-    makes only what is not there yet, and again what changed. `key` takes a CSV of ids and folders.
+    makes only what is not there yet, and again what changed; `relax` and `allow_outside_body` may be turned
+    on then, and rejected cases are tried again. `key` takes a CSV of ids and folders.
     Raises InputError where the folders or settings cannot be used, or where no case is left.
     """
     started = time.perf_counter()
     if key is not None and out.resolve() in key.resolve().parents:
         raise InputError(f"{key} would tell the patients' folders within the data set; name a file elsewhere")
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
-    cases, again = scan(raw, sites)
+    if out.resolve().is_relative_to(raw.resolve()):
+        raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
+    cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
     shape = _opened(out, record, shape, resume=resume)
     if key is not None:
@@ -107,18 +125,19 @@ def preprocess(
     work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
     if shape is None:
         work.run("resample", None)
-        shape = _common(work, settings.spacing_mm)
-        write_text(out / WORK / _RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
+        shape = _common(work, settings.spacing_mm, no_case)
+        note_run(out, record, shape)
     work.run("write", shape)
     done = work.finished(shape)
-    rejections = (*again, *work.rejections())
-    _write_tables(out, record, shape, done, rejections)
+    rejections = (*no_case, *work.rejections())
+    write_tables(out, record, shape, list(done.values()), rejections)
     return Prepared(
         out=out,
         shape=shape,
         records=tuple(state["record"] for state in done.values()),
         rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
         cut_percent={name: state["cut_percent"] for name, state in done.items() if state["cut_percent"]},
+        without_raw=tuple(name for name in done if name not in work.cases),
         made=work.made,
         seconds=time.perf_counter() - started,
     )
@@ -145,51 +164,42 @@ def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any
     }
 
 
+def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
+    """As `opened`, also for a data set whose settings differ only in what admits more cases now.
+
+    Finished cases would come out the same and are kept; rejected ones are forgotten and so tried again.
+    """
+    try:
+        return opened(out, record, shape, resume=resume)
+    except InputError:
+        there = _stricter(out, record, shape) if resume else None
+        if there is None:
+            raise
+    for state in read_states(out):
+        if state["state"] == "rejected":
+            (out / WORK / f"{state['id']}.state").unlink()
+    note_run(out, record, there[0])
+    if (kept := read_dataset(out)) is not None:
+        write_text(out / DATASET, json.dumps({**kept, "settings": record}, indent=1) + "\n")
+    return there[0]
+
+
+def _stricter(out: Path, record: Mapping[str, Any], shape: Shape | None) -> tuple[Shape | None] | None:
+    """The shape of the data set if it was made with the same settings but some of `_ADMITTING` off."""
+    on = [name for name in _ADMITTING if record[name]]
+    for count in range(1, len(on) + 1):
+        for off in combinations(on, count):
+            with suppress(InputError):
+                return (opened(out, {**record, **dict.fromkeys(off, False)}, shape, resume=True),)
+    return None
+
+
 def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     try:
         data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
     except OSError:
         raise InputError(f"{path} cannot be opened; check its permissions") from None
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
-
-
-def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
-    """Make `out` ready and return the shape that holds there already, if any.
-
-    Raises InputError for a folder that is not empty and not to be resumed, or of other settings.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the data set")
-    begun = out / WORK / _RUN
-    there = [p for p in out.glob("*") if not p.name.startswith(".")] if out.is_dir() else []
-    if (there or begun.exists()) and not resume:
-        raise InputError(f"{out} is not empty; pass --resume to go on with it or name another folder")
-    kept = read_dataset(out)
-    if kept is None and begun.is_file():
-        kept = json.loads(begun.read_text(encoding="utf-8"))
-    if kept is None and there:
-        raise InputError(f"{out} holds other files and no data set; name another folder")
-    if kept is not None:
-        _same_settings(out, kept["settings"], record)
-        shape = tuple(kept["shape"]) if kept["shape"] else shape
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    for folder in (out, out / WORK):
-        for part in folder.glob(".*.part"):  # of a run that was killed
-            part.unlink(missing_ok=True)
-    if not begun.is_file():
-        write_text(begun, json.dumps({"settings": record, "shape": shape}) + "\n")
-    return shape
-
-
-def _same_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(now))
-    changed = [name for name in plain if before.get(name) != plain[name]]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{out} was made with {name} = {before.get(name)}, now it is {plain[name]}; resume with the same "
-            "settings or name another folder"
-        )
 
 
 def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
@@ -199,17 +209,18 @@ def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
         table.writerows((case.id, case.folder.name) for case in cases)
 
 
-def _common(work: _Work, spacing_mm: Point) -> Shape:
+def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
         Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
     ]
     if not extents:
         rejections = work.rejections()
-        write_rejected(work.out, rejections)
+        write_rejected(work.out, [*no_case, *rejections])
         raise CaseError(
             f"none of {len(rejections)} cases could be prepared; act on {work.out / REJECTED} and run again "
-            "with --resume"
+            "with --resume, or into another folder where a remedy changes other settings than --relax-filter "
+            "and --allow-outside-body"
         )
     return common_shape(extents, spacing_mm)
 
@@ -217,20 +228,6 @@ def _common(work: _Work, spacing_mm: Point) -> Shape:
 def _point(values: Sequence[float]) -> Point:
     x, y, z = (float(v) for v in values)
     return x, y, z
-
-
-def _write_tables(
-    out: Path,
-    record: Mapping[str, Any],
-    shape: Shape,
-    done: Mapping[str, Mapping[str, Any]],
-    rejections: Sequence[Rejection],
-) -> None:
-    records = [state["record"] for state in done.values()]
-    numbers = fingerprint(records, [state["statistics"] for state in done.values()], len(rejections))
-    write_index(out, records)
-    write_rejected(out, rejections)
-    write_dataset(out, settings=record, shape=shape, numbers=numbers)
 
 
 class _Work:
@@ -251,8 +248,7 @@ class _Work:
 
     def states(self) -> list[dict[str, Any]]:
         """What is recorded, in the order of the cases' ids; cases whose raw folder is gone included."""
-        found = (read_state(self.out, path.stem) for path in sorted((self.out / WORK).glob("*.state")))
-        return [state for state in found if state is not None]
+        return read_states(self.out)
 
     def run(self, stage: str, shape: Shape | None) -> None:
         """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
@@ -269,7 +265,8 @@ class _Work:
             for count, done in enumerate(finished, start=1):
                 if done.reason:
                     self.failed.add(done.key)
-                    _reject(self.out, self.cases[done.key], done)
+                    reject(self.out, _key(self.cases[done.key]), done)
+                    _staged(self.out, done.key).unlink(missing_ok=True)
                 elif shape is not None:
                     self.made += 1
                 report(stage, count / len(jobs), f"{count} of {len(jobs)}")
@@ -280,24 +277,7 @@ class _Work:
 
     def rejections(self) -> list[Rejection]:
         """Why the cases that are not in the data set are not; those whose raw folder is gone do not count."""
-        return [
-            rejection(s["id"], s["reason"])
-            for s in self.states()
-            if s["state"] == "rejected" and s["id"] in self.cases
-        ]
-
-
-def read_state(out: Path, case: str) -> dict[str, Any] | None:
-    """What became of a case; None where it is not known."""
-    try:
-        state: dict[str, Any] = json.loads((out / WORK / f"{case}.state").read_text(encoding="utf-8"))
-        return state
-    except (OSError, ValueError):
-        return None
-
-
-def _write_state(out: Path, case: RawCase, **values: Any) -> None:
-    write_text(out / WORK / f"{case.id}.state", json.dumps({"id": case.id, "key": case.key, **values}) + "\n")
+        return rejections_of([s for s in self.states() if s["id"] in self.cases])
 
 
 def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
@@ -309,13 +289,7 @@ def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
         return not state["defect"]
     if shape is None:
         return state["state"] == "staged" and _staged(out, case.id).is_file()
-    return (
-        state["state"] == "done"
-        and state["shape"] == list(shape)
-        and all(
-            (out / name).is_file() and (out / name).stat().st_size == n for name, n in state["files"].items()
-        )
-    )
+    return state["state"] == "done" and state["shape"] == list(shape) and files_there(out, state)
 
 
 def _key(case: RawCase) -> str:
@@ -327,44 +301,31 @@ def _staged(out: Path, case: str) -> Path:
     return out / WORK / f"{case}.npz"
 
 
-def _reject(out: Path, case: RawCase, done: Done) -> None:
-    """Record why a case is left out, and take away what an earlier run made of it."""
-    why = {"reason": done.reason, "defect": done.defect, "trace": done.trace}
-    _write_state(out, replace(case, key=_key(case)), state="rejected", **why)
-    for path in (_staged(out, case.id), out / f"{case.id}.npz", out / f"{case.id}.png"):
-        path.unlink(missing_ok=True)
-
-
 def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
     """One job: the case resampled and kept for later, or, with a shape, finished. Returns its id.
 
     Raises InputError for a case that is to be left out.
     """
     state, staged = read_state(out, case.id), _staged(out, case.id)
-    keyed = replace(case, key=_key(case))
-    if state and state["state"] == "staged" and state["key"] == keyed.key and staged.is_file():
+    key = _key(case)
+    if state and state["state"] == "staged" and state["key"] == key and staged.is_file():
         training = load_case(staged)
     else:
         training = clinical_case(case, settings)
     origin = training.provenance
     if shape is None:
         save_case(staged, training)
-        _write_state(out, keyed, state="staged", extent=[origin["targets_extent_mm"], origin["extent_mm"]])
+        extent = [origin["targets_extent_mm"], origin["extent_mm"]]
+        write_state(out, case.id, key, state="staged", extent=extent)
     else:
-        write_done(out, case, shape, _finish(training, settings, out, shape))
+        made = _finish(training, settings, out, shape)
+        write_state(out, case.id, key, state="done", shape=list(shape), **made)
         staged.unlink(missing_ok=True)
     return case.id
 
 
-def write_done(out: Path, case: RawCase, shape: Shape, made: Mapping[str, Any]) -> None:
-    """Record that a case is in the data set: `files` with sizes, `record`, `statistics`, `cut_percent`."""
-    _write_state(out, replace(case, key=_key(case)), state="done", shape=list(shape), **made)
-
-
 def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
     """Write a case's files and describe what is in them, as read back."""
-    from vmat_diffusion.report.case_picture import case_picture
-
     cut, lost = cut_to(training, shape)
     percent = {name: round(share, 3) for name, share in lost.items()}
     cut = replace(cut, provenance={**cut.provenance, "cut_percent": percent})
@@ -372,17 +333,10 @@ def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Sha
     if settings.store_sdf:
         spacing = cut.case.grid.spacing_mm
         sdf = {name: signed_distance_mm(s.mask, spacing) for name, s in cut.case.structures.items()}
-    path = save_case(out / f"{training.case.id}.npz", cut, sdf_mm=sdf)
-    read = load_case(path)
-    picture = case_picture(path.with_suffix(".png"), read)
-    origin = read.provenance
-    statistics = case_statistics(read)
+    made = finished(cut, out, sdf_mm=sdf)
+    origin = cut.provenance
+    statistics = made["statistics"]
     for key in ("extent_mm", "targets_extent_mm"):
         statistics[key] = origin[key]
     statistics["source_spacing_mm"] = origin["source_grid"]["spacing_mm"]
-    return {
-        "files": {p.name: p.stat().st_size for p in (path, picture)},
-        "record": case_record(read, path, technique=origin["technique"], patient=origin["patient"]),
-        "statistics": statistics,
-        "cut_percent": percent,
-    }
+    return {**made, "cut_percent": percent}

@@ -134,11 +134,57 @@ def test_numbers_that_are_texts_go(tmp_path: Path) -> None:
     assert "KVP" not in cleaned(image, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_numbers_dates_and_times_that_are_the_patients_go(tmp_path: Path) -> None:
+    image = ct()
+    image.PatientID, image.PatientBirthDate, image.AccessionNumber = "84773321", "19500102", "101500"
+    image.SeriesNumber, image.AcquisitionNumber, image.KVP = "84773321", "2011950", "84773321.0"
+    image.ContentTime, image.SeriesTime, image.StudyTime = "84773321", "101500", "101501.25"
+    image.StudyDate, image.ContentDate = "19500201", "2024030284773321"  # the first moves to the birth date
+    image.AcquisitionDateTime = "2024030184773321"
+    clean = cleaned(image, tmp_path)
+    assert not {"SeriesNumber", "KVP"} & set(clean.dir()) and clean.AcquisitionNumber == 2011950
+    assert (clean.ContentTime, clean.SeriesTime, clean.StudyTime) == ("", "", "101501.25")
+    assert (clean.StudyDate, clean.ContentDate, clean.AcquisitionDateTime) == ("", "", "")
+
+
+def test_an_object_is_refused_where_a_number_that_it_needs_is_the_patients(tmp_path: Path) -> None:
+    image = ct()
+    image.PatientID, image.RescaleIntercept = "84773321", "84773321"
+    with pytest.raises(CaseError, match=r"RescaleIntercept \(0028,1052\) holds a number of the patient's"):
+        cleaned(image, tmp_path)
+    plan = files.rt_plan([files.beam(1)])
+    plan.PatientID, plan.BeamSequence[0].SourceAxisDistance = "84773321", "84773321"
+    with pytest.raises(CaseError, match="SourceAxisDistance"):
+        cleaned(plan, tmp_path)
+
+
 def test_roi_names(tmp_path: Path) -> None:
     clean = cleaned(
         rois(a="cord", b="ptv secret", c="ring", d="tumour 4711", e="visit 20240301", f="Externa1"), tmp_path
     )
     assert names_in(clean) == ["SpinalCord", "ROI_2", "ring", "ROI_4", "ROI_5", "Externa1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["x 02.01.1950", "x 01/02/1950", "xx 1950-01-02", "rec 8477-3321", "8477 33_21"]
+)
+def test_birth_date_and_number_are_found_whatever_separates_their_digits(text: str, tmp_path: Path) -> None:
+    structures = rois(a=f"GTV {text}", b="ring 50")
+    structures.PatientID, structures.PatientBirthDate = "84773321", "19500102"
+    structures.ManufacturerModelName, structures.SoftwareVersions = text, "16.1.0"
+    clean = cleaned(structures, tmp_path)
+    assert names_in(clean) == ["ROI_1", "ring 50"]
+    assert (clean.ManufacturerModelName, clean.SoftwareVersions) == ("ANONYMIZED", "16.1.0")
+    identity = identity_of(structures)
+    assert identity.is_in(text) and identity.is_in_code(text)
+    clean.ManufacturerModelName = text
+    clean.save_as(tmp_path / "put_back.dcm")
+    assert leak(tmp_path / "put_back.dcm", Patient("case-0123abcd", 30, identity), TABLE) == "(0008,1090)"
+
+
+def test_long_numbers_in_names_of_regions_may_have_separators(tmp_path: Path) -> None:
+    assert names_in(cleaned(rois(a="GTV 02.01.50", b="GTV 50.4"), tmp_path)) == ["ROI_1", "GTV 50.4"]
 
 
 def test_a_patient_called_like_an_organ_keeps_the_organ(tmp_path: Path) -> None:
@@ -248,6 +294,26 @@ def spoilt(tmp_path: Path, implicit: bool = False, **values: object) -> Path:
     return tmp_path / "spoilt.dcm"
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("SeriesNumber", "471100"),
+        ("SliceLocation", "-471100.00"),
+        ("SliceLocation", "4.71100e5"),
+        ("SliceLocation", "1.5\\471100"),
+        ("ContentTime", "471100"),
+        ("ContentTime", "47:11:00"),
+        ("ContentDate", "4711.00"),
+        ("AcquisitionDateTime", "20240301471100"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_the_scan_compares_numbers_dates_and_times(keyword: str, value: str, tmp_path: Path) -> None:
+    tag = pydicom.tag.Tag(keyword)
+    file = spoilt(tmp_path, **{keyword: value.split("\\")})
+    assert leak(file, SOMEBODY, TABLE) == f"({tag.group:04X},{tag.element:04X})"
+
+
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize(
     ("values", "where"),
@@ -258,6 +324,7 @@ def spoilt(tmp_path: Path, implicit: bool = False, **values: object) -> Path:
         ({"FrameOfReferenceUID": "1.2.3.1"}, "(0020,0052)"),
         ({"EncapsulatedDocument": "xx Doe xx".encode("utf-16-le")}, "(0042,0011)"),
         ({"PixelData": bytes(100) + b"zachARIAS" + bytes(403)}, "its bytes"),
+        ({"SimpleFrameList": np.frombuffer(b"xxZACHARIAS ", "<u4").tolist()}, "its bytes"),
     ],
 )
 def test_the_scan_finds_what_is_left(
@@ -276,15 +343,36 @@ def test_the_scan_looks_into_items_and_private_attributes(tmp_path: Path) -> Non
     assert leak(tmp_path / "private.dcm", SOMEBODY, TABLE) == "(0011,1001)"
 
 
+@pytest.mark.parametrize("vr", ["US", "OW"])
+def test_the_scan_looks_into_tables_for_long_words_alone(vr: str, tmp_path: Path) -> None:
+    for content, where in ((b"..ZACHARIAS.", "its bytes"), (b"....doe.....", None)):
+        clean = cleaned(ct(), tmp_path)
+        clean.add_new(0x00283006, vr, content if vr == "OW" else np.frombuffer(content, "<u2").tolist())
+        clean.save_as(tmp_path / "table.dcm", enforce_file_format=True)
+        assert leak(tmp_path / "table.dcm", SOMEBODY, TABLE) == where
+
+
 def test_the_scan_looks_into_the_preamble(tmp_path: Path) -> None:
     raw = spoilt(tmp_path).read_bytes()
     (tmp_path / "p.dcm").write_bytes(b"Doe" + raw[3:])
     assert leak(tmp_path / "p.dcm", SOMEBODY, TABLE) == "its preamble"
 
 
+def test_latin_letters_are_no_surname_of_one_sign(tmp_path: Path) -> None:
+    image = ct()
+    image.SpecificCharacterSet, image.PatientName = "ISO_IR 192", "Yang^Li=杨^丽"
+    image.Manufacturer = "hgLightSpeed VCT"  # "gh" and "hg" are U+6768, read as UTF-16
+    assert cleaned(image, tmp_path).Manufacturer == "hgLightSpeed VCT"
+    surname = Patient("case-0123abcd", 30, Identity(frozenset({"杨"}), frozenset({"杨"})))
+    for spelling in ("杨".encode(), "x杨".encode("utf-16-le")):
+        file = spoilt(tmp_path, EncapsulatedDocument=spelling)
+        assert leak(file, surname, TABLE) == "(0042,0011)"
+
+
 def test_the_scan_takes_no_number_or_pixel_for_a_record_number(tmp_path: Path) -> None:
     pixels = np.frombuffer(b"doe " * 128, "u1").tobytes()
-    file = spoilt(tmp_path, SliceLocation="471100", PixelData=pixels, SeriesNumber="471100")
+    coordinates = ["471.100", "-47.1100", "-4711.00"]
+    file = spoilt(tmp_path, ImagePositionPatient=coordinates, PixelData=pixels, ContentTime="101500.471100")
     assert leak(file, SOMEBODY, TABLE) is None
     with pytest.raises(CaseError, match="cannot be read back"):
         file.write_bytes(file.read_bytes()[:-3])

@@ -25,7 +25,9 @@ def test_dvh_points_are_those_of_the_challenge():
     found = dvh_points(gy, target=False, voxel_cc=0.04)
     assert found["D0.1cc"] == pytest.approx(np.percentile(gy, 100 - 200 / 101))
     assert found["mean"] == 50.0
-    assert dvh_points(gy, target=False, voxel_cc=5.0)["D0.1cc"] == pytest.approx(np.percentile(gy, 100 - 100 / 101))
+    assert dvh_points(gy, target=False, voxel_cc=5.0)["D0.1cc"] == pytest.approx(
+        np.percentile(gy, 100 - 100 / 101)
+    )
 
 
 def test_empty_structures_are_left_out_and_every_dvh_point_counts_alike():

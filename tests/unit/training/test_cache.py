@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from training_cases import small_training
 
+from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.training import cache as module
 from vmat_diffusion.training.cache import cached_case, decoded_case, default_cache, sha256_of
 from vmat_diffusion.training.cases import save_case
-from vmat_diffusion.distance import signed_distance_mm
 
 
 @pytest.fixture
@@ -74,6 +74,20 @@ def test_damaged_entry_is_made_again(file: Path, tmp_path: Path) -> None:
     (dose,) = (tmp_path / "cache").rglob("dose.npy")
     dose.write_bytes(dose.read_bytes()[:50])
     assert cached_case(file, digest, tmp_path / "cache").training.case.reference_dose.gy.max() > 30
+
+
+@pytest.mark.parametrize("name", ["dose.npy", "sdf_tenth_mm.npy", "small.npz"])
+def test_entry_with_a_file_deleted_or_cut_is_made_again(file: Path, tmp_path: Path, name: str) -> None:
+    digest = sha256_of(file)
+    whole = cached_case(file, digest, tmp_path / "cache")
+    (part,) = (tmp_path / "cache").rglob(name)
+    if name == "small.npz":
+        part.write_bytes(part.read_bytes()[:200])
+    else:
+        part.unlink()
+    again = cached_case(file, digest, tmp_path / "cache")
+    assert again.training.case.reference_dose.gy.max() > 30
+    assert list(again.sdf_tenth_mm) == list(whole.sdf_tenth_mm)
 
 
 def test_unwritable_cache_is_named(file: Path, tmp_path: Path) -> None:

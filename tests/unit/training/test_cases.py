@@ -10,6 +10,7 @@ import pytest
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.training.cases import (
@@ -20,7 +21,6 @@ from vmat_diffusion.training.cases import (
     load_sdf_mm,
     save_case,
 )
-from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 
 
 def training_case(plan: Plan | None = None) -> TrainingCase:

@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import DataLoader
 from training_cases import save_dataset, small_training
 
+from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.training.augment import AugmentSettings
 from vmat_diffusion.training.cases import Constraint, load_case
-from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, goal_key, read_index
-from vmat_diffusion.distance import signed_distance_mm
+from vmat_diffusion.training.data import CaseDataset, DataSettings, EpochSampler, entries_of, goal_key
 
 CROP = (8, 16, 20)
 BUSY = AugmentSettings(rotation_deg=20.0, reach_voxels=(2, 2, 2), drop_organ=0.3, drop_ct=0.3)
@@ -181,7 +181,7 @@ def test_dataset_can_be_pickled(folder: Path) -> None:
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match=r"has no readable index.jsonl; make the data set with preprocess"):
+    with pytest.raises(CaseError, match=r"holds no readable index.jsonl; make the data set with preprocess"):
         CaseDataset(tmp_path)
     with pytest.raises(InputError, match=r"the cases have 2 shapes, such as .*; give a crop"):
         CaseDataset(folder)
@@ -201,5 +201,5 @@ def test_damaged_index_names_its_line(tmp_path: Path) -> None:
     save_dataset(tmp_path, [small_training()])
     index = tmp_path / "index.jsonl"
     index.write_text(index.read_text() + json.dumps({"id": "x"}) + "\n")
-    with pytest.raises(CaseError, match=r"index.jsonl, line 2, names no case"):
-        read_index(tmp_path)
+    with pytest.raises(CaseError, match=r"index.jsonl, line 2 is no case"):
+        entries_of(tmp_path)

@@ -88,7 +88,12 @@ def test_validation_is_not_augmented(folder: Path, tmp_path: Path) -> None:
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match=r"no splits.json with a part 'train'; make it with split"):
+    save_dataset(tmp_path, [small_training("case_0001")])
+    with pytest.raises(CaseError, match=r"splits.json is missing; make it with vmat-diffusion split"):
+        split_ids(tmp_path, "train")
+    save_dataset(tmp_path, [small_training("case_0001")], {"case_0001": "train"})
+    save_dataset(tmp_path, [small_training(name) for name in ("case_0001", "case_0002")])
+    with pytest.raises(CaseError, match="1 cases of the data set have no split, the first is case_0002"):
         split_ids(tmp_path, "train")
     with pytest.raises(InputError, match="batch_size = 0"):
         LoaderSettings(batch_size=0)

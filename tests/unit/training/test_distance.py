@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.geometry import Grid
 from vmat_diffusion.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.geometry import Grid
 
 
 def _radius(grid: Grid) -> np.ndarray:

@@ -156,6 +156,23 @@ def test_a_mask_beyond_the_grid_is_empty_there() -> None:
     assert not mask_onto(np.zeros((4, 4, 4), bool), source, source).any()
 
 
+def test_a_structure_that_is_cut_off_whole_is_absent_not_empty() -> None:
+    case = small_case()
+    corner = np.zeros(case.grid.shape, bool)
+    corner[0, case.grid.shape[1] // 2, case.grid.shape[2] // 2] = True
+    structures = {**case.structures, "Lens_L": Structure("Lens_L", "organ", corner)}
+    cut, lost = cut_to(on_spacing(replace(case, structures=structures), case.grid.spacing_mm), (16, 24, 20))
+    assert lost["Lens_L"] == 100.0 and "Lens_L" not in cut.case.structures
+
+
+def test_hu_that_do_not_fit_are_clipped_by_a_named_step() -> None:
+    case = small_case()
+    metal = np.where(case.targets[0].mask, 49_000, case.hu.astype(np.int32))
+    done = on_spacing(replace(case, hu=metal), case.grid.spacing_mm).case
+    assert done.hu.max() == 32767 and done.hu.min() >= AIR_HU
+    assert any(step.startswith("clip-hu: ") for step in done.source.steps)
+
+
 def test_a_case_without_target_is_refused() -> None:
     case = small_case()
     structures = {n: s for n, s in case.structures.items() if s.role != "target"}

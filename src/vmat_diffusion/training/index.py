@@ -1,0 +1,33 @@
+"""The index of a data set: a line of JSON for each case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion.errors import CaseError
+
+INDEX = "index.jsonl"
+_KEYS = ("id", "site", "file", "sha256", "shape", "targets", "organs", "has_dose", "patient")
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `index.jsonl`, by id. Raises CaseError where there is none or a line is no case."""
+    path = folder / INDEX
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise CaseError(
+            f"{folder} holds no readable {INDEX}; make the data set with preprocess or import"
+        ) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = dict(json.loads(line))
+            if missing := [key for key in _KEYS if key not in record]:
+                raise KeyError(missing[0])
+            records.append({**record, "id": str(record["id"])})
+        except (ValueError, TypeError, KeyError):
+            raise CaseError(f"{INDEX}, line {number} is no case; make the data set again") from None
+    return sorted(records, key=lambda record: str(record["id"]))

@@ -1,0 +1,186 @@
+"""Public data made ready: OpenKBP to a data set, trees of DICOM files to raw folders for `preprocess`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.training.cases import SCHEMA
+from vmat_diffusion.training.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
+from vmat_diffusion.training.splits import SPLITS, Split
+from vmat_diffusion.workflow.batch import Cluster
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
+from vmat_diffusion.workflow.files import appearing_whole
+from vmat_diffusion.workflow.raw_cases import files_key, listing
+from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.workflow.splits import split_dataset
+from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A data set of public cases: how many are in it and were made now, and what was left out."""
+
+    out: Path
+    cases: int
+    without_ct: int
+    made: int
+    rejections: tuple[Rejection, ...]
+    splits: Mapping[str, int]
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `import openkbp --json` prints."""
+        return {
+            **asdict(self),
+            "out": str(self.out),
+            "rejections": [asdict(r) for r in self.rejections],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def import_openkbp(
+    source: Path,
+    out: Path,
+    *,
+    split_folders: bool = False,
+    cluster: Cluster | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Imported:
+    """Make or go on with the data set `out` from the OpenKBP patients below `source`.
+
+    `split_folders` takes the splits from the names of the patients' folders (train..., valid...,
+    test...). Raises InputError where the folders cannot be used; a patient that cannot is a rejection.
+    """
+    started = time.perf_counter()
+    source, out = source.absolute(), out.absolute()
+    if source in (out, *out.parents):
+        raise InputError(
+            f"{out.name} lies in the folder of the patients and would be searched for them; name a folder "
+            "elsewhere"
+        )
+    paths, again = _once_each(patient_paths(source))
+    given = {name: _split_of(path, source) for name, path in paths.items()} if split_folders else {}
+    record = {"source": SOURCE, "schema": SCHEMA, "version": __version__}
+    opened(out, record, SHAPE, resume=resume)
+    jobs = {name: (_key(path), (path,)) for name, path in paths.items()}
+    pool = cluster or Cluster()
+    made = make_cases(read_openkbp, jobs, out, cluster=pool, stage="import", progress=progress)
+    states = read_states(out)
+    done = [state for state in states if state["state"] == "done"]
+    rejections = (*again, *rejections_of([s for s in states if s["id"] in paths]))
+    if not done:
+        write_rejected(out, rejections)
+        raise InputError(
+            f"none of {len(rejections)} patients could be imported; act on {out / REJECTED} and run "
+            "again with --resume"
+        )
+    write_tables(out, record, SHAPE, done, rejections)
+    splits = split_dataset(out, given=given) if split_folders else None
+    return Imported(
+        out=out,
+        cases=len(done),
+        without_ct=sum(not state["record"]["has_ct"] for state in done),
+        made=made,
+        rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
+        splits={name: len(splits.ids(name)) for name in SPLITS} if splits else {},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _once_each(paths: Sequence[Path]) -> tuple[dict[str, Path], list[Rejection]]:
+    """The patients by id, and those that are there a second time."""
+    found: dict[str, Path] = {}
+    again = []
+    for path in paths:
+        if found.setdefault(path.stem, path) is not path:
+            again.append(Rejection(f"{path.stem} again", "the patient is there twice", "remove one of them"))
+    return found, again
+
+
+def _key(path: Path) -> str:
+    folder, files = (path, listing(path)) if path.is_dir() else (path.parent, [path.name])
+    return files_key(folder, files)
+
+
+def _split_of(path: Path, source: Path) -> Split:
+    for folder in path.relative_to(source).parts[-2::-1]:
+        for split in SPLITS:
+            if folder.lower().startswith(split[:5]):
+                return split
+    raise InputError(
+        f"{path.stem} lies in no folder whose name starts with train, valid or test; leave out "
+        "--split-folders and use vmat-diffusion split"
+    )
+
+
+@dataclass(frozen=True)
+class RawTree:
+    """Folders made from a tree of DICOM files: ids made now and there already, and what was left out."""
+
+    raw: Path
+    made: tuple[str, ...]
+    there: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `import dicom --json` prints."""
+        return {**asdict(self), "raw": str(self.raw)}
+
+
+def import_dicom(
+    source: Path, raw: Path, *, key: Path | None = None, progress: Progress | None = None
+) -> RawTree:
+    """Sort a tree of DICOM files into a folder per case below `raw`, for `preprocess`.
+
+    Files are hard links where the file system allows, else copies; their names and the folders' tell
+    nothing of the patient, what is in them stays as it is. A folder that is there already is kept. `key`
+    takes a CSV of case, patient ID and structure set. Raises InputError where the folders cannot be used.
+    """
+    source, raw = source.absolute(), raw.absolute()
+    if source in (raw, *raw.parents):
+        raise InputError(f"{raw} lies in {source}, which is read; name a folder beside it")
+    if key is not None and raw in key.absolute().parents:
+        raise InputError(f"{key} would tell the patients' IDs beside the cases; name a file elsewhere")
+    report = progress or (lambda stage, fraction, note: None)
+    report("look", 0.0, "")
+    cases, left_out = cases_in_tree(source)
+    report("look", 1.0, f"{len(cases)} cases")
+    raw.mkdir(parents=True, exist_ok=True)
+    made = []
+    for count, case in enumerate(cases, start=1):
+        if not (raw / case.id).exists():
+            _lay_out(case, raw / case.id)
+            made.append(case.id)
+        report("sort", count / len(cases), f"{count} of {len(cases)}")
+    if key is not None:
+        _write_key(key, cases)
+    there = tuple(case.id for case in cases if case.id not in set(made))
+    return RawTree(raw, tuple(made), there, left_out)
+
+
+def _lay_out(case: TreeCase, folder: Path) -> None:
+    with appearing_whole(folder, overwrite=False) as partial:
+        for name, path in case.named_files.items():
+            try:
+                os.link(path.resolve(), partial / name)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(path, partial / name)
+
+
+def _write_key(path: Path, cases: Sequence[TreeCase]) -> None:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["case", "patient_id", "structure_set_uid"])
+        table.writerows((case.id, case.patient_id, case.structure_set.uid) for case in cases)

@@ -1,0 +1,269 @@
+"""Paired VMAT data: patients planned by the project's own optimiser under varied goals and arcs.
+
+One job per plan. Each becomes a training case on its patient's grid with dose, control points and the
+goals it was made for. What happened to each plan is a small file under `.work`, as for `preprocess`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmat_diffusion import __version__
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.geometry import Point
+from vmat_diffusion.machine import Machine, load_machine, machine_text
+from vmat_diffusion.plan import violations
+from vmat_diffusion.training.cases import SCHEMA, TrainingCase
+from vmat_diffusion.training.constraints import constraints_of
+from vmat_diffusion.training.prepare import dose_inside
+from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, varied
+from vmat_diffusion.workflow.batch import Cluster
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection
+from vmat_diffusion.workflow.patients import Patient
+from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
+
+if TYPE_CHECKING:
+    from vmat_diffusion.optimize import Optimized
+
+# A shoulder or an arm that leaves the scan's field of view attenuates few beams.
+_CUT_SHARE = 0.1
+# Looser than any clinic: what lies beyond is a search that hardly began, not a plan of other priorities.
+_LEAST_COVERAGE, _MOST_HEAT = 0.8, 1.25
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How every patient is planned. Without `max_minutes` plans depend on the seed alone, not on the clock.
+
+    `effort` scales the optimiser's iterations; `spacing_mm` (x, y, z) is the grid of synthetic patients.
+    """
+
+    machine: str = "generic_6mv"
+    seed: int = 0
+    grid_mm: float = 3.0
+    effort: float = 1.0
+    max_minutes: float | None = None
+    spacing_mm: Point = (2.0, 2.0, 2.5)
+
+    def __post_init__(self) -> None:
+        for option, value, low, high in (
+            ("--seed", self.seed, 0, 2**32 - 1),
+            ("--grid-mm", self.grid_mm, 1, 10),
+            ("--effort", self.effort, 0.01, 10),
+            ("--max-minutes", 1 if self.max_minutes is None else self.max_minutes, 0.01, 1440),
+            *(("--spacing-mm", s, 1, 6) for s in self.spacing_mm),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"{option} {value:g} is outside {low:g} to {high:g}; choose one within")
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A finished data set of plans: `plans` are their records by id, those of earlier runs included."""
+
+    out: Path
+    plans: Mapping[str, Mapping[str, Any]]
+    rejections: tuple[Rejection, ...]
+    made: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `simulate --json` prints."""
+        return {
+            "out": str(self.out),
+            "plans": [{"id": name, **record} for name, record in self.plans.items()],
+            "made": self.made,
+            "rejected": [asdict(r) for r in self.rejections],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def simulate(
+    patients: tuple[Patient, ...],
+    out: Path,
+    settings: Simulation,
+    *,
+    plans_per_case: int,
+    cluster: Cluster | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Simulated:
+    """Plan each patient `plans_per_case` times and write the data set `out`.
+
+    `resume` makes what is not there yet; patients and plans, not other settings, may be added by it.
+    Raises InputError where the folder, the machine or the settings cannot be used.
+    """
+    started = time.perf_counter()
+    if not 1 <= plans_per_case <= 99:
+        raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
+    load_machine(settings.machine).require_beam()
+    out = out.absolute()  # workers of a cluster may start elsewhere
+    record = settings_record(settings)
+    opened(out, record, None, resume=resume)
+    jobs = {
+        plan_id(patient, number): (patient.key, (patient, number, settings))
+        for patient in patients
+        for number in range(1, plans_per_case + 1)
+    }
+    pool = cluster or Cluster(memory_gb=4.0)
+    made = make_cases(simulate_plan, jobs, out, cluster=pool, stage="plan", progress=progress)
+    states = read_states(out)
+    done = [state for state in states if state["state"] == "done"]
+    rejections = tuple(rejections_of(states))
+    write_tables(out, record, None, done, rejections)
+    if not done:
+        raise PlanError(f"none of {len(jobs)} plans could be made; read {out / REJECTED} for the reasons")
+    plans = {s["id"]: {**s["figures"], "minutes": round(s["seconds"] / 60, 2)} for s in done}
+    return Simulated(out, plans, rejections, made, time.perf_counter() - started)
+
+
+def plan_id(patient: Patient, number: int) -> str:
+    """The id of a patient's n-th plan, counted from 1."""
+    return f"{patient.id}_p{number:02d}"
+
+
+def settings_record(settings: Simulation) -> dict[str, Any]:
+    """The settings as `dataset.json` keeps them: the machine by name and contents, no paths."""
+    digest = hashlib.sha256(machine_text(settings.machine).encode()).hexdigest()[:16]
+    return {
+        **asdict(settings),
+        "machine": f"{Path(settings.machine).name} {digest}",
+        "spacing_mm": list(settings.spacing_mm),
+        "schema": SCHEMA,
+        "version": __version__,
+    }
+
+
+def simulate_plan(patient: Patient, number: int, settings: Simulation) -> TrainingCase:
+    """One job: draw a variation for a patient and plan it.
+
+    The draw depends on the seed, the patient's id and the number alone. Raises InputError for a patient
+    that cannot be planned, and for a plan that the machine could not deliver.
+    """
+    name, machine = plan_id(patient, number), load_machine(settings.machine)
+    base = patient.read(settings.spacing_mm)
+    must_be_plannable(base)
+    training = planned(base, draw_of(base.case, name, settings.seed, machine), machine, settings)
+    return replace(
+        training,
+        case=replace(training.case, id=name),
+        provenance={**training.provenance, "patient": patient.patient},
+    )
+
+
+def draw_of(case: Case, name: str, seed: int, machine: Machine) -> Variation:
+    """The variation of one plan by its id and the seed, whatever other plans there are.
+
+    Raises GoalError where no goals fit the case.
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    rng = np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
+    return draw_variation(rng, fitting_sheets(case), case, machine)
+
+
+def must_be_plannable(training: TrainingCase) -> None:
+    """Raise CaseError for a case without CT or with a body that the volume cuts beside the targets."""
+    case = training.case
+    if not training.has_ct:
+        raise CaseError("the case has no CT, so no dose can be computed; leave it out or fetch its CT")
+    slices = np.logical_or.reduce([s.mask.any(axis=(1, 2)) for s in case.targets])
+    body = case.body.mask[slices]
+    cut = max(float(face.mean()) for face in (body[:, 0], body[:, -1], body[:, :, 0], body[:, :, -1]))
+    if cut > _CUT_SHARE:
+        raise CaseError(
+            f"the volume cuts the body beside the targets over {100 * cut:.0f} % of a side, so that beams "
+            "would miss what they pass; prepare the case with a larger --shape"
+        )
+
+
+def planned(base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation) -> TrainingCase:
+    """The patient with the plan of a variation, its dose and its goals.
+
+    Raises PlanError where the machine could not deliver the plan or the search left no usable dose.
+    """
+    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.optimize import Outcome, Settings, optimize
+
+    case, sheet = varied(variation, replace(base.case, reference_dose=None))
+    asked = Settings(
+        arcs=variation.arcs,
+        arc_start_deg=variation.arc_start_deg,
+        arc_stop_deg=variation.arc_stop_deg,
+        collimator_deg=variation.collimator_deg,
+        grid_mm=settings.grid_mm,
+        seed=variation.seed,
+        max_minutes=settings.max_minutes,
+        effort=settings.effort,
+    )
+    made = optimize(case, sheet, machine, settings=asked, finalize=as_written)
+    if made.outcome is Outcome.INTERRUPTED:
+        raise KeyboardInterrupt  # the optimiser keeps its best plan, which is no use here
+    if wrong := violations(made.plan, machine):
+        raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
+    dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
+    dosed = replace(case, reference_dose=dose)
+    must_be_usable(sheet.prescription, dosed, dose)
+    return TrainingCase(
+        case=dosed,
+        possible_dose=possible,
+        plan=made.plan,
+        constraints=constraints_of(sheet, dosed),
+        names=base.names,
+        padding=base.padding,
+        provenance={
+            "source": "simulated",
+            "program": f"vmat-diffusion {__version__}",
+            "technique": "VMAT",
+            "machine": machine.name,
+            "goals": sheet.name,
+            "normalization": str(sheet.normalization),
+            "variation": asdict(variation),
+            "optimiser": {**asdict(asked), "outcome": made.outcome.name, "iterations": len(made.history)},
+            "figures": {**_figures(sheet, dosed, dose, made), "violations": len(wrong)},
+            "gate": "not asked",
+            "dose": dict(made.dose.provenance),
+            "steps": [*base.provenance.get("steps", ()), *case.source.steps],
+            "base": dict(base.provenance),
+        },
+    )
+
+
+def must_be_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
+    """Raise PlanError for a dose that is far from what was prescribed, as a search cut short leaves it."""
+    most = _MOST_HEAT * max(prescription.target_gy.values())
+    for name, gy in prescription.target_gy.items():
+        dvh = structure_dvh(dose, case.structures[name], case.grid)
+        cold, hot, least = dvh.dose_at_percent_gy(95), dvh.dose_at_percent_gy(2), _LEAST_COVERAGE * gy
+        fault = f"D95% is {cold:.1f} Gy, the limit is {least:.1f} Gy" if cold < least else ""
+        fault = fault or (f"D2% is {hot:.1f} Gy, the limit is {most:.1f} Gy" if hot > most else "")
+        if fault:
+            raise PlanError(
+                f"the plan is of no use: {name} {fault}; give the search a higher --effort or more "
+                "--max-minutes"
+            )
+
+
+def _figures(sheet: GoalSheet, case: Case, dose: Dose, made: Optimized) -> dict[str, Any]:
+    """A plan as the table of all plans shows it."""
+    results = evaluate(sheet, case, dose)
+    return {
+        "site": case.site,
+        "goals": sheet.name,
+        "arcs": len(made.plan.arcs),
+        "outcome": made.outcome.name,
+        "mu": round(made.plan.total_mu, 1),
+        "control_points": sum(len(arc.gantry_deg) for arc in made.plan.arcs),
+        "goals_met": sum(r.status == "pass" for r in results),
+        "goals_judged": sum(r.value is not None for r in results),
+    }
