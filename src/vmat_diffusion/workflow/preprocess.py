@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from itertools import combinations
@@ -28,7 +28,7 @@ from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
 from vmat_diffusion.workflow.dataset import (
     DATASET,
@@ -43,20 +43,22 @@ from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.states import (
     WORK,
     Shape,
-    files_there,
     finished,
+    is_made,
     note_run,
     opened,
     read_state,
     read_states,
-    reject,
     rejections_of,
+    run_undone,
+    staged,
     write_state,
     write_tables,
 )
 
 # Settings that only admit more cases: those that are finished without them are the same with them.
 _ADMITTING = ("relax", "allow_outside_body")
+_STAGED = {"state": "staged"}
 
 
 @dataclass(frozen=True)
@@ -253,23 +255,17 @@ class _Work:
     def run(self, stage: str, shape: Shape | None) -> None:
         """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
         jobs = {
-            name: (case, self.settings, self.out, shape)
+            name: (_key(case), (case, self.settings, self.out, shape))
             for name, case in self.cases.items()
-            if name not in self.failed and not _is_done(self.out, case, shape)
+            if name not in self.failed
         }
-        if not jobs:
-            return
-        report = self.progress or (lambda stage, fraction, note: None)
-        report(stage, 0.0, f"0 of {len(jobs)}")
-        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:  # type: ignore[type-var]
-            for count, done in enumerate(finished, start=1):
-                if done.reason:
-                    self.failed.add(done.key)
-                    reject(self.out, _key(self.cases[done.key]), done)
-                    _staged(self.out, done.key).unlink(missing_ok=True)
-                elif shape is not None:
-                    self.made += 1
-                report(stage, count / len(jobs), f"{count} of {len(jobs)}")
+        wanted = _STAGED if shape is None else {"state": "done", "shape": list(shape)}
+        made, failed = run_undone(
+            prepare, jobs, self.out, wanted, cluster=self.cluster, stage=stage, progress=self.progress
+        )
+        self.failed |= failed
+        if shape is not None:
+            self.made += len(made)
 
     def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
@@ -280,25 +276,9 @@ class _Work:
         return rejections_of([s for s in self.states() if s["id"] in self.cases])
 
 
-def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
-    """Whether the pass for `shape` has nothing left to do for a case; defects are tried again."""
-    state = read_state(out, case.id)
-    if state is None or state["key"] != _key(case):
-        return False
-    if state["state"] == "rejected":
-        return not state["defect"]
-    if shape is None:
-        return state["state"] == "staged" and _staged(out, case.id).is_file()
-    return state["state"] == "done" and state["shape"] == list(shape) and files_there(out, state)
-
-
 def _key(case: RawCase) -> str:
     """The state of the files and of what the user says of the case."""
     return f"{case.key} {case.site} {case.fractions}"
-
-
-def _staged(out: Path, case: str) -> Path:
-    return out / WORK / f"{case}.npz"
 
 
 def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
@@ -306,21 +286,19 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
 
     Raises InputError for a case that is to be left out.
     """
-    state, staged = read_state(out, case.id), _staged(out, case.id)
-    key = _key(case)
-    if state and state["state"] == "staged" and state["key"] == key and staged.is_file():
-        training = load_case(staged)
-    else:
-        training = clinical_case(case, settings)
+    key, kept = _key(case), staged(out, case.id)
+    waiting = is_made(out, read_state(out, case.id), key, _STAGED)
+    training = load_case(kept) if waiting else clinical_case(case, settings)
     origin = training.provenance
     if shape is None:
-        save_case(staged, training)
+        save_case(kept, training)
         extent = [origin["targets_extent_mm"], origin["extent_mm"]]
-        write_state(out, case.id, key, state="staged", extent=extent)
+        files = {f"{WORK}/{kept.name}": kept.stat().st_size}
+        write_state(out, case.id, key, **_STAGED, files=files, extent=extent)
     else:
         made = _finish(training, settings, out, shape)
         write_state(out, case.id, key, state="done", shape=list(shape), **made)
-        staged.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
     return case.id
 
 
