@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +27,7 @@ from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import (
-    DATASET,
-    REJECTED,
-    Rejection,
-    read_dataset,
-    write_rejected,
-    write_text,
-)
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.states import (
@@ -120,7 +110,7 @@ def preprocess(
         raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
     cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = _opened(out, record, shape, resume=resume)
+    shape = opened(out, record, shape, resume=resume, admitting=_ADMITTING)
     if key is not None:
         _write_key(key, cases)
     pool = cluster or Cluster()
@@ -164,36 +154,6 @@ def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any
         "schema": SCHEMA,
         "version": __version__,
     }
-
-
-def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
-    """As `opened`, also for a data set whose settings differ only in what admits more cases now.
-
-    Finished cases would come out the same and are kept; rejected ones are forgotten and so tried again.
-    """
-    try:
-        return opened(out, record, shape, resume=resume)
-    except InputError:
-        there = _stricter(out, record, shape) if resume else None
-        if there is None:
-            raise
-    for state in read_states(out):
-        if state["state"] == "rejected":
-            (out / WORK / f"{state['id']}.state").unlink()
-    note_run(out, record, there[0])
-    if (kept := read_dataset(out)) is not None:
-        write_text(out / DATASET, json.dumps({**kept, "settings": record}, indent=1) + "\n")
-    return there[0]
-
-
-def _stricter(out: Path, record: Mapping[str, Any], shape: Shape | None) -> tuple[Shape | None] | None:
-    """The shape of the data set if it was made with the same settings but some of `_ADMITTING` off."""
-    on = [name for name in _ADMITTING if record[name]]
-    for count in range(1, len(on) + 1):
-        for off in combinations(on, count):
-            with suppress(InputError):
-                return (opened(out, {**record, **dict.fromkeys(off, False)}, shape, resume=True),)
-    return None
 
 
 def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.cases import TrainingCase, load_case, save_case
 from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
 from vmat_diffusion.workflow.dataset import (
+    DATASET,
     Rejection,
     case_record,
     case_statistics,
@@ -36,11 +37,19 @@ _RUN = "run.json"
 Shape = tuple[int, int, int]
 
 
-def opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
+def opened(
+    out: Path,
+    record: Mapping[str, Any],
+    shape: Shape | None,
+    *,
+    resume: bool,
+    admitting: Collection[str] = (),
+) -> Shape | None:
     """Make the folder of a data set ready and return the shape that holds there already, if any.
 
-    `record` holds the settings. Raises InputError for a folder that is not empty and not to be resumed,
-    or of other settings.
+    `record` holds the settings. Those in `admitting` only admit more cases and may be turned on for a data
+    set made without them: finished cases are kept, rejected ones are forgotten and so tried again.
+    Raises InputError for a folder that is not empty and not to be resumed, or of other settings.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; name a folder for the data set")
@@ -53,14 +62,17 @@ def opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume:
         kept = json.loads(begun.read_text(encoding="utf-8"))
     if kept is None and there:
         raise InputError(f"{out} holds other files and no data set; name another folder")
+    more = False
     if kept is not None:
-        _same_settings(out, kept["settings"], record)
+        more = _admits_more(out, kept["settings"], record, admitting)
         shape = tuple(kept["shape"]) if kept["shape"] else shape
     (out / WORK).mkdir(parents=True, exist_ok=True)
     for folder in (out, out / WORK):
         for part in folder.glob(".*.part"):  # of a run that was killed
             part.unlink(missing_ok=True)
-    if not begun.is_file():
+    if more:
+        _admit(out, record, shape)
+    elif not begun.is_file():
         note_run(out, record, shape)
     return shape
 
@@ -70,15 +82,29 @@ def note_run(out: Path, record: Mapping[str, Any], shape: Shape | None) -> None:
     write_text(out / WORK / _RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
 
 
-def _same_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _admits_more(
+    out: Path, before: Mapping[str, Any], now: Mapping[str, Any], admitting: Collection[str]
+) -> bool:
+    """Whether settings in `admitting` were turned on. Raises InputError for any other change."""
     plain = json.loads(json.dumps(now))
     changed = [name for name in plain if before.get(name) != plain[name]]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{out} was made with {name} = {before.get(name)}, now it is {plain[name]}; resume with the same "
-            "settings or name another folder"
-        )
+    for name in changed:
+        if not (name in admitting and before.get(name) is False and plain[name] is True):
+            raise InputError(
+                f"{out} was made with {name} = {before.get(name)}, now it is {plain[name]}; resume with the "
+                "same settings or name another folder"
+            )
+    return bool(changed)
+
+
+def _admit(out: Path, record: Mapping[str, Any], shape: Shape | None) -> None:
+    """Forget the rejected cases and go on with the settings of `record`."""
+    for state in read_states(out):
+        if state["state"] == "rejected":
+            (out / WORK / f"{state['id']}.state").unlink()
+    note_run(out, record, shape)
+    if (kept := read_dataset(out)) is not None:  # last: a kill before it leaves all of this to be done again
+        write_text(out / DATASET, json.dumps({**kept, "settings": record}, indent=1) + "\n")
 
 
 def read_state(out: Path, case: str) -> dict[str, Any] | None:
