@@ -186,12 +186,9 @@ def write_index(folder: Path, records: Iterable[Mapping[str, Any]]) -> Path:
 
 def write_rejected(folder: Path, rejections: Iterable[Rejection]) -> Path:
     """`rejected.csv`: case, reason and remedy of all that was left out, in the order of their ids."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", "reason", "remedy"])
-    for entry in sorted(rejections, key=lambda r: (r.case, r.reason)):
-        table.writerow([entry.case, entry.reason, entry.remedy])
-    return write_text(folder / REJECTED, text.getvalue())
+    ordered = sorted(rejections, key=lambda r: (r.case, r.reason))
+    rows = ((entry.case, entry.reason, entry.remedy) for entry in ordered)
+    return write_table(folder / REJECTED, ("case", "reason", "remedy"), rows)
 
 
 def write_dataset(
@@ -222,6 +219,15 @@ def read_dataset(folder: Path) -> dict[str, Any] | None:
         return {**record, "settings": dict(record["settings"])}
     except (ValueError, TypeError, KeyError):
         raise CaseError(f"{path} is damaged; remove it and run again with --resume") from None
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+    """Rows below a header as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -7,7 +7,6 @@ First pass, only where the common shape is not known yet: every case on the spac
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,13 @@ from vmat_diffusion import __version__
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.distance import signed_distance_mm
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.states import (
@@ -112,7 +110,7 @@ def preprocess(
     record = settings_record(settings, shape)
     shape = opened(out, record, shape, resume=resume, admitting=_ADMITTING)
     if key is not None:
-        _write_key(key, cases)
+        write_table(key, ("case", "folder"), ((case.id, case.folder.name) for case in cases))
     pool = cluster or Cluster()
     work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
     if shape is None:
@@ -162,13 +160,6 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     except OSError:
         raise InputError(f"{path} cannot be opened; check its permissions") from None
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
-
-
-def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["case", "folder"])
-        table.writerows((case.id, case.folder.name) for case in cases)
 
 
 def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
