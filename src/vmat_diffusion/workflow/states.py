@@ -196,7 +196,7 @@ def run_undone(
         return made, failed
     report = progress or (lambda stage, fraction, note: None)
     report(stage, 0.0, f"0 of {len(todo)}")
-    with closing(run_jobs(function, todo, cluster=cluster)) as ends:  # type: ignore[type-var]
+    with closing(run_jobs(function, todo, cluster=cluster)) as ends:
         for count, done in enumerate(ends, start=1):
             if done.reason:
                 _reject(out, jobs[done.key][0], done)
