@@ -7,7 +7,6 @@ the same cases make the same bytes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import sha256_of, written_whole
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase
 from vmat_diffusion.training.index import INDEX
 
@@ -59,7 +58,7 @@ def case_record(
         "id": case.id,
         "site": case.site,
         "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256_of(file),
         "shape": list(case.grid.shape),
         "spacing_mm": list(case.grid.spacing_mm),
         "prescription_gy": dict(prescription.target_gy) if prescription else {},
