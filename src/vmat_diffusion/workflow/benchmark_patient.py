@@ -1,0 +1,118 @@
+"""One OpenKBP patient of a benchmark: read, predicted in each way, scored, written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Dose
+from vmat_diffusion.diffusion.model import DoseModel
+from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict
+from vmat_diffusion.evaluate.gamma import gamma
+from vmat_diffusion.evaluate.openkbp import score
+from vmat_diffusion.evaluate.openkbp_tables import DoseScores, PatientScores, dose_scores
+from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.training.openkbp import (
+    DECIMALS,
+    NAMES,
+    TARGET_GY,
+    Patient,
+    read_patient,
+    to_openkbp,
+    training_case,
+    write_dose_csv,
+)
+from vmat_diffusion.workflow.benchmark_journal import PatientResult
+
+REGRESSION, ONE_SAMPLE, MEAN = "regression", "one sample", "mean of samples"
+# Whether a voxel passes is known at 1; a wider search would tell by how much the others fail.
+_LARGEST_GAMMA = 1.1
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is done with each patient."""
+
+    model: DoseModel
+    samples: int = 0
+    steps: int = 8
+    seed: int = 0
+    gamma: bool = True
+    csv_out: Path | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, apart from the weights."""
+        return {name: getattr(self, name) for name in ("samples", "steps", "seed", "gamma")}
+
+
+def judge_patient(path: Path, task: Task) -> PatientResult:
+    """Predict a patient, write the dose and score it where there is a reference.
+
+    Raises CaseError for a patient that cannot be read or predicted.
+    """
+    started = time.perf_counter()
+    patient = read_patient(path)
+    case = training_case(patient)
+    read = time.perf_counter()
+    doses = doses_by_way(predicted(case, task))
+    done = time.perf_counter()
+    if task.csv_out is not None:
+        write_dose_csv(task.csv_out / f"{patient.id}.csv", to_openkbp(list(doses.values())[-1].gy))
+    ways = {}
+    if patient.dose_gy is not None:
+        ways = {way: scores_of(dose, patient, case, task) for way, dose in doses.items()}
+    seconds = {"read": read - started, "predict": done - read, "score": time.perf_counter() - done}
+    targets = np.logical_or.reduce([mask for name, mask in patient.masks.items() if name in TARGET_GY])
+    scores = PatientScores(
+        id=patient.id,
+        has_ct=patient.ct is not None,
+        target_cc=float(np.count_nonzero(targets)) * patient.voxel_cc,
+        target_levels=sum(name in patient.masks for name in TARGET_GY),
+        missing_organs=sum(n not in patient.masks for n in NAMES.values() if n not in TARGET_GY),
+        ways=ways,
+    )
+    return PatientResult(scores, {name: round(value, 2) for name, value in seconds.items()})
+
+
+def predicted(case: TrainingCase, task: Task) -> Prediction:
+    """What the model says of a case."""
+    sampling = Sampling(samples=task.samples, steps=task.steps, seed=task.seed)
+    return predict(case.case, case.possible_dose, task.model, has_ct=case.has_ct, sampling=sampling)
+
+
+def doses_by_way(prediction: Prediction) -> dict[str, Dose]:
+    """The doses to be scored, that to be written last."""
+    doses = {REGRESSION: prediction.regression}
+    if prediction.samples:
+        doses[ONE_SAMPLE] = prediction.samples[0]
+    if len(prediction.samples) > 1:
+        doses[MEAN] = prediction.mean
+    return doses
+
+
+def scores_of(dose: Dose, patient: Patient, case: TrainingCase, task: Task) -> DoseScores:
+    """Scores of a dose as it stands in the challenge's file, with that file's decimals."""
+    assert patient.dose_gy is not None and case.case.reference_dose is not None
+    gy = as_written(dose)
+    found = score(gy, patient.dose_gy, patient.possible_dose, patient.structures, patient.voxel_cc)
+    passed = None
+    if task.gamma:
+        passed = gamma(
+            case.case.reference_dose,
+            replace(dose, std_gy=None),
+            mask=case.possible_dose,
+            max_gamma=_LARGEST_GAMMA,
+        ).pass_percent
+    return dose_scores(found, gy, patient.dose_gy, patient.structures, passed)
+
+
+def as_written(dose: Dose) -> NDArray[np.float64]:
+    """A dose on the challenge's axes with the decimals of its files."""
+    gy: NDArray[np.float64] = to_openkbp(dose.gy).astype(np.float64)
+    return gy.round(DECIMALS)

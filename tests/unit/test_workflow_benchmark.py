@@ -1,0 +1,120 @@
+"""The OpenKBP benchmark on made-up patients and a network of random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openkbp_files import arrays, write_folder, write_npz
+from small_model import write_small_model
+
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.openkbp import overall, score
+from vmat_diffusion.training.openkbp import read_patient
+from vmat_diffusion.workflow import benchmark, benchmark_patient
+from vmat_diffusion.workflow.benchmark import BenchmarkSettings, benchmark_openkbp
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with dose, one of them without CT, one without dose, one that cannot be read."""
+    root = tmp_path_factory.mktemp("openkbp")
+    whole, no_ct, no_dose = arrays(1), arrays(2), arrays(3)
+    del no_ct["ct"], no_dose["dose_cGy"]
+    write_npz(root / "validation" / "pt_201.npz", whole)
+    write_folder(root / "validation" / "pt_202", no_ct)
+    write_npz(root / "validation" / "pt_203.npz", no_dose)
+    (root / "validation" / "pt_204.npz").write_bytes(b"no zip")
+    write_npz(root / "train" / "pt_1.npz", whole)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_small_model(tmp_path_factory.mktemp("weights") / "w.safetensors"))
+
+
+def _csv_gy(file: Path) -> np.ndarray:
+    index, gy = np.loadtxt(file, delimiter=",", skiprows=1, unpack=True)
+    out = np.zeros(128**3)
+    out[index.astype(int)] = gy
+    return out.reshape(128, 128, 128)
+
+
+def test_scores_are_those_of_the_files_that_were_written(data: Path, weights: str, tmp_path: Path) -> None:
+    settings = BenchmarkSettings(data, weights=weights)
+    done = benchmark_openkbp(settings, csv_out=tmp_path / "csv", out=tmp_path / "found.json")
+    assert [p.scores.id for p in done.patients] == ["pt_201", "pt_202", "pt_203"]
+    assert [(r.case, "readable" in r.reason) for r in done.left_out] == [("pt_204", True)]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["scored"] == 2 and found["scores_with_ct"]["regression"]["dose"]["patients"] == 1
+    again = []
+    for name in ("pt_201.npz", "pt_202"):
+        patient = read_patient(data / "validation" / name)
+        gy = _csv_gy(tmp_path / "csv" / f"{patient.id}.csv")
+        assert not gy[~patient.possible_dose].any()
+        again.append(score(gy, patient.dose_gy, patient.possible_dose, patient.structures, patient.voxel_cc))
+    expected = overall(again)
+    scores = found["scores"]["regression"]
+    assert (scores["dose"]["value"], scores["dvh"]["value"]) == pytest.approx(expected, rel=1e-9)
+    assert scores["dose"]["low"] <= expected[0] <= scores["dose"]["high"]
+    assert 0 <= scores["gamma"]["value"] <= 100
+    assert (tmp_path / "csv" / "pt_203.csv").is_file()
+    assert found["structures"]["regression"]["PTV_70"]["D95"]["patients"] == 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    judge = benchmark_patient.judge_patient
+
+    def stops_at_the_second(path: Path, task: benchmark_patient.Task):  # type: ignore[no-untyped-def]
+        judged.append(path.stem)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(path, task)
+
+    monkeypatch.setattr(benchmark, "judge_patient", stops_at_the_second)
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(201, 202, 203))
+    out = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_openkbp(settings, out=out)
+    journal = tmp_path / "found.patients.jsonl"
+    with journal.open("a") as stream:
+        stream.write('{"key": "cut o')
+    resumed = benchmark_openkbp(settings, out=out)
+    assert judged == ["pt_201", "pt_202", "pt_202", "pt_203"]
+    fresh = benchmark_openkbp(settings)
+    assert [p.scores for p in resumed.patients] == [p.scores for p in fresh.patients]
+    judged.clear()
+    benchmark_openkbp(settings, out=out)
+    assert judged == []
+
+
+def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    benchmark_openkbp(settings, out=out)
+    other = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,), seed=1)
+    with pytest.raises(InputError, match="holds results of another seed; pass --overwrite"):
+        benchmark_openkbp(other, out=out)
+    benchmark_openkbp(other, out=out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"split": "test"}, "is of split test"),
+        ({"patients": (201, 299)}, "patient pt_299 is not among the 4"),
+        ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
+        ({"device": "tpu"}, "device 'tpu' is not known"),
+        ({"weights": "absent"}, "weights absent do not exist"),
+        ({"samples": -1}, "samples -1 is outside 0 to 64"),
+    ],
+)
+def test_what_cannot_be_used_is_said(data: Path, weights: str, changed: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        benchmark_openkbp(BenchmarkSettings(**{"data": data, "weights": weights, **changed}))
