@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from openkbp_files import arrays, write_npz
-from small_model import write_small_model
+from tiny_model import tiny_model
 
 from vmat_diffusion import cli
+from vmat_diffusion.diffusion.model import save_model
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -24,7 +25,7 @@ def test_scores_are_shown_as_tables_and_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_npz(tmp_path / "data" / "pt_241.npz", arrays())
-    weights = write_small_model(tmp_path / "w.safetensors")
+    weights = save_model(tmp_path / "w.safetensors", tiny_model())
     options = ["--data", tmp_path / "data", "--split", "test", "--weights", weights, "--no-gamma"]
     options += ["--out", tmp_path / "found.json"]
     assert _run(monkeypatch, *options) == 0

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from openkbp_files import arrays, write_folder, write_npz
-from small_model import write_small_model
+from tiny_model import tiny_model
 
+from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
 from vmat_diffusion.training.openkbp import read_patient
@@ -33,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_small_model(tmp_path_factory.mktemp("weights") / "w.safetensors"))
+    return str(save_model(tmp_path_factory.mktemp("weights") / "w.safetensors", tiny_model()))
 
 
 def _csv_gy(file: Path) -> np.ndarray:
@@ -118,3 +119,28 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
 def test_what_cannot_be_used_is_said(data: Path, weights: str, changed: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         benchmark_openkbp(BenchmarkSettings(**{"data": data, "weights": weights, **changed}))
+
+
+def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
+    data: Path, weights: str, tmp_path: Path
+) -> None:
+    settings = BenchmarkSettings(
+        data, weights=weights, gamma=False, patients=(201, 202), samples=3, steps=2, fit_spread=(201,)
+    )
+    done = benchmark_openkbp(settings, csv_out=tmp_path)
+    found = json.loads(json.dumps(done.summary()))
+    assert list(found["scores"]) == ["regression", "one sample", "mean of samples"]
+    assert set(found["gain_over_regression"]) == {"one sample", "mean of samples"}
+    assert found["calibration"]["fit"]["judged_on"] == ["pt_202"]
+    assert found["calibration"]["coverage"]["90%"]["voxels"]["patients"] == 2
+    patient = read_patient(data / "validation" / "pt_201.npz")
+    written = score(
+        _csv_gy(tmp_path / "pt_201.csv"),
+        patient.dose_gy,
+        patient.possible_dose,
+        patient.structures,
+        patient.voxel_cc,
+    )
+    assert written.dose == pytest.approx(done.scored[0].ways["mean of samples"].dose, rel=1e-9)
+    again = benchmark_openkbp(settings, csv_out=tmp_path)
+    assert again.calibration() == done.calibration()

@@ -28,6 +28,9 @@ def benchmark_openkbp(
     patients: Annotated[
         str | None, typer.Option(help="Only these of the split, such as 201-210,215.")
     ] = None,
+    fit_spread: Annotated[
+        str, typer.Option("--fit-spread", help="Fit the samples' spread on these, judge it on the others.")
+    ] = "",
     gamma: Annotated[bool, typer.Option("--gamma/--no-gamma", help="3 %/3 mm, some seconds each.")] = True,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     csv_out: Annotated[
@@ -49,7 +52,8 @@ def benchmark_openkbp(
         steps=steps,
         seed=seed,
         gamma=gamma,
-        patients=_numbers(patients),
+        patients=None if patients is None else _numbers(patients),
+        fit_spread=_numbers(fit_spread) if fit_spread else (),
         device=device,
     )
     with stdout_kept(), progress_bar() as progress:
@@ -66,12 +70,10 @@ def _split(name: str) -> Split:
     return name
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _numbers(text: str) -> tuple[int, ...]:
     """Numbers and ranges between commas, each number once and in ascending order."""
     from vmat_diffusion.errors import InputError
 
-    if text is None:
-        return None
     numbers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -95,6 +97,8 @@ def _text(done: BenchmarkResult) -> str:
             + _structures(found["structures"][done.best]),
             f"Subgroups: {done.best}\n" + _groups(found["subgroups"]),
         ]
+    if found["calibration"]:
+        parts += _calibration(found["calibration"])
     if done.left_out:
         parts.append(rejected_text(done.left_out))
     return "\n\n".join(parts)
@@ -127,7 +131,36 @@ def _structures(rows: dict[str, Any]) -> str:
     return table(["structure", "n", "voxels", *metrics[1:]], cells, left=1)
 
 
-def _interval(found: dict[str, Any]) -> str:
+def _calibration(found: dict[str, Any]) -> list[str]:
+    """Coverage and reliability of the samples' spread as tables."""
+    coverages = [("as drawn, all patients", found["coverage"])]
+    fit = found.get("fit")
+    if fit:
+        coverages.append((f"as drawn, the {len(fit['judged_on'])} others", fit["coverage_as_drawn"]))
+        if fit["coverage_widened"]:
+            label = f"times {fit['factor']:.2f}, fitted on {len(fit['fitted_on'])}, the others"
+            coverages.append((label, fit["coverage_widened"]))
+    rows = [
+        [label, level, *(_interval(shares[what], 100) for what in ("voxels", "dvh"))]
+        for label, by_level in coverages
+        for level, shares in by_level.items()
+    ]
+    parts = [
+        "Percent within the band of the samples\n"
+        + table(["spread", "band", "voxels above 5 Gy", "DVH points"], rows, left=2)
+    ]
+    if fit and fit["factor"] is None:
+        parts.append("No factor from 0.25 to 8 on the spread makes the 90 % band hold 90 % of the voxels.")
+    bins = [
+        [f"{b['from']:g} to {b['to']:g}" if b["to"] else f"above {b['from']:g}", b["voxels"]]
+        + [f"{b[name]:.2f}" for name in ("std", "mae", "rms")]
+        for b in found["reliability"]
+    ]
+    header = ["standard deviation", "voxels", "its mean", "mean error", "rms error"]
+    return [*parts, "Reliability of the spread, Gy\n" + table(header, bins, left=1)]
+
+
+def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
     if found["low"] is None:
-        return f"{found['value']:.2f}"
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+        return f"{unit * found['value']:.2f}"
+    return f"{unit * found['value']:.2f} ({unit * found['low']:.2f} to {unit * found['high']:.2f})"

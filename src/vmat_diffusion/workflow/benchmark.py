@@ -13,6 +13,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.bootstrap import Interval
+from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.training.openkbp_splits import patients_of
 from vmat_diffusion.training.splits import Split
@@ -29,7 +30,8 @@ class BenchmarkSettings:
     """What is predicted and scored.
 
     `patients` are the numbers that are taken of the split, all without it. With `samples` the mean of so
-    many is scored beside the regression and one sample.
+    many is scored beside the regression and one sample. The factor on the spread of the samples is fitted on
+    the patients `fit_spread`, and judged on the others.
     """
 
     data: Path
@@ -40,6 +42,7 @@ class BenchmarkSettings:
     seed: int = 0
     gamma: bool = True
     patients: tuple[int, ...] | None = None
+    fit_spread: tuple[int, ...] = ()
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -50,6 +53,10 @@ class BenchmarkSettings:
         ):
             if not low <= value <= high:
                 raise InputError(f"benchmark: {name} {value} is outside {low} to {high}; choose one of these")
+        if self.fit_spread and self.samples < 2:
+            raise InputError(
+                f"benchmark: {self.samples} samples have no spread that could be fitted; ask for 8 samples"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,30 @@ class BenchmarkResult:
         """The way whose dose is written: the mean of the samples, or the regression where none was drawn."""
         return self.ways[-1] if self.ways else REGRESSION
 
+    def calibration(self) -> dict[str, Any] | None:
+        """Coverage of the samples' bands, reliability of their spread, and the fitted factor on it."""
+        spreads = {p.scores.id: p.spread for p in self.patients if p.spread is not None}
+        if not spreads:
+            return None
+        out: dict[str, Any] = {
+            "coverage": _covered(list(spreads.values())),
+            "reliability": reliability(list(spreads.values())),
+        }
+        fitted = [f"pt_{n}" for n in self.settings.fit_spread if f"pt_{n}" in spreads]
+        others = [name for name in spreads if name not in fitted]
+        if fitted and others:
+            factor = fit_spread([spreads[name] for name in fitted])
+            rest = [spreads[name] for name in others]
+            out["fit"] = {
+                "fitted_on": fitted,
+                "judged_on": others,
+                "factor": factor,
+                "spread": None if factor is None else factor * self.weights["spread"],
+                "coverage_as_drawn": _covered(rest),
+                "coverage_widened": None if factor is None else _covered(rest, factor),
+            }
+        return out
+
     def summary(self) -> dict[str, Any]:
         """The object that `benchmark openkbp --json` prints."""
         groups = subgroups(self.scored)
@@ -98,10 +129,15 @@ class BenchmarkResult:
                 way: {name: _plain(row) for name, row in structure_table(self.scored, way).items()}
                 for way in self.ways
             },
+            "calibration": self.calibration(),
             "subgroups": {name: _plain(headline(members, self.best)) for name, members in groups.items()},
             "left_out": [asdict(r) for r in self.left_out],
             "by_patient": [asdict(p) for p in self.patients],
         }
+
+
+def _covered(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, Any]:
+    return {level: _plain(shares) for level, shares in coverage(spreads, factor).items()}
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, Any]:

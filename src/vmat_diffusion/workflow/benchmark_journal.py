@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.calibration import Spread
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.workflow.raw_cases import files_key, listing
@@ -19,10 +20,14 @@ from vmat_diffusion.workflow.raw_cases import files_key, listing
 
 @dataclass(frozen=True)
 class PatientResult:
-    """What was found of one patient, and how many seconds reading and each way of predicting took."""
+    """What was found of one patient, and how many seconds it took to read, predict and score.
+
+    `spread` is there for at least two samples and a reference dose.
+    """
 
     scores: PatientScores
     seconds: Mapping[str, float]
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, eq=False)

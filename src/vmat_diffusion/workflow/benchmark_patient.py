@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Dose
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict
+from vmat_diffusion.evaluate.calibration import Spread, spread_of
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import score
 from vmat_diffusion.evaluate.openkbp_tables import DoseScores, PatientScores, dose_scores
@@ -60,12 +61,14 @@ def judge_patient(path: Path, task: Task) -> PatientResult:
     patient = read_patient(path)
     case = training_case(patient)
     read = time.perf_counter()
-    doses = doses_by_way(predicted(case, task))
+    prediction = predicted(case, task)
+    doses = doses_by_way(prediction)
     done = time.perf_counter()
     if task.csv_out is not None:
-        write_dose_csv(task.csv_out / f"{patient.id}.csv", to_openkbp(list(doses.values())[-1].gy))
-    ways = {}
+        write_dose_csv(task.csv_out / f"{patient.id}.csv", as_written(list(doses.values())[-1]))
+    ways, spread = {}, None
     if patient.dose_gy is not None:
+        spread = spread_in(prediction, patient)
         ways = {way: scores_of(dose, patient, case, task) for way, dose in doses.items()}
     seconds = {"read": read - started, "predict": done - read, "score": time.perf_counter() - done}
     targets = np.logical_or.reduce([mask for name, mask in patient.masks.items() if name in TARGET_GY])
@@ -77,7 +80,7 @@ def judge_patient(path: Path, task: Task) -> PatientResult:
         missing_organs=sum(n not in patient.masks for n in NAMES.values() if n not in TARGET_GY),
         ways=ways,
     )
-    return PatientResult(scores, {name: round(value, 2) for name, value in seconds.items()})
+    return PatientResult(scores, {name: round(value, 2) for name, value in seconds.items()}, spread)
 
 
 def predicted(case: TrainingCase, task: Task) -> Prediction:
@@ -94,6 +97,20 @@ def doses_by_way(prediction: Prediction) -> dict[str, Dose]:
     if len(prediction.samples) > 1:
         doses[MEAN] = prediction.mean
     return doses
+
+
+def spread_in(prediction: Prediction, patient: Patient) -> Spread | None:
+    """Counts for the calibration of the samples' spread; None for fewer than two."""
+    if len(prediction.samples) < 2 or patient.dose_gy is None:
+        return None
+    return spread_of(
+        patient.dose_gy,
+        to_openkbp(prediction.regression.gy),
+        [to_openkbp(sample.gy) for sample in prediction.samples],
+        patient.possible_dose,
+        patient.structures,
+        patient.voxel_cc,
+    )
 
 
 def scores_of(dose: Dose, patient: Patient, case: TrainingCase, task: Task) -> DoseScores:
