@@ -27,11 +27,13 @@ def test_scores_are_shown_as_tables_and_as_json(
     write_npz(tmp_path / "data" / "pt_241.npz", arrays())
     weights = save_model(tmp_path / "w.safetensors", tiny_model())
     options = ["--data", tmp_path / "data", "--split", "test", "--weights", weights, "--no-gamma"]
-    options += ["--out", tmp_path / "found.json"]
+    options += ["--out", tmp_path / "found.json", "--samples", 2, "--steps", 1, "--steer", "Parotid_L:-5"]
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr()
     assert "1 patients of split test, 1 with a reference dose" in shown.out
     assert "PTV_56" in shown.out and "benchmark ..." in shown.err
+    for title in ("Subgroups: mean of samples", "voxels above 5 Gy", "Reliability", "D95 PTV_70"):
+        assert title in shown.out
     # From what the first run has kept.
     assert _run(monkeypatch, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -46,6 +48,8 @@ def test_scores_are_shown_as_tables_and_as_json(
         (["--split", "valid"], "split 'valid' is not known; known are train, validation, test"),
         (["--patients", "201-"], "patients '201-': '201-' is no number and no range"),
         (["--patients", "9-3"], "'9-3' is no number and no range"),
+        (["--steer", "Parotid_L"], "steer 'Parotid_L' is no organ with a change of its mean"),
+        (["--steer", "Parotid_L:-5000"], "of -70 to 70 Gy; write Parotid_L:-5"),
         (["--data", "absent"], "folder absent does not exist"),
     ],
 )

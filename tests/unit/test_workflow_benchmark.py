@@ -7,15 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
+from vmat_diffusion.diffusion.encode import Encoded
 from vmat_diffusion.diffusion.model import save_model
+from vmat_diffusion.diffusion.predict import Pull, Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
+from vmat_diffusion.geometry import Mask
 from vmat_diffusion.training.openkbp import read_patient
-from vmat_diffusion.workflow import benchmark, benchmark_patient
+from vmat_diffusion.workflow import benchmark
 from vmat_diffusion.workflow.benchmark import BenchmarkSettings, benchmark_openkbp
+from vmat_diffusion.workflow.benchmark_patient import Task, judge_patient
+from vmat_diffusion.workflow.benchmark_steering import Steer
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +76,12 @@ def test_a_run_goes_on_where_it_was_stopped(
     data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged = []
-    judge = benchmark_patient.judge_patient
 
-    def stops_at_the_second(path: Path, task: benchmark_patient.Task):  # type: ignore[no-untyped-def]
+    def stops_at_the_second(path: Path, task: Task, asked: object):  # type: ignore[no-untyped-def]
         judged.append(path.stem)
         if len(judged) == 2:
             raise KeyboardInterrupt
-        return judge(path, task)
+        return judge_patient(path, task)
 
     monkeypatch.setattr(benchmark, "judge_patient", stops_at_the_second)
     settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(201, 202, 203))
@@ -113,7 +118,9 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
         ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"weights": "absent"}, "weights absent do not exist"),
+        ({"steer": (Steer("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
         ({"samples": -1}, "samples -1 is outside 0 to 64"),
+        ({"fit_spread": (201,)}, "0 samples have no spread"),
     ],
 )
 def test_what_cannot_be_used_is_said(data: Path, weights: str, changed: dict, said: str) -> None:
@@ -144,3 +151,41 @@ def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
     assert written.dose == pytest.approx(done.scored[0].ways["mean of samples"].dose, rel=1e-9)
     again = benchmark_openkbp(settings, csv_out=tmp_path)
     assert again.calibration() == done.calibration()
+
+
+def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> None:
+    settings = BenchmarkSettings(
+        data,
+        weights=weights,
+        gamma=False,
+        patients=(201, 203),
+        steer=(Steer("Parotid_L", -5.0), Steer("Larynx", -69.0)),
+        steer_cases=1,
+    )
+    done = benchmark_openkbp(settings)
+    # Nothing can be 69 Gy less; one patient is enough.
+    assert [(p.scores.id, len(p.steered)) for p in done.patients] == [("pt_201", 2), ("pt_203", 0)]
+    rows = json.loads(json.dumps(done.summary()))["steering"]
+    assert [(r["organ"], r["way"]) for r in rows] == [
+        ("Parotid_L", "told"),
+        ("Parotid_L", "told, guidance 3"),
+    ]
+    assert set(rows[0]["d95_gy"]) == {"PTV_70", "PTV_56"}
+    told, guided = (r["achieved_gy"]["value"] for r in rows)
+    # Guidance of 3 takes the linear part of the answer three times as far.
+    assert told != 0 and guided / told == pytest.approx(3, rel=0.3)
+
+
+def test_a_pull_reaches_the_samples_and_only_what_it_pulls(data: Path) -> None:
+    model = tiny_model()
+
+    def pull_to(encoded: Encoded, mask: Mask, limit_gy: float) -> Pull:
+        inside = torch.from_numpy(mask[encoded.box])
+        return lambda gy: torch.where(inside, limit_gy, gy)
+
+    task = Task(model, Sampling(samples=2, steps=2), gamma=False, pull_to=pull_to)
+    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Parotid_L", -5.0)])
+    pulled = next(s for s in done.steered if s.way == "pulled")
+    # The last step of the sampler ends with the pull.
+    assert pulled.mean_gy["Parotid_L"] == pytest.approx(-5.0, abs=0.02)
+    assert abs(pulled.mean_gy["Brainstem"]) < 1.0

@@ -31,6 +31,11 @@ def benchmark_openkbp(
     fit_spread: Annotated[
         str, typer.Option("--fit-spread", help="Fit the samples' spread on these, judge it on the others.")
     ] = "",
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORGAN:GY", help="Ask for this change of a mean: Parotid_L:-5. Repeatable."),
+    ] = None,
+    steer_cases: Annotated[int, typer.Option("--steer-cases", help="Of so many patients.")] = 10,
     gamma: Annotated[bool, typer.Option("--gamma/--no-gamma", help="3 %/3 mm, some seconds each.")] = True,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     csv_out: Annotated[
@@ -43,6 +48,7 @@ def benchmark_openkbp(
     """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
     from vmat_diffusion.workflow.benchmark import BenchmarkSettings
     from vmat_diffusion.workflow.benchmark import benchmark_openkbp as run
+    from vmat_diffusion.workflow.benchmark_steering import parse_steer
 
     settings = BenchmarkSettings(
         data=data,
@@ -51,6 +57,8 @@ def benchmark_openkbp(
         samples=samples,
         steps=steps,
         seed=seed,
+        steer=tuple(parse_steer(text) for text in steer or ()),
+        steer_cases=steer_cases,
         gamma=gamma,
         patients=None if patients is None else _numbers(patients),
         fit_spread=_numbers(fit_spread) if fit_spread else (),
@@ -99,6 +107,8 @@ def _text(done: BenchmarkResult) -> str:
         ]
     if found["calibration"]:
         parts += _calibration(found["calibration"])
+    if found["steering"]:
+        parts.append("Change of means and of D95, Gy\n" + _steering(found["steering"]))
     if done.left_out:
         parts.append(rejected_text(done.left_out))
     return "\n\n".join(parts)
@@ -158,6 +168,19 @@ def _calibration(found: dict[str, Any]) -> list[str]:
     ]
     header = ["standard deviation", "voxels", "its mean", "mean error", "rms error"]
     return [*parts, "Reliability of the spread, Gy\n" + table(header, bins, left=1)]
+
+
+def _steering(rows: list[dict[str, Any]]) -> str:
+    targets = sorted({target for row in rows for target in row["d95_gy"]}, reverse=True)
+    cells = [
+        [row["organ"], row["way"], row["achieved_gy"]["patients"], f"{row['asked_gy']:g}"]
+        + [_interval(row["achieved_gy"])]
+        + [_interval(row["other_organs_gy"]) if row["other_organs_gy"] else ""]
+        + [_interval(row["d95_gy"][target]) if target in row["d95_gy"] else "" for target in targets]
+        for row in rows
+    ]
+    header = ["organ", "way", "n", "asked", "achieved", "other organs", *(f"D95 {t}" for t in targets)]
+    return table(header, cells, left=2)
 
 
 def _interval(found: dict[str, Any], unit: float = 1.0) -> str:

@@ -11,18 +11,24 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
+from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.bootstrap import Interval
 from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
+from vmat_diffusion.evaluate.steering import Steered, steering_table
 from vmat_diffusion.training.openkbp_splits import patients_of
 from vmat_diffusion.training.splits import Split
 from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
 from vmat_diffusion.workflow.benchmark_patient import REGRESSION, Task, judge_patient
+from vmat_diffusion.workflow.benchmark_steering import Steer, check_organs
 from vmat_diffusion.workflow.dataset import Rejection, rejection
 from vmat_diffusion.workflow.files import write_json
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run import Progress
+
+# What the result of a patient depends on, beside the weights and what is asked for.
+_KEPT = ("samples", "steps", "seed", "gamma", "steer_cases")
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class BenchmarkSettings:
 
     `patients` are the numbers that are taken of the split, all without it. With `samples` the mean of so
     many is scored beside the regression and one sample. The factor on the spread of the samples is fitted on
-    the patients `fit_spread`, and judged on the others.
+    the patients `fit_spread`, and judged on the others. Each of `steer` is asked of the first `steer_cases`
+    patients of whom it can be.
     """
 
     data: Path
@@ -43,6 +50,8 @@ class BenchmarkSettings:
     gamma: bool = True
     patients: tuple[int, ...] | None = None
     fit_spread: tuple[int, ...] = ()
+    steer: tuple[Steer, ...] = ()
+    steer_cases: int = 10
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -50,6 +59,7 @@ class BenchmarkSettings:
             ("samples", self.samples, 0, 64),
             ("steps", self.steps, 1, 1000),
             ("seed", self.seed, 0, 2**32 - 1),
+            ("cases to steer", self.steer_cases, 1, 1000),
         ):
             if not low <= value <= high:
                 raise InputError(f"benchmark: {name} {value} is outside {low} to {high}; choose one of these")
@@ -73,6 +83,11 @@ class BenchmarkResult:
     def scored(self) -> list[PatientScores]:
         """The patients with a reference dose."""
         return [p.scores for p in self.patients if p.scores.ways]
+
+    @property
+    def steered(self) -> list[Steered]:
+        """What became of all that was asked for."""
+        return [one for p in self.patients for one in p.steered]
 
     @property
     def ways(self) -> list[str]:
@@ -130,6 +145,7 @@ class BenchmarkResult:
                 for way in self.ways
             },
             "calibration": self.calibration(),
+            "steering": [asdict(row) for row in steering_table(self.steered)],
             "subgroups": {name: _plain(headline(members, self.best)) for name, members in groups.items()},
             "left_out": [asdict(r) for r in self.left_out],
             "by_patient": [asdict(p) for p in self.patients],
@@ -163,28 +179,31 @@ def benchmark_openkbp(
     report = progress or (lambda stage, fraction, note: None)
     paths = _chosen(patients_of(settings.data, settings.split), settings)
     model = load_model(settings.weights).to(_device(settings.device))
+    if settings.samples and model.residual is None:
+        raise InputError(
+            f"benchmark: {settings.samples} samples are asked of weights without diffusion; ask for 0 samples"
+        )
+    check_organs(settings.steer, model)
     weights = _weights(model, settings)
     for folder in (csv_out, out.parent if out else None):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     task = Task(
         model=model,
-        samples=settings.samples,
-        steps=settings.steps,
-        seed=settings.seed,
+        sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
         gamma=settings.gamma,
         csv_out=csv_out,
     )
-    journal = Journal.opened(
-        _journal_path(out, csv_out), {"weights": weights["sha256"], **task.settings}, overwrite=overwrite
-    )
+    kept = {"weights": weights["sha256"], **{name: getattr(settings, name) for name in _KEPT}}
+    kept["steer"] = [asdict(one) for one in settings.steer]
+    journal = Journal.opened(_journal_path(out, csv_out), kept, overwrite=overwrite)
     results: list[PatientResult] = []
     left_out: list[Rejection] = []
     for count, path in enumerate(paths, start=1):
         try:
             done = journal.kept(path)
             if done is None or (csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file()):
-                done = journal.keep(path, judge_patient(path, task))
+                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
             results.append(done)
         except CaseError as error:
             left_out.append(rejection(path.stem, str(error)))
@@ -199,6 +218,16 @@ def benchmark_openkbp(
     if out is not None:
         write_json(out, result.summary())
     return result
+
+
+def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[Steer]:
+    """What has not been asked of enough patients yet."""
+
+    def patients(one: Steer) -> int:
+        asked = (one.organ, one.change_gy)
+        return sum(asked in {(s.organ, s.asked_gy) for s in r.steered} for r in results)
+
+    return [one for one in settings.steer if patients(one) < settings.steer_cases]
 
 
 def _chosen(paths: Sequence[Path], settings: BenchmarkSettings) -> list[Path]:

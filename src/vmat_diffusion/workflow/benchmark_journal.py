@@ -14,6 +14,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.calibration import Spread
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores
+from vmat_diffusion.evaluate.steering import Steered
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.workflow.raw_cases import files_key, listing
 
@@ -22,12 +23,14 @@ from vmat_diffusion.workflow.raw_cases import files_key, listing
 class PatientResult:
     """What was found of one patient, and how many seconds it took to read, predict and score.
 
-    `spread` is there for at least two samples and a reference dose.
+    `spread` is there for at least two samples and a reference dose, `steered` for the patients in whom
+    something was asked for.
     """
 
     scores: PatientScores
     seconds: Mapping[str, float]
     spread: Spread | None = None
+    steered: tuple[Steered, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

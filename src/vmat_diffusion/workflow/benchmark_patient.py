@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.diffusion.encode import encode
 from vmat_diffusion.diffusion.model import DoseModel
-from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict
+from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict_encoded
 from vmat_diffusion.evaluate.calibration import Spread, spread_of
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import score
 from vmat_diffusion.evaluate.openkbp_tables import DoseScores, PatientScores, dose_scores
+from vmat_diffusion.evaluate.steering import Steered
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import (
     DECIMALS,
@@ -29,6 +31,7 @@ from vmat_diffusion.training.openkbp import (
     write_dose_csv,
 )
 from vmat_diffusion.workflow.benchmark_journal import PatientResult
+from vmat_diffusion.workflow.benchmark_steering import PullTo, Steer, can_steer, steer
 
 REGRESSION, ONE_SAMPLE, MEAN = "regression", "one sample", "mean of samples"
 # Whether a voxel passes is known at 1; a wider search would tell by how much the others fail.
@@ -40,28 +43,24 @@ class Task:
     """What is done with each patient."""
 
     model: DoseModel
-    samples: int = 0
-    steps: int = 8
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
     gamma: bool = True
     csv_out: Path | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a result depends on, apart from the weights."""
-        return {name: getattr(self, name) for name in ("samples", "steps", "seed", "gamma")}
+    pull_to: PullTo | None = None
 
 
-def judge_patient(path: Path, task: Task) -> PatientResult:
-    """Predict a patient, write the dose and score it where there is a reference.
+def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> PatientResult:
+    """Predict a patient, write the dose, score it where there is a reference, and steer it as `asked`.
 
+    What cannot be asked of a patient is left out.
     Raises CaseError for a patient that cannot be read or predicted.
     """
     started = time.perf_counter()
     patient = read_patient(path)
     case = training_case(patient)
     read = time.perf_counter()
-    prediction = predicted(case, task)
+    encoded = encode(case.case, case.possible_dose, task.model.encoding, has_ct=case.has_ct)
+    prediction = predict_encoded(encoded, task.model, task.sampling)
     doses = doses_by_way(prediction)
     done = time.perf_counter()
     if task.csv_out is not None:
@@ -70,7 +69,25 @@ def judge_patient(path: Path, task: Task) -> PatientResult:
     if patient.dose_gy is not None:
         spread = spread_in(prediction, patient)
         ways = {way: scores_of(dose, patient, case, task) for way, dose in doses.items()}
-    seconds = {"read": read - started, "predict": done - read, "score": time.perf_counter() - done}
+    judged = time.perf_counter()
+    changes: list[Steered] = []
+    for one in asked:
+        if can_steer(case.case, prediction.mean, one, task.model):
+            changes += steer(
+                case.case,
+                encoded,
+                prediction.mean,
+                one,
+                task.model,
+                task.sampling,
+                pull_to=task.pull_to,
+            )
+    seconds = {
+        "read": read - started,
+        "predict": done - read,
+        "score": judged - done,
+        "steer": time.perf_counter() - judged,
+    }
     targets = np.logical_or.reduce([mask for name, mask in patient.masks.items() if name in TARGET_GY])
     scores = PatientScores(
         id=patient.id,
@@ -80,13 +97,8 @@ def judge_patient(path: Path, task: Task) -> PatientResult:
         missing_organs=sum(n not in patient.masks for n in NAMES.values() if n not in TARGET_GY),
         ways=ways,
     )
-    return PatientResult(scores, {name: round(value, 2) for name, value in seconds.items()}, spread)
-
-
-def predicted(case: TrainingCase, task: Task) -> Prediction:
-    """What the model says of a case."""
-    sampling = Sampling(samples=task.samples, steps=task.steps, seed=task.seed)
-    return predict(case.case, case.possible_dose, task.model, has_ct=case.has_ct, sampling=sampling)
+    rounded = {name: round(value, 2) for name, value in seconds.items()}
+    return PatientResult(scores, rounded, spread, tuple(changes))
 
 
 def doses_by_way(prediction: Prediction) -> dict[str, Dose]:
