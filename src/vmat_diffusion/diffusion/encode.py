@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -167,6 +167,13 @@ def goal_numbers(goals: DoseGoals, encoding: Encoding, top_gy: float) -> NDArray
     wanted = [goals.mean_gy.get(o) for o in encoding.organs] + [goals.hot_gy.get(o) for o in encoding.organs]
     values = [0.0 if w is None else w / top_gy for w in wanted]
     return np.array([*values, *(0.0 if w is None else 1.0 for w in wanted)], np.float32)
+
+
+def told(encoded: Encoded, goals: DoseGoals, encoding: Encoding) -> Encoded:
+    """The same case with other goals in its vector."""
+    numbers = goal_numbers(goals, encoding, encoded.top_gy)
+    vector = np.concatenate([encoded.vector[: -len(numbers)], numbers])
+    return replace(encoded, vector=vector)
 
 
 def achieved(case: Case, dose: Dose, encoding: Encoding) -> DoseGoals:

@@ -78,12 +78,17 @@ def save_model(path: Path, model: DoseModel) -> Path:
     return path
 
 
+def weights_path(weights: str | Path) -> Path:
+    """The file of weights: `shipped` or a path."""
+    return SHIPPED if str(weights) == "shipped" else Path(weights)
+
+
 def load_model(weights: str | Path = "shipped") -> DoseModel:
     """The model in a file, or the shipped one; on the CPU, in single precision, ready to predict.
 
     Raises InputError for a file that is missing, or was not written by `save_model`.
     """
-    path = SHIPPED if str(weights) == "shipped" else Path(weights)
+    path = weights_path(weights)
     if not path.is_file():
         raise InputError(f"weights {weights} do not exist; give 'shipped' or a safetensors file of `train`")
     try:
