@@ -13,7 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, data, imports, influence, planning, simulation
+from vmat_diffusion.cli import (
+    beam,
+    catalogue,
+    checking,
+    data,
+    imports,
+    influence,
+    planning,
+    prediction,
+    simulation,
+)
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -56,6 +66,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
     planning.plan,
+    prediction.predict,
     checking.check,
     checking.dvh,
     checking.gamma,
