@@ -22,6 +22,7 @@ from vmat_diffusion.cli import (
     imports,
     influence,
     planning,
+    prediction,
     simulation,
 )
 from vmat_diffusion.errors import InputError
@@ -67,6 +68,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
     planning.plan,
+    prediction.predict,
     checking.check,
     checking.dvh,
     checking.gamma,

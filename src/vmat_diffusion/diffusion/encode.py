@@ -41,7 +41,7 @@ class Encoding:
 
     `levels` are the slots of targets by prescription relative to the highest; a target takes the nearest.
     `organs` are the names whose distance maps and goals it knows. Distances count up to `reach_mm`.
-    `beams` is a key of BEAMS: from where the dose comes.
+    `beams` is a key of BEAMS: from where the dose comes. `voxel_mm` (x, y, z) is the usual size of voxels.
     """
 
     organs: tuple[str, ...] = HEAD_NECK_ORGANS
@@ -49,6 +49,7 @@ class Encoding:
     reach_mm: float = 40.0
     beams: Literal["nine fields", "full arc"] = "nine fields"
     machine: str = "generic_6mv"
+    voxel_mm: tuple[float, float, float] = (3.9, 3.9, 2.5)
 
     @property
     def channels(self) -> tuple[str, ...]:
