@@ -41,7 +41,7 @@ from vmat_diffusion.training.encoded import NO_CHANGES, Changes, EncodedCases, S
 from vmat_diffusion.training.losses import dvh, gradient, masked_l1
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_ablation.json"
-SIZE = Size(widths=(24, 48, 64, 96))
+SIZE = Size(widths=(32, 48, 64, 96))
 LEARNING_RATE = 2e-3
 RESIDUAL_SCALE = 0.08
 _STEPS = (1, 2, 4, 8, 50)
