@@ -13,7 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import beam, catalogue, checking, data, imports, influence, planning, simulation
+from vmat_diffusion.cli import (
+    beam,
+    catalogue,
+    checking,
+    data,
+    imports,
+    influence,
+    planning,
+    simulation,
+    training,
+)
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -67,6 +77,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     data.preprocess,
     imports.split,
     simulation.simulate,
+    training.train,
     planning.demo,
 )
 for _command in _COMMANDS:
