@@ -15,6 +15,7 @@ from vmat_diffusion.dose.rays import density_of
 from vmat_diffusion.dose.shadow import target_shadow
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import bounding_box
+from vmat_diffusion.evaluate.openkbp import hot_voxels
 from vmat_diffusion.geometry import Grid, Mask
 from vmat_diffusion.machine import load_machine
 
@@ -29,7 +30,6 @@ HEAD_NECK_ORGANS = (
 )
 _HU_RANGE, _HU_UNIT = (-1000.0, 1500.0), 1000.0
 _SPACING_UNIT_MM = 4.0
-_HOT_CC = 0.1
 BEAMS: Mapping[str, tuple[float, ...]] = {
     "nine fields": tuple(range(0, 360, 40)),
     "full arc": tuple(range(0, 360, 10)),
@@ -176,7 +176,7 @@ def achieved(case: Case, dose: Dose, encoding: Encoding) -> DoseGoals:
     for organ in encoding.organs:
         if organ in case.structures and case.structures[organ].voxels:
             gy = dose.gy[case.structures[organ].mask]
-            count = max(1, round(_HOT_CC / case.grid.voxel_cc))
+            count = hot_voxels(case.grid.voxel_cc)
             mean[organ] = float(gy.mean())
             hot[organ] = float(np.partition(gy, -min(count, len(gy)))[-min(count, len(gy))])
     return DoseGoals(mean, hot)

@@ -9,7 +9,6 @@ channels, brings the output back to full resolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -181,8 +180,3 @@ def _full_resolution(x: Tensor) -> Tensor:
     n, c, d, h, w = x.shape
     x = x.reshape(n, c // 8, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return x.reshape(n, c // 8, 2 * d, 2 * h, 2 * w)
-
-
-def padded(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """The smallest shape that holds `shape` and whose sides are multiples."""
-    return tuple(-(-n // multiple) * multiple for n in shape)

@@ -51,6 +51,20 @@ def linear(steps: int = STEPS) -> Schedule:
 SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": linear}
 
 
+@dataclass(frozen=True)
+class Process:
+    """What is diffused and how.
+
+    The residual of the dose in units of `scale` (a share of the highest prescription), with noise blurred
+    by `smooth_voxels`; the network answers as `answer` says.
+    """
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    answer: Answer = "x0"
+    scale: float = 0.05
+    smooth_voxels: float = 1.5
+
+
 def noisy(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """x_t of `x0[batch, ...]` for steps `t[batch]`."""
     root_a, root_b = schedule.at(t, x0)
@@ -103,13 +117,14 @@ def sample(
     method: Method = "ddim",
     clamp: tuple[float, float] | None = None,
     adjust: Callable[[Tensor, int], Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    draw: Callable[[torch.Size], Tensor] = torch.randn,
 ) -> Tensor:
     """Lead pure noise `start[batch, ...]` back to x_0.
 
     `model(x, t[batch])` answers as `answer` says. `adjust(x0, t)` may change x_0 at each step, for instance
-    along the gradient of goals. `ddpm` is ancestral and draws from `generator`; `ddim` (Song et al.,
-    arXiv:2010.02502, eta 0) and `dpm2` (DPM-Solver++ 2M, Lu et al., arXiv:2211.01095) are deterministic.
+    along the gradient of goals. `ddpm` is ancestral and draws its noise by `draw(shape)`, which must be of
+    the kind of `start`; `ddim` (Song et al., arXiv:2010.02502, eta 0) and `dpm2` (DPM-Solver++ 2M, Lu et
+    al., arXiv:2211.01095) are deterministic.
     """
     x, before = start, None
     times = trailing(schedule, steps)
@@ -123,7 +138,7 @@ def sample(
         if following < 0:
             return x0
         if method == "ddpm":
-            x = _ancestral(x, x0, t, following, schedule, generator)
+            x = _ancestral(x, x0, t, following, schedule, draw)
         elif method == "ddim":
             x = _ddim(x, x0, t, following, schedule)
         else:
@@ -139,14 +154,14 @@ def _ddim(x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule) -> 
 
 
 def _ancestral(
-    x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule, generator: torch.Generator | None
+    x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule, draw: Callable[[torch.Size], Tensor]
 ) -> Tensor:
     """Mean and variance of q(x_s | x_t, x_0), Ho et al. eq. 7, for a jump from t to s."""
     a, b = schedule.signal[t].item(), schedule.signal[following].item()
     jump = a / b
     mean = b**0.5 * (1 - jump) / (1 - a) * x0 + jump**0.5 * (1 - b) / (1 - a) * x
-    draw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return mean + ((1 - b) / (1 - a) * (1 - jump)) ** 0.5 * draw
+    noise = draw(x.shape).to(x)
+    return mean + ((1 - b) / (1 - a) * (1 - jump)) ** 0.5 * noise
 
 
 def _dpm2(
@@ -167,3 +182,28 @@ def _dpm2(
     a, b = schedule.signal[t], schedule.signal[following]
     shrink = ((1 - b) / (1 - a)).sqrt().item()
     return shrink * x - b.sqrt().item() * torch.expm1(torch.tensor(-h)).item() * best
+
+
+def smooth_noise(
+    shape: tuple[int, ...], voxels: float, generator: torch.Generator | None = None, device: str = "cpu"
+) -> Tensor:
+    """Gaussian noise `[..., z, y, x]` of unit variance, blurred by a Gaussian of `voxels` standard deviation.
+
+    What remains to be drawn of a dose is smooth; white noise would hide its coarse features only in the
+    very first steps. The blur is circular, so every voxel has the same variance, and all of the process
+    holds for noise of any covariance. 0 voxels is white noise.
+    """
+    noise = torch.randn(shape, generator=generator, device=device)
+    if voxels <= 0:
+        return noise
+    for axis in (-3, -2, -1):
+        frequency = torch.fft.rfftfreq(shape[axis], device=device)
+        response = torch.exp(-2 * (torch.pi * voxels * frequency) ** 2)
+        weight = torch.full_like(response, 2.0)
+        weight[0] = 1.0
+        if shape[axis] % 2 == 0:
+            weight[-1] = 1.0
+        response = response / ((weight * response**2).sum() / shape[axis]).sqrt()
+        moved = torch.fft.rfft(noise.movedim(axis, -1))
+        noise = torch.fft.irfft(moved * response, n=shape[axis]).movedim(-1, axis)
+    return noise

@@ -27,12 +27,19 @@ class Scores:
     dvh: Mapping[tuple[str, str], float]
 
 
+def hot_voxels(voxel_cc: float) -> int:
+    """How many voxels make the hottest 0.1 cm3, at least one."""
+    return max(1, round(_HOT_CC / voxel_cc))
+
+
 def dvh_points(gy: NDArray, *, target: bool, voxel_cc: float) -> dict[str, float]:
     """The challenge's DVH points of the doses of one structure's voxels, in Gy."""
     if target:
         return dict(zip(("D99", "D95", "D1"), (float(v) for v in np.percentile(gy, (1, 5, 99))), strict=True))
-    voxels = max(1, round(_HOT_CC / voxel_cc))
-    return {"D0.1cc": float(np.percentile(gy, 100 - voxels / gy.size * 100)), "mean": float(gy.mean())}
+    return {
+        "D0.1cc": float(np.percentile(gy, 100 - hot_voxels(voxel_cc) / gy.size * 100)),
+        "mean": float(gy.mean()),
+    }
 
 
 def score(

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from vmat_diffusion.diffusion.dvh import Region
 from vmat_diffusion.diffusion.encode import DoseGoals, Encoding, achieved, encode, goal_numbers
-from vmat_diffusion.diffusion.network import padded
+from vmat_diffusion.diffusion.views import mirrored, other_side, outside, turned
+from vmat_diffusion.evaluate.openkbp import hot_voxels
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.training.losses import Region
-
-_HOT_CC = 0.1
 
 
 def save_encoded(path: Path, training: TrainingCase, encoding: Encoding) -> Path:
@@ -126,43 +125,33 @@ def _sample(
     )
     vector = arrays["vector"].copy()
     names = [str(n) for n in arrays["names"]]
-    mean, hot = arrays["mean_gy"].copy(), arrays["hot_gy"].copy()
-    channels = list(encoding.channels)
-    volume = _without(volume, vector, channels, encoding, changes, rng)
+    volume = _without(volume, vector, encoding, changes, rng)
+    vector[-4 * len(encoding.organs) :] = goal_numbers(_told(encoding, arrays, changes, rng), encoding, top)
+    numbers = torch.from_numpy(vector)
     stack = torch.stack([dose, mask, *masks])
     if rng.random() < changes.turn:
         steps = int(rng.integers(1, round(360 / changes.turn_deg)))
-        far = [1.0 if "distance" in c else 0.0 for c in channels]
-        volume = _turned(volume, steps * changes.turn_deg, far, "bilinear")
+        angle, nothing = steps * changes.turn_deg, torch.zeros(len(stack))
+        volume = turned(volume, angle, outside(encoding))
         stack = torch.cat(
-            [
-                _turned(stack[:1], steps * changes.turn_deg, [0.0], "bilinear"),
-                _turned(stack[1:], steps * changes.turn_deg, [0.0] * (len(stack) - 1), "nearest"),
-            ]
+            [turned(stack[:1], angle, nothing[:1]), turned(stack[1:], angle, nothing[1:], "nearest")]
         )
         stack[0] *= stack[1]
     if rng.random() < changes.flip:
-        sides = [_other_side(c, channels) for c in channels]
-        volume, stack = volume[sides].flip(-1), stack.flip(-1)
-        order = [encoding.organs.index(_other_name(o, encoding.organs)) for o in encoding.organs]
-        mean, hot = mean[order], hot[order]
-        first = len(encoding.levels)
-        vector[first : first + len(order)] = vector[first : first + len(order)][order]
-        names = [_other_name(n, names + list(encoding.organs)) for n in names]
-    vector[-4 * len(encoding.organs) :] = goal_numbers(
-        _told(encoding, mean, hot, changes, rng), encoding, top
-    )
-    volume, stack = _placed(volume, stack, channels, multiple, changes, rng)
+        volume, numbers = mirrored(volume, numbers, encoding)
+        stack = stack.flip(-1)
+        names = [other_side(n, (*names, *encoding.organs)) for n in names]
+    volume, stack = _placed(volume, stack, encoding, multiple, changes, rng)
     voxel_cc = float(arrays["voxel_cc"])
     regions = tuple(
-        Region(m.flatten().nonzero()[:, 0], bool(t), max(1, round(_HOT_CC / voxel_cc)))
+        Region(m.flatten().nonzero()[:, 0], bool(t), hot_voxels(voxel_cc))
         for m, t in zip(stack[2:], arrays["targets"], strict=True)
     )
     kept = [k for k, r in enumerate(regions) if len(r.flat)]
     return Sample(
         name,
         volume[None].contiguous(memory_format=torch.channels_last_3d),
-        torch.from_numpy(vector)[None],
+        numbers[None],
         stack[0],
         stack[1],
         tuple(regions[k] for k in kept),
@@ -175,13 +164,12 @@ def _sample(
 def _without(
     volume: Tensor,
     vector: NDArray,
-    channels: list[str],
     encoding: Encoding,
     changes: Changes,
     rng: np.random.Generator,
 ) -> Tensor:
     """Leave out the CT or an organ now and then, as some cases have none; `vector` follows."""
-    first = len(encoding.levels)
+    first, channels = len(encoding.levels), encoding.channels
     if rng.random() < changes.without_ct:
         volume[channels.index("ct")] = 0.0
         vector[first + len(encoding.organs)] = 0.0
@@ -193,57 +181,32 @@ def _without(
 
 
 def _told(
-    encoding: Encoding, mean: NDArray, hot: NDArray, changes: Changes, rng: np.random.Generator
+    encoding: Encoding, arrays: Mapping[str, NDArray], changes: Changes, rng: np.random.Generator
 ) -> DoseGoals:
     """The goals that are told: those that the reference dose achieved, some of them, in some of the draws."""
     told = rng.random(2 * len(encoding.organs)) < (changes.goal if rng.random() < changes.goals else 0.0)
     k = len(encoding.organs)
-    return DoseGoals(
-        {
-            o: float(v)
-            for o, v, t in zip(encoding.organs, mean, told[:k], strict=True)
-            if t and np.isfinite(v)
-        },
-        {o: float(v) for o, v, t in zip(encoding.organs, hot, told[k:], strict=True) if t and np.isfinite(v)},
-    )
 
+    def among(values: NDArray, chosen: NDArray) -> dict[str, float]:
+        pairs = zip(encoding.organs, values, chosen & np.isfinite(values), strict=True)
+        return {organ: float(value) for organ, value, tell in pairs if tell}
 
-def _other_name(name: str, known: Any) -> str:
-    swapped = {"_L": "_R", "_R": "_L"}.get(name[-2:])
-    other = name[:-2] + swapped if swapped else name
-    return other if other in known else name
-
-
-def _other_side(channel: str, channels: list[str]) -> int:
-    return channels.index(_other_name(channel, channels))
-
-
-def _turned(values: Tensor, angle_deg: float, fill: list[float], mode: str) -> Tensor:
-    """Each slice turned about the middle; what comes from outside is `fill`, by channel."""
-    c, nz, ny, nx = values.shape
-    level = torch.tensor(fill)[:, None, None, None]
-    a = np.deg2rad(angle_deg)
-    turn = torch.tensor(
-        [[np.cos(a), -np.sin(a) * ny / nx, 0.0], [np.sin(a) * nx / ny, np.cos(a), 0.0]], dtype=torch.float32
-    )
-    grid = F.affine_grid(turn[None], [1, 1, ny, nx], align_corners=False)
-    flat = (values - level).reshape(1, c * nz, ny, nx)
-    return F.grid_sample(flat, grid, mode=mode, align_corners=False).reshape(c, nz, ny, nx) + level
+    return DoseGoals(among(arrays["mean_gy"], told[:k]), among(arrays["hot_gy"], told[k:]))
 
 
 def _placed(
     volume: Tensor,
     stack: Tensor,
-    channels: list[str],
+    encoding: Encoding,
     multiple: int,
     changes: Changes,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Both padded to a shape of multiples, at a place that is drawn if anything else is."""
-    shape = tuple(volume.shape[1:])
     sides: list[int] = []
-    for have, want in zip(shape[::-1], padded(shape, multiple)[::-1], strict=True):
+    for have in volume.shape[:0:-1]:
+        want = have + -have % multiple
         before = int(rng.integers(0, want - have + 1)) if changes != NO_CHANGES else 0
         sides += [before, want - have - before]
-    level = torch.tensor([1.0 if "distance" in c else 0.0 for c in channels])[:, None, None, None]
+    level = outside(encoding)[:, None, None, None]
     return F.pad(volume - level, sides) + level, F.pad(stack, sides)

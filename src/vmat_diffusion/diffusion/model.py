@@ -1,0 +1,128 @@
+"""A trained dose model and its file: weights, what they expect, and where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vmat_diffusion.diffusion.encode import Encoding
+from vmat_diffusion.diffusion.network import DoseNet, Size
+from vmat_diffusion.diffusion.process import Process
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import written_whole
+
+SHIPPED = Path(__file__).with_name("weights") / "shipped.safetensors"
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What the weights were made for: how cases are encoded, the network, the diffusion process.
+
+    `spread` multiplies the drawn residuals, so that bands cover what they say. `known` holds figures of
+    the training cases for the check of the domain; `card` is free text and figures for people.
+    """
+
+    encoding: Encoding = field(default_factory=Encoding)
+    size: Size = field(default_factory=Size)
+    process: Process = field(default_factory=Process)
+    spread: float = 1.0
+    known: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DoseModel:
+    """The regression of the dose (`mean`) and, if there is one, the diffusion of what remains of it."""
+
+    description: ModelDescription
+    mean: DoseNet
+    residual: DoseNet | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """How cases are encoded for it."""
+        return self.description.encoding
+
+    def to(self, device: str | torch.device) -> DoseModel:
+        """The same model on a device; a network is moved in place."""
+        residual = None if self.residual is None else self.residual.to(device)
+        return replace(self, mean=self.mean.to(device), residual=residual)
+
+
+def new_network(description: ModelDescription) -> DoseNet:
+    """A network with random weights."""
+    net = DoseNet(len(description.encoding.channels), description.encoding.numbers, description.size)
+    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+
+
+def save_model(path: Path, model: DoseModel) -> Path:
+    """Write the weights in half precision, with everything needed to use them, as one safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    for role, net in (("mean", model.mean), ("residual", model.residual)):
+        if net is not None:
+            for name, value in net.state_dict().items():
+                tensors[f"{role}.{name}"] = value.detach().cpu().to(torch.float16).contiguous()
+    metadata = {"format": _FORMAT, "description": json.dumps(asdict(model.description), sort_keys=True)}
+    with written_whole(path) as part:
+        save_file(tensors, part, metadata=metadata)
+    return path
+
+
+def load_model(weights: str | Path = "shipped") -> DoseModel:
+    """The model in a file, or the shipped one; on the CPU, in single precision, ready to predict.
+
+    Raises InputError for a file that is missing, or was not written by `save_model`.
+    """
+    path = SHIPPED if str(weights) == "shipped" else Path(weights)
+    if not path.is_file():
+        raise InputError(f"weights {weights} do not exist; give 'shipped' or a safetensors file of `train`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"format {metadata.get('format')}")
+        described = json.loads(metadata["description"])
+        description = TypeAdapter(ModelDescription).validate_python(described)
+        return DoseModel(description, _loaded("mean", tensors, description), _residual(tensors, description))
+    except (SafetensorError, ValidationError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path.name} holds no weights of this program's format {_FORMAT} ({reason}); "
+            "write them again with `train`"
+        ) from error
+
+
+def _residual(tensors: Mapping[str, Tensor], description: ModelDescription) -> DoseNet | None:
+    if not any(name.startswith("residual.") for name in tensors):
+        return None
+    return _loaded("residual", tensors, description)
+
+
+def _loaded(role: str, tensors: Mapping[str, Tensor], description: ModelDescription) -> DoseNet:
+    with torch.device("meta"):
+        net = new_network(description)
+    start = f"{role}."
+    own = {
+        name[len(start) :]: value.contiguous(memory_format=torch.channels_last_3d)
+        if value.ndim == 5
+        else value
+        for name, value in tensors.items()
+        if name.startswith(start)
+    }
+    net.load_state_dict(own, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last_3d) if value.ndim == 5 else value
