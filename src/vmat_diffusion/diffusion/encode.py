@@ -14,9 +14,8 @@ from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.dose.rays import density_of
 from vmat_diffusion.dose.shadow import target_shadow
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.dvh import bounding_box
 from vmat_diffusion.evaluate.openkbp import hot_voxels
-from vmat_diffusion.geometry import Grid, Mask
+from vmat_diffusion.geometry import Grid, Mask, bounding_box
 from vmat_diffusion.machine import load_machine
 
 HEAD_NECK_ORGANS = (
