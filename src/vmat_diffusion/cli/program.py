@@ -78,6 +78,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     imports.split,
     simulation.simulate,
     training.train,
+    training.fine_tune,
+    training.export_weights,
     planning.demo,
 )
 for _command in _COMMANDS:

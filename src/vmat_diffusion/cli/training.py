@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmat_diffusion.cli.display import progress_bar, show, stdout_kept
-from vmat_diffusion.cli.options import AsJson, Resume
+from vmat_diffusion.cli.options import AsJson
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ CacheFolder = Annotated[
 ]
 Devices = Annotated[int, typer.Option("--devices", help="GPUs of each computer, or processes without one.")]
 Nodes = Annotated[int, typer.Option("--nodes", help="Computers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in OUT, if there is one.")]
 Loaders = Annotated[int, typer.Option("--workers", help="Processes that load cases, for each device.")]
 
 
@@ -31,6 +32,9 @@ def train(
     config: Annotated[Path, typer.Option("--config", help="Settings, a TOML file as in configs/train.")],
     data: DataFolder,
     out: RunFolder,
+    weights: Annotated[
+        Path | None, typer.Option("--from", help="Weights to begin with; random if not given.")
+    ] = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
     workers: Loaders = 1,
@@ -44,9 +48,62 @@ def train(
 
     with stdout_kept(), progress_bar() as progress:
         done = train_model(
-            config, data, out, machinery=machinery, cache=cache, resume=resume, progress=progress
+            config,
+            data,
+            out,
+            machinery=machinery,
+            weights=weights,
+            cache=cache,
+            resume=resume,
+            progress=progress,
         )
     _end(done, as_json=as_json)
+
+
+def fine_tune(
+    site: Annotated[str, typer.Option(help="head_neck, prostate or lung: only its cases are taken.")],
+    weights: Annotated[str, typer.Option("--from", help="Weights to begin with: a file, or 'shipped'.")],
+    data: DataFolder,
+    out: RunFolder,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings instead of the short recipe.")
+    ] = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Loaders = 1,
+    cache: CacheFolder = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with the weights of a dose model on the cases of one site."""
+    machinery = _machinery(devices, nodes, workers)
+    from vmat_diffusion.workflow.train import fine_tune as run
+
+    with stdout_kept(), progress_bar() as progress:
+        done = run(
+            site,
+            weights,
+            data,
+            out,
+            machinery=machinery,
+            config=config,
+            cache=cache,
+            resume=resume,
+            progress=progress,
+        )
+    _end(done, as_json=as_json)
+
+
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write; RUN/weights.safetensors if not given.")
+    ] = None,
+) -> None:
+    """Write the weights of the last checkpoint of a training, finished or not."""
+    from vmat_diffusion.workflow.train import export_weights as write
+
+    show(str(write(run, out)))
 
 
 def _machinery(devices: int, nodes: int, workers: int) -> Machinery:

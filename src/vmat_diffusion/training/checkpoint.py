@@ -22,7 +22,8 @@ class Checkpoint:
     """After `samples` samples of stage number `stage` (from 0).
 
     `net` and `ema` are the weights and their average, `optimizer` the state of AdamW, None before the first
-    step. `mean` is the regression that a residual refers to. `sums` holds the losses since the last record,
+    step. `mean` is the regression that a residual refers to, `residual` what a later stage for it begins with
+    instead of the mean's. `sums` holds the losses since the last record,
     `validations` counts those done, `settings` is plain data.
     """
 
@@ -33,6 +34,7 @@ class Checkpoint:
     ema: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
     mean: dict[str, Tensor] | None = None
+    residual: dict[str, Tensor] | None = None
     sums: dict[str, float] | None = None
     validations: int = 0
 
@@ -48,8 +50,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the processor's memory; only tensors and plain data are accepted.
 
-    Raises InputError for a file that is damaged, no checkpoint or of another format.
+    Raises InputError for a file that is missing, damaged, no checkpoint or of another format.
     """
+    if not path.is_file():
+        raise InputError(f"{path.parent} holds no {path.name}; name the folder of a training")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         if record.pop("format") != _FORMAT:

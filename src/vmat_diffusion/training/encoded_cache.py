@@ -10,12 +10,15 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.training.cases import load_case, read_arrays
 from vmat_diffusion.training.data import Entry, entries_of
 from vmat_diffusion.training.datamodule import split_ids
 from vmat_diffusion.training.encoded import save_encoded
+from vmat_diffusion.training.index import read_index
 from vmat_diffusion.training.splits import Split
 
 # Part of each key: what `save_encoded` writes under another number is another file.
@@ -28,12 +31,21 @@ def encoded_path(cache: Path, entry: Entry, encoding: Encoding) -> Path:
     return cache / hashlib.sha256(record.encode()).hexdigest()[:16] / f"{entry.id}.npz"
 
 
-def entries_with_dose(folder: Path, split: Split) -> tuple[Entry, ...]:
-    """The cases of a split that have a dose, by id. Raises CaseError where there is none."""
-    by_id = {entry.id: entry for entry in entries_of(folder)}
-    found = tuple(by_id[name] for name in split_ids(folder, split) if by_id[name].has_dose)
+def entries_with_dose(folder: Path, split: Split, site: str | None = None) -> tuple[Entry, ...]:
+    """The cases of a split that have a dose, by id, of one site or all.
+
+    Raises CaseError where there is none.
+    """
+    entries = {entry.id: entry for entry in entries_of(folder)}
+    sites = {record["id"]: record["site"] for record in read_index(folder)}
+    found = tuple(
+        entries[name]
+        for name in split_ids(folder, split)
+        if entries[name].has_dose and site in (None, sites[name])
+    )
     if not found:
-        raise CaseError(f"no case of the split {split} of {folder} has a dose; see vmat-diffusion split")
+        of = "" if site is None else f" of the site {site}"
+        raise CaseError(f"no case{of} of the split {split} of {folder} has a dose; see vmat-diffusion split")
     return found
 
 
@@ -65,10 +77,12 @@ def encode_cases(
                 if progress:
                     progress(k, len(jobs))
         return tuple(paths)
+    threads = torch.get_num_threads()
     for k, job in enumerate(missing, start=done + 1):
         _encode(job)
         if progress:
             progress(k, len(jobs))
+    torch.set_num_threads(threads)  # numba's parallel loops set those of torch to all cores
     return tuple(paths)
 
 

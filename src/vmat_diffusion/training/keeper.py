@@ -39,9 +39,9 @@ class TrainingData:
 class Keeper(Callback):
     """Keeps a stage: after each step of the optimiser it does all that is not the step itself.
 
-    `signal` is the one that ended the stage, if any. Signals are taken between steps and checkpoints are of
-    the project's own: Lightning's would be saved in the middle of a step and begin an epoch anew, and so not
-    go on to the same curve.
+    `signal` is the one that ended the stage, if any; all processes agree on it. Signals are taken between
+    steps and checkpoints are of the project's own: Lightning's would be saved in the middle of a step and
+    begin an epoch anew, and so not go on to the same curve.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Keeper(Callback):
         self.cases = EncodedCases(data.validation, self.settings.encoding, multiple=self.settings.multiple)
         self.signal: int | None = None
         self.note = ""
+        self._received: int | None = None
         self._journal: Journal | None = None
         self._handlers: dict[int, Any] = {}
         self._logged = self._saved = 0.0
@@ -117,15 +118,15 @@ class Keeper(Callback):
             self._journal.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:  # Ctrl-C again: at once
+        if self._received is not None and number == signal.SIGINT:  # Ctrl-C again: at once
             raise KeyboardInterrupt
-        self.signal = number
+        self._received = number
 
     def _gather(self, trainer: Trainer) -> None:
         """The losses of the step and the signals of all processes, so that each of them does the same."""
         names = sorted(self.module.sums)
         mine = torch.stack([*(self.module.sums[n].double() for n in names)]).cpu()
-        both = torch.cat([mine, torch.tensor([float(self.signal or 0)], dtype=torch.float64)])
+        both = torch.cat([mine, torch.tensor([float(self._received or 0)], dtype=torch.float64)])
         told = trainer.strategy.all_gather(both.to(self.module.device)).reshape(-1, len(both)).cpu()
         for name, value in zip(names, told[:, :-1].sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -18,8 +18,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from vmat_diffusion.training.keeper import Keeper, Progress, TrainingData
-from vmat_diffusion.training.settings import TrainingSettings, plain
-from vmat_diffusion.training.stage import StageModule, new_network
+from vmat_diffusion.training.settings import TrainingSettings
+from vmat_diffusion.training.stage import StageModule
 from vmat_diffusion.training.stream import SampleStream
 
 
@@ -44,12 +44,6 @@ class Ended:
     checkpoint: Checkpoint
     signal: int | None
     first_process: bool
-
-
-def fresh(settings: TrainingSettings) -> Checkpoint:
-    """A training before its first sample."""
-    weights = new_network(settings).state_dict()
-    return Checkpoint(settings=plain(settings), stage=0, samples=0, net=weights, ema=weights)
 
 
 def train(
@@ -77,20 +71,25 @@ def train(
         checkpoint, stopped, first = _run_stage(settings, checkpoint, data, out, machinery, progress)
         if stopped or checkpoint.stage + 1 == len(settings.stages):
             return Ended(checkpoint, stopped, first)
-        checkpoint = _next_stage(checkpoint)
+        checkpoint = _next_stage(settings, checkpoint)
         if first:
             save_checkpoint(out / CHECKPOINT, checkpoint)
 
 
-def _next_stage(done: Checkpoint) -> Checkpoint:
-    """The beginning of the stage after one that is done: from its average."""
+def _next_stage(settings: TrainingSettings, done: Checkpoint) -> Checkpoint:
+    """The beginning of the stage after one that is done: from its average, or a residual that was given."""
+    role = settings.stages[done.stage + 1].role
+    weights = done.ema if done.residual is None or role == "mean" else done.residual
+    before = settings.stages[done.stage].role
     return replace(
         done,
         stage=done.stage + 1,
         samples=0,
-        net=done.ema,
+        net=weights,
+        ema=weights,
         optimizer=None,
-        mean=done.ema,
+        mean=done.ema if before == "mean" else done.mean,
+        residual=done.residual if role == "mean" else None,
         sums=None,
     )
 
@@ -140,14 +139,18 @@ def _run_stage(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's advice: what it advises against here is done on purpose."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the advice of libraries: what they advise against here is done on purpose."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        # Weights lie channels last, which gradients of 1 x 1 x 1 kernels do not tell.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         yield
-    logger.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def requeue() -> bool:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import SIZES, Size
+from vmat_diffusion.diffusion.process import STEPS, Process
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.encoded import Changes
 from vmat_diffusion.training.objective import LOSSES, RESIDUAL
@@ -88,7 +89,8 @@ class TrainingSettings:
 
     `network` is a key of SIZES or a size of its own. `seed` decides the changes of cases and the noise,
     `order_seed` the order of cases. `validate_every` and `log_every` count samples; gamma is computed at
-    every `gamma_every`-th validation (0: never) on `gamma_cases` cases.
+    every `gamma_every`-th validation (0: never) on `gamma_cases` cases. A residual is validated by the mean
+    of `validate_samples` samples of `validate_steps` steps each, and by the first of them alone.
     """
 
     # Holds for the dataclasses within as well.
@@ -97,6 +99,7 @@ class TrainingSettings:
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
     encoding: Encoding = field(default_factory=Encoding)
     network: Literal["small", "base"] | Size = "small"
+    process: Process = field(default_factory=Process)
     changes: Changes = field(default_factory=Changes)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
@@ -106,6 +109,8 @@ class TrainingSettings:
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     gamma_every: Annotated[int, Field(ge=0)] = 5
     gamma_cases: Annotated[int, Field(ge=1)] = 2
+    validate_samples: Annotated[int, Field(ge=1)] = 2
+    validate_steps: Annotated[int, Field(ge=1, le=STEPS)] = 4
 
     @property
     def size(self) -> Size:

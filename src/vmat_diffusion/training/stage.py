@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,22 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vmat_diffusion.diffusion.network import DoseNet
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
 from vmat_diffusion.training.encoded import Sample
-from vmat_diffusion.training.objective import LOSSES
+from vmat_diffusion.training.objective import LOSSES, RESIDUAL
+from vmat_diffusion.training.roles import denoised, drawn, regression
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.stream import SampleStream, stream_loader
+from vmat_diffusion.training.weights import new_network
 
 # What the network has for the role "residual" alone: without gradient in the role "mean".
 _RESIDUAL_ONLY = ("sample_stem.", "from_sample.")
-
-
-def new_network(settings: TrainingSettings) -> DoseNet:
-    """A network of the settings' size with random weights, decided by the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = DoseNet(len(settings.encoding.channels), settings.encoding.numbers, settings.size)
-    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
 class StageModule(LightningModule):
@@ -46,13 +42,17 @@ class StageModule(LightningModule):
         self.samples = start.samples
         self.net = new_network(settings)
         self.net.load_state_dict(start.net)
-        self.ema = copy.deepcopy(self.net).requires_grad_(False)
-        self.ema.load_state_dict(start.ema)
-        self.optimizer_state = start.optimizer
+        self.ema = _frozen(self.net, start.ema)
+        self.mean: DoseNet | None = None
         if self.stage.role == "mean":
             for name, parameter in self.net.named_parameters():
                 parameter.requires_grad_(not name.startswith(_RESIDUAL_ONLY))
-        self.sums: dict[str, Tensor] = {}
+        elif start.mean is None:
+            raise InputError("a residual is learnt on a mean; put a stage with role mean before it")
+        else:
+            self.mean = _frozen(self.net, start.mean)
+        self.optimizer_state = start.optimizer
+        self.sums: dict[str, Any] = {}
 
     def train_dataloader(self) -> DataLoader:
         """This process's share of the samples still to come: every n-th, n being the number of processes."""
@@ -72,14 +72,24 @@ class StageModule(LightningModule):
     def training_step(self, batch: tuple[int, Sample], batch_idx: int) -> Tensor:
         """The weighted losses of one sample."""
         number, sample = batch
-        predicted = regression(self.net, sample) * sample.mask
-        values = {name: LOSSES[name](predicted, sample) for name in self.stage.losses}
+        values: dict[str, Tensor] = {}
+        if self.mean is None:
+            predicted = regression(self.net, sample)
+        else:
+            seed = (self.settings.seed, number)
+            predicted, values[RESIDUAL] = denoised(self.net, self.mean, sample, self.settings.process, seed)
+        predicted = predicted * sample.mask
+        values |= {n: LOSSES[n].of(predicted, sample) for n in self.stage.losses if n in LOSSES}
         weights = self.stage.weights(number - self.first)
-        loss = sum((weights[name] * value for name, value in values.items()), start=predicted.new_zeros(()))
-        for name, value in {"loss": loss, **values}.items():
-            told = value.detach() * (1.0 if name == "loss" else sample.top_gy)
-            self.sums[name] = self.sums.get(name, 0.0) + told
+        loss = sum((weights[n] * values[n] for n in self.stage.losses), start=predicted.new_zeros(()))
+        self._add("loss", loss)
+        for name, value in values.items():
+            in_gy = name in LOSSES and LOSSES[name].in_gy
+            self._add(f"{name}_gy" if in_gy else name, value * sample.top_gy if in_gy else value)
         return loss
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value.detach()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with the state of the checkpoint."""
@@ -91,7 +101,8 @@ class StageModule(LightningModule):
             betas=stage.betas,
         )
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            # AdamW would go on in the tensors of the checkpoint itself.
+            optimizer.load_state_dict(copy.deepcopy(self.optimizer_state))
         return optimizer
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -110,8 +121,18 @@ class StageModule(LightningModule):
                 mean.lerp_(now, 1 - decay)
 
     def predict_ema(self, sample: Sample) -> Tensor:
-        """The dose of a sample by the averaged weights, in units of its highest prescription."""
-        return regression(self.ema, sample)
+        """Doses `[k, z, y, x]` by the average, in units of the prescription: the regression or samples."""
+        if self.mean is None:
+            return regression(self.ema, sample)[None]
+        wanted = self.settings
+        return drawn(
+            self.ema,
+            self.mean,
+            sample,
+            wanted.process,
+            samples=wanted.validate_samples,
+            steps=wanted.validate_steps,
+        )
 
     def state(self) -> dict[str, Any]:
         """The fields of a checkpoint that this module knows."""
@@ -124,12 +145,6 @@ class StageModule(LightningModule):
         }
 
 
-def regression(net: DoseNet, sample: Sample) -> Tensor:
-    """The regression of the dose `[z, y, x]`, in single precision."""
-    time = torch.ones(1, device=sample.volume.device)
-    return net(net.anatomy(sample.volume, sample.vector), time)[0, 0].float()
-
-
 def on_device(sample: Sample, device: torch.device) -> Sample:
     """The sample with its tensors on a device."""
     if device.type == "cpu":
@@ -139,3 +154,10 @@ def on_device(sample: Sample, device: torch.device) -> Sample:
     }
     regions = tuple(replace(r, flat=r.flat.to(device, non_blocking=True)) for r in sample.regions)
     return replace(sample, regions=regions, **moved)
+
+
+def _frozen(like: DoseNet, weights: Mapping[str, Tensor]) -> DoseNet:
+    """A network with other weights that are not learnt."""
+    net = copy.deepcopy(like).requires_grad_(False)
+    net.load_state_dict(weights)
+    return net

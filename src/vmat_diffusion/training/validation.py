@@ -16,18 +16,23 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.encoded import EncodedCases, Sample
 from vmat_diffusion.training.stage import on_device
 
-# The dose `[z, y, x]` of a sample in units of its highest prescription.
+# Doses `[k, z, y, x]` of a case in units of its highest prescription: one, or several that were drawn.
 Predict = Callable[[Sample], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class CaseResult:
-    """Scores of one case, its absolute error summed over the voxels of the mask, and gamma in percent."""
+    """One case: scores of the mean dose, its absolute error summed over the voxels of the mask, and more.
+
+    `single` holds the scores of the first dose alone where several were drawn, `gamma_percent` the voxels
+    that pass 3 %/3 mm where gamma was computed.
+    """
 
     name: str
     scores: Scores
     error_gy: float
     voxels: int
+    single: Scores | None = None
     gamma_percent: float | None = None
 
 
@@ -42,17 +47,34 @@ def validate(
     every: int = 1,
 ) -> list[CaseResult]:
     """Results of every `every`-th case from `first` on; gamma for those among the first `gamma_cases`."""
-    results = []
-    for i in range(first, len(cases), every):
-        sample = cases[i]
-        predicted = dose_gy(predict(on_device(sample, device)).cpu(), sample)
-        reference = (sample.dose * sample.top_gy).numpy()
-        mask = sample.mask.numpy() > 0
-        percent = _gamma_percent(predicted, reference, spacings_mm[i]) if i < gamma_cases else None
-        error = float(np.abs(predicted - reference)[mask].sum())
-        scores = score(predicted, reference, mask, _structures(sample), sample.voxel_cc)
-        results.append(CaseResult(sample.name, scores, error, int(mask.sum()), percent))
-    return results
+    return [
+        _result(cases[i], predict, device, spacings_mm[i] if i < gamma_cases else None)
+        for i in range(first, len(cases), every)
+    ]
+
+
+def _result(
+    sample: Sample,
+    predict: Predict,
+    device: torch.device,
+    gamma_spacing_mm: tuple[float, float, float] | None,
+) -> CaseResult:
+    doses = [dose_gy(d, sample) for d in predict(on_device(sample, device)).cpu()]
+    mean = np.mean(doses, axis=0)
+    reference = (sample.dose * sample.top_gy).numpy()
+    mask, structures = sample.mask.numpy() > 0, _structures(sample)
+    mine, *single = (
+        score(gy, reference, mask, structures, sample.voxel_cc)
+        for gy in ([mean, doses[0]] if len(doses) > 1 else [mean])
+    )
+    return CaseResult(
+        sample.name,
+        mine,
+        error_gy=float(np.abs(mean - reference)[mask].sum()),
+        voxels=int(mask.sum()),
+        single=single[0] if single else None,
+        gamma_percent=_gamma_percent(mean, reference, gamma_spacing_mm) if gamma_spacing_mm else None,
+    )
 
 
 def dose_gy(relative: torch.Tensor, sample: Sample) -> NDArray[np.float32]:
@@ -68,6 +90,9 @@ def summary(results: Sequence[CaseResult]) -> dict[str, float]:
         "dvh_score_gy": dvh,
         "mae_gy": sum(r.error_gy for r in results) / sum(r.voxels for r in results),
     }
+    singles = [r.single for r in results if r.single is not None]
+    if singles:
+        figures["sample_dose_score_gy"], figures["sample_dvh_score_gy"] = overall(singles)
     judged = [r.gamma_percent for r in results if r.gamma_percent is not None]
     if judged:
         figures["gamma_percent"] = float(np.mean(judged))
@@ -79,7 +104,7 @@ def picture(predict: Predict, sample: Sample, device: torch.device) -> NDArray[n
 
     Values from 0 to 1: doses relative to 1.1 times the prescription, differences around the middle gray.
     """
-    predicted = predict(on_device(sample, device)).float().cpu().clamp(min=0) * sample.mask
+    predicted = predict(on_device(sample, device))[0].float().cpu().clamp(min=0) * sample.mask
     k = int(sample.dose.mean(dim=(1, 2)).argmax())
     mine, theirs = predicted[k].numpy(), sample.dose[k].numpy()
     return np.concatenate([theirs / 1.1, mine / 1.1, 0.5 + (mine - theirs)], axis=1).clip(0, 1)
