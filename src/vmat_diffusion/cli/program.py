@@ -24,6 +24,7 @@ from vmat_diffusion.cli import (
     planning,
     prediction,
     simulation,
+    training,
 )
 from vmat_diffusion.errors import InputError
 
@@ -80,6 +81,9 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     data.preprocess,
     imports.split,
     simulation.simulate,
+    training.train,
+    training.fine_tune,
+    training.export_weights,
     planning.demo,
 )
 for _command in _COMMANDS:
