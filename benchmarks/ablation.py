@@ -1,6 +1,6 @@
 """What each part of the dose model is worth: small trainings that differ in one thing, on halved grids.
 
-    python benchmarks/ablation.py ENCODED [--samples 600] [--cases 20] [--rows plain ...] [--out FILE]
+    python benchmarks/ablation.py ENCODED [--samples 250] [--cases 12] [--rows plain ...] [--out FILE]
 
 ENCODED holds `train` and `validation`, as `vmat-diffusion train` keeps encoded cases. Every row starts from
 the same random numbers and sees the same samples in the same order; a row that is done is kept in the file,
@@ -251,8 +251,8 @@ def main() -> None:
     """Train the rows that are not there yet, and keep each as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("encoded", type=Path)
-    parser.add_argument("--samples", type=int, default=600)
-    parser.add_argument("--cases", type=int, default=20, help="validation cases that are scored")
+    parser.add_argument("--samples", type=int, default=250)
+    parser.add_argument("--cases", type=int, default=12, help="validation cases that are scored")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", type=Path, default=FIGURES)
     asked = parser.parse_args()
