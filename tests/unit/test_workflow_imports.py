@@ -112,7 +112,7 @@ def test_a_data_set_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "okbp" / "pt_3").mkdir(parents=True)
     with pytest.raises(InputError, match="none of 1 patients could be imported"):
         import_openkbp(tmp_path / "okbp", tmp_path / "set", cluster=HERE)
-    assert "pt_3,pt_3: dose.csv is missing" in (tmp_path / "set" / "rejected.csv").read_text()
+    assert "pt_3,pt_3: possible_dose_mask.csv is missing" in (tmp_path / "set" / "rejected.csv").read_text()
 
 
 def test_a_data_set_inside_its_source_is_refused(source: Path) -> None:
@@ -232,7 +232,7 @@ def test_commands(
     assert _run(monkeypatch, "import", "openkbp", source, out, "--cluster", "serial") == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"1 cases in {out}, 0 of them without CT; 1 made now")
-    assert "pt_11" in shown and "dose.csv is missing" in shown
+    assert "pt_11" in shown and "possible_dose_mask.csv is missing" in shown
     assert _run(monkeypatch, "split", out) == 0
     assert "head_neck, 70 Gy" in capsys.readouterr().out
     assert _run(monkeypatch, "split", out, "--fractions", "0.5", "0.5", "0") == 2

@@ -15,12 +15,14 @@ from typer.core import TyperGroup
 from vmat_diffusion import __version__
 from vmat_diffusion.cli import (
     beam,
+    benchmark,
     catalogue,
     checking,
     data,
     imports,
     influence,
     planning,
+    prediction,
     simulation,
     training,
 )
@@ -62,10 +64,12 @@ machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args
 beam_app = typer.Typer(help="The photon beam of a machine.", no_args_is_help=True)
 goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
 import_app = typer.Typer(help="Public data made ready for training.", no_args_is_help=True)
+benchmark_app = typer.Typer(help="How good the dose model is, on public data.", no_args_is_help=True)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
     planning.plan,
+    prediction.predict,
     checking.check,
     checking.dvh,
     checking.gamma,
@@ -89,12 +93,14 @@ machine_app.command("show")(catalogue.machine_show)
 beam_app.command("fit")(beam.beam_fit)
 import_app.command("openkbp")(imports.import_openkbp)
 import_app.command("dicom")(imports.import_dicom)
+benchmark_app.command("openkbp")(benchmark.benchmark_openkbp)
 goals_app.command("list")(catalogue.goals_list)
 goals_app.command("show")(catalogue.goals_show)
 app.add_typer(machine_app, name="machine")
 app.add_typer(beam_app, name="beam")
 app.add_typer(goals_app, name="goals")
 app.add_typer(import_app, name="import")
+app.add_typer(benchmark_app, name="benchmark")
 
 
 def _terminate(*_: object) -> NoReturn:

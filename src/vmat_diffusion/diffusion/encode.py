@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -41,7 +41,7 @@ class Encoding:
 
     `levels` are the slots of targets by prescription relative to the highest; a target takes the nearest.
     `organs` are the names whose distance maps and goals it knows. Distances count up to `reach_mm`.
-    `beams` is a key of BEAMS: from where the dose comes.
+    `beams` is a key of BEAMS: from where the dose comes. `voxel_mm` (x, y, z) is the usual size of voxels.
     """
 
     organs: tuple[str, ...] = HEAD_NECK_ORGANS
@@ -49,6 +49,7 @@ class Encoding:
     reach_mm: float = 40.0
     beams: Literal["nine fields", "full arc"] = "nine fields"
     machine: str = "generic_6mv"
+    voxel_mm: tuple[float, float, float] = (3.9, 3.9, 2.5)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -167,6 +168,13 @@ def goal_numbers(goals: DoseGoals, encoding: Encoding, top_gy: float) -> NDArray
     wanted = [goals.mean_gy.get(o) for o in encoding.organs] + [goals.hot_gy.get(o) for o in encoding.organs]
     values = [0.0 if w is None else w / top_gy for w in wanted]
     return np.array([*values, *(0.0 if w is None else 1.0 for w in wanted)], np.float32)
+
+
+def told(encoded: Encoded, goals: DoseGoals, encoding: Encoding) -> Encoded:
+    """The same case with other goals in its vector."""
+    numbers = goal_numbers(goals, encoding, encoded.top_gy)
+    vector = np.concatenate([encoded.vector[: -len(numbers)], numbers])
+    return replace(encoded, vector=vector)
 
 
 def achieved(case: Case, dose: Dose, encoding: Encoding) -> DoseGoals:

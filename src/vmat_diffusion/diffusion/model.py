@@ -78,12 +78,17 @@ def save_model(path: Path, model: DoseModel) -> Path:
     return path
 
 
+def weights_path(weights: str | Path) -> Path:
+    """The file of weights: `shipped` or a path."""
+    return SHIPPED if str(weights) == "shipped" else Path(weights)
+
+
 def load_model(weights: str | Path = "shipped") -> DoseModel:
     """The model in a file, or the shipped one; on the CPU, in single precision, ready to predict.
 
     Raises InputError for a file that is missing, or was not written by `save_model`.
     """
-    path = SHIPPED if str(weights) == "shipped" else Path(weights)
+    path = weights_path(weights)
     if not path.is_file():
         raise InputError(f"weights {weights} do not exist; give 'shipped' or a safetensors file of `train`")
     try:
@@ -113,13 +118,7 @@ def _loaded(role: str, tensors: Mapping[str, Tensor], description: ModelDescript
     with torch.device("meta"):
         net = new_network(description)
     start = f"{role}."
-    own = {
-        name[len(start) :]: value.contiguous(memory_format=torch.channels_last_3d)
-        if value.ndim == 5
-        else value
-        for name, value in tensors.items()
-        if name.startswith(start)
-    }
+    own = {name[len(start) :]: _laid_out(value) for name, value in tensors.items() if name.startswith(start)}
     net.load_state_dict(own, assign=True)
     return net.eval().requires_grad_(False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
 from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Mask, Point
 from vmat_diffusion.training.cases import UNREADABLE, TrainingCase
 from vmat_diffusion.training.constraints import constraints_of
@@ -28,6 +29,8 @@ from vmat_diffusion.training.prepare import AIR_HU
 SOURCE = "OpenKBP, Babier et al., Med Phys 48:5549 (2021)"
 SHAPE = (128, 128, 128)
 FRACTIONS = 35
+# Of a gray, in the challenge's own files and in predictions for it.
+DECIMALS = 3
 GOALS = "head_neck_70_63_56"
 # Names in the files, in the order of their bits in the npz layout, to canonical names.
 NAMES: Mapping[str, str] = {
@@ -56,15 +59,28 @@ _PATIENT = re.compile(r"pt_\d{1,6}")
 
 
 @dataclass(frozen=True, eq=False)
-class _Patient:
-    """What the files of a patient hold, in OpenKBP's order of axes; `ct` is None where it is missing."""
+class Patient:
+    """What the files of a patient hold, in OpenKBP's order of axes, masks by canonical name.
+
+    `ct` and `dose_gy` are None where they are missing.
+    """
 
     id: str
     ct: NDArray | None
-    dose_gy: NDArray
+    dose_gy: NDArray | None
     masks: Mapping[str, Mask]
     possible_dose: Mask
     voxel_mm: Point
+
+    @property
+    def voxel_cc(self) -> float:
+        """Volume of a voxel in cm3."""
+        return float(np.prod(self.voxel_mm)) / 1000
+
+    @property
+    def structures(self) -> Mapping[str, tuple[bool, Mask]]:
+        """Targets and organs as `evaluate.openkbp.score` takes them: whether it is a target, and its mask."""
+        return {name: (name in TARGET_GY, mask) for name, mask in self.masks.items()}
 
 
 def from_openkbp(values: NDArray) -> NDArray:
@@ -99,23 +115,41 @@ def patient_paths(source: Path) -> tuple[Path, ...]:
 def read_openkbp(path: Path) -> TrainingCase:
     """One patient from a `pt_N.npz` file or a published `pt_N` folder of sparse CSV files.
 
-    The CT becomes Hounsfield units; where it is missing, water inside the body stands in and `has_ct` is
-    False. OpenKBP has no body: it is made, a named step. Doses are rounded to 0.01 Gy. Raises CaseError
-    for files that are missing (CT and structures aside), damaged or do not belong together.
+    See `training_case`. Raises CaseError for files that are missing (CT and structures aside), damaged or
+    do not belong together.
     """
-    patient = _from_folder(path) if path.is_dir() else _from_npz(path)
-    if not any(name in patient.masks for name in TARGET_GY):
-        raise CaseError(f"{patient.id}: no PTV56, PTV63 or PTV70 has voxels; leave the patient out")
+    patient = read_patient(path)
+    if patient.dose_gy is None:
+        raise CaseError(f"{patient.id}: the dose is missing; fetch it again or leave the patient out")
     outside = int(np.count_nonzero(patient.dose_gy[~patient.possible_dose]))
     if outside:
         raise CaseError(
             f"{patient.id}: {outside} voxels outside the possible-dose mask have dose, 0 are allowed; "
             "fetch the patient again"
         )
-    return _training_case(patient)
+    return training_case(patient)
 
 
-def _training_case(patient: _Patient) -> TrainingCase:
+def read_patient(path: Path) -> Patient:
+    """What the files of a patient hold, which may be without dose; for the errors see `read_openkbp`.
+
+    A dose that is 0 everywhere stands for none.
+    """
+    patient = _from_folder(path) if path.is_dir() else _from_npz(path)
+    if patient.dose_gy is not None and not patient.dose_gy.any():
+        return replace(patient, dose_gy=None)
+    return patient
+
+
+def training_case(patient: Patient) -> TrainingCase:
+    """A patient as a training case.
+
+    The CT becomes Hounsfield units; where it is missing, water inside the body stands in and `has_ct` is
+    False. OpenKBP has no body: it is made, a named step. Doses are rounded to 0.01 Gy. Raises CaseError
+    where there is no target.
+    """
+    if not any(name in patient.masks for name in TARGET_GY):
+        raise CaseError(f"{patient.id}: no PTV56, PTV63 or PTV70 has voxels; leave the patient out")
     grid = _grid(patient.voxel_mm)
     possible = from_openkbp(patient.possible_dose)
     masks = {name: from_openkbp(mask) for name, mask in patient.masks.items()}
@@ -123,7 +157,9 @@ def _training_case(patient: _Patient) -> TrainingCase:
     hu, body, steps = _hu_and_body(patient, grid, inside)
     structures = {name: Structure(name, _role(name), mask) for name, mask in masks.items()}
     structures["BODY"] = Structure("BODY", "body", body)
-    dose = Dose(grid, from_openkbp(np.round(patient.dose_gy, 2).astype(np.float32)))
+    dose = None
+    if patient.dose_gy is not None:
+        dose = Dose(grid, from_openkbp(np.round(patient.dose_gy, 2).astype(np.float32)))
     case = Case(
         id=patient.id,
         site="head_neck",
@@ -149,7 +185,7 @@ def _training_case(patient: _Patient) -> TrainingCase:
     )
 
 
-def _hu_and_body(patient: _Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np.int16], Mask, list[str]]:
+def _hu_and_body(patient: Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np.int16], Mask, list[str]]:
     """Hounsfield units, the body around all that must lie `inside`, and the steps taken."""
     if patient.ct is None:
         body = without_holes(inside)
@@ -186,14 +222,14 @@ def _role(name: str) -> Role:
     return "target" if name in TARGET_GY else "organ"
 
 
-def _from_npz(path: Path) -> _Patient:
+def _from_npz(path: Path) -> Patient:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        bits, dose, voxel = (arrays[name] for name in ("structures", "dose_cGy", "voxel_mm"))
+        bits, voxel = arrays["structures"], arrays["voxel_mm"]
     except UNREADABLE as fault:
         raise CaseError(f"{path.name} is no readable OpenKBP npz ({fault}); fetch it again") from None
-    ct = arrays.get("ct")
+    ct, dose = arrays.get("ct"), arrays.get("dose_cGy")
     for name, values in (("structures", bits), ("dose_cGy", dose), ("ct", ct)):
         if values is not None and values.shape != SHAPE:
             raise CaseError(
@@ -202,18 +238,18 @@ def _from_npz(path: Path) -> _Patient:
     if not np.issubdtype(bits.dtype, np.integer):
         raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
     masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
-    return _Patient(
+    return Patient(
         id=path.stem,
         ct=ct,
-        dose_gy=dose.astype(np.float64) / 100,
+        dose_gy=None if dose is None else dose.astype(np.float64) / 100,
         masks={name: mask for name, mask in masks.items() if mask.any()},
         possible_dose=_not_empty(bits >> _POSSIBLE_DOSE_BIT & 1, path.stem),
         voxel_mm=_voxel_mm(voxel, path.stem),
     )
 
 
-def _from_folder(folder: Path) -> _Patient:
-    missing = [n for n in ("dose", "possible_dose_mask", "voxel_dimensions") if not _csv(folder, n).is_file()]
+def _from_folder(folder: Path) -> Patient:
+    missing = [n for n in ("possible_dose_mask", "voxel_dimensions") if not _csv(folder, n).is_file()]
     if missing:
         raise CaseError(
             f"{folder.name}: {missing[0]}.csv is missing; fetch it again or leave the patient out"
@@ -229,15 +265,27 @@ def _from_folder(folder: Path) -> _Patient:
         for written, name in NAMES.items()
         if _csv(folder, written).is_file()
     }
-    has_ct = _csv(folder, "ct").is_file()
-    return _Patient(
+    has_ct, has_dose = (_csv(folder, name).is_file() for name in ("ct", "dose"))
+    return Patient(
         id=folder.name,
         ct=_sparse(_csv(folder, "ct"), values=True) if has_ct else None,
-        dose_gy=_sparse(_csv(folder, "dose"), values=True),
+        dose_gy=_sparse(_csv(folder, "dose"), values=True) if has_dose else None,
         masks={name: mask for name, mask in masks.items() if mask.any()},
         possible_dose=_not_empty(_sparse(_csv(folder, "possible_dose_mask"), values=False), folder.name),
         voxel_mm=_voxel_mm(voxel, folder.name),
     )
+
+
+def write_dose_csv(path: Path, gy: NDArray) -> Path:
+    """Write a dose on OpenKBP's axes as the challenge takes it: flat index in C order, Gy, without zeros."""
+    if gy.shape != SHAPE:
+        raise ValueError(f"a dose of shape {gy.shape} is not on the challenge's grid {SHAPE}")
+    flat = np.round(gy.ravel(), DECIMALS)
+    index = np.flatnonzero(flat)
+    rows = "".join(f"{i},{v:.{DECIMALS}f}\n" for i, v in zip(index, flat[index], strict=True))
+    with written_whole(path) as part:
+        part.write_text(",data\n" + rows, encoding="ascii", newline="\n")
+    return path
 
 
 def _csv(folder: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.cases import SCHEMA
 from vmat_diffusion.training.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
+from vmat_diffusion.training.openkbp_splits import named_split
 from vmat_diffusion.training.splits import SPLITS, Split
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
@@ -113,10 +114,9 @@ def _key(path: Path) -> str:
 
 
 def _split_of(path: Path, source: Path) -> Split:
-    for folder in path.relative_to(source).parts[-2::-1]:
-        for split in SPLITS:
-            if folder.lower().startswith(split[:5]):
-                return split
+    split = named_split(path, source)
+    if split is not None:
+        return split
     raise InputError(
         f"{path.stem} lies in no folder whose name starts with train, valid or test; leave out "
         "--split-folders and use vmat-diffusion split"

@@ -107,7 +107,7 @@ def test_missing_ct_gets_a_stand_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("dose", None, "dose.csv is missing"),
+        ("dose", None, "the dose is missing"),
         ("possible_dose_mask", None, "possible_dose_mask.csv is missing"),
         ("possible_dose_mask", ",data\n", "possible-dose mask is empty"),
         ("voxel_dimensions", "4\n4\n", "are not three"),

@@ -1,0 +1,189 @@
+"""The commands that measure how good the dose model is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
+from vmat_diffusion.cli.options import AsJson, Overwrite, Seed
+
+if TYPE_CHECKING:
+    from vmat_diffusion.training.splits import Split
+    from vmat_diffusion.workflow.benchmark import BenchmarkResult
+
+
+def benchmark_openkbp(
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder with pt_N.npz files or pt_N folders, in folders by split.")
+    ],
+    split: Annotated[str, typer.Option(metavar="train|validation|test")] = "validation",
+    weights: Annotated[str, typer.Option(help="'shipped' or a file of `train`.")] = "shipped",
+    samples: Annotated[int, typer.Option(help="Samples of each dose; 0 for the regression alone.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 8,
+    seed: Seed = 0,
+    patients: Annotated[
+        str | None, typer.Option(help="Only these of the split, such as 201-210,215.")
+    ] = None,
+    fit_spread: Annotated[
+        str, typer.Option("--fit-spread", help="Fit the samples' spread on these, judge it on the others.")
+    ] = "",
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORGAN:GY", help="Ask for this change of a mean: Parotid_L:-5. Repeatable."),
+    ] = None,
+    steer_cases: Annotated[int, typer.Option("--steer-cases", help="Of so many patients.")] = 10,
+    gamma: Annotated[bool, typer.Option("--gamma/--no-gamma", help="3 %/3 mm, some seconds each.")] = True,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    csv_out: Annotated[
+        Path | None, typer.Option("--csv-out", help="Write each dose as the challenge's pt_N.csv here.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON object to this file.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
+    from vmat_diffusion.workflow.benchmark import BenchmarkSettings
+    from vmat_diffusion.workflow.benchmark import benchmark_openkbp as run
+    from vmat_diffusion.workflow.benchmark_steering import parse_steer
+
+    settings = BenchmarkSettings(
+        data=data,
+        split=_split(split),
+        weights=weights,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        steer=tuple(parse_steer(text) for text in steer or ()),
+        steer_cases=steer_cases,
+        gamma=gamma,
+        patients=None if patients is None else _numbers(patients),
+        fit_spread=_numbers(fit_spread) if fit_spread else (),
+        device=device,
+    )
+    with stdout_kept(), progress_bar() as progress:
+        done = run(settings, csv_out=csv_out, out=out, overwrite=overwrite, progress=progress)
+    show(json.dumps(done.summary()) if as_json else _text(done))
+
+
+def _split(name: str) -> Split:
+    from vmat_diffusion.errors import InputError
+    from vmat_diffusion.training.splits import SPLITS
+
+    if name not in SPLITS:
+        raise InputError(f"split {name!r} is not known; known are {', '.join(SPLITS)}")
+    return name
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers and ranges between commas, each number once and in ascending order."""
+    from vmat_diffusion.errors import InputError
+
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise InputError(f"patients {text!r}: {part!r} is no number and no range; write 201-210,215")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
+
+
+def _text(done: BenchmarkResult) -> str:
+    found = done.summary()
+    parts = [
+        f"{found['patients']} patients of split {done.settings.split}, {found['scored']} with a reference "
+        f"dose; {found['seconds']:.0f} s"
+    ]
+    if found["scored"]:
+        parts += [
+            "Gy, means over patients with 95 % bootstrap intervals; gamma 3 %/3 mm in percent\n"
+            + _headlines(found),
+            f"Mean absolute differences by structure, Gy: {done.best}\n"
+            + _structures(found["structures"][done.best]),
+            f"Subgroups: {done.best}\n" + _groups(found["subgroups"]),
+        ]
+    if found["calibration"]:
+        parts += _calibration(found["calibration"])
+    if found["steering"]:
+        parts.append("Change of means and of D95, Gy\n" + _steering(found["steering"]))
+    if done.left_out:
+        parts.append(rejected_text(done.left_out))
+    return "\n\n".join(parts)
+
+
+def _headlines(found: dict[str, Any]) -> str:
+    rows = []
+    for key, label in (("scores", "all"), ("scores_with_ct", "with CT")):
+        for way, scores in found[key].items():
+            rows.append([way, label, *_cells(scores)])
+    return table(["way", "patients", "n", "dose score", "DVH score", "MAE", "gamma"], rows, left=2)
+
+
+def _groups(groups: dict[str, Any]) -> str:
+    rows = [[name, *_cells(scores)] for name, scores in groups.items()]
+    return table(["patients", "n", "dose score", "DVH score", "MAE", "gamma"], rows, left=1)
+
+
+def _cells(scores: dict[str, Any]) -> list[object]:
+    values = [_interval(scores[name]) if name in scores else "" for name in ("dose", "dvh", "mae", "gamma")]
+    return [scores["dose"]["patients"], *values]
+
+
+def _structures(rows: dict[str, Any]) -> str:
+    metrics = ["mae", "bias", "D99", "D95", "D1", "D0.1cc", "mean"]
+    cells = [
+        [name, row["mae"]["patients"], *(f"{row[m]['value']:.2f}" if m in row else "" for m in metrics)]
+        for name, row in rows.items()
+    ]
+    return table(["structure", "n", "voxels", *metrics[1:]], cells, left=1)
+
+
+def _calibration(found: dict[str, Any]) -> list[str]:
+    """Coverage and reliability of the samples' spread as tables."""
+    coverages = [("as drawn, all patients", found["coverage"])]
+    fit = found.get("fit")
+    if fit:
+        coverages.append((f"as drawn, the {len(fit['judged_on'])} others", fit["coverage_as_drawn"]))
+        if fit["coverage_widened"]:
+            label = f"times {fit['factor']:.2f}, fitted on {len(fit['fitted_on'])}, the others"
+            coverages.append((label, fit["coverage_widened"]))
+    rows = [
+        [label, level, *(_interval(shares[what], 100) for what in ("voxels", "dvh"))]
+        for label, by_level in coverages
+        for level, shares in by_level.items()
+    ]
+    parts = [
+        "Percent within the band of the samples\n"
+        + table(["spread", "band", "voxels above 5 Gy", "DVH points"], rows, left=2)
+    ]
+    if fit and fit["factor"] is None:
+        parts.append("No factor from 0.25 to 8 on the spread makes the 90 % band hold 90 % of the voxels.")
+    bins = [
+        [f"{b['from']:g} to {b['to']:g}" if b["to"] else f"above {b['from']:g}", b["voxels"]]
+        + [f"{b[name]:.2f}" for name in ("std", "mae", "rms")]
+        for b in found["reliability"]
+    ]
+    header = ["standard deviation", "voxels", "its mean", "mean error", "rms error"]
+    return [*parts, "Reliability of the spread, Gy\n" + table(header, bins, left=1)]
+
+
+def _steering(rows: list[dict[str, Any]]) -> str:
+    targets = sorted({target for row in rows for target in row["d95_gy"]}, reverse=True)
+    cells = [
+        [row["organ"], row["way"], row["achieved_gy"]["patients"], f"{row['asked_gy']:g}"]
+        + [_interval(row["achieved_gy"])]
+        + [_interval(row["other_organs_gy"]) if row["other_organs_gy"] else ""]
+        + [_interval(row["d95_gy"][target]) if target in row["d95_gy"] else "" for target in targets]
+        for row in rows
+    ]
+    header = ["organ", "way", "n", "asked", "achieved", "other organs", *(f"D95 {t}" for t in targets)]
+    return table(header, cells, left=2)
+
+
+def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
+    if found["low"] is None:
+        return f"{unit * found['value']:.2f}"
+    return f"{unit * found['value']:.2f} ({unit * found['low']:.2f} to {unit * found['high']:.2f})"

@@ -1,0 +1,277 @@
+"""The OpenKBP benchmark: predict the patients of a split, score them, keep each result as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
+from vmat_diffusion.diffusion.predict import Sampling
+from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.evaluate.bootstrap import Interval
+from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
+from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
+from vmat_diffusion.evaluate.steering import Steered, steering_table
+from vmat_diffusion.training.openkbp_splits import patients_of
+from vmat_diffusion.training.splits import Split
+from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
+from vmat_diffusion.workflow.benchmark_patient import REGRESSION, Task, judge_patient
+from vmat_diffusion.workflow.benchmark_steering import Steer, check_organs
+from vmat_diffusion.workflow.dataset import Rejection, rejection
+from vmat_diffusion.workflow.files import write_json
+from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.workflow.run import Progress
+
+# What the result of a patient depends on, beside the weights and what is asked for.
+_KEPT = ("samples", "steps", "seed", "gamma", "steer_cases")
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What is predicted and scored.
+
+    `patients` are the numbers that are taken of the split, all without it. With `samples` the mean of so
+    many is scored beside the regression and one sample. The factor on the spread of the samples is fitted on
+    the patients `fit_spread`, and judged on the others. Each of `steer` is asked of the first `steer_cases`
+    patients of whom it can be.
+    """
+
+    data: Path
+    split: Split = "validation"
+    weights: str = "shipped"
+    samples: int = 0
+    steps: int = 8
+    seed: int = 0
+    gamma: bool = True
+    patients: tuple[int, ...] | None = None
+    fit_spread: tuple[int, ...] = ()
+    steer: tuple[Steer, ...] = ()
+    steer_cases: int = 10
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("samples", self.samples, 0, 64),
+            ("steps", self.steps, 1, 1000),
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("cases to steer", self.steer_cases, 1, 1000),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"benchmark: {name} {value} is outside {low} to {high}; choose one of these")
+        if self.fit_spread and self.samples < 2:
+            raise InputError(
+                f"benchmark: {self.samples} samples have no spread that could be fitted; ask for 8 samples"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkResult:
+    """The results of all patients and where they come from."""
+
+    settings: BenchmarkSettings
+    weights: Mapping[str, Any]
+    patients: tuple[PatientResult, ...]
+    left_out: tuple[Rejection, ...]
+    seconds: float
+
+    @property
+    def scored(self) -> list[PatientScores]:
+        """The patients with a reference dose."""
+        return [p.scores for p in self.patients if p.scores.ways]
+
+    @property
+    def steered(self) -> list[Steered]:
+        """What became of all that was asked for."""
+        return [one for p in self.patients for one in p.steered]
+
+    @property
+    def ways(self) -> list[str]:
+        """The ways of predicting that were scored, the plain regression first."""
+        return list(self.scored[0].ways) if self.scored else []
+
+    @property
+    def best(self) -> str:
+        """The way whose dose is written: the mean of the samples, or the regression where none was drawn."""
+        return self.ways[-1] if self.ways else REGRESSION
+
+    def calibration(self) -> dict[str, Any] | None:
+        """Coverage of the samples' bands, reliability of their spread, and the fitted factor on it."""
+        spreads = {p.scores.id: p.spread for p in self.patients if p.spread is not None}
+        if not spreads:
+            return None
+        out: dict[str, Any] = {
+            "coverage": _covered(list(spreads.values())),
+            "reliability": reliability(list(spreads.values())),
+        }
+        fitted = [f"pt_{n}" for n in self.settings.fit_spread if f"pt_{n}" in spreads]
+        others = [name for name in spreads if name not in fitted]
+        if fitted and others:
+            factor = fit_spread([spreads[name] for name in fitted])
+            rest = [spreads[name] for name in others]
+            out["fit"] = {
+                "fitted_on": fitted,
+                "judged_on": others,
+                "factor": factor,
+                "spread": None if factor is None else factor * self.weights["spread"],
+                "coverage_as_drawn": _covered(rest),
+                "coverage_widened": None if factor is None else _covered(rest, factor),
+            }
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `benchmark openkbp --json` prints."""
+        groups = subgroups(self.scored)
+        return {
+            "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+            "settings": {**asdict(self.settings), "data": str(self.settings.data)},
+            "weights": self.weights,
+            "patients": len(self.patients),
+            "scored": len(self.scored),
+            "seconds": round(self.seconds, 1),
+            "scores": {way: _plain(headline(self.scored, way)) for way in self.ways},
+            "scores_with_ct": {
+                way: _plain(headline(groups["with CT"], way)) for way in self.ways if "with CT" in groups
+            },
+            "gain_over_regression": {
+                way: _plain(gain(self.scored, way, REGRESSION)) for way in self.ways if way != REGRESSION
+            },
+            "structures": {
+                way: {name: _plain(row) for name, row in structure_table(self.scored, way).items()}
+                for way in self.ways
+            },
+            "calibration": self.calibration(),
+            "steering": [asdict(row) for row in steering_table(self.steered)],
+            "subgroups": {name: _plain(headline(members, self.best)) for name, members in groups.items()},
+            "left_out": [asdict(r) for r in self.left_out],
+            "by_patient": [asdict(p) for p in self.patients],
+        }
+
+
+def _covered(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, Any]:
+    return {level: _plain(shares) for level, shares in coverage(spreads, factor).items()}
+
+
+def _plain(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: asdict(interval) for name, interval in intervals.items()}
+
+
+def benchmark_openkbp(
+    settings: BenchmarkSettings,
+    *,
+    csv_out: Path | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Predict and score the patients of a split.
+
+    `csv_out` takes each dose as the challenge's `pt_N.csv`, `out` the summary as JSON. Each patient's result
+    is kept at once in a file beside `out` or in `csv_out`, and a run that was interrupted goes on there;
+    `overwrite` starts afresh. Raises InputError for settings, weights or folders that cannot be used, or
+    where no patient can; one that cannot is left out and named.
+    """
+    started = time.perf_counter()
+    report = progress or (lambda stage, fraction, note: None)
+    paths = _chosen(patients_of(settings.data, settings.split), settings)
+    model = load_model(settings.weights).to(_device(settings.device))
+    if settings.samples and model.residual is None:
+        raise InputError(
+            f"benchmark: {settings.samples} samples are asked of weights without diffusion; ask for 0 samples"
+        )
+    check_organs(settings.steer, model)
+    weights = _weights(model, settings)
+    for folder in (csv_out, out.parent if out else None):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    task = Task(
+        model=model,
+        sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
+        gamma=settings.gamma,
+        csv_out=csv_out,
+    )
+    kept = {"weights": weights["sha256"], **{name: getattr(settings, name) for name in _KEPT}}
+    kept["steer"] = [asdict(one) for one in settings.steer]
+    journal = Journal.opened(_journal_path(out, csv_out), kept, overwrite=overwrite)
+    results: list[PatientResult] = []
+    left_out: list[Rejection] = []
+    for count, path in enumerate(paths, start=1):
+        try:
+            done = journal.kept(path)
+            if done is None or (csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file()):
+                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
+            results.append(done)
+        except CaseError as error:
+            left_out.append(rejection(path.stem, str(error)))
+        report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
+    if not results:
+        raise InputError(
+            f"none of {len(paths)} patients could be predicted; {left_out[0].case}: {left_out[0].reason}"
+        )
+    result = BenchmarkResult(
+        settings, weights, tuple(results), tuple(left_out), time.perf_counter() - started
+    )
+    if out is not None:
+        write_json(out, result.summary())
+    return result
+
+
+def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[Steer]:
+    """What has not been asked of enough patients yet."""
+
+    def patients(one: Steer) -> int:
+        asked = (one.organ, one.change_gy)
+        return sum(asked in {(s.organ, s.asked_gy) for s in r.steered} for r in results)
+
+    return [one for one in settings.steer if patients(one) < settings.steer_cases]
+
+
+def _chosen(paths: Sequence[Path], settings: BenchmarkSettings) -> list[Path]:
+    if settings.patients is None:
+        return list(paths)
+    by_number = {int(path.stem.removeprefix("pt_")): path for path in paths}
+    missing = [number for number in settings.patients if number not in by_number]
+    if missing:
+        raise InputError(
+            f"patient pt_{missing[0]} is not among the {len(paths)} of split {settings.split}; choose others"
+        )
+    return [by_number[number] for number in settings.patients]
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda is asked for, but there is no usable GPU; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not known; known are auto, cpu and cuda")
+    return name
+
+
+def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
+    return {
+        "name": model.description.card.get("name", ""),
+        "sha256": hashlib.sha256(weights_path(settings.weights).read_bytes()).hexdigest(),
+        "diffusion": model.residual is not None,
+        "spread": model.description.spread,
+    }
+
+
+def _journal_path(out: Path | None, csv_out: Path | None) -> Path | None:
+    if out is not None:
+        return out.with_name(f"{out.stem}.patients.jsonl")
+    return csv_out / "patients.jsonl" if csv_out is not None else None
+
+
+def _so_far(results: Sequence[PatientResult]) -> str:
+    scored = [r.scores for r in results if r.scores.ways]
+    if not scored:
+        return ""
+    found = headline(scored, list(scored[0].ways)[-1])
+    return f", dose {found['dose'].value:.2f} and DVH {found['dvh'].value:.2f} Gy so far"

@@ -1,0 +1,103 @@
+"""The results of a benchmark patient by patient, on disk as they come, so that a stopped run can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmat_diffusion import __version__
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.calibration import Spread
+from vmat_diffusion.evaluate.openkbp_tables import PatientScores
+from vmat_diffusion.evaluate.steering import Steered
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.workflow.raw_cases import files_key, listing
+
+
+@dataclass(frozen=True)
+class PatientResult:
+    """What was found of one patient, and how many seconds it took to read, predict and score.
+
+    `spread` is there for at least two samples and a reference dose, `steered` for the patients in whom
+    something was asked for.
+    """
+
+    scores: PatientScores
+    seconds: Mapping[str, float]
+    spread: Spread | None = None
+    steered: tuple[Steered, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """Results by patient, which are good for the same settings and the same files; without path, none."""
+
+    path: Path | None
+    _results: dict[tuple[str, str], PatientResult]
+
+    @classmethod
+    def opened(cls, path: Path | None, settings: Mapping[str, Any], *, overwrite: bool) -> Journal:
+        """The journal of a run with these settings.
+
+        Raises InputError for one of other settings, which is begun anew with `overwrite`.
+        """
+        if path is None:
+            return cls(None, {})
+        head = {"version": __version__, **settings}
+        if path.is_file() and not overwrite:
+            return cls(path, _read(path, head))
+        with written_whole(path) as part:
+            part.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        return cls(path, {})
+
+    def kept(self, patient: Path) -> PatientResult | None:
+        """The result of a patient, if there is one of the files as they are now."""
+        return self._results.get((patient.stem, _key(patient)))
+
+    def keep(self, patient: Path, result: PatientResult) -> PatientResult:
+        """Add a result to the file at once."""
+        if self.path is not None:
+            line = {"key": _key(patient), "result": asdict(result)}
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        return result
+
+
+def _read(path: Path, head: Mapping[str, Any]) -> dict[tuple[str, str], PatientResult]:
+    """The results in a journal; a line that was cut off by a crash ends them and is taken away."""
+    first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    try:
+        before = dict(json.loads(first))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is no file of benchmark results; name another file or remove it") from None
+    changed = [
+        name for name in (*head, *before) if before.get(name) != json.loads(json.dumps(head)).get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"{path.name} holds results of another {changed[0]}; pass --overwrite to begin anew or name "
+            "another file"
+        )
+    results: dict[tuple[str, str], PatientResult] = {}
+    whole = [first]
+    for line in lines:
+        try:
+            record = json.loads(line)
+            found = TypeAdapter(PatientResult).validate_python(record["result"])
+            results[found.scores.id, record["key"]] = found
+        except (ValueError, KeyError, TypeError, ValidationError):
+            break
+        whole.append(line)
+    with written_whole(path) as part:
+        part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    return results
+
+
+def _key(patient: Path) -> str:
+    folder, files = (patient, listing(patient)) if patient.is_dir() else (patient.parent, [patient.name])
+    return files_key(folder, files)

@@ -1,0 +1,191 @@
+"""The OpenKBP benchmark on made-up patients and a network of random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from openkbp_files import arrays, write_folder, write_npz
+from tiny_model import tiny_model
+
+from vmat_diffusion.diffusion.encode import Encoded
+from vmat_diffusion.diffusion.model import save_model
+from vmat_diffusion.diffusion.predict import Pull, Sampling
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.openkbp import overall, score
+from vmat_diffusion.geometry import Mask
+from vmat_diffusion.training.openkbp import read_patient
+from vmat_diffusion.workflow import benchmark
+from vmat_diffusion.workflow.benchmark import BenchmarkSettings, benchmark_openkbp
+from vmat_diffusion.workflow.benchmark_patient import Task, judge_patient
+from vmat_diffusion.workflow.benchmark_steering import Steer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with dose, one of them without CT, one without dose, one that cannot be read."""
+    root = tmp_path_factory.mktemp("openkbp")
+    whole, no_ct, no_dose = arrays(1), arrays(2), arrays(3)
+    del no_ct["ct"], no_dose["dose_cGy"]
+    write_npz(root / "validation" / "pt_201.npz", whole)
+    write_folder(root / "validation" / "pt_202", no_ct)
+    write_npz(root / "validation" / "pt_203.npz", no_dose)
+    (root / "validation" / "pt_204.npz").write_bytes(b"no zip")
+    write_npz(root / "train" / "pt_1.npz", whole)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("weights") / "w.safetensors", tiny_model()))
+
+
+def _csv_gy(file: Path) -> np.ndarray:
+    index, gy = np.loadtxt(file, delimiter=",", skiprows=1, unpack=True)
+    out = np.zeros(128**3)
+    out[index.astype(int)] = gy
+    return out.reshape(128, 128, 128)
+
+
+def test_scores_are_those_of_the_files_that_were_written(data: Path, weights: str, tmp_path: Path) -> None:
+    settings = BenchmarkSettings(data, weights=weights)
+    done = benchmark_openkbp(settings, csv_out=tmp_path / "csv", out=tmp_path / "found.json")
+    assert [p.scores.id for p in done.patients] == ["pt_201", "pt_202", "pt_203"]
+    assert [(r.case, "readable" in r.reason) for r in done.left_out] == [("pt_204", True)]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["scored"] == 2 and found["scores_with_ct"]["regression"]["dose"]["patients"] == 1
+    again = []
+    for name in ("pt_201.npz", "pt_202"):
+        patient = read_patient(data / "validation" / name)
+        gy = _csv_gy(tmp_path / "csv" / f"{patient.id}.csv")
+        assert not gy[~patient.possible_dose].any()
+        again.append(score(gy, patient.dose_gy, patient.possible_dose, patient.structures, patient.voxel_cc))
+    expected = overall(again)
+    scores = found["scores"]["regression"]
+    assert (scores["dose"]["value"], scores["dvh"]["value"]) == pytest.approx(expected, rel=1e-9)
+    assert scores["dose"]["low"] <= expected[0] <= scores["dose"]["high"]
+    assert 0 <= scores["gamma"]["value"] <= 100
+    assert (tmp_path / "csv" / "pt_203.csv").is_file()
+    assert found["structures"]["regression"]["PTV_70"]["D95"]["patients"] == 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def stops_at_the_second(path: Path, task: Task, asked: object):  # type: ignore[no-untyped-def]
+        judged.append(path.stem)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge_patient(path, task)
+
+    monkeypatch.setattr(benchmark, "judge_patient", stops_at_the_second)
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(201, 202, 203))
+    out = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_openkbp(settings, out=out)
+    journal = tmp_path / "found.patients.jsonl"
+    with journal.open("a") as stream:
+        stream.write('{"key": "cut o')
+    resumed = benchmark_openkbp(settings, out=out)
+    assert judged == ["pt_201", "pt_202", "pt_202", "pt_203"]
+    fresh = benchmark_openkbp(settings)
+    assert [p.scores for p in resumed.patients] == [p.scores for p in fresh.patients]
+    judged.clear()
+    benchmark_openkbp(settings, out=out)
+    assert judged == []
+
+
+def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    benchmark_openkbp(settings, out=out)
+    other = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,), seed=1)
+    with pytest.raises(InputError, match="holds results of another seed; pass --overwrite"):
+        benchmark_openkbp(other, out=out)
+    benchmark_openkbp(other, out=out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"split": "test"}, "is of split test"),
+        ({"patients": (201, 299)}, "patient pt_299 is not among the 4"),
+        ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
+        ({"device": "tpu"}, "device 'tpu' is not known"),
+        ({"weights": "absent"}, "weights absent do not exist"),
+        ({"steer": (Steer("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
+        ({"samples": -1}, "samples -1 is outside 0 to 64"),
+        ({"fit_spread": (201,)}, "0 samples have no spread"),
+    ],
+)
+def test_what_cannot_be_used_is_said(data: Path, weights: str, changed: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        benchmark_openkbp(BenchmarkSettings(**{"data": data, "weights": weights, **changed}))
+
+
+def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
+    data: Path, weights: str, tmp_path: Path
+) -> None:
+    settings = BenchmarkSettings(
+        data, weights=weights, gamma=False, patients=(201, 202), samples=3, steps=2, fit_spread=(201,)
+    )
+    done = benchmark_openkbp(settings, csv_out=tmp_path)
+    found = json.loads(json.dumps(done.summary()))
+    assert list(found["scores"]) == ["regression", "one sample", "mean of samples"]
+    assert set(found["gain_over_regression"]) == {"one sample", "mean of samples"}
+    assert found["calibration"]["fit"]["judged_on"] == ["pt_202"]
+    assert found["calibration"]["coverage"]["90%"]["voxels"]["patients"] == 2
+    patient = read_patient(data / "validation" / "pt_201.npz")
+    written = score(
+        _csv_gy(tmp_path / "pt_201.csv"),
+        patient.dose_gy,
+        patient.possible_dose,
+        patient.structures,
+        patient.voxel_cc,
+    )
+    assert written.dose == pytest.approx(done.scored[0].ways["mean of samples"].dose, rel=1e-9)
+    again = benchmark_openkbp(settings, csv_out=tmp_path)
+    assert again.calibration() == done.calibration()
+
+
+def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> None:
+    settings = BenchmarkSettings(
+        data,
+        weights=weights,
+        gamma=False,
+        patients=(201, 203),
+        steer=(Steer("Parotid_L", -5.0), Steer("Larynx", -69.0)),
+        steer_cases=1,
+    )
+    done = benchmark_openkbp(settings)
+    # Nothing can be 69 Gy less; one patient is enough.
+    assert [(p.scores.id, len(p.steered)) for p in done.patients] == [("pt_201", 2), ("pt_203", 0)]
+    rows = json.loads(json.dumps(done.summary()))["steering"]
+    assert [(r["organ"], r["way"]) for r in rows] == [
+        ("Parotid_L", "told"),
+        ("Parotid_L", "told, guidance 3"),
+    ]
+    assert set(rows[0]["d95_gy"]) == {"PTV_70", "PTV_56"}
+    told, guided = (r["achieved_gy"]["value"] for r in rows)
+    # Guidance of 3 takes the linear part of the answer three times as far.
+    assert told != 0 and guided / told == pytest.approx(3, rel=0.3)
+
+
+def test_a_pull_reaches_the_samples_and_only_what_it_pulls(data: Path) -> None:
+    model = tiny_model()
+
+    def pull_to(encoded: Encoded, mask: Mask, limit_gy: float) -> Pull:
+        inside = torch.from_numpy(mask[encoded.box])
+        return lambda gy: torch.where(inside, limit_gy, gy)
+
+    task = Task(model, Sampling(samples=2, steps=2), gamma=False, pull_to=pull_to)
+    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Parotid_L", -5.0)])
+    pulled = next(s for s in done.steered if s.way == "pulled")
+    # The last step of the sampler ends with the pull.
+    assert pulled.mean_gy["Parotid_L"] == pytest.approx(-5.0, abs=0.02)
+    assert abs(pulled.mean_gy["Brainstem"]) < 1.0
