@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.training.loop import Machinery
+    from vmat_diffusion.workflow import Progress
     from vmat_diffusion.workflow.train import Trained
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Data set folder with splits.json.")]
@@ -46,7 +48,7 @@ def train(
     machinery = _machinery(devices, nodes, workers)
     from vmat_diffusion.workflow.train import train_model
 
-    with stdout_kept(), progress_bar() as progress:
+    with stdout_kept(), progress_bar() as bar:
         done = train_model(
             config,
             data,
@@ -55,7 +57,7 @@ def train(
             weights=weights,
             cache=cache,
             resume=resume,
-            progress=progress,
+            progress=_spoken(bar),
         )
     _end(done, as_json=as_json)
 
@@ -79,7 +81,7 @@ def fine_tune(
     machinery = _machinery(devices, nodes, workers)
     from vmat_diffusion.workflow.train import fine_tune as run
 
-    with stdout_kept(), progress_bar() as progress:
+    with stdout_kept(), progress_bar() as bar:
         done = run(
             site,
             weights,
@@ -89,7 +91,7 @@ def fine_tune(
             config=config,
             cache=cache,
             resume=resume,
-            progress=progress,
+            progress=_spoken(bar),
         )
     _end(done, as_json=as_json)
 
@@ -121,6 +123,23 @@ def _machinery(devices: int, nodes: int, workers: int) -> Machinery:
     from vmat_diffusion.training.loop import Machinery
 
     return Machinery(devices, nodes, workers)
+
+
+def _spoken(bar: Progress) -> Progress:
+    """The progress with every news of the training as a line too, where stderr is a file of a queue."""
+    if sys.stderr.isatty():
+        return bar
+    before = ""
+
+    def tell(stage: str, share: float, note: str) -> None:
+        nonlocal before
+        bar(stage, share, note)
+        news = note.partition(", ")[2]
+        if stage == "train" and news not in ("", before):
+            print(note, file=sys.stderr, flush=True)
+            before = news
+
+    return tell
 
 
 def _end(done: Trained, *, as_json: bool) -> None:

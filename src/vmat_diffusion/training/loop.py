@@ -157,10 +157,12 @@ def _quiet() -> Iterator[None]:
 
 
 def requeue() -> bool:
-    """Put this SLURM job into the queue again; False where there is none."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID")
-    name = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID")
-    if name is None:
+    """Put this SLURM job into the queue again; False where there is none or it cannot be."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    if job is None:
         return False
-    subprocess.run(["scontrol", "requeue", name], check=True)
-    return True
+    try:
+        return subprocess.run(["scontrol", "requeue", job], stdout=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False

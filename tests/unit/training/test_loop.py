@@ -23,7 +23,7 @@ from training_runs import (
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from vmat_diffusion.training.journal import read_metrics
-from vmat_diffusion.training.loop import Machinery, train
+from vmat_diffusion.training.loop import Machinery, requeue, train
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.weights import fresh
 
@@ -166,6 +166,23 @@ def test_processes_must_be_able_to_share_a_step(data_set: Path, cache: Path, tmp
             tmp_path,
             Machinery(devices=2, nodes=2),
         )
+
+
+def test_a_job_goes_back_into_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert not requeue()
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not requeue()  # no scontrol
+    script = tmp_path / "scontrol"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    script.chmod(0o755)
+    assert requeue()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "18")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert requeue()
+    assert (tmp_path / "told").read_text() == "requeue 17\nrequeue 18_3\n"
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
