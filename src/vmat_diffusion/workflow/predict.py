@@ -89,6 +89,7 @@ def predicted(
 
     Raises InputError for a case that cannot be encoded.
     """
+    from vmat_diffusion.diffusion.domain import unusual
     from vmat_diffusion.diffusion.encode import encode, told
     from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
     from vmat_diffusion.diffusion.steer import aims_of, pull_of
@@ -118,7 +119,8 @@ def predicted(
     )
     report("predict", 1.0, "")
     grid = dose_voxels(subject.case, case.grid, training.possible_dose)
-    return _judged(subject, found, goals, lambda dose: onto_case(dose, subject.case, grid))
+    done = _judged(subject, found, goals, lambda dose: onto_case(dose, subject.case, grid))
+    return replace(done, unusual=unusual(training, model))
 
 
 def _device(asked: str) -> str:
