@@ -189,3 +189,31 @@ def test_a_pull_reaches_the_samples_and_only_what_it_pulls(data: Path) -> None:
     # The last step of the sampler ends with the pull.
     assert pulled.mean_gy["Parotid_L"] == pytest.approx(-5.0, abs=0.02)
     assert abs(pulled.mean_gy["Brainstem"]) < 1.0
+
+
+def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra [train]")
+    parts = arrays()
+    bits = parts["structures"]
+    level = np.select([(bits >> k & 1) > 0 for k in (9, 7, 15)], [7000, 5600, 2000])
+    # Doses that are all the same have no median to either side of which there are others.
+    noise = np.random.default_rng(0).integers(-50, 51, level.shape)
+    parts["dose_cGy"] = np.where(level, level + noise, 0).astype(np.uint16)
+    for name in ("train/pt_1", "validation/pt_201"):
+        write_npz(tmp_path / "data" / f"{name}.npz", parts)
+    settings = BenchmarkSettings(tmp_path / "data", weights=weights, gamma=False, boosting=True)
+    done = benchmark_openkbp(settings, csv_out=tmp_path)
+    assert done.ways == ["boosting", "regression"]
+    ways = done.scored[0].ways
+    # A voxel's target level tells its dose, and random weights do not know it.
+    assert ways["boosting"].dose < 1 < 5 < ways["regression"].dose
+    patient = read_patient(tmp_path / "data" / "validation" / "pt_201.npz")
+    error = np.abs(_csv_gy(tmp_path / "pt_201.csv") - patient.dose_gy).sum() / patient.possible_dose.sum()
+    assert ways["regression"].dose == pytest.approx(error, rel=1e-9)
+
+
+def test_trees_need_cases_to_learn_from(data: Path, weights: str, tmp_path: Path) -> None:
+    write_npz(tmp_path / "test" / "pt_241.npz", arrays())
+    settings = BenchmarkSettings(tmp_path, split="test", weights=weights, gamma=False, boosting=True)
+    with pytest.raises(InputError, match="is of split train"):
+        benchmark_openkbp(settings)
