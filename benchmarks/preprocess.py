@@ -36,6 +36,7 @@ from vmat_diffusion.workflow import preprocess as module
 from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation
 from vmat_diffusion.workflow.raw_cases import RawCase
+from vmat_diffusion.workflow.states import WORK, write_state
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks_preprocess.json"
@@ -119,7 +120,7 @@ def speed(folder: Path, work: Path, copies: int) -> dict[str, float]:
 def one_case(folder: Path, work: Path) -> dict[str, float]:
     """Both passes of one case in this process."""
     out = work / "one"
-    (out / module.WORK).mkdir(parents=True)
+    (out / WORK).mkdir(parents=True)
     case, settings = RawCase("case_1", folder, ""), Preparation(relax=True)
     seconds = []
     for shape in (None, (112, 224, 224)):
@@ -198,8 +199,9 @@ def _stand_in(case: RawCase, settings: Preparation, out: Path, shape: Any) -> st
         "targets": ["PTV"],
     }
     (out / f"{case.id}.npz").touch()
-    module.write_done(out, case, shape, {"files": {f"{case.id}.npz": 0}, "record": record,
-                      "statistics": {"volumes_cc": {"PTV": 1.0}}, "cut_percent": {}})  # fmt: skip
+    made = {"record": record, "statistics": {"volumes_cc": {"PTV": 1.0}}, "cut_percent": {}}
+    files, key = {f"{case.id}.npz": 0}, module._key(case)
+    write_state(out, case.id, key, state="done", shape=list(shape), files=files, **made)
     return case.id
 
 
@@ -217,9 +219,11 @@ def index(work: Path, entries: int) -> list[dict[str, float]]:
             seconds = []
             for resume in (False, True):
                 started = time.perf_counter()
-                module.preprocess(
+                done = module.preprocess(
                     raw, out, Preparation(), shape=(8, 8, 8), cluster=Cluster(kind="serial"), resume=resume
                 )
+                if len(done.records) != count:
+                    sys.exit(f"{len(done.rejections)} of {count} cases failed; there is nothing to measure")
                 seconds.append(time.perf_counter() - started)
             rows.append({"entries": count, "first_s": seconds[0], "resume_s": seconds[1]})
     finally:

@@ -14,8 +14,13 @@ TINY = Size(widths=(8, 8, 8, 8), heads=2, condition=16)
 
 
 def tiny_model(*, residual: bool = True, seed: int = 0, encoding: Encoding | None = None) -> DoseModel:
-    """A model that answers something around half the prescription, whatever it is asked."""
-    description = ModelDescription(encoding or Encoding(), TINY, card={"name": "tiny"})
+    """A model that answers something around half the prescription, whatever it is asked.
+
+    It knows the voxels of the small cases.
+    """
+    description = ModelDescription(
+        encoding or Encoding(voxel_mm=(4.0, 4.0, 5.0)), TINY, card={"name": "tiny"}
+    )
     torch.manual_seed(seed)
     nets = []
     for bias in (0.5, 0.0):

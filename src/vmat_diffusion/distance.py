@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vmat_diffusion.evaluate.dvh import bounding_box
-from vmat_diffusion.geometry import Mask, Point
+from vmat_diffusion.geometry import Mask, Point, bounding_box
 
 FAR_MM = 200.0
 

@@ -109,6 +109,43 @@ class Grid:
         return Grid(tuple(shape[::-1]), tuple(spacing_mm), tuple(origin))  # type: ignore[arg-type]
 
 
+def bounding_box(mask: Mask) -> tuple[slice, slice, slice] | None:
+    """The smallest `(z, y, x)` box around the true voxels, or None where there is none."""
+    planes = np.flatnonzero(np.any(mask, axis=(1, 2)))
+    if planes.size == 0:
+        return None
+    z = slice(int(planes[0]), int(planes[-1]) + 1)
+    flat = np.any(mask[z], axis=0)
+    rows, columns = np.flatnonzero(np.any(flat, axis=1)), np.flatnonzero(np.any(flat, axis=0))
+    return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def subgrid(grid: Grid, box: tuple[slice, ...]) -> Grid:
+    """The part of a grid that index slices `(z, y, x)` cut out."""
+    z, y, x = box
+    origin = tuple(
+        o + s * part.start for o, s, part in zip(grid.origin_mm, grid.spacing_mm, (x, y, z), strict=True)
+    )
+    shape = tuple(part.stop - part.start for part in (z, y, x))
+    return Grid(shape, grid.spacing_mm, origin)  # type: ignore[arg-type]
+
+
+def mask_bounds_mm(mask: Mask, grid: Grid) -> tuple[Point, Point]:
+    """Outer corners (x, y, z) in mm of the voxels of a mask. Raises CaseError for an empty one."""
+    box = bounding_box(mask)
+    if box is None:
+        raise CaseError(
+            "a structure that is needed has no voxels; contour it, or leave an empty body out so that it is "
+            "made from the CT"
+        )
+    sides = [
+        (float(axis[part.start] - step / 2), float(axis[part.stop - 1] + step / 2))
+        for axis, step, part in zip(grid.axes_mm, grid.spacing_mm, box[::-1], strict=True)
+    ]
+    low, high = zip(*sides, strict=True)
+    return low, high
+
+
 def resample(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:
     """Trilinear interpolation of `values` on `source` at the voxel centres of `target`.
 

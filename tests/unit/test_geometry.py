@@ -13,10 +13,13 @@ from vmat_diffusion.geometry import (
     Grid,
     average_onto,
     beam_axes,
+    bounding_box,
+    mask_bounds_mm,
     project,
     resample,
     sample,
     source_position_mm,
+    subgrid,
 )
 
 GRID = Grid((4, 5, 6), (2.0, 3.0, 4.0), (-10.0, 5.0, 100.0))
@@ -214,3 +217,17 @@ def test_points_on_one_ray_project_onto_one_place(gantry: float, collimator: flo
     found = project(ray, axes, isocenter, 1000.0)
     assert np.allclose(found[:, 0], 31) and np.allclose(found[:, 1], -17)
     assert np.allclose(found[:, 2], [850, 1000, 1200])
+
+
+def test_bounding_box_and_subgrid() -> None:
+    grid = Grid((4, 5, 6), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
+    mask = np.zeros(grid.shape, bool)
+    assert bounding_box(mask) is None
+    mask[1, 2, 3] = mask[2, 4, 3] = True
+    box = bounding_box(mask)
+    assert box == (slice(1, 3), slice(2, 5), slice(3, 4))
+    assert subgrid(grid, box) == Grid((2, 3, 1), (1.0, 2.0, 3.0), (13.0, 24.0, 33.0))
+    assert mask_bounds_mm(mask, grid) == ((12.5, 23.0, 31.5), (13.5, 29.0, 37.5))
+    assert mask_bounds_mm(mask, grid) == subgrid(grid, box).bounds_mm
+    with pytest.raises(CaseError, match="has no voxels; contour it"):
+        mask_bounds_mm(np.zeros(grid.shape, bool), grid)

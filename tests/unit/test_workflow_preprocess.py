@@ -145,6 +145,8 @@ def test_more_may_be_admitted_on_resume_but_not_less(tmp_path: Path) -> None:
     _run(raw, out, resume=True)
     finished = _contents(out)["case_0002.npz"]
     more = replace(SETTINGS, relax=True, allow_outside_body=True)
+    with pytest.raises(InputError, match=r"was made with store_sdf = False, now it is True"):
+        _run(raw, out, replace(more, store_sdf=True), resume=True)
     done = _run(raw, out, more, resume=True)
     assert (done.made, len(done.records), done.rejections) == (1, 2, ())
     assert _contents(out)["case_0002.npz"] == finished

@@ -22,7 +22,9 @@ from vmat_diffusion.cli import (
     imports,
     influence,
     planning,
+    prediction,
     simulation,
+    training,
 )
 from vmat_diffusion.errors import InputError
 
@@ -67,6 +69,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
     planning.plan,
+    prediction.predict,
     checking.check,
     checking.dvh,
     checking.gamma,
@@ -78,6 +81,9 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     data.preprocess,
     imports.split,
     simulation.simulate,
+    training.train,
+    training.fine_tune,
+    training.export_weights,
     planning.demo,
 )
 for _command in _COMMANDS:

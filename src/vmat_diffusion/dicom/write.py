@@ -66,12 +66,19 @@ def write_plan(
 
 
 def write_dose(
-    path: Path | str, dose: Dose, case: Case, *, plan_file: Path | str | None, overwrite: bool = False
+    path: Path | str,
+    dose: Dose,
+    case: Case,
+    *,
+    plan_file: Path | str | None,
+    overwrite: bool = False,
+    description: str = "Dose",
 ) -> Path:
     """Write an RT Dose in Gy of the whole course, 32 bit, referring to the plan in `plan_file`.
 
     Without a plan the reference is left out, which the standard demands of a plan's dose: such a
-    file is for viewers only. Raises CaseError for a negative dose, PlanError as in `write_plan`.
+    file is for viewers only. `description` is that of the series, 64 characters at most. Raises CaseError
+    for a negative dose, PlanError as in `write_plan`.
     """
     path = Path(path)
     header, remark = source_header(case)
@@ -80,7 +87,7 @@ def write_dose(
         out.ImageComments = remark
     grid, (nz, ny, nx) = dose.grid, dose.grid.shape
     stored, scaling = _stored(dose)
-    out.SeriesDescription = "Dose"
+    out.SeriesDescription = description
     out.InstanceNumber = 1
     out.ContentDate, out.ContentTime = out.InstanceCreationDate, out.InstanceCreationTime
     out.SliceThickness = decimal(grid.spacing_mm[2])

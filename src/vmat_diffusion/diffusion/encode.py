@@ -14,9 +14,8 @@ from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.dose.rays import density_of
 from vmat_diffusion.dose.shadow import target_shadow
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.dvh import bounding_box
 from vmat_diffusion.evaluate.openkbp import hot_voxels
-from vmat_diffusion.geometry import Grid, Mask
+from vmat_diffusion.geometry import Grid, Mask, bounding_box
 from vmat_diffusion.machine import load_machine
 
 HEAD_NECK_ORGANS = (
@@ -42,7 +41,7 @@ class Encoding:
 
     `levels` are the slots of targets by prescription relative to the highest; a target takes the nearest.
     `organs` are the names whose distance maps and goals it knows. Distances count up to `reach_mm`.
-    `beams` is a key of BEAMS: from where the dose comes.
+    `beams` is a key of BEAMS: from where the dose comes. `voxel_mm` (x, y, z) is the usual size of voxels.
     """
 
     organs: tuple[str, ...] = HEAD_NECK_ORGANS
@@ -50,6 +49,7 @@ class Encoding:
     reach_mm: float = 40.0
     beams: Literal["nine fields", "full arc"] = "nine fields"
     machine: str = "generic_6mv"
+    voxel_mm: tuple[float, float, float] = (3.9, 3.9, 2.5)
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -118,13 +118,7 @@ def _loaded(role: str, tensors: Mapping[str, Tensor], description: ModelDescript
     with torch.device("meta"):
         net = new_network(description)
     start = f"{role}."
-    own = {
-        name[len(start) :]: value.contiguous(memory_format=torch.channels_last_3d)
-        if value.ndim == 5
-        else value
-        for name, value in tensors.items()
-        if name.startswith(start)
-    }
+    own = {name[len(start) :]: _laid_out(value) for name, value in tensors.items() if name.startswith(start)}
     net.load_state_dict(own, assign=True)
     return net.eval().requires_grad_(False)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,16 @@ _VOXEL_FEATURES = 32
 
 @dataclass(frozen=True)
 class Size:
-    """Channels at 1/2, 1/4, 1/8 and 1/16 of the resolution, residual blocks per level, heads of attention."""
+    """Channels at 1/2, 1/4, 1/8 and 1/16 of the resolution, residual blocks per level, heads of attention.
+
+    `mixing` is how the coarsest level looks at the whole volume.
+    """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
     blocks: int = 1
     heads: int = 4
     condition: int = 128
+    mixing: Literal["attention", "state space"] = "attention"
 
 
 SIZES = {
@@ -88,6 +92,44 @@ class _Attention(nn.Module):
         return x + self.out(h.transpose(-1, -2).reshape(n, c, *shape))
 
 
+class _StateSpace(nn.Module):
+    """A selective state space over all voxels of the coarsest level, read from both ends.
+
+    h_i = a_i h_(i-1) + b_i x_i and y_i = c_i h_i, with a, b and c made from the input, in the dual form of
+    Mamba-2 (Dao and Gu, arXiv:2405.21060): one masked product of all pairs, in plain torch.
+    """
+
+    def __init__(self, channels: int, heads: int, states: int = 16) -> None:
+        super().__init__()
+        self.heads, self.states = heads, states
+        self.norm = _norm(channels)
+        self.into = nn.Conv3d(channels, channels + heads * (2 * states + 1), 1)
+        self.out = nn.Conv3d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, *shape = x.shape
+        parts = self.into(self.norm(x)).flatten(2).transpose(1, 2).float()
+        sizes = (c, self.heads * self.states, self.heads * self.states, self.heads)
+        values, b, c_, step = (
+            part.reshape(n, -1, self.heads, part.shape[-1] // self.heads).transpose(1, 2)
+            for part in parts.split(sizes, dim=-1)
+        )
+        step = F.softplus(step)[..., 0]
+        weights = (c_ @ b.transpose(-1, -2)) * (_decay(step) + _decay(step.flip(-1)).flip(-1, -2))
+        h = (weights * step[..., None, :]) @ values
+        return x + self.out(h.transpose(1, 2).reshape(n, -1, c).transpose(1, 2).reshape(n, c, *shape).to(x))
+
+
+def _decay(step: Tensor) -> Tensor:
+    """How much of the state at j is left at i >= j, `[..., i, j]`; 0 for j after i."""
+    total = step.cumsum(-1)
+    left = -(total[..., :, None] - total[..., None, :])
+    later = torch.ones(left.shape[-2:], dtype=torch.bool, device=step.device).triu(1)
+    return left.masked_fill(later, -torch.inf).exp()
+
+
 class _Level(nn.ModuleList):
     """Residual blocks one after the other."""
 
@@ -122,7 +164,8 @@ class DoseNet(nn.Module):
         self.sample_stem = _down(2, w[0])
         self.mixer = nn.ModuleList(_Level(n, c, 1) for n in w[1:])
         self.mixer_down = nn.ModuleList(_down(a, b) for a, b in pairwise(w))
-        self.attention = _Attention(w[-1], size.heads)
+        mixing = _Attention if size.mixing == "attention" else _StateSpace
+        self.attention = mixing(w[-1], size.heads)
         self.up = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(w))
         self.decoder = nn.ModuleList(_Level(n, c, size.blocks) for n in w)
         self.sub_voxels = nn.Conv3d(w[0], 8 * _GROUP, 1)

@@ -74,14 +74,8 @@ def predict(
     cannot be encoded, InputError where samples are asked of a model without diffusion.
     """
     model = model if isinstance(model, DoseModel) else load_model(model)
-    asked = sampling or Sampling()
-    if asked.samples and model.residual is None:
-        raise InputError(
-            f"{asked.samples} samples are asked of weights without diffusion; ask for 0 samples or give "
-            "weights with the residual role"
-        )
     encoded = encode(case, possible_dose, model.encoding, has_ct=has_ct, goals=goals)
-    return predict_encoded(encoded, model, asked, pull=pull, progress=progress)
+    return predict_encoded(encoded, model, sampling or Sampling(), pull=pull, progress=progress)
 
 
 def predict_encoded(
@@ -93,6 +87,11 @@ def predict_encoded(
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
     """The same for a case that is encoded already."""
+    if asked.samples and model.residual is None:
+        raise InputError(
+            f"{asked.samples} samples are asked of weights without diffusion; ask for 0 samples or give "
+            "weights with the residual role"
+        )
     seen = _Seen(encoded, model, asked)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
     with torch.no_grad(), torch.autocast(seen.device.type, torch.bfloat16):

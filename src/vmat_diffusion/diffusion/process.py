@@ -91,11 +91,17 @@ def x0_from(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, answer: An
     return root_a * x - root_b * output
 
 
-def min_snr_weight(t: Tensor, schedule: Schedule, answer: Answer, gamma: float = 5.0) -> Tensor:
-    """Weight of the squared error at each step (Hang et al., arXiv:2303.09556): min(SNR, gamma) on x_0."""
+def min_snr_weight(
+    t: Tensor, schedule: Schedule, answer: Answer, gamma: float = 5.0, floor: float = 1.0
+) -> Tensor:
+    """Weight of the squared error of the answer at each step: SNR between `floor` and `gamma` on x_0.
+
+    The upper bound is that of Hang et al. (arXiv:2303.09556), the lower the truncated SNR of Salimans and Ho
+    (arXiv:2202.00512): without it the noisiest steps, with which every sample begins, would not be learnt.
+    """
     a = schedule.signal.to(t.device)[t]
     snr = a / (1 - a)
-    weight = snr.clamp(max=gamma)
+    weight = snr.clamp(floor, gamma)
     return (weight if answer == "x0" else weight / snr if answer == "noise" else weight / (snr + 1)).float()
 
 

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose import loops
 from vmat_diffusion.dose.beam_tables import tables
 from vmat_diffusion.dose.fluence import Exposures, FluenceModel
+from vmat_diffusion.dose.loops import tabulate
+from vmat_diffusion.dose.products import gather, gather_each, scatter
 from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
@@ -52,7 +53,7 @@ class SampledDose:
             return gathered_in_torch(field, self).T
         out = torch.zeros(self.index_u.shape[::-1], dtype=field.dtype)
         u, v, weight = self.arrays
-        loops.gather_each(field.numpy(), u, v, weight, out.numpy())
+        gather_each(field.numpy(), u, v, weight, out.numpy())
         return out
 
 
@@ -84,9 +85,7 @@ def sampled_dose(
         angle = np.deg2rad(exposed.collimator_deg[members])
         turn = (np.cos(angle), np.sin(angle))
         at_u, at_v = model.u.lookup, model.v.lookup
-        loops.tabulate(
-            relative, medium, axes, rays, table, turn, at_u, at_v, members, index_u, index_v, weight
-        )
+        tabulate(relative, medium, axes, rays, table, turn, at_u, at_v, members, index_u, index_v, weight)
     return SampledDose(*(torch.from_numpy(part) for part in (index_u, index_v, weight)))
 
 
@@ -98,14 +97,14 @@ class _Gather(torch.autograd.Function):
         ctx.sampled, ctx.shape = sampled, field.shape
         out = torch.zeros(sampled.index_u.shape[1], dtype=field.dtype)
         u, v, weight = sampled.arrays
-        loops.gather(field.detach().numpy(), u, v, weight, out.numpy())
+        gather(field.detach().numpy(), u, v, weight, out.numpy())
         return out
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         out = torch.zeros(ctx.shape, dtype=gradient.dtype)
         u, v, weight = ctx.sampled.arrays
-        loops.scatter(gradient.contiguous().numpy(), u, v, weight, out.numpy())
+        scatter(gradient.contiguous().numpy(), u, v, weight, out.numpy())
         return out, None
 
 

@@ -15,7 +15,8 @@ from scipy.special import ndtr
 
 from vmat_diffusion.dose.beam_tables import SCALES, Tables, kernel_sigma_mm, tables
 from vmat_diffusion.dose.fluence import Exposures, reach_mm
-from vmat_diffusion.dose.loops import beamlets, compact, join, turn_over
+from vmat_diffusion.dose.loops import beamlets
+from vmat_diffusion.dose.products import compact, join, turn_over
 from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Point

@@ -22,7 +22,7 @@ from vmat_diffusion.dose.loops import deliver
 from vmat_diffusion.dose.materials import medium_of
 from vmat_diffusion.dose.rays import Density, Progress, density_of, trace_directions
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, Point
+from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
@@ -41,25 +41,12 @@ class DoseEngine(Protocol):
 def dose_grid(case: Case, spacing_mm: float = 3.0) -> Grid:
     """A cubic grid that covers the body contour, with one voxel of margin, inside the CT.
 
-    Raises CaseError for a spacing outside 1 to 10 mm.
+    Raises CaseError for a spacing outside 1 to 10 mm or an empty body contour.
     """
     if not 1.0 <= spacing_mm <= 10.0:
         raise CaseError(f"dose grid spacing {spacing_mm:g} mm is outside 1 to 10 mm; 2 to 4 mm are usual")
-    low, high = _body_box(case)
-    margin = np.full(3, spacing_mm)
-    return case.grid.around(tuple(low - margin), tuple(high + margin), (spacing_mm,) * 3)
-
-
-def _body_box(case: Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Outer corners (x, y, z) of the body contour's voxels. Raises CaseError for an empty contour."""
-    mask = case.body.mask
-    if not mask.any():
-        raise CaseError("the body contour is empty; contour it or let it be made from the CT")
-    low, high = np.empty(3), np.empty(3)
-    for k, (centre, step) in enumerate(zip(case.grid.axes_mm, case.grid.spacing_mm, strict=True)):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != 2 - k)))
-        low[k], high[k] = centre[inside[0]] - step / 2, centre[inside[-1]] + step / 2
-    return low, high
+    low, high = (np.array(corner) for corner in mask_bounds_mm(case.body.mask, case.grid))
+    return case.grid.around(tuple(low - spacing_mm), tuple(high + spacing_mm), (spacing_mm,) * 3)
 
 
 def _ray_grid(case: Case, where: Grid) -> Grid:
@@ -67,7 +54,7 @@ def _ray_grid(case: Case, where: Grid) -> Grid:
 
     A dose grid that cuts the body must not cut the tissue in front of it.
     """
-    low, high = _body_box(case)
+    low, high = mask_bounds_mm(case.body.mask, case.grid)
     own_low, own_high = where.bounds_mm
     if np.all(low >= np.asarray(own_low) - 1e-3) and np.all(high <= np.asarray(own_high) + 1e-3):
         return where

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vmat_diffusion.case import Dose, Structure
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, Mask, resample
+from vmat_diffusion.geometry import Grid, bounding_box, resample, subgrid
 
 VoxelDoses = Float[np.ndarray, " n"]
 
@@ -194,24 +194,3 @@ def isodose_volume_cc(dose: Dose, level_gy: float, body: Structure, grid: Grid) 
     return (
         float(np.count_nonzero(structure_dose_gy(dose, part, subgrid(grid, box)) >= level_gy)) * grid.voxel_cc
     )
-
-
-def bounding_box(mask: Mask) -> tuple[slice, slice, slice] | None:
-    """The smallest `(z, y, x)` box around the true voxels, or None where there is none."""
-    planes = np.flatnonzero(np.any(mask, axis=(1, 2)))
-    if planes.size == 0:
-        return None
-    z = slice(int(planes[0]), int(planes[-1]) + 1)
-    flat = np.any(mask[z], axis=0)
-    rows, columns = np.flatnonzero(np.any(flat, axis=1)), np.flatnonzero(np.any(flat, axis=0))
-    return z, slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def subgrid(grid: Grid, box: tuple[slice, ...]) -> Grid:
-    """The part of a grid that index slices `(z, y, x)` cut out."""
-    z, y, x = box
-    origin = tuple(
-        o + s * part.start for o, s, part in zip(grid.origin_mm, grid.spacing_mm, (x, y, z), strict=True)
-    )
-    shape = tuple(part.stop - part.start for part in (z, y, x))
-    return Grid(shape, grid.spacing_mm, origin)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,8 +16,7 @@ from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
 from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
 from vmat_diffusion.dose.rays import Density, density_of
-from vmat_diffusion.errors import GoalError, PlanError
-from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.geometry import Grid, Point, sample
 from vmat_diffusion.machine import Machine
@@ -36,17 +34,22 @@ from vmat_diffusion.optimize.aperture import (
     track,
 )
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
-from vmat_diffusion.optimize.fluence_map import FluenceMaps, column_edges_mm, optimize_fluence, target_shadow
+from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
+from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
-from vmat_diffusion.optimize.sequence import Sector, sweep_arc
+from vmat_diffusion.optimize.sectors import (
+    Sectors,
+    cut_into_sectors,
+    first_apertures,
+    map_arrays,
+    open_bixels,
+)
 from vmat_diffusion.plan import Arc, Plan
 
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
-_SECTOR_DEG = 36.0
 # Shares of the time limit by which the coarse and the whole search must have ended.
 _COARSE_SHARE, _SEARCH_SHARE = 0.5, 0.8
-_NORMALIZING_ROUNDS = 4
 _COARSE = Stage("apertures", 200, 2.5, 0.5, 0.06)
 _REFINE = Stage("refine", 70, 0.8, 0.15, 0.03, adapt_every=15)
 _CONTINUE = Stage("continue", 35, 0.7, 0.15, 0.03, adapt_every=10)
@@ -186,17 +189,26 @@ class _Run:
         start = self._lap("prepare", start)
         fine = Reach(track(frames, 1), self.machine, self.mu_cap_per_deg)
         if self.before is None:
-            maps, sectors = self._fluence(frames)
-            fluence: Mapping[str, NDArray] = self._fluence_report(frames, maps, sectors)
+            sectors = cut_into_sectors(frames)
+            maps = self._fluence(sectors)
+            fluence: Mapping[str, NDArray] = map_arrays(sectors, maps, self.model.row_edges_mm)
             start = self._lap("fluence maps", start)
-            state = self._apertures(frames, fine, self._sequence(frames, maps, sectors))
+            swept = first_apertures(sectors, maps, self.machine.limits, self.mu_cap_per_deg)
+            state = self._apertures(frames, fine, swept)
         else:
             fluence = self.before.fluence
             state = self._continued(fine, self.before)
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
         plan = self.finalize(self._plan(fine.way, state))
-        plan, dose = self._normalized(plan, grid)
+        plan, dose = normalized(
+            plan,
+            lambda plan: self._full_dose(plan, grid),
+            self.case,
+            self.sheet,
+            self.machine.limits,
+            finalize=self.finalize,
+        )
         self._lap("dose", start)
         return Optimized(
             plan,
@@ -252,57 +264,22 @@ class _Run:
             progress=lambda done, note: self.progress(name, done, note),
         )
 
-    def _fluence(self, frames: tuple[ArcFrame, ...]) -> tuple[FluenceMaps, list[Sector]]:
+    def _fluence(self, sectors: Sectors) -> FluenceMaps:
         """Fluence maps at the middle of every sector."""
-        sectors: list[Sector] = []
-        for number, frame in enumerate(frames):
-            count = len(frame.gantry_deg) - 1
-            parts = max(round(abs(frame.gantry_deg[-1] - frame.gantry_deg[0]) / _SECTOR_DEG), 1)
-            borders = np.round(np.linspace(0, count, parts + 1)).astype(int)
-            sectors += [Sector(number, int(a), int(b)) for a, b in itertools.pairwise(borders)]
-        arc = np.array([s.arc for s in sectors])
-        ends = np.array([frames[s.arc].gantry_deg[[s.first, s.last]] for s in sectors])
-        middle = ends.mean(axis=1)
-        way = Track(frames, middle, (), arc, arc, middle, np.ones(len(arc)), arc)
-        sampled = self._sampled(way, "fluence maps")
-        edges = column_edges_mm(self.model)
-        points = target_points(self.case, self.targets)
-        opened = np.stack(
-            [
-                target_shadow(
-                    points, g, frames[a].collimator_deg, self.isocenter, self.case.patient_position,
-                    self.machine.sad_mm, self.model.row_edges_mm, edges,
-                )
-                for g, a in zip(middle, arc, strict=True)
-            ]
-        )  # fmt: skip
-        centre = (edges[1:] + edges[:-1]) / 2
-        for k, a in enumerate(arc):
-            x1, x2, y1, y2 = frames[a].jaws_mm
-            opened[k][:, (centre < x1) | (centre > x2)] = False
-            rows = self.model.row_edges_mm
-            opened[k][(rows[1:] <= y1) | (rows[:-1] >= y2)] = False
-        jaws = np.array([frames[a].jaws_mm[2:] for a in arc])
-        maps = optimize_fluence(
-            self.objective, sampled, self.model, jaws, opened, self.relative_per_mu,
+        sampled = self._sampled(sectors.middles, "fluence maps")
+        opened = open_bixels(
+            sectors,
+            target_points(self.case, self.targets),
+            self.isocenter,
+            self.case.patient_position,
+            self.machine.sad_mm,
+            self.model,
+        )
+        return optimize_fluence(
+            self.objective, sampled, self.model, sectors.jaws_mm[:, 2:], opened, self.relative_per_mu,
             iterations=max(int(160 * min(self.settings.effort, 1.5)), 20),
             progress=lambda done, note: self.progress("fluence maps", done, note),
         )  # fmt: skip
-        return maps, sectors
-
-    def _sequence(self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[Sector]) -> Apertures:
-        """The first apertures: every second control point of the sweeps through all maps."""
-        leaves, mu = [], []
-        for number, frame in enumerate(frames):
-            own = [k for k, s in enumerate(sectors) if s.arc == number]
-            positions, meterset = sweep_arc(
-                frame.gantry_deg, [sectors[k] for k in own], maps.mu[own], maps.column_edges_mm,
-                self.machine.limits, self.mu_cap_per_deg, rightward=number % 2 == 0,
-            )  # fmt: skip
-            thin = frame.thinned(2)
-            leaves.append(positions[thin])
-            mu.append(np.add.reduceat(meterset, thin[:-1]))
-        return Apertures(np.concatenate(leaves), np.concatenate(mu))
 
     def _apertures(self, frames: tuple[ArcFrame, ...], fine: Reach, start: Apertures) -> Apertures:
         """Search at every second control point, then at all of them, then the MU alone.
@@ -440,33 +417,6 @@ class _Run:
             patient_position=self.case.patient_position,
         )
 
-    def _normalized(self, plan: Plan, grid: Grid) -> tuple[Plan, Dose]:
-        """MU scaled until the sheet's normalisation holds on the full dose of the rounded plan."""
-        wish = self.sheet.normalization
-        dose = self._full_dose(plan, grid)
-        total = 1.0
-        for _ in range(_NORMALIZING_ROUNDS):
-            value = self._normalizing_value(dose)
-            if not value > 0:
-                raise PlanError(
-                    f"{wish.structure} {wish.metric} is {value:.2f} Gy where {wish.gy:g} Gy is asked, so no "
-                    "MU can normalise it; look whether the target lies in the body, or give more minutes"
-                )
-            factor = wish.gy / value
-            total *= factor
-            final = self.finalize(
-                replace(
-                    plan,
-                    arcs=tuple(replace(arc, mu=self._at_least(arc.mu * factor, arc)) for arc in plan.arcs),
-                    provenance={"normalization": str(wish), "normalization_factor": round(total, 5)},
-                )
-            )
-            if _proportional(plan, final, factor):
-                return final, replace(dose, gy=dose.gy * np.float32(final.total_mu / plan.total_mu))
-            # Segments at their least MU do not scale: the dose must be computed anew and looked at again.
-            plan, dose = final, self._full_dose(final, grid)
-        return plan, dose
-
     def _full_dose(self, plan: Plan, grid: Grid) -> Dose:
         report = self.progress
         return self._with_difference(
@@ -474,37 +424,3 @@ class _Run:
                 plan, self.case, grid, progress=lambda done, note: report("dose", done, note)
             )
         )
-
-    def _at_least(self, mu: NDArray, arc: Arc) -> NDArray[np.float64]:
-        low = self.machine.limits.mu_per_deg_min * 1.005
-        return np.maximum(mu, low * np.abs(np.diff(arc.gantry_deg)))
-
-    def _normalizing_value(self, dose: Dose) -> float:
-        """The metric that the sheet normalises, in Gy."""
-        wish = self.sheet.normalization
-        dvh = structure_dvh(dose, self.case.structures[wish.structure], self.case.grid)
-        if wish.metric.kind == "mean":
-            return dvh.mean_gy
-        if wish.metric.kind == "D%" and wish.metric.value is not None:
-            return dvh.dose_at_percent_gy(wish.metric.value)
-        raise GoalError(f"goal sheet {self.sheet.name}: normalisation {wish} must be a mean or a D% metric")
-
-    def _fluence_report(
-        self, frames: tuple[ArcFrame, ...], maps: FluenceMaps, sectors: list[Sector]
-    ) -> dict[str, NDArray]:
-        return {
-            "ideal_mu": maps.mu.astype(np.float32),
-            "column_edges_mm": maps.column_edges_mm,
-            "row_edges_mm": self.model.row_edges_mm,
-            "sector_arc": np.array([s.arc + 1 for s in sectors]),
-            "sector_start_deg": np.array([frames[s.arc].gantry_deg[s.first] for s in sectors]) % 360,
-            "sector_stop_deg": np.array([frames[s.arc].gantry_deg[s.last] for s in sectors]) % 360,
-        }
-
-
-def _proportional(plan: Plan, scaled: Plan, factor: float) -> bool:
-    """Whether every segment's MU are `factor` times what they were, so that the dose simply scales."""
-    return all(
-        np.allclose(b.mu, a.mu * factor, rtol=1e-4, atol=1e-5)
-        for a, b in zip(plan.arcs, scaled.arcs, strict=True)
-    )

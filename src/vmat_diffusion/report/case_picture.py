@@ -15,11 +15,12 @@ from matplotlib.lines import Line2D
 from PIL import Image, ImageOps
 
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.geometry import mask_bounds_mm
 from vmat_diffusion.report.charts import INK, line_style, png
 from vmat_diffusion.report.content import Look, looks, reference_gy
 from vmat_diffusion.report.planes import Plane, draw_contours, draw_ct, draw_letters, plane_at
 from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.training.prepare import body_box, target_middle_mm
+from vmat_diffusion.training.prepare import target_middle_mm
 
 _DPI = 100
 _WIDTH_IN = 12.0
@@ -81,7 +82,7 @@ def _smaller(data: bytes) -> bytes:
 def _region(training: TrainingCase) -> tuple[list[float], list[float]]:
     """Corners (x, y, z) in mm of what is drawn: the body in the volume, with a rim."""
     grid = training.case.grid
-    box = body_box(training.case.body.mask, grid)
+    box = mask_bounds_mm(training.case.body.mask, grid)
     borders = grid.bounds_mm
     low = [max(a - _RIM_MM, b) for a, b in zip(box[0], borders[0], strict=True)]
     high = [min(a + _RIM_MM, b) for a, b in zip(box[1], borders[1], strict=True)]

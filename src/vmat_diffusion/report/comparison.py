@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
-from vmat_diffusion.evaluate.dvh import bounding_box, structure_dvh
+from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.gamma import GammaResult
-from vmat_diffusion.geometry import Point, resample
+from vmat_diffusion.geometry import Point, bounding_box, resample
 from vmat_diffusion.report.charts import INK, draw_dvh
 from vmat_diffusion.report.content import Shown
 from vmat_diffusion.report.planes import draw_letters, window_hu

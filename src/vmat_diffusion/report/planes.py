@@ -17,10 +17,9 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
-from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.geometry import Grid, Point, resample
+from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, resample, subgrid
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
 from vmat_diffusion.report.content import Look, Shown, reference_gy, shown_structures
@@ -153,11 +152,10 @@ def window_hu(case: Case) -> tuple[float, float]:
 
 def _region(case: Case, dose: Dose, reference: float) -> tuple[list[float], list[float]]:
     """Corners `(x, y, z)` in mm of what is drawn: where dose matters and the targets, within the body."""
-    corners = [_bounds_mm(case.grid, s.mask) for s in case.targets]
-    corners.append(_bounds_mm(dose.grid, dose.gy >= _REGION_SHARE * reference))
-    found = [c for c in corners if c is not None]
-    body = _bounds_mm(case.grid, case.body.mask) or case.grid.bounds_mm
-    low, high = body
+    drawn = [(s.mask, case.grid) for s in case.targets] + [(dose.gy >= _REGION_SHARE * reference, dose.grid)]
+    found = [mask_bounds_mm(mask, grid) for mask, grid in drawn if mask.any()]
+    body = case.body.mask
+    low, high = mask_bounds_mm(body, case.grid) if body.any() else case.grid.bounds_mm
     if found:
         low = np.maximum(low, np.min([c[0] for c in found], axis=0) - _MARGIN_MM)
         high = np.minimum(high, np.max([c[1] for c in found], axis=0) + _MARGIN_MM)
@@ -166,11 +164,6 @@ def _region(case: Case, dose: Dose, reference: float) -> tuple[list[float], list
         list(np.maximum(np.asarray(low) - _RIM_MM, grid_low)),
         list(np.minimum(np.asarray(high) + _RIM_MM, grid_high)),
     )
-
-
-def _bounds_mm(grid: Grid, mask: NDArray) -> tuple[Point, Point] | None:
-    box = bounding_box(mask)
-    return None if box is None else subgrid(grid, box).bounds_mm
 
 
 def _draw_plane(

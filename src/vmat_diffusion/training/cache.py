@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.distance import FAR_MM, signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.geometry import Mask, Point
 from vmat_diffusion.training.cases import (
     UNREADABLE,
@@ -55,15 +55,6 @@ def default_cache() -> Path:
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise InputError(f"the cache folder {folder} belongs to somebody else; give another with --cache")
     return folder
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def decoded_case(path: Path, *, far_mm: float | None = FAR_MM) -> DecodedCase:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.evaluate.dvh import bounding_box
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, bounding_box
 from vmat_diffusion.training.prepare import target_middle_mm, targets_mask
 
 Index = tuple[int, int, int]

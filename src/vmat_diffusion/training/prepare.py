@@ -11,8 +11,16 @@ from scipy.interpolate import make_interp_spline
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
-from vmat_diffusion.geometry import Grid, Mask, Point, average_onto, resample
+from vmat_diffusion.geometry import (
+    Grid,
+    Mask,
+    Point,
+    average_onto,
+    bounding_box,
+    mask_bounds_mm,
+    resample,
+    subgrid,
+)
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.training.cases import TrainingCase
 
@@ -52,7 +60,7 @@ def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> Train
 
 def _centred_grid(case: Case, spacing_mm: Point) -> Grid:
     """A grid over the body, a voxel corner of which lies at the middle of the targets' box."""
-    low, high = body_box(case.body.mask, case.grid)
+    low, high = mask_bounds_mm(case.body.mask, case.grid)
     middle = target_middle_mm(case)
     before = [
         max(int(np.ceil((m - a) / s - 1e-6)), 1) for m, a, s in zip(middle, low, spacing_mm, strict=True)
@@ -63,14 +71,6 @@ def _centred_grid(case: Case, spacing_mm: Point) -> Grid:
     shape = tuple(a + b for a, b in zip(before, after, strict=True))[::-1]
     origin = tuple(m - (n - 0.5) * s for m, n, s in zip(middle, before, spacing_mm, strict=True))
     return Grid(shape, tuple(spacing_mm), origin)  # type: ignore[arg-type]
-
-
-def body_box(mask: Mask, grid: Grid) -> tuple[Point, Point]:
-    """Outer corners (x, y, z) in mm of the voxels of a mask. Raises CaseError for an empty one."""
-    box = bounding_box(mask)
-    if box is None:
-        raise CaseError("a structure that is needed has no voxels; contour it")
-    return subgrid(grid, box).bounds_mm
 
 
 def targets_mask(case: Case) -> Mask:
@@ -85,7 +85,7 @@ def targets_mask(case: Case) -> Mask:
 
 def target_middle_mm(case: Case) -> Point:
     """The middle (x, y, z) of the box around all targets."""
-    low, high = body_box(targets_mask(case), case.grid)
+    low, high = mask_bounds_mm(targets_mask(case), case.grid)
     x, y, z = ((a + b) / 2 for a, b in zip(low, high, strict=True))
     return x, y, z
 
@@ -213,7 +213,7 @@ def extent_of(training: TrainingCase) -> Extent:
     middle = target_middle_mm(case)
 
     def reach(mask: Mask) -> Point:
-        low, high = body_box(mask, case.grid)
+        low, high = mask_bounds_mm(mask, case.grid)
         x, y, z = (max(m - a, b - m) for m, a, b in zip(middle, low, high, strict=True))
         return x, y, z
 

@@ -19,9 +19,9 @@ from vmat_diffusion.evaluate.goals import (
     goal_sheet_names,
     load_goals,
 )
-from vmat_diffusion.geometry import beam_axes
+from vmat_diffusion.geometry import beam_axes, mask_bounds_mm
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.training.prepare import body_box, target_middle_mm, targets_mask
+from vmat_diffusion.training.prepare import target_middle_mm, targets_mask
 
 # Chosen so that goals range from hard to reach to easy.
 _FACTORS = (0.6, 1.2)
@@ -159,7 +159,7 @@ def _scaled(goal: Goal, factor: float) -> Goal:
 
 def _fits_one_field(case: Case, machine: Machine) -> bool:
     """Whether the targets fit the leaf span from everywhere, so that one arc reaches all of them."""
-    low, high = body_box(targets_mask(case), case.grid)
+    low, high = mask_bounds_mm(targets_mask(case), case.grid)
     return math.dist(low, high) < machine.limits.leaf_span_mm - _FIELD_ROOM_MM
 
 
@@ -173,7 +173,7 @@ def _draw_arc(rng: np.random.Generator, case: Case) -> tuple[int, int]:
         return start, stop
     if case.site == "prostate":
         return start + behind, stop - behind
-    low, high = body_box(case.body.mask, case.grid)
+    low, high = mask_bounds_mm(case.body.mask, case.grid)
     off_mm = target_middle_mm(case)[0] - (low[0] + high[0]) / 2
     if abs(off_mm) < _OFF_MIDLINE_MM:
         return start, stop

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,7 @@ def run_jobs(
     cluster: Cluster,
     retries: int = 1,
     progress: Progress | None = None,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Calls `function(*args)` for each `key: args` of `jobs`; yields every job once, in order of completion.
 
     An InputError other than UnreadableError is a job's answer at once. After any other exception, and after

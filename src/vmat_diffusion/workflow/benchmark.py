@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from vmat_diffusion.evaluate.bootstrap import Interval
 from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.evaluate.steering import Steered, steering_table
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.training.boosting import VoxelModel, fit_voxels
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import read_openkbp
@@ -29,6 +29,7 @@ from vmat_diffusion.workflow.benchmark_patient import REGRESSION, Task, judge_pa
 from vmat_diffusion.workflow.benchmark_steering import Steer, check_organs
 from vmat_diffusion.workflow.dataset import Rejection, rejection
 from vmat_diffusion.workflow.files import write_json
+from vmat_diffusion.workflow.predict import chosen_device
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run import Progress
 
@@ -189,11 +190,7 @@ def benchmark_openkbp(
     started = time.perf_counter()
     report = progress or (lambda stage, fraction, note: None)
     paths = _chosen(patients_of(settings.data, settings.split), settings)
-    model = load_model(settings.weights).to(_device(settings.device))
-    if settings.samples and model.residual is None:
-        raise InputError(
-            f"benchmark: {settings.samples} samples are asked of weights without diffusion; ask for 0 samples"
-        )
+    model = load_model(settings.weights).to(chosen_device(settings.device))
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
     for folder in (csv_out, out.parent if out else None):
@@ -272,22 +269,10 @@ def _chosen(paths: Sequence[Path], settings: BenchmarkSettings) -> list[Path]:
     return [by_number[number] for number in settings.patients]
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda is asked for, but there is no usable GPU; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not known; known are auto, cpu and cuda")
-    return name
-
-
 def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
     return {
         "name": model.description.card.get("name", ""),
-        "sha256": hashlib.sha256(weights_path(settings.weights).read_bytes()).hexdigest(),
+        "sha256": sha256_of(weights_path(settings.weights)),
         "diffusion": model.residual is not None,
         "spread": model.description.spread,
     }

@@ -32,7 +32,7 @@ from vmat_diffusion.training.openkbp import (
     write_dose_csv,
 )
 from vmat_diffusion.workflow.benchmark_journal import PatientResult
-from vmat_diffusion.workflow.benchmark_steering import PullTo, Steer, can_steer, steer
+from vmat_diffusion.workflow.benchmark_steering import Steer, can_steer, steer
 
 BOOSTING, REGRESSION, ONE_SAMPLE, MEAN = "boosting", "regression", "one sample", "mean of samples"
 # Whether a voxel passes is known at 1; a wider search would tell by how much the others fail.
@@ -48,7 +48,6 @@ class Task:
     gamma: bool = True
     boosting: VoxelModel | None = None
     csv_out: Path | None = None
-    pull_to: PullTo | None = None
 
 
 def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> PatientResult:
@@ -76,15 +75,7 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
     changes: list[Steered] = []
     for one in asked:
         if can_steer(case.case, prediction.mean, one, task.model):
-            changes += steer(
-                case.case,
-                encoded,
-                prediction.mean,
-                one,
-                task.model,
-                task.sampling,
-                pull_to=task.pull_to,
-            )
+            changes += steer(case.case, encoded, prediction.mean, one, task.model, task.sampling)
     seconds = {
         "read": read - started,
         "predict": done - read,

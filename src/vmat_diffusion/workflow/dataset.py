@@ -7,7 +7,6 @@ the same cases make the same bytes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import sha256_of, written_whole
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase
 from vmat_diffusion.training.index import INDEX
 
@@ -59,7 +58,7 @@ def case_record(
         "id": case.id,
         "site": case.site,
         "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256_of(file),
         "shape": list(case.grid.shape),
         "spacing_mm": list(case.grid.spacing_mm),
         "prescription_gy": dict(prescription.target_gy) if prescription else {},
@@ -186,12 +185,9 @@ def write_index(folder: Path, records: Iterable[Mapping[str, Any]]) -> Path:
 
 def write_rejected(folder: Path, rejections: Iterable[Rejection]) -> Path:
     """`rejected.csv`: case, reason and remedy of all that was left out, in the order of their ids."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", "reason", "remedy"])
-    for entry in sorted(rejections, key=lambda r: (r.case, r.reason)):
-        table.writerow([entry.case, entry.reason, entry.remedy])
-    return write_text(folder / REJECTED, text.getvalue())
+    ordered = sorted(rejections, key=lambda r: (r.case, r.reason))
+    rows = ((entry.case, entry.reason, entry.remedy) for entry in ordered)
+    return write_table(folder / REJECTED, ("case", "reason", "remedy"), rows)
 
 
 def write_dataset(
@@ -222,6 +218,15 @@ def read_dataset(folder: Path) -> dict[str, Any] | None:
         return {**record, "settings": dict(record["settings"])}
     except (ValueError, TypeError, KeyError):
         raise CaseError(f"{path} is damaged; remove it and run again with --resume") from None
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+    """Rows below a header as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import time
@@ -14,13 +13,12 @@ from typing import Any
 from vmat_diffusion import __version__
 from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.training.cases import SCHEMA
 from vmat_diffusion.training.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
 from vmat_diffusion.training.openkbp_splits import named_split
 from vmat_diffusion.training.splits import SPLITS, Split
 from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.workflow.files import appearing_whole
 from vmat_diffusion.workflow.raw_cases import files_key, listing
 from vmat_diffusion.workflow.run import Progress
@@ -165,7 +163,8 @@ def import_dicom(
             made.append(case.id)
         report("sort", count / len(cases), f"{count} of {len(cases)}")
     if key is not None:
-        _write_key(key, cases)
+        rows = ((case.id, case.patient_id, case.structure_set.uid) for case in cases)
+        write_table(key, ("case", "patient_id", "structure_set_uid"), rows)
     there = tuple(case.id for case in cases if case.id not in set(made))
     return RawTree(raw, tuple(made), there, left_out)
 
@@ -177,10 +176,3 @@ def _lay_out(case: TreeCase, folder: Path) -> None:
                 os.link(path.resolve(), partial / name)
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(path, partial / name)
-
-
-def _write_key(path: Path, cases: Sequence[TreeCase]) -> None:
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["case", "patient_id", "structure_set_uid"])
-        table.writerows((case.id, case.patient_id, case.structure_set.uid) for case in cases)

@@ -7,15 +7,11 @@ First pass, only where the common shape is not known yet: every case on the spac
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +20,33 @@ from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
 from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.workflow.batch import Cluster
 from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import (
-    DATASET,
-    REJECTED,
-    Rejection,
-    read_dataset,
-    write_rejected,
-    write_text,
-)
+from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.workflow.raw_cases import RawCase, scan
 from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.states import (
     WORK,
     Shape,
-    files_there,
     finished,
+    is_made,
     note_run,
     opened,
     read_state,
     read_states,
-    reject,
     rejections_of,
+    run_undone,
+    staged,
     write_state,
     write_tables,
 )
 
 # Settings that only admit more cases: those that are finished without them are the same with them.
 _ADMITTING = ("relax", "allow_outside_body")
+_STAGED = {"state": "staged"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +108,9 @@ def preprocess(
         raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
     cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = _opened(out, record, shape, resume=resume)
+    shape = opened(out, record, shape, resume=resume, admitting=_ADMITTING)
     if key is not None:
-        _write_key(key, cases)
+        write_table(key, ("case", "folder"), ((case.id, case.folder.name) for case in cases))
     pool = cluster or Cluster()
     work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
     if shape is None:
@@ -164,49 +154,12 @@ def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any
     }
 
 
-def _opened(out: Path, record: Mapping[str, Any], shape: Shape | None, *, resume: bool) -> Shape | None:
-    """As `opened`, also for a data set whose settings differ only in what admits more cases now.
-
-    Finished cases would come out the same and are kept; rejected ones are forgotten and so tried again.
-    """
-    try:
-        return opened(out, record, shape, resume=resume)
-    except InputError:
-        there = _stricter(out, record, shape) if resume else None
-        if there is None:
-            raise
-    for state in read_states(out):
-        if state["state"] == "rejected":
-            (out / WORK / f"{state['id']}.state").unlink()
-    note_run(out, record, there[0])
-    if (kept := read_dataset(out)) is not None:
-        write_text(out / DATASET, json.dumps({**kept, "settings": record}, indent=1) + "\n")
-    return there[0]
-
-
-def _stricter(out: Path, record: Mapping[str, Any], shape: Shape | None) -> tuple[Shape | None] | None:
-    """The shape of the data set if it was made with the same settings but some of `_ADMITTING` off."""
-    on = [name for name in _ADMITTING if record[name]]
-    for count in range(1, len(on) + 1):
-        for off in combinations(on, count):
-            with suppress(InputError):
-                return (opened(out, {**record, **dict.fromkeys(off, False)}, shape, resume=True),)
-    return None
-
-
 def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     try:
         data = path.read_bytes() if path else (resources.files(package) / name).read_bytes()
     except OSError:
         raise InputError(f"{path} cannot be opened; check its permissions") from None
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
-
-
-def _write_key(path: Path, cases: Sequence[RawCase]) -> None:
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["case", "folder"])
-        table.writerows((case.id, case.folder.name) for case in cases)
 
 
 def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
@@ -253,23 +206,17 @@ class _Work:
     def run(self, stage: str, shape: Shape | None) -> None:
         """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
         jobs = {
-            name: (case, self.settings, self.out, shape)
+            name: (_key(case), (case, self.settings, self.out, shape))
             for name, case in self.cases.items()
-            if name not in self.failed and not _is_done(self.out, case, shape)
+            if name not in self.failed
         }
-        if not jobs:
-            return
-        report = self.progress or (lambda stage, fraction, note: None)
-        report(stage, 0.0, f"0 of {len(jobs)}")
-        with closing(run_jobs(prepare, jobs, cluster=self.cluster)) as finished:  # type: ignore[type-var]
-            for count, done in enumerate(finished, start=1):
-                if done.reason:
-                    self.failed.add(done.key)
-                    reject(self.out, _key(self.cases[done.key]), done)
-                    _staged(self.out, done.key).unlink(missing_ok=True)
-                elif shape is not None:
-                    self.made += 1
-                report(stage, count / len(jobs), f"{count} of {len(jobs)}")
+        wanted = _STAGED if shape is None else {"state": "done", "shape": list(shape)}
+        made, failed = run_undone(
+            prepare, jobs, self.out, wanted, cluster=self.cluster, stage=stage, progress=self.progress
+        )
+        self.failed |= failed
+        if shape is not None:
+            self.made += len(made)
 
     def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
@@ -280,25 +227,9 @@ class _Work:
         return rejections_of([s for s in self.states() if s["id"] in self.cases])
 
 
-def _is_done(out: Path, case: RawCase, shape: Shape | None) -> bool:
-    """Whether the pass for `shape` has nothing left to do for a case; defects are tried again."""
-    state = read_state(out, case.id)
-    if state is None or state["key"] != _key(case):
-        return False
-    if state["state"] == "rejected":
-        return not state["defect"]
-    if shape is None:
-        return state["state"] == "staged" and _staged(out, case.id).is_file()
-    return state["state"] == "done" and state["shape"] == list(shape) and files_there(out, state)
-
-
 def _key(case: RawCase) -> str:
     """The state of the files and of what the user says of the case."""
     return f"{case.key} {case.site} {case.fractions}"
-
-
-def _staged(out: Path, case: str) -> Path:
-    return out / WORK / f"{case}.npz"
 
 
 def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
@@ -306,21 +237,19 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
 
     Raises InputError for a case that is to be left out.
     """
-    state, staged = read_state(out, case.id), _staged(out, case.id)
-    key = _key(case)
-    if state and state["state"] == "staged" and state["key"] == key and staged.is_file():
-        training = load_case(staged)
-    else:
-        training = clinical_case(case, settings)
+    key, kept = _key(case), staged(out, case.id)
+    waiting = is_made(out, read_state(out, case.id), key, _STAGED)
+    training = load_case(kept) if waiting else clinical_case(case, settings)
     origin = training.provenance
     if shape is None:
-        save_case(staged, training)
+        save_case(kept, training)
         extent = [origin["targets_extent_mm"], origin["extent_mm"]]
-        write_state(out, case.id, key, state="staged", extent=extent)
+        files = {f"{WORK}/{kept.name}": kept.stat().st_size}
+        write_state(out, case.id, key, **_STAGED, files=files, extent=extent)
     else:
         made = _finish(training, settings, out, shape)
         write_state(out, case.id, key, state="done", shape=list(shape), **made)
-        staged.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
     return case.id
 
 

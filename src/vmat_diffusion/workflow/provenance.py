@@ -20,14 +20,18 @@ _PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "SimpleITK", "scikit
 
 
 def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[str, Any]:
-    """What is needed to make the run again. Holds UIDs and hashes, never names or dates of birth."""
+    """What is needed to make a planning run again."""
+    return {**case_provenance(case_folder, case), "settings": asdict(settings)}
+
+
+def case_provenance(source: Path, case: Case) -> dict[str, Any]:
+    """Versions and inputs; `source` is a file or a folder. UIDs and hashes, never names or dates of birth."""
     return {
         "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
-        "settings": asdict(settings),
         "inputs": {
             "case": case.id,
             "patient_position": case.patient_position,
@@ -35,7 +39,7 @@ def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[st
             "frame_of_reference_uid": case.source.frame_of_reference_uid,
             "series_uid": case.source.series_uid,
             "structure_set_uid": case.source.structure_set_uid,
-            "sha256": content_hash(case_folder),
+            "sha256": content_hash(source),
             "steps": list(case.source.steps),
             "ct_table": {"hu": list(case.ct_table.hu), "g_cm3": list(case.ct_table.g_cm3)},
         },
@@ -66,10 +70,10 @@ def git_revision() -> str | None:
     return revision + ("+" if status else "")
 
 
-def content_hash(folder: Path) -> str:
-    """SHA-256 over the contents of all files, whatever their names and order."""
+def content_hash(source: Path) -> str:
+    """SHA-256 over the contents of a file, or of all files of a folder, whatever their names and order."""
     digests = []
-    for file in folder.rglob("*"):
+    for file in [source] if source.is_file() else source.rglob("*"):
         if file.is_file():
             digests.append(hashlib.sha256(file.read_bytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

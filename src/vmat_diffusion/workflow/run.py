@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion.case import Case, Dose, load_ct_table
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
 from vmat_diffusion.workflow.engines import Engine, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
 from vmat_diffusion.workflow.gate import Judged, gate_limits, pass_gate
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -181,26 +181,9 @@ class _Clock:
 
 def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, Machine]:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
-    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case, load_goals
-
     machine = load_machine(settings.machine)
     machine.require_beam()
-    sheet = load_goals(settings.goals)
-    ct_table = load_ct_table(settings.ct_table)
-    if not case_folder.is_dir():
-        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom.read import read_case
-
-    case = read_case(
-        case_folder,
-        mapping=settings.mapping,
-        site=sheet.site,
-        patient_position=settings.patient_position,
-        allow_outside_body=settings.allow_outside_body,
-    )
-    case = replace(case, ct_table=ct_table)
-    sheet = fit_to_case(sheet, case)
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine
+    return *read_with_goals(case_folder, settings.goals, settings.reading), machine
 
 
 def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:

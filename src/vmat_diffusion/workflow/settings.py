@@ -1,13 +1,16 @@
-"""What the user chooses for one plan, checked at the door."""
+"""What the user chooses for one plan or prediction, checked at the door."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.workflow.reading import Reading
+
+_Settings = TypeVar("_Settings")
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -40,16 +43,57 @@ class PlanSettings:
     patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
     allow_outside_body: bool = False
 
+    @property
+    def reading(self) -> Reading:
+        """How the case is read."""
+        return Reading(self.mapping, self.ct_table, self.patient_position, self.allow_outside_body)
 
-def plan_settings(**values: Any) -> PlanSettings:
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class PredictSettings:
+    """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`.
+
+    `goals` is a shipped name or a path, `weights` "shipped" or a path. With 0 samples there is the
+    regression alone. `guidance` is that of the goals told to the model, `pull` that of their gradient.
+    """
+
+    goals: str
+    samples: Annotated[int, Field(ge=0, le=100)] = 8
+    steps: Annotated[int, Field(ge=1, le=1000)] = 8
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    weights: str = "shipped"
+    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
+    pull: Annotated[float, Field(ge=0, le=1)] = 0.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    mapping: str | None = None
+    ct_table: str | None = None
+    patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
+    allow_outside_body: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How the case is read."""
+        return Reading(self.mapping, self.ct_table, self.patient_position, self.allow_outside_body)
+
+
+def predict_settings(**values: Any) -> PredictSettings:
     """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
+    return _checked(PredictSettings, "prediction", values)
+
+
+def _checked(kind: type[_Settings], what: str, values: dict[str, Any]) -> _Settings:
     try:
-        settings = TypeAdapter(PlanSettings).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"] if not str(p).startswith("function"))
         given = f" (given: {first['input']!r})" if "input" in first else ""
-        raise InputError(f"plan setting {where}: {first['msg']}{given}; correct it") from None
+        raise InputError(f"{what} setting {where}: {first['msg']}{given}; correct it") from None
+
+
+def plan_settings(**values: Any) -> PlanSettings:
+    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
+    settings = _checked(PlanSettings, "plan", values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
     if settings.collimator_deg is not None and len(settings.collimator_deg) not in (1, settings.arcs):

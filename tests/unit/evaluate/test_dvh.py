@@ -9,13 +9,11 @@ from vmat_diffusion.case import Dose, Structure
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import (
     Dvh,
-    bounding_box,
     dose_at_volume_gy,
     isodose_volume_cc,
     outside_percent,
     structure_dose_gy,
     structure_dvh,
-    subgrid,
     volume_at_dose,
 )
 from vmat_diffusion.geometry import Grid
@@ -142,13 +140,3 @@ def test_isodose_volume_equals_the_count_on_the_whole_grid() -> None:
     for level in (5.0, 30.0, 50.0):
         expected = np.count_nonzero(dose.on(grid) >= level) * grid.voxel_cc
         assert isodose_volume_cc(dose, level, body, grid) == pytest.approx(expected)
-
-
-def test_bounding_box_and_subgrid() -> None:
-    grid = Grid((4, 5, 6), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
-    mask = np.zeros(grid.shape, bool)
-    assert bounding_box(mask) is None
-    mask[1, 2, 3] = mask[2, 4, 3] = True
-    box = bounding_box(mask)
-    assert box == (slice(1, 3), slice(2, 5), slice(3, 4))
-    assert subgrid(grid, box) == Grid((2, 3, 1), (1.0, 2.0, 3.0), (13.0, 24.0, 33.0))

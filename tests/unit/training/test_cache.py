@@ -13,8 +13,9 @@ from training_cases import small_training
 
 from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.training import cache as module
-from vmat_diffusion.training.cache import cached_case, decoded_case, default_cache, sha256_of
+from vmat_diffusion.training.cache import cached_case, decoded_case, default_cache
 from vmat_diffusion.training.cases import save_case
 
 

@@ -1,0 +1,47 @@
+"""Which of several doses meets a goal sheet best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vmat_diffusion.evaluate.goals import GoalResult
+
+
+@dataclass(frozen=True, order=True)
+class GoalScore:
+    """How a dose stands to a sheet; the smaller, the better, the first difference decides.
+
+    `missed` counts failed goals by priority, must, should and wish. `excess_percent` adds up by how much
+    of its limit each goal is missed, within the acceptable variation or beyond.
+    """
+
+    missed: tuple[int, int, int]
+    excess_percent: float
+
+    def __str__(self) -> str:
+        must, should, wish = self.missed
+        return (
+            f"{must} must, {should} should and {wish} wish goals missed, {self.excess_percent:.1f} % of the "
+            "limits in excess"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        names = ("missed_must", "missed_should", "missed_wish")
+        return {
+            **dict(zip(names, self.missed, strict=True)),
+            "excess_percent": round(self.excess_percent, 3),
+        }
+
+
+def goal_score(results: Sequence[GoalResult]) -> GoalScore:
+    """The score of evaluated goals; those without a value do not count."""
+    missed, excess = [0, 0, 0], 0.0
+    for r in results:
+        if r.value is None or r.status == "pass":
+            continue
+        missed[r.goal.priority - 1] += r.status == "fail"
+        excess += 100 * abs(r.value - r.goal.limit) / max(abs(r.goal.limit), 1e-9)
+    return GoalScore((missed[0], missed[1], missed[2]), excess)

@@ -1,0 +1,83 @@
+"""MU scaled until the goal sheet's normalisation holds on the full dose of the plan as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import GoalError, PlanError
+from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.machine import Limits
+from vmat_diffusion.plan import Arc, Plan
+
+_ROUNDS = 4
+
+
+def normalized(
+    plan: Plan,
+    dose_of: Callable[[Plan], Dose],
+    case: Case,
+    sheet: GoalSheet,
+    limits: Limits,
+    *,
+    finalize: Callable[[Plan], Plan],
+) -> tuple[Plan, Dose]:
+    """The plan whose dose meets the sheet's normalisation, as `finalize` leaves it, and that dose.
+
+    No segment falls below the machine's least MU. `dose_of` is asked again only where the dose does not
+    simply scale. Raises PlanError for a plan that no MU can normalise, GoalError for a wish that is neither
+    a mean nor a D%.
+    """
+    wish = sheet.normalization
+    dose = dose_of(plan)
+    total = 1.0
+    for _ in range(_ROUNDS):
+        value = _value_gy(dose, case, sheet)
+        if not value > 0:
+            raise PlanError(
+                f"{wish.structure} {wish.metric} is {value:.2f} Gy where {wish.gy:g} Gy is asked, so no "
+                "MU can normalise it; look whether the target lies in the body, or give more minutes"
+            )
+        factor = wish.gy / value
+        total *= factor
+        final = finalize(
+            replace(
+                plan,
+                arcs=tuple(replace(arc, mu=_scaled_mu(arc, factor, limits)) for arc in plan.arcs),
+                provenance={"normalization": str(wish), "normalization_factor": round(total, 5)},
+            )
+        )
+        if _proportional(plan, final, factor):
+            return final, replace(dose, gy=dose.gy * np.float32(final.total_mu / plan.total_mu))
+        # Segments at their least MU do not scale: the dose must be computed anew and looked at again.
+        plan, dose = final, dose_of(final)
+    return plan, dose
+
+
+def _value_gy(dose: Dose, case: Case, sheet: GoalSheet) -> float:
+    """The metric that the sheet normalises, in Gy."""
+    wish = sheet.normalization
+    dvh = structure_dvh(dose, case.structures[wish.structure], case.grid)
+    if wish.metric.kind == "mean":
+        return dvh.mean_gy
+    if wish.metric.kind == "D%" and wish.metric.value is not None:
+        return dvh.dose_at_percent_gy(wish.metric.value)
+    raise GoalError(f"goal sheet {sheet.name}: normalisation {wish} must be a mean or a D% metric")
+
+
+def _scaled_mu(arc: Arc, factor: float, limits: Limits) -> NDArray[np.float64]:
+    low = limits.mu_per_deg_min * 1.005
+    return np.maximum(arc.mu * factor, low * np.abs(np.diff(arc.gantry_deg)))
+
+
+def _proportional(plan: Plan, scaled: Plan, factor: float) -> bool:
+    """Whether every segment's MU are `factor` times what they were, so that the dose simply scales."""
+    return all(
+        np.allclose(b.mu, a.mu * factor, rtol=1e-4, atol=1e-5)
+        for a, b in zip(plan.arcs, scaled.arcs, strict=True)
+    )

@@ -1,0 +1,168 @@
+"""The training of a dose model, stage by stage, from a checkpoint to the next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
+from vmat_diffusion.training.keeper import Keeper, Progress, TrainingData
+from vmat_diffusion.training.settings import TrainingSettings
+from vmat_diffusion.training.stage import StageModule
+from vmat_diffusion.training.stream import SampleStream
+from vmat_diffusion.training.weights import answering_nothing
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """Where a training runs: devices of each of `nodes` computers, and loading processes for each device."""
+
+    devices: int = 1
+    nodes: int = 1
+    workers: int = 1
+
+    @property
+    def processes(self) -> int:
+        """All that take part."""
+        return self.devices * self.nodes
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """Where a training ended, and by which signal; None if it came to its end."""
+
+    checkpoint: Checkpoint
+    signal: int | None
+    first_process: bool
+
+
+def train(
+    settings: TrainingSettings,
+    start: Checkpoint,
+    data: TrainingData,
+    out: Path,
+    machinery: Machinery = Machinery(),
+    progress: Progress | None = None,
+) -> Ended:
+    """Train from `start` to the end of the last stage or to a signal, with checkpoints and records in `out`.
+
+    SIGINT, SIGTERM and SIGUSR1 end the training after the step at hand, with a checkpoint. In a SLURM job
+    SIGUSR1 also puts the job into the queue again. Raises InputError where the processes cannot share the
+    samples of a step and where the loss is no number.
+    """
+    for number, stage in enumerate(settings.stages, start=1):
+        if stage.accumulate % machinery.processes:
+            raise InputError(
+                f"training stage {number}: {machinery.processes} devices cannot share the {stage.accumulate} "
+                "samples of a step evenly; make accumulate a multiple of the number of devices"
+            )
+    checkpoint = start
+    while True:
+        checkpoint, stopped, first = _run_stage(settings, checkpoint, data, out, machinery, progress)
+        if stopped or checkpoint.stage + 1 == len(settings.stages):
+            return Ended(checkpoint, stopped, first)
+        checkpoint = _next_stage(settings, checkpoint)
+        if first:
+            save_checkpoint(out / CHECKPOINT, checkpoint)
+
+
+def _next_stage(settings: TrainingSettings, done: Checkpoint) -> Checkpoint:
+    """The beginning of the stage after one that is done: from its average, or a residual that was given."""
+    role = settings.stages[done.stage + 1].role
+    weights = done.ema if done.residual is None or role == "mean" else done.residual
+    before = settings.stages[done.stage].role
+    if before != role and done.residual is None:
+        weights = answering_nothing(weights)
+    return replace(
+        done,
+        stage=done.stage + 1,
+        samples=0,
+        net=weights,
+        ema=weights,
+        optimizer=None,
+        mean=done.ema if before == "mean" else done.mean,
+        residual=done.residual if role == "mean" else None,
+        sums=None,
+    )
+
+
+def _run_stage(
+    settings: TrainingSettings,
+    start: Checkpoint,
+    data: TrainingData,
+    out: Path,
+    machinery: Machinery,
+    progress: Progress | None,
+) -> tuple[Checkpoint, int | None, bool]:
+    stage = settings.stages[start.stage]
+    stream = SampleStream(
+        data.train,
+        settings.encoding,
+        multiple=settings.multiple,
+        changes=settings.changes,
+        seed=settings.seed,
+        order_seed=settings.order_seed,
+    )
+    module = StageModule(settings, start, stream, workers=machinery.workers)
+    keeper = Keeper(module, start, data, out, progress)
+    with _quiet():
+        trainer = Trainer(
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=machinery.devices,
+            num_nodes=machinery.nodes,
+            strategy="ddp" if machinery.processes > 1 else "auto",
+            precision=settings.precision,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            max_epochs=1,
+            accumulate_grad_batches=stage.accumulate // machinery.processes,
+            gradient_clip_val=stage.clip,
+            callbacks=[keeper],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        if start.samples == stage.samples:
+            return start, None, trainer.is_global_zero
+        trainer.fit(module)
+    return keeper.checkpoint(), keeper.signal, trainer.is_global_zero
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice of libraries: what they advise against here is done on purpose."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        # Weights lie channels last, which gradients of 1 x 1 x 1 kernels do not tell.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def requeue() -> bool:
+    """Put this SLURM job into the queue again; False where there is none or it cannot be."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        return subprocess.run(["scontrol", "requeue", job], stdout=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False

@@ -1,0 +1,184 @@
+"""What is chosen for the training of a dose model: a TOML file in, checked at the door."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from vmat_diffusion.diffusion.encode import Encoding
+from vmat_diffusion.diffusion.network import SIZES, Size
+from vmat_diffusion.diffusion.process import STEPS, Process
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.encoded import Changes
+from vmat_diffusion.training.objective import LOSSES, RESIDUAL
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Role = Literal["mean", "residual"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Weight of a loss: `weight` after `from_share` of the stage's samples, `before` until then."""
+
+    weight: Annotated[float, Field(ge=0)]
+    before: Annotated[float, Field(ge=0)] = 0.0
+    from_share: Share = 0.0
+
+    def at(self, sample: int, samples: int) -> float:
+        """The weight for a sample of `samples`."""
+        return self.before if self.from_share and sample <= self.from_share * samples else self.weight
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training; `warm_up` and `samples` count cases drawn, not steps of the optimiser.
+
+    `accumulate` samples make one step, over all processes together. The learning rate rises during
+    `warm_up`; then `cosine` falls to `floor` times the rate at once, `trapezoid` linearly from the share
+    `decay_from` of the samples on. `ema` is the largest decay of the average of the weights.
+    `losses` gives the weight of each loss by name.
+    """
+
+    role: Role = "mean"
+    samples: Annotated[int, Field(ge=1)] = 16000
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    schedule: Literal["cosine", "trapezoid"] = "trapezoid"
+    warm_up: Annotated[int, Field(ge=0)] = 300
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    floor: Share = 0.02
+    accumulate: Annotated[int, Field(ge=1)] = 2
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    losses: Mapping[str, Weight | float] = field(default_factory=lambda: {"l1": 1.0})
+
+    def rate(self, sample: int) -> float:
+        """The learning rate for a sample, counted from 0."""
+        share = sample / self.samples
+        if self.schedule == "cosine":
+            fall = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * share))
+        elif share < self.decay_from:
+            fall = 1.0
+        else:
+            fall = self.floor + (1 - self.floor) * (1 - (share - self.decay_from) / (1 - self.decay_from))
+        return self.learning_rate * (min(1, sample / self.warm_up) if self.warm_up else 1) * fall
+
+    def weights(self, sample: int) -> dict[str, float]:
+        """The weight of each loss for a sample, counted from 0."""
+        return {
+            name: w.at(sample, self.samples) if isinstance(w, Weight) else w
+            for name, w in self.losses.items()
+        }
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a dose model is trained with; the resolved copy lies beside its results.
+
+    `network` is a key of SIZES or a size of its own. `seed` decides the changes of cases and the noise,
+    `order_seed` the order of cases. `validate_every` and `log_every` count samples; gamma is computed at
+    every `gamma_every`-th validation (0: never) on `gamma_cases` cases. A residual is validated by the mean
+    of `validate_samples` samples of `validate_steps` steps each, and by the first of them alone.
+    """
+
+    # Holds for the dataclasses within as well.
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
+    encoding: Encoding = field(default_factory=Encoding)
+    network: Literal["small", "base"] | Size = "small"
+    process: Process = field(default_factory=Process)
+    changes: Changes = field(default_factory=Changes)
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    order_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    validate_every: Annotated[int, Field(ge=1)] = 600
+    log_every: Annotated[int, Field(ge=1)] = 50
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    gamma_every: Annotated[int, Field(ge=0)] = 5
+    gamma_cases: Annotated[int, Field(ge=1)] = 2
+    validate_samples: Annotated[int, Field(ge=1)] = 2
+    validate_steps: Annotated[int, Field(ge=1, le=STEPS)] = 4
+
+    @property
+    def size(self) -> Size:
+        """The size of the network."""
+        return SIZES[self.network] if isinstance(self.network, str) else self.network
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the network's volumes are multiples of."""
+        return 2 ** len(self.size.widths)
+
+
+_ADAPTER: TypeAdapter[TrainingSettings] = TypeAdapter(TrainingSettings)
+
+
+def load_settings(path: Path) -> TrainingSettings:
+    """The settings of a TOML file. Raises InputError with one sentence for what is wrong in it."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise InputError(
+            f"training settings {path} cannot be read ({fault.strerror}); give one as in configs/train"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise InputError(f"training settings {path} are no TOML ({fault}); correct the file") from None
+    return training_settings(raw)
+
+
+def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
+    """Checked settings from plain values; raises InputError with one sentence for a wrong one."""
+    try:
+        settings = _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        # A union reports each of its members; the deepest complaint is about what was meant.
+        first = max(error.errors(), key=lambda e: len(e["loc"]))
+        where = ".".join(str(p) for p in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise InputError(
+                f"training setting {where} is unknown; see docs/training.md for the names"
+            ) from None
+        raise InputError(
+            f"training setting {where}: {first['msg']} (given: {first['input']!r}); correct it"
+        ) from None
+    for number, stage in enumerate(settings.stages, start=1):
+        _check_stage(number, stage)
+    roles = [s.role for s in settings.stages]
+    if roles != sorted(roles):  # "mean" before "residual", as the alphabet has it
+        raise InputError(
+            f"training stages {', '.join(roles)}: a residual is learnt on the last mean; put the means first"
+        )
+    return settings
+
+
+def _check_stage(number: int, stage: Stage) -> None:
+    known = [*LOSSES, RESIDUAL] if stage.role == "residual" else list(LOSSES)
+    for name in stage.losses:
+        if name not in known:
+            raise InputError(
+                f"training stage {number}: loss {name} is unknown for the role {stage.role}; "
+                f"known are {', '.join(known)}"
+            )
+    if stage.samples % stage.accumulate:
+        raise InputError(
+            f"training stage {number}: {stage.samples} samples are no multiple of accumulate = "
+            f"{stage.accumulate}; give e.g. {-(-stage.samples // stage.accumulate) * stage.accumulate}"
+        )
+
+
+def plain(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings as plain data, from which `training_settings` makes the same again."""
+    return _ADAPTER.dump_python(settings, mode="json")

@@ -1,0 +1,177 @@
+"""One stage of a training for Lightning: the networks, their loss, their optimiser, their average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vmat_diffusion.diffusion.network import DoseNet
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.checkpoint import Checkpoint
+from vmat_diffusion.training.encoded import Sample
+from vmat_diffusion.training.objective import LOSSES, RESIDUAL
+from vmat_diffusion.training.roles import denoised, drawn, regression
+from vmat_diffusion.training.settings import TrainingSettings
+from vmat_diffusion.training.stream import SampleStream, stream_loader
+from vmat_diffusion.training.weights import new_network
+
+# What the network has for the role "residual" alone: without gradient in the role "mean".
+_RESIDUAL_ONLY = ("sample_stem.", "from_sample.")
+
+
+class StageModule(LightningModule):
+    """The stage of a checkpoint, from where it stands.
+
+    `samples` counts what all processes have seen together, `sums` the losses of the current step in this one.
+    """
+
+    def __init__(
+        self, settings: TrainingSettings, start: Checkpoint, stream: SampleStream, *, workers: int
+    ) -> None:
+        super().__init__()
+        self.settings, self.stream, self.workers = settings, stream, workers
+        self.stage = settings.stages[start.stage]
+        self.first = sum(s.samples for s in settings.stages[: start.stage])
+        self.samples = start.samples
+        self.net = new_network(settings)
+        self.net.load_state_dict(start.net)
+        self.ema = _frozen(self.net, start.ema)
+        self.mean: DoseNet | None = None
+        if self.stage.role == "mean":
+            for name, parameter in self.net.named_parameters():
+                parameter.requires_grad_(not name.startswith(_RESIDUAL_ONLY))
+        elif start.mean is None:
+            raise InputError("a residual is learnt on a mean; put a stage with role mean before it")
+        else:
+            self.mean = _frozen(self.net, start.mean)
+        self.optimizer_state = start.optimizer
+        self.sums: dict[str, Any] = {}
+
+    def train_dataloader(self) -> DataLoader:
+        """This process's share of the samples still to come: every n-th, n being the number of processes."""
+        numbers = range(
+            self.first + self.samples + self.global_rank,
+            self.first + self.stage.samples,
+            self.trainer.world_size,
+        )
+        return stream_loader(self.stream, numbers, workers=self.workers)
+
+    def transfer_batch_to_device(
+        self, batch: tuple[int, Sample], device: torch.device, dataloader_idx: int
+    ) -> tuple[int, Sample]:
+        """The tensors of a sample on the device."""
+        return batch[0], on_device(batch[1], device)
+
+    def training_step(self, batch: tuple[int, Sample], batch_idx: int) -> Tensor:
+        """The weighted losses of one sample."""
+        number, sample = batch
+        values: dict[str, Tensor] = {}
+        if self.mean is None:
+            predicted = regression(self.net, sample)
+        else:
+            seed = (self.settings.seed, number)
+            predicted, values[RESIDUAL] = denoised(self.net, self.mean, sample, self.settings.process, seed)
+        predicted = predicted * sample.mask
+        values |= {n: LOSSES[n].of(predicted, sample) for n in self.stage.losses if n in LOSSES}
+        weights = self.stage.weights(number - self.first)
+        loss = sum((weights[n] * values[n] for n in self.stage.losses), start=predicted.new_zeros(()))
+        self._add("loss", loss)
+        for name, value in values.items():
+            in_gy = name in LOSSES and LOSSES[name].in_gy
+            self._add(f"{name}_gy" if in_gy else name, value * sample.top_gy if in_gy else value)
+        return loss
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with the state of the checkpoint."""
+        stage = self.stage
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(),
+            lr=stage.learning_rate,
+            weight_decay=stage.weight_decay,
+            betas=stage.betas,
+        )
+        if self.optimizer_state is not None:
+            # AdamW would go on in the tensors of the checkpoint itself.
+            optimizer.load_state_dict(copy.deepcopy(self.optimizer_state))
+        return optimizer
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The learning rate of the step's last sample."""
+        rate = self.stage.rate(self.samples + self.stage.accumulate - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Cut the gradient to its largest norm; one that is not finite is left out.
+
+        bfloat16 convolutions on the processor return one now and then for very small volumes.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or self.stage.clip)
+        if not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)
+
+    def stepped(self) -> None:
+        """Take a step of the optimiser into the average and the count."""
+        self.samples += self.stage.accumulate
+        steps = self.samples / self.stage.accumulate
+        decay = min(self.stage.ema, (1 + steps) / (10 + steps))
+        with torch.no_grad():
+            for mean, now in zip(self.ema.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+
+    def predict_ema(self, sample: Sample) -> Tensor:
+        """Doses `[k, z, y, x]` by the average, in units of the prescription: the regression or samples."""
+        if self.mean is None:
+            return regression(self.ema, sample)[None]
+        wanted = self.settings
+        return drawn(
+            self.ema,
+            self.mean,
+            sample,
+            wanted.process,
+            samples=wanted.validate_samples,
+            steps=wanted.validate_steps,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The fields of a checkpoint that this module knows."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        return {
+            "samples": self.samples,
+            "net": self.net.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+
+
+def on_device(sample: Sample, device: torch.device) -> Sample:
+    """The sample with its tensors on a device."""
+    if device.type == "cpu":
+        return sample
+    moved = {
+        k: getattr(sample, k).to(device, non_blocking=True) for k in ("volume", "vector", "dose", "mask")
+    }
+    regions = tuple(replace(r, flat=r.flat.to(device, non_blocking=True)) for r in sample.regions)
+    return replace(sample, regions=regions, **moved)
+
+
+def _frozen(like: DoseNet, weights: Mapping[str, Tensor]) -> DoseNet:
+    """A network with other weights that are not learnt."""
+    net = copy.deepcopy(like).requires_grad_(False)
+    net.load_state_dict(weights)
+    return net

@@ -1,0 +1,206 @@
+"""One prediction, from a case to the doses that a model expects of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.workflow.reading import fitted, read_with_goals
+from vmat_diffusion.workflow.settings import PredictSettings
+
+if TYPE_CHECKING:
+    from vmat_diffusion.diffusion.encode import DoseGoals
+    from vmat_diffusion.diffusion.model import DoseModel
+    from vmat_diffusion.diffusion.predict import Prediction
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.evaluate.ranking import GoalScore
+    from vmat_diffusion.training.cases import TrainingCase
+
+# torch and scipy take seconds to load: a wrong name is refused before.
+
+# The most that is asked of a model below its free prediction: two standard deviations of what anatomy leaves
+# open, about 3 Gy for an organ's mean in OpenKBP. Beyond, it would answer to cases that it never saw.
+_MOST_ASKED_GY = 6.0
+
+Progress = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A case with the goals that it is predicted for; `training` is there if it came as a training case."""
+
+    case: Case
+    sheet: GoalSheet
+    training: TrainingCase | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a model expects of a case, on voxels of the case.
+
+    `regression` is the answer without diffusion, given the goals that were `told`; `mean` that of the
+    `samples`, or the regression where none was drawn. `results` and `scores` hold the goals on the mean,
+    then on each sample. `chosen` is the sample that meets the sheet best, None without samples; `reason`
+    says why in one sentence. `unusual` are sentences on what the model does not know.
+    """
+
+    regression: Dose
+    mean: Dose
+    samples: tuple[Dose, ...]
+    told: DoseGoals
+    results: tuple[tuple[GoalResult, ...], ...]
+    scores: tuple[GoalScore, ...]
+    chosen: int | None
+    reason: str
+    unusual: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Dose:
+        """The chosen sample, or the mean where there is none."""
+        return self.mean if self.chosen is None else self.samples[self.chosen]
+
+
+def read_subject(source: Path, settings: PredictSettings) -> Subject:
+    """A case from a DICOM folder, or from the npz of a training case, with its goals.
+
+    Raises InputError where they cannot be used.
+    """
+    if source.suffix != ".npz":
+        return Subject(*read_with_goals(source, settings.goals, settings.reading))
+    from vmat_diffusion.evaluate.goals import load_goals
+
+    sheet = load_goals(settings.goals)
+    if not source.is_file():
+        raise CaseError(f"case {source} does not exist; give a DICOM folder or the npz of a training case")
+    from vmat_diffusion.training.cases import load_case
+
+    training = load_case(source)
+    return Subject(*fitted(training.case, sheet), training)
+
+
+def predicted(
+    subject: Subject, model: DoseModel, settings: PredictSettings, progress: Progress | None = None
+) -> Predicted:
+    """Predict a case twice: without goals, then with the limits that the first prediction exceeds.
+
+    Raises InputError for a case that cannot be encoded.
+    """
+    from vmat_diffusion.diffusion.encode import encode, told
+    from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
+    from vmat_diffusion.diffusion.steer import aims_of, pull_of
+    from vmat_diffusion.workflow.model_grid import dose_voxels, onto_case
+
+    report = progress or (lambda stage, fraction, note: None)
+    model, encoding = model.to(chosen_device(settings.device)), model.encoding
+    report("encode", 0.0, "")
+    training = _on_grid(subject, model)
+    case = training.case
+    encoded = encode(case, training.possible_dose, encoding, has_ct=training.has_ct)
+    report("encode", 1.0, "")
+    report("predict", 0.0, "")
+    free = predict_encoded(encoded, model, Sampling())
+    goals = exceeded(subject.sheet, case, free.mean, encoding.organs)
+    asked = Sampling(
+        samples=settings.samples, steps=settings.steps, seed=settings.seed, guidance=settings.guidance
+    )
+    found = predict_encoded(
+        told(encoded, goals, encoding),
+        model,
+        asked,
+        pull=pull_of(
+            aims_of(subject.sheet, case, encoded), settings.pull, model.description.process.smooth_voxels
+        ),
+        progress=lambda done: report("predict", done, f"{settings.samples} samples"),
+    )
+    report("predict", 1.0, "")
+    grid = dose_voxels(subject.case, case.grid, training.possible_dose)
+    return _judged(subject, found, goals, lambda dose: onto_case(dose, subject.case, grid))
+
+
+def chosen_device(asked: str) -> str:
+    """`cpu` or `cuda`, for `auto` the faster one that is there. Raises InputError for what is not."""
+    import torch
+
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {asked!r} is not known; give auto, cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda is not there; give auto or cpu")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _on_grid(subject: Subject, model: DoseModel) -> TrainingCase:
+    """The case on the model's grid; a training case that is on such a grid keeps its own mask."""
+    from vmat_diffusion.workflow.model_grid import on_model_grid
+
+    made = on_model_grid(subject.case, model.encoding.voxel_mm, model.encoding.organs)
+    own = subject.training
+    if own is None:
+        return made
+    if made.case.grid.matches(own.case.grid):
+        return replace(made, possible_dose=own.possible_dose, has_ct=own.has_ct)
+    return replace(made, has_ct=own.has_ct)
+
+
+def exceeded(sheet: GoalSheet, case: Case, dose: Dose, organs: tuple[str, ...]) -> DoseGoals:
+    """The upper limits on mean and near-maximum dose of the named organs that a dose exceeds.
+
+    What it meets anyway is not told: a model told a limit takes it for what is to be reached. A limit that
+    is out of reach is told as 6 Gy below the dose.
+    """
+    from vmat_diffusion.diffusion.encode import DoseGoals
+    from vmat_diffusion.diffusion.steer import POINT_CC
+    from vmat_diffusion.evaluate.goals import evaluate
+
+    mean: dict[str, float] = {}
+    hot: dict[str, float] = {}
+    for result in evaluate(sheet, case, dose):
+        goal, metric, value = result.goal, result.goal.metric, result.value
+        near_maximum = metric.kind == "max" or (metric.kind == "Dcc" and (metric.value or 0.0) <= POINT_CC)
+        if (
+            goal.comparator != "<="
+            or goal.structure not in organs
+            or not (metric.kind == "mean" or near_maximum)
+        ):
+            continue
+        if value is not None and value > goal.limit:
+            limits = mean if metric.kind == "mean" else hot
+            wish = max(goal.limit, value - _MOST_ASKED_GY)
+            limits[goal.structure] = min(wish, limits.get(goal.structure, wish))
+    return DoseGoals(mean, hot)
+
+
+def _judged(subject: Subject, found: Prediction, goals: DoseGoals, back: Callable[[Dose], Dose]) -> Predicted:
+    """The doses on the case's voxels with their goals, and the sample that meets them best."""
+    from vmat_diffusion.evaluate.goals import evaluate
+    from vmat_diffusion.evaluate.ranking import goal_score
+
+    regression = back(found.regression)
+    samples = tuple(back(s) for s in found.samples)
+    mean = back(found.mean) if samples else regression
+    results = tuple(evaluate(subject.sheet, subject.case, dose) for dose in (mean, *samples))
+    scores = tuple(goal_score(r) for r in results)
+    chosen = min(range(len(samples)), key=lambda k: scores[k + 1]) if samples else None
+    return Predicted(regression, mean, samples, goals, results, scores, chosen, _reason(scores, chosen))
+
+
+def _reason(scores: tuple[GoalScore, ...], chosen: int | None) -> str:
+    if chosen is None:
+        return f"No sample was drawn, so the regression is taken: {scores[0]}."
+    drawn = scores[1:]
+    best = drawn[chosen]
+    others = sorted(s for k, s in enumerate(drawn) if k != chosen)
+    if not others:
+        return f"Sample {chosen} is the only one: {best}."
+    equal = sum(s == best for s in others)
+    if equal:
+        return f"Sample {chosen} is the first of {equal + 1} that meet the goals alike and best: {best}."
+    return f"Sample {chosen} of {len(drawn)} meets the goals best: {best}; the next has {others[0]}."
+
+
+def goals_told(goals: DoseGoals) -> dict[str, Any]:
+    """The limits that were told to the model as plain data, in Gy by organ."""
+    return {"mean_gy": dict(goals.mean_gy), "hot_gy": dict(goals.hot_gy)}

@@ -1,0 +1,243 @@
+"""Training a dose model on a data set folder, and going on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.workflow.run import Progress
+
+if TYPE_CHECKING:
+    from vmat_diffusion.training.checkpoint import Checkpoint
+    from vmat_diffusion.training.keeper import TrainingData
+    from vmat_diffusion.training.loop import Machinery
+    from vmat_diffusion.training.settings import TrainingSettings
+
+SETTINGS, WEIGHTS = "settings.json", "weights.safetensors"
+# What may differ from the settings that a training was begun with: it changes no weight.
+_FREE = (
+    "validate_every",
+    "validate_samples",
+    "validate_steps",
+    "log_every",
+    "checkpoint_minutes",
+    "gamma_every",
+    "gamma_cases",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a training ended: samples of the last stage, the signal if there was one, the last scores."""
+
+    out: Path
+    stage: int
+    stages: int
+    samples: int
+    of: int
+    signal: int | None
+    requeued: bool
+    first_process: bool
+    validation: Mapping[str, float]
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return self.stage == self.stages and self.samples == self.of
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "out": str(self.out),
+            "stage": self.stage,
+            "stages": self.stages,
+            "samples": self.samples,
+            "of": self.of,
+            "finished": self.finished,
+            "requeued": self.requeued,
+            "validation": dict(self.validation),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def train_model(
+    config: Path,
+    data: Path,
+    out: Path,
+    *,
+    machinery: Machinery,
+    weights: Path | None = None,
+    cache: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train by the settings of `config` on the data set folder `data`, with everything in `out`.
+
+    `weights` is a file of weights to begin with (None: random). `resume` goes on with what is in `out`, if
+    there is anything, to the same curve. `cache` keeps the encoded cases (None: `out/encoded`). Raises
+    InputError where `out` holds another training.
+    """
+    from vmat_diffusion.diffusion.model import load_model
+    from vmat_diffusion.training.settings import load_settings
+    from vmat_diffusion.training.weights import fresh, start_from
+
+    settings = load_settings(config)
+    start = _found(out, settings, resume=resume)
+    if start is None:
+        start = fresh(settings) if weights is None else start_from(load_model(weights), settings)
+    return _trained(settings, start, data, out, machinery, cache, progress)
+
+
+def fine_tune(
+    site: str,
+    weights: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    machinery: Machinery,
+    config: Path | None = None,
+    cache: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Go on with weights on the cases of one site, as `train_model` does.
+
+    Encoded are the organs of the site; `config` replaces the short recipe. Raises InputError for an unknown
+    site.
+    """
+    from vmat_diffusion.diffusion.model import load_model
+    from vmat_diffusion.training.settings import load_settings
+    from vmat_diffusion.training.weights import start_from, tuning_settings
+
+    model = load_model(weights)
+    settings = tuning_settings(model, site, load_settings(config) if config else None)
+    start = _found(out, settings, resume=resume) or start_from(model, settings)
+    return _trained(settings, start, data, out, machinery, cache, progress, site)
+
+
+def export_weights(run: Path, file: Path | None = None) -> Path:
+    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder."""
+    from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
+
+    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS)
+
+
+def _export(checkpoint: Checkpoint, run: Path, file: Path) -> Path:
+    from vmat_diffusion.diffusion.model import save_model
+    from vmat_diffusion.training.journal import read_metrics
+    from vmat_diffusion.training.weights import model_of
+
+    card = {
+        "name": run.absolute().name,
+        "program": {"version": __version__, "git": git_revision()},
+        "stage": checkpoint.stage + 1,
+        "samples": checkpoint.samples,
+        "validation": [record for record in read_metrics(run) if "validation" in record][-1:],
+        "settings": checkpoint.settings,
+    }
+    return save_model(file, model_of(checkpoint, card))
+
+
+def _trained(
+    settings: TrainingSettings,
+    start: Checkpoint,
+    data: Path,
+    out: Path,
+    machinery: Machinery,
+    cache: Path | None,
+    progress: Progress | None,
+    site: str | None = None,
+) -> Trained:
+    from vmat_diffusion.training.journal import read_metrics
+    from vmat_diffusion.training.loop import requeue, train
+    from vmat_diffusion.training.settings import plain
+
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / SETTINGS) as part:
+        part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
+    tell = progress or (lambda stage, share, note: None)
+    cases = encoded_data(data, settings, cache or out / "encoded", machinery, tell, site)
+    start = replace(start, settings=plain(settings))  # what is free to change may have changed
+    ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
+    usr1 = getattr(signal, "SIGUSR1", None)
+    requeued = ended.first_process and ended.signal is not None and ended.signal == usr1 and requeue()
+    last: Mapping[str, float] = {}
+    for record in read_metrics(out):
+        last = record.get("validation", last)
+    done = Trained(
+        out=out,
+        stage=ended.checkpoint.stage + 1,
+        stages=len(settings.stages),
+        samples=ended.checkpoint.samples,
+        of=settings.stages[ended.checkpoint.stage].samples,
+        signal=ended.signal,
+        requeued=requeued,
+        first_process=ended.first_process,
+        validation=last,
+        seconds=time.monotonic() - began,
+    )
+    if done.finished and done.first_process:
+        _export(ended.checkpoint, out, out / WEIGHTS)
+    return done
+
+
+def encoded_data(
+    data: Path,
+    settings: TrainingSettings,
+    cache: Path,
+    machinery: Machinery,
+    progress: Progress,
+    site: str | None = None,
+) -> TrainingData:
+    """The training and validation cases of a data set folder, encoded now where they are not yet."""
+    from vmat_diffusion.training.encoded_cache import encode_cases, entries_with_dose, spacing_mm
+    from vmat_diffusion.training.keeper import TrainingData
+
+    rank = int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))
+    train, validation = (entries_with_dose(data, split, site) for split in ("train", "validation"))
+    both = (*train, *validation)
+    files = encode_cases(
+        data,
+        both,
+        settings.encoding,
+        cache,
+        workers=max(1, machinery.workers),
+        first=rank * len(both) // machinery.processes,
+        progress=lambda done, of: progress("encode", done / of, f"{done} of {of} cases"),
+    )
+    spacings = tuple(spacing_mm(data / entry.file) for entry in validation)
+    return TrainingData(files[: len(train)], files[len(train) :], spacings)
+
+
+def _found(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint of a folder, if there is one and it belongs to these settings."""
+    from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
+    from vmat_diffusion.training.settings import plain
+
+    if not (out / CHECKPOINT).exists():
+        return None
+    if not resume:
+        raise InputError(f"{out} holds a training already; pass --resume to go on or name another folder")
+    found = load_checkpoint(out / CHECKPOINT)
+    begun = found.stage + 1  # later stages may still be chosen
+    for name, value in plain(settings).items():
+        before = found.settings[name]
+        same = before[:begun] == value[:begun] if name == "stages" else before == value
+        if name not in _FREE and not same:
+            raise InputError(
+                f"{out} was begun with another setting {name}; see {SETTINGS} in it and go on with "
+                "the same, or name another folder"
+            )
+    return found

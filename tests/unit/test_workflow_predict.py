@@ -1,0 +1,196 @@
+"""The command that predicts: what is told to the model, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import tiny_model
+from training_cases import small_training
+
+from vmat_diffusion import cli
+from vmat_diffusion.case import Dose
+from vmat_diffusion.dicom.read import read_case, read_dose
+from vmat_diffusion.diffusion.model import save_model
+from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.training.cases import save_case
+from vmat_diffusion.workflow.predict import exceeded, predicted, read_subject
+from vmat_diffusion.workflow.predict_run import predict_case
+from vmat_diffusion.workflow.settings import predict_settings
+
+SHEET = "head_neck_70_63_56"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("weights") / "tiny.safetensors", tiny_model())
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_case(tmp_path_factory.mktemp("npz") / "case_0001.npz", small_training())
+
+
+def settings(weights: Path | str, **changes: object):
+    first = {"goals": SHEET, "weights": str(weights), "samples": 2, "steps": 2, "device": "cpu"}
+    return predict_settings(**{**first, **changes})
+
+
+def test_only_limits_that_are_exceeded_are_told() -> None:
+    case = small_training().case
+    sheet = fit_to_case(load_goals(SHEET), case)
+    organs = ("Parotid_L", "Parotid_R", "Larynx")
+    gy = np.full(case.grid.shape, 20.0, np.float32)
+    gy[case.structures["Parotid_L"].mask] = 29.0
+    goals = exceeded(sheet, case, Dose(case.grid, gy), organs)
+    assert (goals.mean_gy, goals.hot_gy) == ({"Parotid_L": 26.0}, {})
+    assert not exceeded(sheet, case, Dose(case.grid, gy), ("Parotid_R",)).mean_gy
+    gy[case.structures["Parotid_R"].mask] = 50.0
+    far = exceeded(sheet, case, Dose(case.grid, gy), organs).mean_gy["Parotid_R"]
+    assert far == pytest.approx(44.0)  # 26 Gy are out of reach: 6 Gy less are asked for
+
+
+def test_a_training_case_gives_arrays_and_no_dicom(npz: Path, weights: Path, tmp_path: Path) -> None:
+    run = predict_case(npz, tmp_path / "out", settings(weights))
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert names == {"prediction.npz", "prediction.json", "dvh.png"} == {f.name for f in run.files}
+    with np.load(tmp_path / "out" / "prediction.npz") as file:
+        arrays = dict(file)
+    case = small_training().case
+    gy = arrays["mean"] * float(arrays["dose_step_gy"])
+    assert gy.max() > 10
+    assert arrays["samples"].shape == (2, *gy.shape) and arrays["chosen"] == run.predicted.chosen
+    np.testing.assert_allclose(arrays["samples"].mean(axis=0) / 100, gy, atol=0.0151)
+    spread = arrays["samples"].std(axis=0, ddof=1) / 100
+    np.testing.assert_allclose(arrays["std"] / 100, spread, atol=0.0151)
+    grid = Grid(gy.shape, tuple(map(float, arrays["spacing_mm"])), tuple(map(float, arrays["origin_mm"])))
+    assert grid.spacing_mm == case.grid.spacing_mm
+    assert not Dose(grid, gy.astype(np.float32)).on(case.grid)[~case.body.mask].any()
+
+
+def test_a_dicom_case_gives_doses_linked_to_it(case_folder: Path, weights: Path, tmp_path: Path) -> None:
+    asked = settings(weights, goals="tg119_cshape_easy")
+    run = predict_case(case_folder, tmp_path / "out", asked)
+    case = read_case(case_folder)
+    for name, gy in (
+        ("mean", run.predicted.mean.gy),
+        ("std", run.predicted.mean.std_gy),
+        ("sample_1", run.predicted.samples[1].gy),
+    ):
+        dose = read_dose(tmp_path / "out" / f"{name}.dcm")
+        np.testing.assert_allclose(dose.gy, gy, atol=1e-4)
+        assert dose.provenance["frame_of_reference_uid"] == case.source.frame_of_reference_uid
+    assert not run.predicted.mean.on(case.grid)[~case.body.mask].any()
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["settings"]["seed"] == 0 and record["model"]["card"]["name"] == "tiny"
+    assert set(record["files"]) == {f.name for f in (tmp_path / "out").iterdir()}
+
+
+def test_the_chosen_sample_is_the_best_by_the_sheet(npz: Path, weights: Path) -> None:
+    asked = settings(weights, samples=4)
+    done = predicted(read_subject(npz, asked), tiny_model(), asked)
+    assert done.scores[1 + done.chosen] == min(done.scores[1:])
+    assert done.best is done.samples[done.chosen]
+    assert done.reason.startswith(f"Sample {done.chosen} ") and done.reason.endswith(".")
+    none = predicted(read_subject(npz, asked), tiny_model(residual=False), settings(weights, samples=0))
+    assert none.chosen is None and none.best is none.mean is none.regression
+    assert "regression" in none.reason
+
+
+def test_same_seed_same_doses_and_the_pull_counts(npz: Path, weights: Path) -> None:
+    subject = read_subject(npz, settings(weights))
+
+    def drawn(**changes: object) -> Dose:
+        return predicted(subject, tiny_model(), settings(weights, samples=1, **changes)).samples[0]
+
+    first = drawn()
+    np.testing.assert_array_equal(first.gy, drawn().gy)
+    assert np.abs(first.gy - drawn(seed=1).gy).max() > 0.01
+    case = subject.case
+    level, pulled = (d.on(case.grid)[case.structures["PTV_70"].mask].mean() for d in (first, drawn(pull=1.0)))
+    assert pulled > level + 3  # half the prescription is pulled towards the target's goals
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"weights": "nowhere.safetensors"}, InputError, "do not exist"),
+        ({"goals": "no_such_sheet"}, GoalError, "not known"),
+        ({"goals": "prostate_78"}, GoalError, "PTV_78"),
+    ],
+)
+def test_unfit_inputs_leave_nothing(
+    npz: Path, tmp_path: Path, changes: dict, error: type, match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        predict_case(npz, tmp_path / "out", settings(**{"weights": "tiny", **changes}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_need_weights_with_diffusion(npz: Path, tmp_path: Path) -> None:
+    mean_only = save_model(tmp_path / "mean.safetensors", tiny_model(residual=False))
+    with pytest.raises(InputError, match="without diffusion"):
+        predict_case(npz, tmp_path / "out", settings(mean_only))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_unasked(npz: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_case(npz, out, settings(weights))
+    (out / "sample_7.dcm").write_text("of an earlier run")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(PlanError, match="not empty"):
+        predict_case(npz, out, settings(weights))
+    predict_case(npz, out, settings(weights, samples=0), overwrite=True)
+    assert {f.name for f in out.iterdir()} == {"prediction.npz", "prediction.json", "dvh.png", "notes.txt"}
+
+
+def test_a_missing_case_is_refused(weights: Path, tmp_path: Path) -> None:
+    for name in ("case.npz", "folder"):
+        with pytest.raises(CaseError, match="does not exist"):
+            predict_case(tmp_path / name, tmp_path / "out", settings(weights))
+
+
+@pytest.mark.parametrize("values", [{"samples": -1}, {"steps": 0}, {"pull": 2.0}, {"device": "toaster"}])
+def test_a_wrong_setting_is_named(values: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(values))):
+        predict_settings(**{"goals": "x", **values})
+
+
+def test_the_command_prints_one_object(
+    npz: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*more: str) -> str:
+        options = [
+            "--goals",
+            SHEET,
+            "--weights",
+            weights,
+            "--samples",
+            2,
+            "--steps",
+            1,
+            "--out",
+            tmp_path / "o",
+        ]
+        monkeypatch.setattr(sys, "argv", ["vmat-diffusion", "predict", str(npz), *map(str, options), *more])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            assert not ended.code
+        return capsys.readouterr().out
+
+    summary = json.loads(run("--json"))
+    assert set(summary) == {"chosen", "reason", "unusual", "told", "goals", "samples", "seconds", "files"}
+    assert len(summary["samples"]) == 2
+    text = run("--overwrite")
+    assert summary["reason"] in text and "Told to the model" in text
