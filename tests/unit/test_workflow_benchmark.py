@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
-from vmat_diffusion.diffusion.encode import Encoded
 from vmat_diffusion.diffusion.model import save_model
-from vmat_diffusion.diffusion.predict import Pull, Sampling
+from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
-from vmat_diffusion.geometry import Mask
 from vmat_diffusion.training.openkbp import read_patient
 from vmat_diffusion.workflow import benchmark
 from vmat_diffusion.workflow.benchmark import BenchmarkSettings, benchmark_openkbp
@@ -176,16 +173,38 @@ def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> No
     assert told != 0 and guided / told == pytest.approx(3, rel=0.3)
 
 
-def test_a_pull_reaches_the_samples_and_only_what_it_pulls(data: Path) -> None:
-    model = tiny_model()
-
-    def pull_to(encoded: Encoded, mask: Mask, limit_gy: float) -> Pull:
-        inside = torch.from_numpy(mask[encoded.box])
-        return lambda gy: torch.where(inside, limit_gy, gy)
-
-    task = Task(model, Sampling(samples=2, steps=2), gamma=False, pull_to=pull_to)
-    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Parotid_L", -5.0)])
+def test_a_pull_takes_the_organ_to_the_wanted_mean_and_leaves_others(data: Path) -> None:
+    task = Task(tiny_model(), Sampling(samples=2, steps=2), gamma=False)
+    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Larynx", -5.0)])
     pulled = next(s for s in done.steered if s.way == "pulled")
-    # The last step of the sampler ends with the pull.
-    assert pulled.mean_gy["Parotid_L"] == pytest.approx(-5.0, abs=0.02)
-    assert abs(pulled.mean_gy["Brainstem"]) < 1.0
+    # The last step of the sampler ends with the pull; samples that were below are left there.
+    assert pulled.mean_gy["Larynx"] == pytest.approx(-5.0, abs=0.7)
+    assert abs(pulled.mean_gy["Parotid_L"]) < 0.5
+
+
+def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra [train]")
+    parts = arrays()
+    bits = parts["structures"]
+    level = np.select([(bits >> k & 1) > 0 for k in (9, 7, 15)], [7000, 5600, 2000])
+    # Doses that are all the same have no median to either side of which there are others.
+    noise = np.random.default_rng(0).integers(-50, 51, level.shape)
+    parts["dose_cGy"] = np.where(level, level + noise, 0).astype(np.uint16)
+    for name in ("train/pt_1", "validation/pt_201"):
+        write_npz(tmp_path / "data" / f"{name}.npz", parts)
+    settings = BenchmarkSettings(tmp_path / "data", weights=weights, gamma=False, boosting=True)
+    done = benchmark_openkbp(settings, csv_out=tmp_path)
+    assert done.ways == ["boosting", "regression"]
+    ways = done.scored[0].ways
+    # A voxel's target level tells its dose, and random weights do not know it.
+    assert ways["boosting"].dose < 1 < 5 < ways["regression"].dose
+    patient = read_patient(tmp_path / "data" / "validation" / "pt_201.npz")
+    error = np.abs(_csv_gy(tmp_path / "pt_201.csv") - patient.dose_gy).sum() / patient.possible_dose.sum()
+    assert ways["regression"].dose == pytest.approx(error, rel=1e-9)
+
+
+def test_trees_need_cases_to_learn_from(data: Path, weights: str, tmp_path: Path) -> None:
+    write_npz(tmp_path / "test" / "pt_241.npz", arrays())
+    settings = BenchmarkSettings(tmp_path, split="test", weights=weights, gamma=False, boosting=True)
+    with pytest.raises(InputError, match="is of split train"):
+        benchmark_openkbp(settings)

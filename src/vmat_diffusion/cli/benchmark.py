@@ -36,6 +36,12 @@ def benchmark_openkbp(
         typer.Option(metavar="ORGAN:GY", help="Ask for this change of a mean: Parotid_L:-5. Repeatable."),
     ] = None,
     steer_cases: Annotated[int, typer.Option("--steer-cases", help="Of so many patients.")] = 10,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="boosting", help="Score trees on single voxels as well.")
+    ] = None,
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Folder with the split train, if not in --data.")
+    ] = None,
     gamma: Annotated[bool, typer.Option("--gamma/--no-gamma", help="3 %/3 mm, some seconds each.")] = True,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     csv_out: Annotated[
@@ -59,6 +65,8 @@ def benchmark_openkbp(
         seed=seed,
         steer=tuple(parse_steer(text) for text in steer or ()),
         steer_cases=steer_cases,
+        boosting=_is_boosting(baseline),
+        train_data=train_data,
         gamma=gamma,
         patients=None if patients is None else _numbers(patients),
         fit_spread=_numbers(fit_spread) if fit_spread else (),
@@ -76,6 +84,14 @@ def _split(name: str) -> Split:
     if name not in SPLITS:
         raise InputError(f"split {name!r} is not known; known are {', '.join(SPLITS)}")
     return name
+
+
+def _is_boosting(baseline: str | None) -> bool:
+    from vmat_diffusion.errors import InputError
+
+    if baseline not in (None, "boosting"):
+        raise InputError(f"baseline {baseline!r} is not known; known is boosting")
+    return baseline is not None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

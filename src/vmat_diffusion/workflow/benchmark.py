@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
@@ -17,6 +18,10 @@ from vmat_diffusion.evaluate.bootstrap import Interval
 from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.evaluate.steering import Steered, steering_table
+from vmat_diffusion.files import sha256_of
+from vmat_diffusion.training.boosting import VoxelModel, fit_voxels
+from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.training.openkbp import read_openkbp
 from vmat_diffusion.training.openkbp_splits import patients_of
 from vmat_diffusion.training.splits import Split
 from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
@@ -24,11 +29,12 @@ from vmat_diffusion.workflow.benchmark_patient import REGRESSION, Task, judge_pa
 from vmat_diffusion.workflow.benchmark_steering import Steer, check_organs
 from vmat_diffusion.workflow.dataset import Rejection, rejection
 from vmat_diffusion.workflow.files import write_json
+from vmat_diffusion.workflow.predict import chosen_device
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run import Progress
 
 # What the result of a patient depends on, beside the weights and what is asked for.
-_KEPT = ("samples", "steps", "seed", "gamma", "steer_cases")
+_KEPT = ("samples", "steps", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class BenchmarkSettings:
     `patients` are the numbers that are taken of the split, all without it. With `samples` the mean of so
     many is scored beside the regression and one sample. The factor on the spread of the samples is fitted on
     the patients `fit_spread`, and judged on the others. Each of `steer` is asked of the first `steer_cases`
-    patients of whom it can be.
+    patients of whom it can be. With `boosting` trees are fitted to `boosting_cases` of the split train in
+    `train_data`, or in `data`, and scored as well.
     """
 
     data: Path
@@ -52,6 +59,9 @@ class BenchmarkSettings:
     fit_spread: tuple[int, ...] = ()
     steer: tuple[Steer, ...] = ()
     steer_cases: int = 10
+    boosting: bool = False
+    boosting_cases: int = 60
+    train_data: Path | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -59,6 +69,7 @@ class BenchmarkSettings:
             ("samples", self.samples, 0, 64),
             ("steps", self.steps, 1, 1000),
             ("seed", self.seed, 0, 2**32 - 1),
+            ("boosting cases", self.boosting_cases, 1, 10_000),
             ("cases to steer", self.steer_cases, 1, 1000),
         ):
             if not low <= value <= high:
@@ -91,7 +102,7 @@ class BenchmarkResult:
 
     @property
     def ways(self) -> list[str]:
-        """The ways of predicting that were scored, the plain regression first."""
+        """The ways of predicting that were scored, the one whose dose is written last."""
         return list(self.scored[0].ways) if self.scored else []
 
     @property
@@ -126,9 +137,10 @@ class BenchmarkResult:
     def summary(self) -> dict[str, Any]:
         """The object that `benchmark openkbp --json` prints."""
         groups = subgroups(self.scored)
+        train = None if self.settings.train_data is None else str(self.settings.train_data)
         return {
             "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
-            "settings": {**asdict(self.settings), "data": str(self.settings.data)},
+            "settings": {**asdict(self.settings), "data": str(self.settings.data), "train_data": train},
             "weights": self.weights,
             "patients": len(self.patients),
             "scored": len(self.scored),
@@ -178,11 +190,7 @@ def benchmark_openkbp(
     started = time.perf_counter()
     report = progress or (lambda stage, fraction, note: None)
     paths = _chosen(patients_of(settings.data, settings.split), settings)
-    model = load_model(settings.weights).to(_device(settings.device))
-    if settings.samples and model.residual is None:
-        raise InputError(
-            f"benchmark: {settings.samples} samples are asked of weights without diffusion; ask for 0 samples"
-        )
+    model = load_model(settings.weights).to(chosen_device(settings.device))
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
     for folder in (csv_out, out.parent if out else None):
@@ -203,6 +211,8 @@ def benchmark_openkbp(
         try:
             done = journal.kept(path)
             if done is None or (csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file()):
+                if settings.boosting and task.boosting is None:
+                    task = replace(task, boosting=_boosting(settings, model, report))
                 done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
             results.append(done)
         except CaseError as error:
@@ -218,6 +228,23 @@ def benchmark_openkbp(
     if out is not None:
         write_json(out, result.summary())
     return result
+
+
+def _boosting(settings: BenchmarkSettings, model: DoseModel, report: Progress) -> VoxelModel:
+    """Trees fitted to cases of the split train."""
+    paths = patients_of(settings.train_data or settings.data, "train")
+    count = min(settings.boosting_cases, len(paths))
+    chosen = np.random.default_rng(settings.seed).choice(len(paths), count, replace=False)
+
+    def cases() -> Iterator[TrainingCase]:
+        for done, k in enumerate(sorted(chosen)):
+            report("boosting", done / (count + 1), f"{done} of {count} cases")
+            yield read_openkbp(paths[k])
+        report("boosting", count / (count + 1), f"fitting to {count} cases")
+
+    fitted = fit_voxels(cases(), model.encoding, seed=settings.seed)
+    report("boosting", 1.0, f"fitted to {count} cases")
+    return fitted
 
 
 def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[Steer]:
@@ -242,22 +269,10 @@ def _chosen(paths: Sequence[Path], settings: BenchmarkSettings) -> list[Path]:
     return [by_number[number] for number in settings.patients]
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda is asked for, but there is no usable GPU; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not known; known are auto, cpu and cuda")
-    return name
-
-
 def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
     return {
         "name": model.description.card.get("name", ""),
-        "sha256": hashlib.sha256(weights_path(settings.weights).read_bytes()).hexdigest(),
+        "sha256": sha256_of(weights_path(settings.weights)),
         "diffusion": model.residual is not None,
         "spread": model.description.spread,
     }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.diffusion.encode import encode
+from vmat_diffusion.diffusion.encode import Encoded, encode
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict_encoded
 from vmat_diffusion.evaluate.calibration import Spread, spread_of
@@ -19,6 +19,7 @@ from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import score
 from vmat_diffusion.evaluate.openkbp_tables import DoseScores, PatientScores, dose_scores
 from vmat_diffusion.evaluate.steering import Steered
+from vmat_diffusion.training.boosting import VoxelModel, predict_voxels
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import (
     DECIMALS,
@@ -31,9 +32,9 @@ from vmat_diffusion.training.openkbp import (
     write_dose_csv,
 )
 from vmat_diffusion.workflow.benchmark_journal import PatientResult
-from vmat_diffusion.workflow.benchmark_steering import PullTo, Steer, can_steer, steer
+from vmat_diffusion.workflow.benchmark_steering import Steer, can_steer, steer
 
-REGRESSION, ONE_SAMPLE, MEAN = "regression", "one sample", "mean of samples"
+BOOSTING, REGRESSION, ONE_SAMPLE, MEAN = "boosting", "regression", "one sample", "mean of samples"
 # Whether a voxel passes is known at 1; a wider search would tell by how much the others fail.
 _LARGEST_GAMMA = 1.1
 
@@ -45,8 +46,8 @@ class Task:
     model: DoseModel
     sampling: Sampling = field(default_factory=Sampling)
     gamma: bool = True
+    boosting: VoxelModel | None = None
     csv_out: Path | None = None
-    pull_to: PullTo | None = None
 
 
 def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> PatientResult:
@@ -61,7 +62,8 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
     read = time.perf_counter()
     encoded = encode(case.case, case.possible_dose, task.model.encoding, has_ct=case.has_ct)
     prediction = predict_encoded(encoded, task.model, task.sampling)
-    doses = doses_by_way(prediction)
+    # The dose to be written comes last.
+    doses = _boosted(encoded, task) | doses_by_way(prediction)
     done = time.perf_counter()
     if task.csv_out is not None:
         write_dose_csv(task.csv_out / f"{patient.id}.csv", as_written(list(doses.values())[-1]))
@@ -73,15 +75,7 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
     changes: list[Steered] = []
     for one in asked:
         if can_steer(case.case, prediction.mean, one, task.model):
-            changes += steer(
-                case.case,
-                encoded,
-                prediction.mean,
-                one,
-                task.model,
-                task.sampling,
-                pull_to=task.pull_to,
-            )
+            changes += steer(case.case, encoded, prediction.mean, one, task.model, task.sampling)
     seconds = {
         "read": read - started,
         "predict": done - read,
@@ -99,6 +93,10 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
     )
     rounded = {name: round(value, 2) for name, value in seconds.items()}
     return PatientResult(scores, rounded, spread, tuple(changes))
+
+
+def _boosted(encoded: Encoded, task: Task) -> dict[str, Dose]:
+    return {} if task.boosting is None else {BOOSTING: predict_voxels(task.boosting, encoded)}
 
 
 def doses_by_way(prediction: Prediction) -> dict[str, Dose]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, told
 from vmat_diffusion.diffusion.model import DoseModel
-from vmat_diffusion.diffusion.predict import Pull, Sampling, predict_encoded
+from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
+from vmat_diffusion.diffusion.steer import Aim, pull_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.steering import Steered, steered
-from vmat_diffusion.geometry import Mask
 
 # Weight of classifier-free guidance: the answer to the goals goes this much further from that without.
 GUIDANCE = 3.0
-# The pull of a case that takes the mean dose of a mask on the case's grid down to a limit in Gy.
-PullTo = Callable[[Encoded, Mask, float], Pull]
+# How much of what is missing each step of the sampler makes good.
+PULL = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,29 +53,22 @@ def can_steer(case: Case, free: Dose, asked: Steer, model: DoseModel) -> bool:
 
 
 def steer(
-    case: Case,
-    encoded: Encoded,
-    free: Dose,
-    asked: Steer,
-    model: DoseModel,
-    sampling: Sampling,
-    *,
-    pull_to: PullTo | None = None,
+    case: Case, encoded: Encoded, free: Dose, asked: Steer, model: DoseModel, sampling: Sampling
 ) -> list[Steered]:
     """Predict the case again, once in each way, and compare with the dose `free` of the same sampling.
 
     Told: the mean that is wanted stands in the vector of goals. Guided: the same with guidance. Pulled, for
-    samples and where there is such a pull: nothing is told, but at every step the organ is pulled.
+    samples: nothing is told, but at every step the organ is pulled towards that mean.
     """
-    mask = case.structures[asked.organ].mask
-    wanted = float(free.gy[mask].mean()) + asked.change_gy
+    wanted = float(free.gy[case.structures[asked.organ].mask].mean()) + asked.change_gy
     tells = told(encoded, DoseGoals(mean_gy={asked.organ: wanted}), model.encoding)
     ways = {
         "told": predict_encoded(tells, model, sampling),
         f"told, guidance {GUIDANCE:g}": predict_encoded(tells, model, replace(sampling, guidance=GUIDANCE)),
     }
-    if pull_to is not None and sampling.samples:
-        pull = pull_to(encoded, mask, wanted)
+    if sampling.samples:
+        aim = _mean_aim(case, encoded, asked, wanted)
+        pull = pull_of([aim], PULL, model.description.process.smooth_voxels)
         ways["pulled"] = predict_encoded(encoded, model, sampling, pull=pull)
     structures = {
         s.name: (s.role == "target", s.mask)
@@ -83,6 +79,22 @@ def steer(
         steered(way, asked.organ, asked.change_gy, free.gy, prediction.mean.gy, structures)
         for way, prediction in ways.items()
     ]
+
+
+def _mean_aim(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) -> Aim:
+    """The wanted mean of an organ, of which what lies in no target is pulled."""
+    mask = case.structures[asked.organ].mask
+    flat = np.flatnonzero(mask[encoded.box])
+    in_target = np.logical_or.reduce([t.mask[encoded.box] for t in case.targets]).ravel()[flat]
+    return Aim(
+        name=asked.organ,
+        flat=torch.from_numpy(flat),
+        movable=torch.from_numpy(~in_target),
+        voxels=int(np.count_nonzero(mask)),
+        limit_gy=wanted_gy,
+        at_least=asked.change_gy > 0,
+        count=None,
+    )
 
 
 def check_organs(asked: Sequence[Steer], model: DoseModel) -> None:

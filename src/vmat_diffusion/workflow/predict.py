@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.workflow.reading import fitted, read_with_goals
 from vmat_diffusion.workflow.settings import PredictSettings
 
@@ -97,7 +97,7 @@ def predicted(
     from vmat_diffusion.workflow.model_grid import dose_voxels, onto_case
 
     report = progress or (lambda stage, fraction, note: None)
-    model, encoding = model.to(_device(settings.device)), model.encoding
+    model, encoding = model.to(chosen_device(settings.device)), model.encoding
     report("encode", 0.0, "")
     training = _on_grid(subject, model)
     case = training.case
@@ -124,11 +124,14 @@ def predicted(
     return replace(done, unusual=unusual(training, model))
 
 
-def _device(asked: str) -> str:
+def chosen_device(asked: str) -> str:
+    """`cpu` or `cuda`, for `auto` the faster one that is there. Raises InputError for what is not."""
     import torch
 
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {asked!r} is not known; give auto, cpu or cuda")
     if asked == "cuda" and not torch.cuda.is_available():
-        raise CaseError("device cuda is not there; give auto or cpu")
+        raise InputError("device cuda is not there; give auto or cpu")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
