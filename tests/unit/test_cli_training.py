@@ -145,6 +145,10 @@ def test_weights_are_exported_from_a_checkpoint(
     assert _run(monkeypatch, "export-weights", out, "--out", tmp_path / "w.safetensors") == 0
     exported, whole = (load_model(f) for f in (tmp_path / "w.safetensors", out / "weights.safetensors"))
     assert torch.equal(exported.mean.stem.weight, whole.mean.stem.weight)
+    assert exported.description.known["cases"] == whole.description.known["cases"] > 1
+    assert exported.description.spread == 1.0
+    assert _run(monkeypatch, "export-weights", out, "--out", tmp_path / "s.safetensors", "--spread", "1.4") == 0
+    assert load_model(tmp_path / "s.safetensors").description.spread == 1.4
     assert _run(monkeypatch, "export-weights", tmp_path) == 2
     assert "holds no last.ckpt" in capsys.readouterr().err
 
