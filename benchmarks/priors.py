@@ -2,7 +2,7 @@
 
     python benchmarks/priors.py DATA [--cases pt_201 ...] [--weights shipped] [--max-minutes 2] [--out FILE]
 
-DATA is a data set folder as `vmat-diffusion import openkbp` writes it. Each case is planned twice with the same
+DATA is a data set folder as `import openkbp` writes it. Each case is planned twice with the same
 settings; doses are those of the planning engine, and no gate is asked. Kept case by case, so that an
 interrupted run goes on.
 """
