@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.goals import evaluate
 from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.files import written_whole
@@ -43,17 +44,16 @@ def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
     prior = Prior() if settings.prior == "goals" else prior_of(case, sheet, settings, quiet)
     made = best_plan(case, sheet, machine, settings, prior, quiet).optimized
     results = evaluate(sheet, case, made.dose)
-    organs = {
-        s.name: round(float(made.dose.gy[s.mask].mean()), 2)
-        for s in case.structures.values()
-        if s.role == "organ" and s.voxels
+    inside = {
+        s.name: structure_dose_gy(made.dose, s, case.grid) for s in case.structures.values() if s.voxels
     }
+    organs = [s.name for s in case.structures.values() if s.role == "organ" and s.voxels]
     return {
         **goal_score(results).record(),
         "goals": {str(r.goal): None if r.value is None else round(r.value, 2) for r in results},
-        "organ_mean_gy": organs,
+        "organ_mean_gy": {n: round(float(inside[n].mean()), 2) for n in organs},
         "d95_gy": {
-            t.name: round(float(np.percentile(made.dose.gy[t.mask], 5)), 2) for t in case.targets if t.voxels
+            t.name: round(float(np.percentile(inside[t.name], 5)), 2) for t in case.targets if t.voxels
         },
         "mu": round(made.plan.total_mu, 1),
         "violations": len(violations(made.plan, machine)),
