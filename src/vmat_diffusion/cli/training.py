@@ -101,11 +101,14 @@ def export_weights(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File to write; RUN/weights.safetensors if not given.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Its data set, so that the weights know their domain.")
+    ] = None,
 ) -> None:
     """Write the weights of the last checkpoint of a training, finished or not."""
     from vmat_diffusion.workflow.train import export_weights as write
 
-    show(str(write(run, out)))
+    show(str(write(run, out, data)))
 
 
 def _machinery(devices: int, nodes: int, workers: int) -> Machinery:

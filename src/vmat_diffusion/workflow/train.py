@@ -18,6 +18,7 @@ from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run import Progress
 
 if TYPE_CHECKING:
+    from vmat_diffusion.diffusion.encode import Encoding
     from vmat_diffusion.training.checkpoint import Checkpoint
     from vmat_diffusion.training.keeper import TrainingData
     from vmat_diffusion.training.loop import Machinery
@@ -126,14 +127,19 @@ def fine_tune(
     return _trained(settings, start, data, out, machinery, cache, progress, site)
 
 
-def export_weights(run: Path, file: Path | None = None) -> Path:
-    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder."""
+def export_weights(run: Path, file: Path | None = None, data: Path | None = None) -> Path:
+    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder.
+
+    With the data set folder `data` the weights know their domain.
+    """
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
 
-    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS)
+    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS, data)
 
 
-def _export(checkpoint: Checkpoint, run: Path, file: Path) -> Path:
+def _export(
+    checkpoint: Checkpoint, run: Path, file: Path, data: Path | None, site: str | None = None
+) -> Path:
     from vmat_diffusion.diffusion.model import save_model
     from vmat_diffusion.training.journal import read_metrics
     from vmat_diffusion.training.weights import model_of
@@ -146,7 +152,19 @@ def _export(checkpoint: Checkpoint, run: Path, file: Path) -> Path:
         "validation": [record for record in read_metrics(run) if "validation" in record][-1:],
         "settings": checkpoint.settings,
     }
-    return save_model(file, model_of(checkpoint, card))
+    model = model_of(checkpoint, card)
+    known = {} if data is None else _known(data, model.encoding, site)
+    return save_model(file, replace(model, description=replace(model.description, known=known)))
+
+
+def _known(data: Path, encoding: Encoding, site: str | None) -> dict[str, Any]:
+    """The figures of the training cases, by which other cases are found unusual."""
+    from vmat_diffusion.diffusion.domain import known_of
+    from vmat_diffusion.training.cases import load_case
+    from vmat_diffusion.training.encoded_cache import entries_with_dose
+
+    entries = entries_with_dose(data, "train", site)
+    return known_of((load_case(data / entry.file) for entry in entries), encoding)
 
 
 def _trained(
@@ -189,7 +207,7 @@ def _trained(
         seconds=time.monotonic() - began,
     )
     if done.finished and done.first_process:
-        _export(ended.checkpoint, out, out / WEIGHTS)
+        _export(ended.checkpoint, out, out / WEIGHTS, data, site)
     return done
 
 
