@@ -82,6 +82,7 @@ def test_training_writes_weights_and_goes_on_where_it_was(
     assert told["finished"] and told["samples"] == 8 and told["validation"]["dose_score_gy"] > 0
     model = load_model(out / "weights.safetensors")
     assert model.description.card["samples"] == 8
+    assert model.description.known["sites"] == ["head_neck"]  # what `predict` finds cases unusual by
     ema = load_checkpoint(out / CHECKPOINT).ema
     assert torch.equal(model.mean.state_dict()["stem.weight"], ema["stem.weight"].half().float())
     assert list((out / "tensorboard").glob("events*"))

@@ -87,10 +87,15 @@ def _candidates(run: PlanRun) -> list[str]:
     if not run.candidates:
         return []
     rows = [
-        [f"{c.number}, chosen" if c.chosen else c.number, *c.score.missed, f"{c.score.excess_percent:.1f}"]
+        [
+            f"{c.number}, chosen" if c.chosen else c.number,
+            *c.score.missed,
+            f"{c.score.excess_percent:.1f}",
+            f"{c.score.used_percent:.1f}",
+        ]
         for c in run.candidates
     ]
-    return [table(["candidate", "must", "should", "wish", "excess %"], rows, left=1)]
+    return [table(["candidate", "must", "should", "wish", "excess %", "limits used %"], rows, left=1)]
 
 
 def verdict_text(verdict: Verdict) -> str:

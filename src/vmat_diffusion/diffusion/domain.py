@@ -153,12 +153,14 @@ def known_of(cases: Iterable[Seen], encoding: Encoding) -> dict[str, Any]:
     """The figures of training cases, for `ModelDescription.known`: plain data.
 
     Mean and inverse covariance of the features, shrunk towards its diagonal, their ranges, and the
-    distance that 99 % of the cases keep from all the others. Needs two cases at least.
+    distance that 99 % of the cases keep from all the others. Of fewer than two cases nothing is known.
     """
     rows, sites = [], set()
     for seen in cases:
         rows.append(features(seen, encoding))
         sites.add(seen.case.site)
+    if len(rows) < 2:
+        return {}
     names = [n for n in rows[0] if any(math.isfinite(r[n]) for r in rows)]
     table = np.array([[r[n] for n in names] for r in rows])
     least = np.array([feature(n).least for n in names])
