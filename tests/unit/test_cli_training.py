@@ -148,7 +148,9 @@ def test_weights_are_exported_from_a_checkpoint(
     assert torch.equal(exported.mean.stem.weight, whole.mean.stem.weight)
     assert exported.description.known["cases"] == whole.description.known["cases"] > 1
     assert exported.description.spread == 1.0
-    assert _run(monkeypatch, "export-weights", out, "--out", tmp_path / "s.safetensors", "--spread", "1.4") == 0
+    assert (
+        _run(monkeypatch, "export-weights", out, "--out", tmp_path / "s.safetensors", "--spread", "1.4") == 0
+    )
     assert load_model(tmp_path / "s.safetensors").description.spread == 1.4
     assert _run(monkeypatch, "export-weights", tmp_path) == 2
     assert "holds no last.ckpt" in capsys.readouterr().err
