@@ -87,14 +87,14 @@ def driver(python: str | Path, name: str, threads: int, *arguments: object) -> d
     with tempfile.NamedTemporaryFile(suffix=".json") as figures:
         # Idle threads that spin would take the time of those that work.
         environ = {**os.environ, **limits, "OMP_WAIT_POLICY": "PASSIVE"}
-        start, all_busy, own_busy = time.perf_counter(), _busy_s(), sum(os.times()[2:4])
+        start, all_busy, own_busy = time.perf_counter(), busy_s(), sum(os.times()[2:4])
         subprocess.run([*map(str, command), figures.name], check=True, env=environ, stdout=subprocess.DEVNULL)
-        others = _busy_s() - all_busy - (sum(os.times()[2:4]) - own_busy)
+        others = busy_s() - all_busy - (sum(os.times()[2:4]) - own_busy)
         busy = max(others / (time.perf_counter() - start), 0.0) if all_busy else None
         return json.loads(Path(figures.name).read_text()) | {"others_cores": busy}
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Processor seconds of everything on this computer since it was started; 0 where it does not say."""
     stat = Path("/proc/stat")
     if not stat.is_file():

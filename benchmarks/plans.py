@@ -30,6 +30,7 @@ from typing import Any
 import beam
 import monte_carlo
 import peers
+import prediction
 import preprocess
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +231,7 @@ def save(figures: dict[str, Any]) -> None:
                     *monte_carlo.section(),
                     *peers.section(),
                     *preprocess.section(),
+                    *prediction.section(),
                 ]
             )
             + "\n",

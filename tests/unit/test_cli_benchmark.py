@@ -32,7 +32,13 @@ def test_scores_are_shown_as_tables_and_as_json(
     shown = capsys.readouterr()
     assert "1 patients of split test, 1 with a reference dose" in shown.out
     assert "PTV_56" in shown.out and "benchmark ..." in shown.err
-    for title in ("Subgroups: mean of samples", "voxels above 5 Gy", "Reliability", "D95 PTV_70"):
+    for title in (
+        "Subgroups: mean of samples",
+        "Lower than the regression",
+        "voxels above 5 Gy",
+        "Reliability",
+        "D95 PTV_70",
+    ):
         assert title in shown.out
     # From what the first run has kept.
     assert _run(monkeypatch, *options, "--json") == 0

@@ -111,7 +111,9 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
     ("changed", "said"),
     [
         ({"split": "test"}, "is of split test"),
-        ({"patients": (201, 299)}, "patient pt_299 is not among the 4"),
+        ({"patients": (201, 299)}, "pt_299 is not among these 4 patients"),
+        ({"samples": 2, "fit_spread": (301,)}, "pt_301 is not among these 4"),
+        ({"samples": 2, "patients": (201,), "fit_spread": (201,)}, "leave some to judge it on"),
         ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"weights": "absent"}, "weights absent do not exist"),

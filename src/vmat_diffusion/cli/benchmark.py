@@ -117,6 +117,7 @@ def _text(done: BenchmarkResult) -> str:
         parts += [
             "Gy, means over patients with 95 % bootstrap intervals; gamma 3 %/3 mm in percent\n"
             + _headlines(found),
+            *_gains(found["gain_over_regression"]),
             f"Mean absolute differences by structure, Gy: {done.best}\n"
             + _structures(found["structures"][done.best]),
             f"Subgroups: {done.best}\n" + _groups(found["subgroups"]),
@@ -136,6 +137,13 @@ def _headlines(found: dict[str, Any]) -> str:
         for way, scores in found[key].items():
             rows.append([way, label, *_cells(scores)])
     return table(["way", "patients", "n", "dose score", "DVH score", "MAE", "gamma"], rows, left=2)
+
+
+def _gains(gains: dict[str, Any]) -> list[str]:
+    if not gains:
+        return []
+    rows = [[way, *(_interval(lower[name]) for name in ("dose", "dvh"))] for way, lower in gains.items()]
+    return ["Lower than the regression by, Gy\n" + table(["way", "dose score", "DVH score"], rows, left=1)]
 
 
 def _groups(groups: dict[str, Any]) -> str:

@@ -189,7 +189,10 @@ def benchmark_openkbp(
     """
     started = time.perf_counter()
     report = progress or (lambda stage, fraction, note: None)
-    paths = _chosen(patients_of(settings.data, settings.split), settings)
+    every = patients_of(settings.data, settings.split)
+    paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)
+    if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):
+        raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
     model = load_model(settings.weights).to(chosen_device(settings.device))
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
@@ -257,16 +260,14 @@ def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) 
     return [one for one in settings.steer if patients(one) < settings.steer_cases]
 
 
-def _chosen(paths: Sequence[Path], settings: BenchmarkSettings) -> list[Path]:
-    if settings.patients is None:
-        return list(paths)
+def _chosen(paths: Sequence[Path], numbers: Sequence[int], settings: BenchmarkSettings) -> list[Path]:
     by_number = {int(path.stem.removeprefix("pt_")): path for path in paths}
-    missing = [number for number in settings.patients if number not in by_number]
+    missing = [number for number in numbers if number not in by_number]
     if missing:
         raise InputError(
-            f"patient pt_{missing[0]} is not among the {len(paths)} of split {settings.split}; choose others"
+            f"pt_{missing[0]} is not among these {len(paths)} patients of split {settings.split}; choose others"
         )
-    return [by_number[number] for number in settings.patients]
+    return [by_number[number] for number in numbers]
 
 
 def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
