@@ -122,11 +122,12 @@ def encode(
     slots = [np.zeros(case.grid.shape, bool) for _ in encoding.levels]
     present = np.zeros(len(encoding.levels), np.float32)
     for target in case.targets:
-        level = _level_gy(case, target.name) / top
-        if level > 0:
-            slot = int(np.abs(np.array(encoding.levels) - level).argmin())
-            slots[slot] |= target.mask
-            present[slot] = level
+        gy = _level_gy(case, target.name)
+        if gy > 0:
+            slot = int(np.abs(np.array(encoding.levels) - gy / top).argmin())
+            # Where targets are drawn one inside the other, each voxel belongs to the highest.
+            slots[slot] |= target.mask & (prescription <= np.float32(gy))
+            present[slot] = gy / top
     far = np.zeros(case.grid.shape, bool)
     organs = [case.structures[o].mask if o in case.structures else far for o in encoding.organs]
     shadow = target_shadow(

@@ -208,7 +208,9 @@ class DoseNet(nn.Module):
         for level in reversed(range(len(self.up))):
             h = skips[level] + F.interpolate(self.up[level](h), scale_factor=2.0, mode="nearest")
             h = self.decoder[level](h, condition)
-        return self.head(voxels + self.from_trunk(_full_resolution(self.sub_voxels(h))))
+        voxels = voxels + self.from_trunk(_full_resolution(self.sub_voxels(h)))
+        with torch.autocast(voxels.device.type, enabled=False):  # bfloat16 has steps of 0.3 Gy at 70 Gy
+            return self.head(voxels.float())
 
 
 def _waves(time: Tensor, dtype: torch.dtype) -> Tensor:
