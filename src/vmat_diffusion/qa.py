@@ -30,6 +30,7 @@ else:
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, le=100)]
 
+_WARNINGS = "warnings"
 # The map is drawn up to here; searching farther costs time and changes no pass rate.
 _MAP_TOP = 1.5
 # Re-read numbers may differ by the rounding of DICOM's decimal strings and 32-bit doses.
@@ -69,6 +70,18 @@ class Check:
     unit: str
     why: str
 
+    @property
+    def warns(self) -> bool:
+        """Whether it stops no plan but holds what a person must read."""
+        return self.passed and self.unit == _WARNINGS and bool(self.value)
+
+    @property
+    def word(self) -> str:
+        """The result in a word."""
+        if self.warns or not self.passed:
+            return "warns" if self.passed else "fail"
+        return "reported" if self.limit is None else "pass"
+
     def record(self) -> dict[str, Any]:
         """Plain data with the value rounded."""
         value = None if self.value is None else round(self.value, 4)
@@ -80,6 +93,12 @@ class Check:
             "unit": self.unit,
             "why": self.why,
         }
+
+
+def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:
+    """A check that stops no plan and says what is unusual, or `otherwise` where nothing is."""
+    why = "; ".join(sentences) or otherwise
+    return Check(name, True, float(len(sentences)), None, _WARNINGS, why)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +168,16 @@ def judge(
     *,
     settings: GateSettings | None = None,
     files: PlanFiles | None = None,
+    more: Sequence[Check] = (),
 ) -> Verdict:
     """Every check of a plan whose dose is `dose`, against the independent dose `check` of the same plan.
 
     Without `check`, what needs one fails. `sheet` must be fitted to the case; None asks no goals.
-    `files` are read again and must hold `plan` and `dose`. Never raises for what it is to judge.
+    `files` are read again and must hold `plan` and `dose`. `more` are checks made before, of what led to
+    the plan. Never raises for what it is to judge.
     """
     settings = settings or GateSettings()
-    checks = [_deliverable(plan, machine), *_coverage(case, dose, settings)]
+    checks = [*more, _deliverable(plan, machine), *_coverage(case, dose, settings)]
     if (origin := _same_patient(case, plan, dose)) is not None:
         checks.append(origin)
     if files is not None:

@@ -82,6 +82,7 @@ def test_training_writes_weights_and_goes_on_where_it_was(
     assert told["finished"] and told["samples"] == 8 and told["validation"]["dose_score_gy"] > 0
     model = load_model(out / "weights.safetensors")
     assert model.description.card["samples"] == 8
+    assert model.description.known["sites"] == ["head_neck"]  # what `predict` finds cases unusual by
     ema = load_checkpoint(out / CHECKPOINT).ema
     assert torch.equal(model.mean.state_dict()["stem.weight"], ema["stem.weight"].half().float())
     assert list((out / "tensorboard").glob("events*"))
@@ -145,6 +146,12 @@ def test_weights_are_exported_from_a_checkpoint(
     assert _run(monkeypatch, "export-weights", out, "--out", tmp_path / "w.safetensors") == 0
     exported, whole = (load_model(f) for f in (tmp_path / "w.safetensors", out / "weights.safetensors"))
     assert torch.equal(exported.mean.stem.weight, whole.mean.stem.weight)
+    assert exported.description.known["cases"] == whole.description.known["cases"] > 1
+    assert exported.description.spread == 1.0
+    assert (
+        _run(monkeypatch, "export-weights", out, "--out", tmp_path / "s.safetensors", "--spread", "1.4") == 0
+    )
+    assert load_model(tmp_path / "s.safetensors").description.spread == 1.4
     assert _run(monkeypatch, "export-weights", tmp_path) == 2
     assert "holds no last.ckpt" in capsys.readouterr().err
 

@@ -69,6 +69,7 @@ def run_text(run: PlanRun) -> str:
         f"{run.sheet.title}: {levels} in {run.plan.fractions} fractions, "
         f"normalised to {run.sheet.normalization}",
         goals_text(run.results),
+        *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
         f"optimiser: {run.outcome.lower().replace('_', ' ')}",
         "Deliverable: no violations"
@@ -82,17 +83,32 @@ def run_text(run: PlanRun) -> str:
     return "\n\n".join(parts)
 
 
+def _candidates(run: PlanRun) -> list[str]:
+    if not run.candidates:
+        return []
+    rows = [
+        [
+            f"{c.number}, chosen" if c.chosen else c.number,
+            *c.score.missed,
+            f"{c.score.excess_percent:.1f}",
+            f"{c.score.used_percent:.1f}",
+        ]
+        for c in run.candidates
+    ]
+    return [table(["candidate", "must", "should", "wish", "excess %", "limits used %"], rows, left=1)]
+
+
 def verdict_text(verdict: Verdict) -> str:
     """The checks as a table under the verdict, and why they failed."""
     rows = []
     for check in verdict.checks:
         value = "" if check.value is None else f"{check.value:.2f}"
         limit = "" if check.limit is None else f"{check.limit:g}"
-        mark = "reported" if check.limit is None and check.passed else "pass" if check.passed else "FAIL"
+        mark = check.word.upper() if check.warns or not check.passed else check.word
         rows.append([check.name, mark, value, limit, check.unit])
     text = table(["check", "result", "value", "limit", "unit"], rows, left=2)
-    why = [f"{check.name}: {check.why}" for check in verdict.failed]
-    head = "PASSED" if verdict.passed else f"NOT PASSED: {len(why)} checks failed"
+    why = [f"{check.name}: {check.why}" for check in verdict.checks if check.warns or not check.passed]
+    head = "PASSED" if verdict.passed else f"NOT PASSED: {len(verdict.failed)} checks failed"
     return "\n".join([head, text, *why])
 
 

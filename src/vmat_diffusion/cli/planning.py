@@ -81,7 +81,15 @@ def plan(
     goals: Annotated[str, typer.Option("--goals", help="A shipped sheet's name or a TOML file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     machine: MachineName = "generic_6mv",
-    prior: Annotated[str, typer.Option(help="What drives the plan: the clinical goals alone.")] = "goals",
+    prior: Annotated[
+        str, typer.Option(help="What drives the plan: goals, or diffusion for the predicted dose as well.")
+    ] = "goals",
+    weights: Annotated[
+        str, typer.Option(help="Of the prediction: 'shipped' or a safetensors file.")
+    ] = "shipped",
+    candidates: Annotated[
+        int, typer.Option(help="Plans to choose from, each for a sample of the prediction.")
+    ] = 1,
     arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
     arc_start: Annotated[
         float | None, typer.Option(help="Gantry angle of the first arc's start, deg.")
@@ -115,6 +123,8 @@ def plan(
         goals=goals,
         machine=machine,
         prior=prior,
+        weights=weights,
+        candidates=candidates,
         arcs=arcs,
         arc_start_deg=arc_start,
         arc_stop_deg=arc_stop,

@@ -80,8 +80,11 @@ def _text(run: PredictRun) -> str:
         f"Told to the model: {', '.join(told) or 'nothing, its free prediction exceeds no limit it knows'}",
     ]
     if done.samples:
-        rows = [[k, *s.missed, f"{s.excess_percent:.1f}"] for k, s in enumerate(done.scores[1:])]
-        parts.append(table(["sample", "must", "should", "wish", "excess %"], rows, left=1))
+        rows = [
+            [k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"]
+            for k, s in enumerate(done.scores[1:])
+        ]
+        parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
     parts += [f"Unusual for the model: {sentence}" for sentence in done.unusual]
     parts.append("Seconds: " + ", ".join(f"{name} {s:.1f}" for name, s in run.seconds.items()))

@@ -101,11 +101,14 @@ def export_weights(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File to write; RUN/weights.safetensors if not given.")
     ] = None,
+    spread: Annotated[
+        float, typer.Option(min=0.01, help="Factor on the drawn residuals, from benchmark --fit-spread.")
+    ] = 1.0,
 ) -> None:
     """Write the weights of the last checkpoint of a training, finished or not."""
     from vmat_diffusion.workflow.train import export_weights as write
 
-    show(str(write(run, out)))
+    show(str(write(run, out, spread)))
 
 
 def _machinery(devices: int, nodes: int, workers: int) -> Machinery:

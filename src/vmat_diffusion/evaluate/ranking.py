@@ -14,17 +14,19 @@ class GoalScore:
     """How a dose stands to a sheet; the smaller, the better, the first difference decides.
 
     `missed` counts failed goals by priority, must, should and wish. `excess_percent` adds up by how much
-    of its limit each goal is missed, within the acceptable variation or beyond.
+    of its limit each goal is missed, within the acceptable variation or beyond. `used_percent` is the mean
+    share of the upper limits that is used up.
     """
 
     missed: tuple[int, int, int]
     excess_percent: float
+    used_percent: float = 0.0
 
     def __str__(self) -> str:
         must, should, wish = self.missed
         return (
-            f"{must} must, {should} should and {wish} wish goals missed, {self.excess_percent:.1f} % of the "
-            "limits in excess"
+            f"{must} must, {should} should and {wish} wish goals missed, by {self.excess_percent:.1f} % of "
+            f"their limits in sum, upper limits used to {self.used_percent:.1f} %"
         )
 
     def record(self) -> dict[str, Any]:
@@ -33,15 +35,20 @@ class GoalScore:
         return {
             **dict(zip(names, self.missed, strict=True)),
             "excess_percent": round(self.excess_percent, 3),
+            "used_percent": round(self.used_percent, 3),
         }
 
 
 def goal_score(results: Sequence[GoalResult]) -> GoalScore:
     """The score of evaluated goals; those without a value do not count."""
-    missed, excess = [0, 0, 0], 0.0
+    missed, excess, used = [0, 0, 0], 0.0, []
     for r in results:
-        if r.value is None or r.status == "pass":
+        if r.value is None:
             continue
-        missed[r.goal.priority - 1] += r.status == "fail"
-        excess += 100 * abs(r.value - r.goal.limit) / max(abs(r.goal.limit), 1e-9)
-    return GoalScore((missed[0], missed[1], missed[2]), excess)
+        limit = max(abs(r.goal.limit), 1e-9)
+        if r.goal.comparator == "<=":
+            used.append(100 * r.value / limit)
+        if r.status != "pass":
+            missed[r.goal.priority - 1] += r.status == "fail"
+            excess += 100 * abs(r.value - r.goal.limit) / limit
+    return GoalScore((missed[0], missed[1], missed[2]), excess, sum(used) / max(len(used), 1))

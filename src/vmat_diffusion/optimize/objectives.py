@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from vmat_diffusion.case import Case, Structure
+from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization
 from vmat_diffusion.geometry import Grid, average_onto, sample
@@ -29,6 +29,9 @@ _TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
 _FALLOFF_MM, _FALLOFF_FAR, _FALLOFF_GRACE_MM = 18.0, 0.30, 2.0
 _HOT_MARGIN = 1.03
 _UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 120.0, 60.0, 25.0, 40.0, 0.035
+# A dose to aim at: its weight, below that of a missed goal, and the dose below which nothing is asked of an
+# organ, as a prediction ends where an arc's scatter does not.
+_AIM, _LEAST_AIM = 10.0, 0.03
 # While a goal is missed its strength grows by this factor up to this bound, by priority.
 _GROWTH = {1: 1.6, 2: 1.4, 3: 1.25}
 _STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
@@ -58,6 +61,14 @@ class GoalTerm:
     strength: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """The relative doses of an organ's points in a dose to aim at, ascending."""
+
+    region: Region
+    ascending: Tensor
+
+
 @dataclass(eq=False)
 class Objective:
     """The points at which dose is needed and the function that judges it.
@@ -74,6 +85,7 @@ class Objective:
     tissue: slice
     normalization: Normalization
     terms: list[GoalTerm] = field(default_factory=list)
+    aims: list[Aim] = field(default_factory=list)
     reference_gy: float = 1.0
     factor: float = 1.0
 
@@ -93,7 +105,15 @@ class Objective:
                 total = total + _SPARE * dose[region.points][outside].mean()
         for term in self.terms:
             total = total + _GOAL * term.strength * self._hinge(term, dose)
+        for aim in self.aims:
+            total = total + _AIM * self._excess(aim, dose)
         return total
+
+    def _excess(self, aim: Aim, dose: Tensor) -> Tensor:
+        """By how much an organ's histogram lies above that of the dose to aim at: rank by rank, squared."""
+        d = dose[aim.region.points] * self.factor
+        d = torch.where(torch.from_numpy(aim.region.in_target), d.detach(), d)
+        return (d.sort().values - aim.ascending).clamp_min(0).square().mean()
 
     def _hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
         """Zero where the goal is met with a small margin, growing quadratically beyond."""
@@ -213,10 +233,13 @@ class Objective:
         return float(np.clip(wish.gy / now, 0.95, 1.05)) if now else 1.0
 
 
-def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator) -> Objective:
+def build_objective(
+    case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator, target: Dose | None = None
+) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up all terms.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case.
+    `grid` is the dose grid; `sheet` must already be fitted to the case. `target` is a dose whose histograms
+    the organs are to keep below.
     """
     reference = max(sheet.prescription.target_gy.values())
     targets = {n: gy / reference for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
@@ -250,6 +273,7 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         own = regions[name].points
         ceiling[own] = np.maximum(ceiling[own], level * _HOT_MARGIN)
     terms = [GoalTerm(g, regions[g.structure]) for g in sheet.goals if g.structure in regions]
+    organs = [region for name, region in regions.items() if name not in targets]
     return Objective(
         where,
         regions,
@@ -258,8 +282,15 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         slice(count, count + len(tissue_points)),
         sheet.normalization,
         terms,
+        [] if target is None else [_aim(target, region, where, reference) for region in organs],
         reference,
     )
+
+
+def _aim(target: Dose, region: Region, points_mm: NDArray, reference_gy: float) -> Aim:
+    gy = sample(target.gy, target.grid, points_mm[region.points])
+    relative = torch.as_tensor(np.sort(gy) / reference_gy, dtype=torch.float32)
+    return Aim(region, relative.clamp_min(_LEAST_AIM))
 
 
 def _draw(

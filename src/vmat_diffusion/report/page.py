@@ -45,13 +45,15 @@ def write_report(
     prescription: Prescription | None = None,
     verdict: Verdict | None = None,
     check: Dose | None = None,
+    candidates: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of a plan and return its path; the file appears whole or not at all.
 
     `prescription` is the case's own where it is not given; its highest dose is the 100 % of the
     isodoses. `history` is the objective at each iteration, `seconds` the time of each stage.
     `provenance` may nest: plain values become a table, the rest is shown as JSON. `verdict` is the
-    gate's, and `check` the independent dose that it rests on.
+    gate's, and `check` the independent dose that it rests on. `candidates` are the records of the plans
+    among which this one was chosen.
     """
     prescription = prescription or case.prescription
     shown = shown_structures(case, dose, results, prescription)
@@ -70,6 +72,7 @@ def write_report(
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
         statistics=[_statistics(s) for s in shown],
         renamed=any(s.structure.alias not in ("", s.name) for s in shown),
+        candidates=candidates,
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
         provenance=_provenance(_resolved(plan, machine, dose, provenance)),
@@ -185,8 +188,8 @@ def _gate(
     rows = [
         {
             "name": c.name,
-            "status": "pass" if c.passed else "fail",
-            "word": "reported" if c.limit is None and c.passed else "pass" if c.passed else "fail",
+            "status": "acceptable" if c.warns else "pass" if c.passed else "fail",
+            "word": c.word,
             "value": "–" if c.value is None else f"{c.value:.2f}",
             "limit": "–" if c.limit is None else f"{c.limit:g}",
             "unit": c.unit,
@@ -205,6 +208,7 @@ def _gate(
         "passed": verdict.passed,
         "failed": len(verdict.failed),
         "judged": sum(c.limit is not None for c in verdict.checks),
+        "warnings": [c.why for c in verdict.checks if c.warns],
         "rows": rows,
         "map": map_,
         "criteria": verdict.gamma.criteria if verdict.gamma else "",

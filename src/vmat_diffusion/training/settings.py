@@ -154,6 +154,7 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
         raise InputError(
             f"training setting {where}: {first['msg']} (given: {first['input']!r}); correct it"
         ) from None
+    _check_network(settings.size)
     for number, stage in enumerate(settings.stages, start=1):
         _check_stage(number, stage)
     roles = [s.role for s in settings.stages]
@@ -162,6 +163,14 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
             f"training stages {', '.join(roles)}: a residual is learnt on the last mean; put the means first"
         )
     return settings
+
+
+def _check_network(size: Size) -> None:
+    if not size.widths or any(w < 8 or w % 8 for w in size.widths) or size.widths[-1] % size.heads:
+        raise InputError(
+            f"network widths {list(size.widths)} with {size.heads} heads cannot be built; give multiples of "
+            "8, the last of them also of the heads"
+        )
 
 
 def _check_stage(number: int, stage: Stage) -> None:

@@ -266,7 +266,8 @@ def _chosen(paths: Sequence[Path], numbers: Sequence[int], settings: BenchmarkSe
     missing = [number for number in numbers if number not in by_number]
     if missing:
         raise InputError(
-            f"pt_{missing[0]} is not among these {len(paths)} patients of split {settings.split}; name others"
+            f"pt_{missing[0]} is not among these {len(paths)} patients of split {settings.split}; "
+            "choose others"
         )
     return [by_number[number] for number in numbers]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from vmat_diffusion.workflow.engines import Engine
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
-    from vmat_diffusion.qa import GateSettings, Verdict
+    from vmat_diffusion.qa import Check, GateSettings, Verdict
 
 PLAN_FILE, DOSE_FILE = "RP.dcm", "RD.dcm"
 
@@ -54,9 +54,10 @@ def pass_gate(
     *,
     engine: Engine,
     settings: GateSettings,
+    more: Sequence[Check] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> Judged:
-    """Write plan and dose into `folder`, recompute what the files say, and judge it.
+    """Write plan and dose into `folder`, recompute what the files say, and judge it, `more` included.
 
     The independent engine gets the plan as it is read back, so that a fault in writing shows as well. If
     any check fails, RP.dcm is removed and RD.dcm refers to no plan. A plan that the machine cannot deliver
@@ -74,7 +75,7 @@ def pass_gate(
         write_dose(rd, dose, case, plan_file=rp, overwrite=True)
         files = PlanFiles(rp, rd)
         check = engine(read_plan(rp, machine), case, dose.grid, progress=progress)
-    verdict = judge(case, sheet, plan, machine, dose, check, settings=settings, files=files)
+    verdict = judge(case, sheet, plan, machine, dose, check, settings=settings, files=files, more=more)
     if not verdict.passed:
         rp.unlink(missing_ok=True)
         write_dose(rd, dose, case, plan_file=None, overwrite=True)

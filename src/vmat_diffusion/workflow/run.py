@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from vmat_diffusion.plan import Plan, delivery_s, violations
 from vmat_diffusion.workflow.engines import Engine, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
 from vmat_diffusion.workflow.gate import Judged, gate_limits, pass_gate
+from vmat_diffusion.workflow.optimising import BestPlan, Candidate, best_plan, optimised
+from vmat_diffusion.workflow.prior import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -22,7 +24,7 @@ from vmat_diffusion.workflow.settings import PlanSettings
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.optimize import Optimized
-    from vmat_diffusion.qa import GateSettings, Verdict
+    from vmat_diffusion.qa import Check, GateSettings, Verdict
 
 # torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
 # wrong input is refused at once.
@@ -40,6 +42,7 @@ class PlanRun:
 
     `check` is the independent dose that `verdict` rests on, None for a plan that cannot be delivered;
     `first_verdict` is there if the optimiser then had to take the engines' difference into account.
+    `candidates` are the plans among which this one was chosen.
     """
 
     case: Case
@@ -58,6 +61,7 @@ class PlanRun:
     peak_gb: float | None
     files: tuple[Path, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def corrected(self) -> bool:
@@ -117,11 +121,15 @@ def plan_case(
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
+        prior = Prior()
+        if settings.prior == "diffusion":
+            with clock.stage("predict"):
+                prior = prior_of(case, sheet, settings, clock.report)
         with clock.stage("optimise"):
-            optimized = _optimise(case, sheet, machine, settings, clock.report)
-        clock.split("optimise", "dose", optimized.seconds.get("dose", 0.0))
+            best = best_plan(case, sheet, machine, settings, prior, clock.report)
+        clock.split("optimise", "dose", best.optimized.seconds.get("dose", 0.0))
         optimized, judged, first = _through_gate(
-            folder, case, sheet, machine, settings, gate, optimized, clock
+            folder, case, sheet, machine, settings, gate, best, prior.checks, clock
         )
         plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
@@ -140,7 +148,8 @@ def plan_case(
             seconds=clock.seconds,
             peak_gb=None,
             files=(),
-            provenance={**provenance(case_folder, case, settings), "gate": asdict(gate)},
+            provenance={**provenance(case_folder, case, settings), "gate": asdict(gate), **prior.record()},
+            candidates=best.candidates,
         )
         with clock.stage("write"):
             write_control_points(folder / "control_points.csv", plan, machine)
@@ -208,7 +217,8 @@ def _through_gate(
     machine: Machine,
     settings: PlanSettings,
     gate: GateSettings,
-    optimized: Optimized,
+    best: BestPlan,
+    more: Sequence[Check],
     clock: _Clock,
 ) -> tuple[Optimized, Judged, Verdict | None]:
     """The plan judged; if only the engines disagree, a corrected one judged, and the first verdict."""
@@ -224,15 +234,16 @@ def _through_gate(
                 candidate.dose,
                 engine=engine,
                 settings=gate,
+                more=more,
                 progress=lambda done, note: clock.report(stage, done, note),
             )
 
     first_engine, second_engine = _engines(machine, settings)
-    found = judged(optimized, first_engine, "check")
+    found = judged(best.optimized, first_engine, "check")
     if not found.verdict.correctable:
-        return optimized, found, None
+        return best.optimized, found, None
     with clock.stage("optimise again"):
-        better = _corrected(case, sheet, machine, settings, optimized, found, clock.report)
+        better = _corrected(case, sheet, machine, settings, best, found, clock.report)
     return better, judged(better, second_engine, "check again"), found.verdict
 
 
@@ -241,7 +252,7 @@ def _corrected(
     sheet: GoalSheet,
     machine: Machine,
     settings: PlanSettings,
-    optimized: Optimized,
+    best: BestPlan,
     judged: Judged,
     report: Progress,
 ) -> Optimized:
@@ -249,43 +260,10 @@ def _corrected(
     from vmat_diffusion.qa import smooth_difference
 
     assert judged.check is not None  # or it would not be correctable
-    difference = smooth_difference(optimized.dose, judged.check)
+    difference = smooth_difference(best.optimized.dose, judged.check)
     quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
-    return _optimise(case, sheet, machine, quick, report, difference=difference, start=optimized)
-
-
-def _optimise(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    report: Progress,
-    **correction: Any,
-) -> Optimized:
-    """The plan exactly as its file will hold it, with the dose of that plan."""
-    from vmat_diffusion.dicom.write import as_written
-    from vmat_diffusion.optimize import Settings, optimize
-
-    angles = {"arc_start_deg": settings.arc_start_deg, "arc_stop_deg": settings.arc_stop_deg}
-    collimators = settings.collimator_deg
-    if collimators is not None and len(collimators) == 1:
-        collimators *= settings.arcs
-    own = Settings(
-        arcs=settings.arcs,
-        collimator_deg=collimators,
-        grid_mm=settings.grid_mm,
-        seed=settings.seed,
-        max_minutes=settings.max_minutes,
-        **{name: angle for name, angle in angles.items() if angle is not None},
-    )
-    return optimize(
-        case,
-        sheet,
-        machine,
-        settings=own,
-        progress=report,
-        finalize=as_written,
-        **correction,
+    return optimised(
+        case, sheet, machine, quick, report, target=best.target, difference=difference, start=best.optimized
     )
 
 
@@ -311,6 +289,7 @@ def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:
         provenance={**run.provenance, "outcome": run.outcome, "normalization": str(run.sheet.normalization)},
         history=[float(str(step["objective"])) for step in optimized.history if "objective" in step],
         seconds=run.seconds,
+        candidates=[c.record() for c in run.candidates],
     )
 
 
@@ -337,6 +316,7 @@ def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
         "dose": dict(run.dose.provenance),
         "check": dict(run.check.provenance) if run.check else None,
         "first_verdict": run.first_verdict.summary() if run.first_verdict else None,
+        "candidates": [c.record() for c in run.candidates],
         "optimiser_seconds": dict(optimized.seconds),
         "history": list(optimized.history),
     }

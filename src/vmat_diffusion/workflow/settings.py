@@ -17,16 +17,19 @@ _Settings = TypeVar("_Settings")
 class PlanSettings:
     """What the user chooses for one plan; the resolved copy is saved in `run.json`.
 
-    `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. Angles are IEC 61217;
-    `None` leaves the choice to the optimiser. `collimator_deg` holds one angle for all arcs or one per arc.
-    `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
-    dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML
-    file of limits.
+    `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. With the prior
+    `diffusion` the plan aims at the dose that `weights` predict, or with several `candidates` one plan each
+    at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
+    holds one angle for all arcs or one per arc. `patient_position` stands in where the CT does not state
+    it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged with, which ends after
+    `check_minutes` at the latest; `gate` is a TOML file of limits.
     """
 
     goals: str
     machine: str = "generic_6mv"
-    prior: Literal["goals"] = "goals"
+    prior: Literal["goals", "diffusion"] = "goals"
+    weights: str = "shipped"
+    candidates: Annotated[int, Field(ge=1, le=16)] = 1
     arcs: Annotated[int, Field(ge=1, le=6)] = 2
     arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
@@ -96,6 +99,11 @@ def plan_settings(**values: Any) -> PlanSettings:
     settings = _checked(PlanSettings, "plan", values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
+    if settings.candidates > 1 and settings.prior == "goals":
+        raise InputError(
+            f"plan settings: {settings.candidates} candidates need as many doses to aim at, which the prior "
+            "goals does not give; choose --prior diffusion or one candidate"
+        )
     if settings.collimator_deg is not None and len(settings.collimator_deg) not in (1, settings.arcs):
         raise InputError(
             f"plan settings: {len(settings.collimator_deg)} collimator angles for {settings.arcs} arcs; "

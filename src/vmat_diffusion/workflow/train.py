@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vmat_diffusion.training.loop import Machinery
     from vmat_diffusion.training.settings import TrainingSettings
 
-SETTINGS, WEIGHTS = "settings.json", "weights.safetensors"
+SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
+# With fewer cases no range says anything.
+_FEWEST_KNOWN = 2
 # What may differ from the settings that a training was begun with: it changes no weight.
 _FREE = (
     "validate_every",
@@ -126,14 +128,17 @@ def fine_tune(
     return _trained(settings, start, data, out, machinery, cache, progress, site)
 
 
-def export_weights(run: Path, file: Path | None = None) -> Path:
-    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder."""
+def export_weights(run: Path, file: Path | None = None, spread: float = 1.0) -> Path:
+    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder.
+
+    `spread` multiplies the residuals that will be drawn; `benchmark openkbp --fit-spread` finds it.
+    """
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
 
-    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS)
+    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS, spread)
 
 
-def _export(checkpoint: Checkpoint, run: Path, file: Path) -> Path:
+def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) -> Path:
     from vmat_diffusion.diffusion.model import save_model
     from vmat_diffusion.training.journal import read_metrics
     from vmat_diffusion.training.weights import model_of
@@ -146,7 +151,11 @@ def _export(checkpoint: Checkpoint, run: Path, file: Path) -> Path:
         "validation": [record for record in read_metrics(run) if "validation" in record][-1:],
         "settings": checkpoint.settings,
     }
-    return save_model(file, model_of(checkpoint, card))
+    model = model_of(checkpoint, card)
+    known = json.loads((run / KNOWN).read_text(encoding="utf-8")) if (run / KNOWN).exists() else {}
+    return save_model(
+        file, replace(model, description=replace(model.description, known=known, spread=spread))
+    )
 
 
 def _trained(
@@ -169,6 +178,7 @@ def _trained(
         part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
     tell = progress or (lambda stage, share, note: None)
     cases = encoded_data(data, settings, cache or out / "encoded", machinery, tell, site)
+    _keep_known(data, settings, out, site)
     start = replace(start, settings=plain(settings))  # what is free to change may have changed
     ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
     usr1 = getattr(signal, "SIGUSR1", None)
@@ -193,6 +203,25 @@ def _trained(
     return done
 
 
+def _keep_known(data: Path, settings: TrainingSettings, out: Path, site: str | None) -> None:
+    """Keep the figures of the training cases, by which a case that is unusual for the model is known."""
+    from vmat_diffusion.diffusion.domain import known_of
+    from vmat_diffusion.training.cases import load_case
+    from vmat_diffusion.training.encoded_cache import entries_with_dose
+
+    entries = entries_with_dose(data, "train", site)
+    if (out / KNOWN).exists() or len(entries) < _FEWEST_KNOWN or _rank():
+        return
+    known = known_of((load_case(data / entry.file) for entry in entries), settings.encoding)
+    with written_whole(out / KNOWN) as part:
+        part.write_text(json.dumps(known) + "\n", encoding="utf-8")
+
+
+def _rank() -> int:
+    """Which of the processes of a training this is."""
+    return int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))
+
+
 def encoded_data(
     data: Path,
     settings: TrainingSettings,
@@ -205,7 +234,6 @@ def encoded_data(
     from vmat_diffusion.training.encoded_cache import encode_cases, entries_with_dose, spacing_mm
     from vmat_diffusion.training.keeper import TrainingData
 
-    rank = int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))
     train, validation = (entries_with_dose(data, split, site) for split in ("train", "validation"))
     both = (*train, *validation)
     files = encode_cases(
@@ -214,7 +242,7 @@ def encoded_data(
         settings.encoding,
         cache,
         workers=max(1, machinery.workers),
-        first=rank * len(both) // machinery.processes,
+        first=_rank() * len(both) // machinery.processes,
         progress=lambda done, of: progress("encode", done / of, f"{done} of {of} cases"),
     )
     spacings = tuple(spacing_mm(data / entry.file) for entry in validation)

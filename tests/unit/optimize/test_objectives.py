@@ -1,11 +1,15 @@
 """The objective: zero pull where goals are met, the right sign where not, exact gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from vmat_diffusion.case import Dose
 from vmat_diffusion.dose import dose_grid
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.geometry import sample
 from vmat_diffusion.optimize.objectives import build_objective
 from vmat_diffusion.phantom import phantom
 
@@ -81,3 +85,56 @@ def test_goals_are_judged_on_the_normalised_dose(objective):
     dose[objective.regions["Core"].points] = 0.1
     assert objective.adapt(dose) == 0
     assert objective.factor == pytest.approx(50.1 / 49.0, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def aimed():
+    """The objective with a dose to aim at, which rises from 0 to 30 Gy along the core."""
+    case = phantom("tg119_cshape")
+    sheet = fit_to_case(load_goals("tg119_cshape_easy"), case)
+    core = np.flatnonzero(case.structures["Core"].mask.any(axis=(1, 2)))
+    slope = np.interp(np.arange(case.grid.shape[0]), [core[0], core[-1]], [0.0, 30.0])
+    gy = np.broadcast_to(slope[:, None, None], case.grid.shape).astype(np.float32)
+    rng = np.random.default_rng(0)
+    return build_objective(case, sheet, dose_grid(case, 4.0), rng, Dose(case.grid, gy)), Dose(case.grid, gy)
+
+
+def test_a_dose_to_aim_at_bounds_the_organs_histograms_and_leaves_targets_alone(aimed):
+    objective, target = aimed
+    (aim,) = objective.aims
+    assert aim.region.name == "Core"
+    core = aim.region.points
+    dose = torch.ones(len(objective.points_mm))
+    wanted = torch.from_numpy(
+        sample(target.gy, target.grid, objective.points_mm[core]) / objective.reference_gy
+    ).float()
+    dose[core] = wanted
+    assert float(objective._excess(aim, dose)) == 0
+    dose[core] = wanted.flip(0)  # elsewhere, but the same histogram
+    assert float(objective._excess(aim, dose)) == pytest.approx(0, abs=1e-12)
+    dose[core] = wanted.clamp_min(0.03) + 0.1
+    assert float(objective._excess(aim, dose)) == pytest.approx(0.01, rel=1e-4)
+    dose[core] = 0.0
+    assert float(objective._excess(aim, dose)) == 0  # less is never too little
+
+
+def test_aiming_adds_to_the_objective_what_lies_above(aimed):
+    with_aim, _ = aimed
+    dose = torch.full((len(with_aim.points_mm),), 0.9)
+    aim = with_aim.aims[0]
+    more = 10.0 * float(with_aim._excess(aim, dose))
+    assert more > 1
+    without = replace(with_aim, aims=[])
+    assert float(with_aim(dose)) == pytest.approx(float(without(dose)) + more, rel=1e-5)
+
+
+def test_the_gradient_with_a_dose_to_aim_at_is_that_of_the_function(aimed):
+    objective, _ = aimed
+    rng = np.random.default_rng(2)
+    dose = torch.tensor(rng.uniform(0, 1.2, len(objective.points_mm)), requires_grad=True)
+    objective(dose).backward()
+    direction = torch.tensor(rng.normal(size=len(objective.points_mm)))
+    with torch.no_grad():
+        step = 1e-6
+        numeric = (objective(dose + step * direction) - objective(dose - step * direction)) / (2 * step)
+    assert float(dose.grad @ direction) == pytest.approx(float(numeric), rel=2e-4)

@@ -1,0 +1,92 @@
+"""Plans driven by the goals alone against plans that also aim at the predicted dose.
+
+    python benchmarks/priors.py DATA [--cases pt_201 ...] [--weights shipped] [--max-minutes 2] [--out FILE]
+
+DATA is a data set folder as `import openkbp` writes it. Each case is planned twice with the same
+settings; doses are those of the planning engine, and no gate is asked. Kept case by case, so that an
+interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vmat_diffusion.evaluate.dvh import structure_dose_gy
+from vmat_diffusion.evaluate.goals import evaluate
+from vmat_diffusion.evaluate.ranking import goal_score
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.plan import violations
+from vmat_diffusion.workflow.optimising import best_plan
+from vmat_diffusion.workflow.predict import read_subject
+from vmat_diffusion.workflow.prior import Prior, prior_of
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_priors.json"
+GOALS = "head_neck_70_63_56"
+CASES = ("pt_201", "pt_205", "pt_210", "pt_215", "pt_222", "pt_230")
+PRIORS: tuple[Literal["goals", "diffusion"], ...] = ("goals", "diffusion")
+
+
+def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
+    """One plan as figures: goals, organ means, target D95, MU, time."""
+    start = time.perf_counter()
+    subject = read_subject(source, PredictSettings(goals=settings.goals))
+    case, sheet, machine = subject.case, subject.sheet, load_machine(settings.machine)
+    quiet = lambda stage, done, note: None  # noqa: E731
+    prior = Prior() if settings.prior == "goals" else prior_of(case, sheet, settings, quiet)
+    made = best_plan(case, sheet, machine, settings, prior, quiet).optimized
+    results = evaluate(sheet, case, made.dose)
+    inside = {
+        s.name: structure_dose_gy(made.dose, s, case.grid) for s in case.structures.values() if s.voxels
+    }
+    organs = [s.name for s in case.structures.values() if s.role == "organ" and s.voxels]
+    return {
+        **goal_score(results).record(),
+        "goals": {str(r.goal): None if r.value is None else round(r.value, 2) for r in results},
+        "organ_mean_gy": {n: round(float(inside[n].mean()), 2) for n in organs},
+        "d95_gy": {
+            t.name: round(float(np.percentile(inside[t.name], 5)), 2) for t in case.targets if t.voxels
+        },
+        "mu": round(made.plan.total_mu, 1),
+        "violations": len(violations(made.plan, machine)),
+        "outcome": made.outcome.name,
+        "minutes": round((time.perf_counter() - start) / 60, 2),
+    }
+
+
+def main() -> None:
+    """Plan what is not there yet, and print a line for each plan."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--weights", default="shipped")
+    parser.add_argument("--max-minutes", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=FIGURES)
+    asked = parser.parse_args()
+    done = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    done |= {"max_minutes": asked.max_minutes, "date": datetime.now(timezone.utc).date().isoformat()}
+    plans = done.setdefault("plans", {})
+    for name in asked.cases:
+        for prior in PRIORS:
+            if prior in plans.setdefault(name, {}):
+                continue
+            settings = PlanSettings(
+                goals=GOALS, prior=prior, weights=asked.weights, max_minutes=asked.max_minutes
+            )
+            plans[name][prior] = planned(asked.data / f"{name}.npz", settings)
+            with written_whole(asked.out) as part:
+                part.write_text(json.dumps(done, indent=1) + "\n")
+            shown = {k: v for k, v in plans[name][prior].items() if k not in ("goals", "organ_mean_gy")}
+            print(name, prior, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Plans driven by a predicted dose: what the optimiser is told, the choice, and what the gate says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_case import small_case
+from tiny_model import described, tiny_model
+
+import vmat_diffusion.optimize as package
+from vmat_diffusion.case import Dose
+from vmat_diffusion.cli.display import run_text
+from vmat_diffusion.diffusion.domain import known_of
+from vmat_diffusion.diffusion.encode import Encoding
+from vmat_diffusion.diffusion.model import save_model
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.workflow import plan_case, plan_settings
+from vmat_diffusion.workflow.model_grid import near_targets
+from vmat_diffusion.workflow.prior import DOMAIN
+
+Optimiser = Callable[..., list[dict]]
+
+
+def weights_for(path: Path, sites: Sequence[str]) -> Path:
+    """Weights that know the small case and its likes, for the given sites."""
+    encoding = Encoding(organs=("Core", "Larynx"), voxel_mm=(5.0, 5.0, 6.0))
+    model = tiny_model(encoding=encoding)
+    cases = []
+    for k in range(8):
+        spacing = tuple(
+            s * (1 + 0.02 * ((k * m) % 5 - 2)) for s, m in zip((5.0, 5.0, 6.0), (1, 2, 3), strict=True)
+        )
+        case = small_case()
+        case = replace(case, grid=replace(case.grid, spacing_mm=spacing))
+        cases.append(TrainingCase(case, near_targets(case)))
+    known = {**known_of(cases, encoding), "sites": list(sites)}
+    return save_model(path, described(model, known=known))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_for(tmp_path_factory.mktemp("weights") / "tiny.safetensors", ["phantom"])
+
+
+def asked(weights: Path, **changes: object):
+    first = {"goals": "tg119_cshape_easy", "prior": "diffusion", "weights": str(weights)}
+    return plan_settings(**{**first, **changes})
+
+
+def test_the_predicted_dose_reaches_the_optimiser(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path
+) -> None:
+    calls = optimiser()
+    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    (call,) = calls
+    target = call["target"]
+    assert isinstance(target, Dose) and 10 < target.gy.max() < 60
+    assert not target.on(run.case.grid)[~run.case.body.mask].any()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["prior"]["used"] and record["prior"]["model"] == "tiny"
+    assert record["candidates"] == [] and "predict" in record["seconds"]
+
+
+def test_by_the_goals_alone_nothing_is_predicted(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+) -> None:
+    calls = optimiser()
+    run = plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"))
+    assert calls[0]["target"] is None
+    assert DOMAIN not in {c.name for c in run.verdict.checks}
+    assert "prior" not in run.provenance
+
+
+def test_candidates_share_the_time_and_the_best_is_kept(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = optimiser()
+    stand_in = package.optimize
+    factors = [1.2, 1.0, 1.1]  # D10% of the target may be 55 Gy; the stand-in gives 52
+
+    def optimize(*given: object, **keywords: object):
+        made = stand_in(*given, **keywords)
+        factor = factors[len(calls) - 1]
+        made.dose = replace(made.dose, gy=made.dose.gy * np.float32(factor))
+        return made
+
+    monkeypatch.setattr(package, "optimize", optimize)
+    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3, max_minutes=6))
+    assert [c["settings"].max_minutes for c in calls] == [2.0, 2.0, 2.0]
+    assert len({c["target"].gy.tobytes() for c in calls}) == 3
+    assert [c.chosen for c in run.candidates] == [False, True, False]
+    assert run.candidates[1].score < run.candidates[2].score < run.candidates[0].score
+    assert run.dose.gy.max() == pytest.approx(52.0)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [c["candidate"] for c in record["candidates"]] == [0, 1, 2]
+    assert record["candidates"][1]["chosen"] and record["candidates"][0]["missed_must"] == 1
+    assert "(chosen)" in (tmp_path / "out" / "report.html").read_text()
+    assert "1, chosen" in run_text(run)
+
+
+def test_an_interrupt_begins_no_further_candidate(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = optimiser()
+    stand_in = package.optimize
+
+    def interrupted(*given: object, **keywords: object):
+        made = stand_in(*given, **keywords)
+        made.outcome = package.Outcome.INTERRUPTED
+        return made
+
+    monkeypatch.setattr(package, "optimize", interrupted)
+    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3))
+    assert len(calls) == len(run.candidates) == 1
+
+
+def test_a_usual_case_passes_the_domain_check_without_a_warning(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path
+) -> None:
+    optimiser()
+    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    check = next(c for c in run.verdict.checks if c.name == DOMAIN)
+    assert not check.warns and check.word == "reported"
+    assert check.why == "nothing about the case is unusual for the model"
+
+
+def test_a_foreign_site_is_planned_by_its_goals_and_the_gate_says_so(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+) -> None:
+    calls = optimiser()
+    weights = weights_for(tmp_path / "w.safetensors", ["head_neck"])
+    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=4))
+    assert [c["target"] for c in calls] == [None]
+    check = next(c for c in run.verdict.checks if c.name == DOMAIN)
+    assert check.warns and check.passed and "goals alone" in check.why
+    for text in (run_text(run), (tmp_path / "out" / "report.html").read_text()):
+        assert "made for head_neck" in text
+    assert not json.loads((tmp_path / "out" / "run.json").read_text())["prior"]["used"]
+
+
+def test_missing_weights_are_refused_and_leave_nothing(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+) -> None:
+    calls = optimiser()
+    with pytest.raises(InputError, match=r"weights .* do not exist"):
+        plan_case(case_folder, tmp_path / "out", asked(tmp_path / "none.safetensors"))
+    assert not calls and not list(tmp_path.iterdir())
+
+
+def test_candidates_need_doses_to_aim_at() -> None:
+    with pytest.raises(InputError, match="4 candidates need"):
+        plan_settings(goals="x", candidates=4)
