@@ -211,13 +211,14 @@ def benchmark_openkbp(
     results: list[PatientResult] = []
     left_out: list[Rejection] = []
     for count, path in enumerate(paths, start=1):
+        done = journal.kept(path)
+        if csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file():
+            done = None
+        if done is None and settings.boosting and task.boosting is None:
+            task = replace(task, boosting=_boosting(settings, model, report))
         try:
-            done = journal.kept(path)
-            if done is None or (csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file()):
-                if settings.boosting and task.boosting is None:
-                    task = replace(task, boosting=_boosting(settings, model, report))
-                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
-            results.append(done)
+            asked = _still_asked(settings, results)
+            results.append(done or journal.keep(path, judge_patient(path, task, asked)))
         except CaseError as error:
             left_out.append(rejection(path.stem, str(error)))
         report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
