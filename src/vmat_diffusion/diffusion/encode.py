@@ -123,11 +123,11 @@ def encode(
     present = np.zeros(len(encoding.levels), np.float32)
     for target in case.targets:
         gy = _level_gy(case, target.name)
-        if gy > 0:
+        if gy > 0 and target.voxels:
             slot = int(np.abs(np.array(encoding.levels) - gy / top).argmin())
             # Where targets are drawn one inside the other, each voxel belongs to the highest.
             slots[slot] |= target.mask & (prescription <= np.float32(gy))
-            present[slot] = gy / top
+            present[slot] = max(present[slot], gy / top)
     far = np.zeros(case.grid.shape, bool)
     organs = [case.structures[o].mask if o in case.structures else far for o in encoding.organs]
     shadow = target_shadow(
@@ -151,7 +151,7 @@ def encode(
             *(channel[box] for channel in shadow),
         ]
     ).astype(np.float32)
-    flags = np.array([organ in case.structures for organ in encoding.organs], np.float32)
+    flags = np.array([bool(mask.any()) for mask in organs], np.float32)
     vector = np.concatenate(
         [
             present,

@@ -20,8 +20,6 @@ from vmat_diffusion.diffusion.views import mirrored, padded
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Mask
 
-# Residuals beyond this many units of the process are cut: 1 is 5 % of the prescription.
-_LARGEST_RESIDUAL = 8.0
 Pull = Callable[[Tensor], Tensor]
 
 
@@ -32,7 +30,7 @@ class Sampling:
     `samples` is how many, 0 for the regression alone; `steps` of `method` each. The stream of sample k
     depends on `seed` and k alone. `guidance` is that of classifier-free guidance on the goals: 1 takes the
     answer to the goals as it is, more leads further away from the answer without goals. `mirror` takes the
-    mean over the case and its mirror image.
+    regression as the mean over the case and its mirror image.
     """
 
     samples: int = 0
@@ -143,13 +141,17 @@ class _Seen:
         return out
 
     def regression(self) -> Tensor:
-        """The dose relative to the prescription, `[z, y, x]`, never negative and 0 outside the mask."""
+        """The dose relative to the prescription, `[z, y, x]`, never negative and 0 outside the mask.
+
+        `own` becomes the same without the mirror image: what the residual was learnt on.
+        """
         one = torch.ones(1, device=self.device)
-        total = torch.zeros_like(self.mask)
+        both = {False: torch.zeros_like(self.mask), True: torch.zeros_like(self.mask)}
         for flip, weight, anatomy in self.anatomies(self.model.mean, mirror=self.asked.mirror):
             answer = self.model.mean(anatomy, one)[0, 0].float()
-            total += weight * (answer.flip(-1) if flip else answer)
-        return total.clamp(min=0) * self.mask
+            both[flip] += weight * (answer.flip(-1) if flip else answer)
+        self.own = (both[False] * (1 + self.asked.mirror)).clamp(min=0) * self.mask
+        return (both[False] + both[True]).clamp(min=0) * self.mask
 
     def drawn(self, regression: Tensor, k: int, pull: Pull | None) -> Tensor:
         """One sample of the dose relative to the prescription."""
@@ -162,19 +164,23 @@ class _Seen:
         def answer(x: Tensor, t: Tensor) -> Tensor:
             time = (t + 1) / 1000.0
             parts = [
-                weight * net(anatomy, time, x, regression[None, None])
+                weight * net(anatomy, time, x, self.own[None, None])
                 for _, weight, anatomy in self.residual_views
             ]
             return torch.stack(parts).sum(0).float()
 
-        def pulled(x0: Tensor, t: int) -> Tensor:
-            assert pull is not None
+        def adjusted(x0: Tensor, t: int) -> Tensor:
+            # There is no residual outside the mask; what a network says there was never learnt.
+            x0 = x0 * self.mask
+            return x0 if pull is None else pulled(x0, pull)
+
+        def pulled(x0: Tensor, pull: Pull) -> Tensor:
             shape = tuple(slice(n) for n in self.encoded.mask.shape)
             gy = (regression + unit * x0[0, 0]).clamp(min=0) * self.mask
             out = x0.clone()
             wanted = pull(gy[shape] * self.encoded.top_gy) / self.encoded.top_gy
             out[0, 0][shape] = (wanted - regression[shape]) / unit
-            return out
+            return out * self.mask
 
         generator = torch.Generator().manual_seed(_seed(self.asked.seed, k))
 
@@ -188,8 +194,8 @@ class _Seen:
             steps=self.asked.steps,
             answer=process.answer,
             method=self.asked.method,
-            clamp=(-_LARGEST_RESIDUAL, _LARGEST_RESIDUAL),
-            adjust=pulled if pull else None,
+            clamp=(-process.largest, process.largest),
+            adjust=adjusted,
             draw=draw,
         )
         return (regression + unit * residual[0, 0]).clamp(min=0) * self.mask

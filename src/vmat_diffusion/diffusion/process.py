@@ -56,13 +56,14 @@ class Process:
     """What is diffused and how.
 
     The residual of the dose in units of `scale` (a share of the highest prescription), with noise blurred
-    by `smooth_voxels`; the network answers as `answer` says.
+    by `smooth_voxels`, cut to +-`largest` units at each step; the network answers as `answer` says.
     """
 
     schedule: Literal["cosine", "linear"] = "cosine"
     answer: Answer = "x0"
     scale: float = 0.05
     smooth_voxels: float = 1.5
+    largest: float = 8.0
 
 
 def noisy(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
@@ -98,11 +99,14 @@ def min_snr_weight(
 
     The upper bound is that of Hang et al. (arXiv:2303.09556), the lower the truncated SNR of Salimans and Ho
     (arXiv:2202.00512): without it the noisiest steps, with which every sample begins, would not be learnt.
+    The noise itself is easiest there and has no lower bound.
     """
     a = schedule.signal.to(t.device)[t]
     snr = a / (1 - a)
+    if answer == "noise":
+        return (snr.clamp(max=gamma) / snr).float()
     weight = snr.clamp(floor, gamma)
-    return (weight if answer == "x0" else weight / snr if answer == "noise" else weight / (snr + 1)).float()
+    return (weight if answer == "x0" else weight / (snr + 1)).float()
 
 
 def trailing(schedule: Schedule, steps: int) -> list[int]:

@@ -1,7 +1,7 @@
 """An encoded case seen from another side: mirrored left to right, or turned about the patient's axis.
 
 Nine fields 40 degrees apart look the same after either, so the network must answer alike: training draws
-such views, and a prediction is the mean over them.
+such views, and the regression is the mean over a case and its mirror image.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def dvh_points(gy: NDArray, *, target: bool, voxel_cc: float) -> dict[str, float
     if target:
         return dict(zip(("D99", "D95", "D1"), (float(v) for v in np.percentile(gy, (1, 5, 99))), strict=True))
     return {
-        "D0.1cc": float(np.percentile(gy, 100 - hot_voxels(voxel_cc) / gy.size * 100)),
+        "D0.1cc": float(np.percentile(gy, max(0.0, 100 - hot_voxels(voxel_cc) / gy.size * 100))),
         "mean": float(gy.mean()),
     }
 

@@ -126,7 +126,9 @@ def _sample(
     vector = arrays["vector"].copy()
     names = [str(n) for n in arrays["names"]]
     volume = _without(volume, vector, encoding, changes, rng)
-    vector[-4 * len(encoding.organs) :] = goal_numbers(_told(encoding, arrays, changes, rng), encoding, top)
+    vector[-4 * len(encoding.organs) :] = goal_numbers(
+        _told(encoding, arrays, vector, changes, rng), encoding, top
+    )
     numbers = torch.from_numpy(vector)
     stack = torch.stack([dose, mask, *masks])
     if rng.random() < changes.turn:
@@ -181,14 +183,22 @@ def _without(
 
 
 def _told(
-    encoding: Encoding, arrays: Mapping[str, NDArray], changes: Changes, rng: np.random.Generator
+    encoding: Encoding,
+    arrays: Mapping[str, NDArray],
+    vector: NDArray,
+    changes: Changes,
+    rng: np.random.Generator,
 ) -> DoseGoals:
-    """The goals that are told: those that the reference dose achieved, some of them, in some of the draws."""
+    """The goals that are told: some of those that the reference dose achieved, in some of the draws.
+
+    None of an organ that `vector` says is absent.
+    """
     told = rng.random(2 * len(encoding.organs)) < (changes.goal if rng.random() < changes.goals else 0.0)
-    k = len(encoding.organs)
+    k, first = len(encoding.organs), len(encoding.levels)
+    there = vector[first : first + k] > 0
 
     def among(values: NDArray, chosen: NDArray) -> dict[str, float]:
-        pairs = zip(encoding.organs, values, chosen & np.isfinite(values), strict=True)
+        pairs = zip(encoding.organs, values, chosen & there & np.isfinite(values), strict=True)
         return {organ: float(value) for organ, value, tell in pairs if tell}
 
     return DoseGoals(among(arrays["mean_gy"], told[:k]), among(arrays["hot_gy"], told[k:]))

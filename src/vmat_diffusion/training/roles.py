@@ -48,7 +48,8 @@ def denoised(
     answer = net(net.anatomy(case.volume, case.vector), (t + 1) / STEPS, x, base[None, None]).float()
     error = (answer - wanted(x0, noise, t, schedule, process.answer)).square() * case.mask
     loss = min_snr_weight(t, schedule, process.answer)[0] * error.sum() / case.mask.sum()
-    dose = base + process.scale * x0_from(answer, x, t, schedule, process.answer)[0, 0]
+    implied = x0_from(answer, x, t, schedule, process.answer)[0, 0]
+    dose = base + process.scale * implied.clamp(-process.largest, process.largest)
     return dose, loss
 
 
@@ -62,7 +63,15 @@ def drawn(net: DoseNet, mean: DoseNet, case: Sample, process: Process, *, sample
 
     schedule = SCHEDULES[process.schedule]()
     residuals = [
-        sample(answer, _noise(base[None, None], process, k), schedule, steps=steps, answer=process.answer)
+        sample(
+            answer,
+            _noise(base[None, None], process, k),
+            schedule,
+            steps=steps,
+            answer=process.answer,
+            clamp=(-process.largest, process.largest),
+            adjust=lambda x0, t: x0 * case.mask,
+        )
         for k in range(samples)
     ]
     return torch.stack([base + process.scale * r[0, 0] for r in residuals])

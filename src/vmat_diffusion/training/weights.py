@@ -117,7 +117,7 @@ def start_from(model: DoseModel, settings: TrainingSettings) -> Checkpoint:
     if model.residual is not None:
         residual = _adapted(model.residual, described.encoding, settings.encoding)
     if settings.stages[0].role == "residual":
-        weights = residual or mean
+        weights = residual or answering_nothing(mean)
         return Checkpoint(plain(settings), 0, 0, weights, weights, mean=mean)
     return Checkpoint(plain(settings), 0, 0, mean, mean, residual=residual)
 
