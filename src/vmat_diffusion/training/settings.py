@@ -155,6 +155,7 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
             f"training setting {where}: {first['msg']} (given: {first['input']!r}); correct it"
         ) from None
     _check_network(settings.size)
+    _check_numbers(settings)
     for number, stage in enumerate(settings.stages, start=1):
         _check_stage(number, stage)
     roles = [s.role for s in settings.stages]
@@ -166,11 +167,33 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
 
 
 def _check_network(size: Size) -> None:
-    if not size.widths or any(w < 8 or w % 8 for w in size.widths) or size.widths[-1] % size.heads:
+    if (
+        not size.widths
+        or any(w < 8 or w % 8 for w in size.widths)
+        or size.heads < 1
+        or size.widths[-1] % size.heads
+    ):
         raise InputError(
             f"network widths {list(size.widths)} with {size.heads} heads cannot be built; give multiples of "
             "8, the last of them also of the heads"
         )
+
+
+def _check_numbers(settings: TrainingSettings) -> None:
+    """Raises InputError for what a loader would fail at only later."""
+    changes, process, organs = settings.changes, settings.process, settings.encoding.organs
+    shares = ("flip", "turn", "without_ct", "without_organ", "goals", "goal")
+    angle = changes.turn_deg
+    for name, value, right, remedy in (
+        *((f"changes.{n}", s, 0 <= s <= 1, "a share") for n, s in ((n, getattr(changes, n)) for n in shares)),
+        ("changes.turn_deg", angle, 0 < angle <= 180 and 360 % angle == 0, "a divisor of 360 up to 180"),
+        ("process.scale", process.scale, 0 < process.scale <= 1, "above 0 and up to 1"),
+        ("process.largest", process.largest, process.largest > 0, "above 0"),
+        ("process.smooth_voxels", process.smooth_voxels, process.smooth_voxels >= 0, "0 or more"),
+        ("encoding.organs", organs, len(organs) > 0, "one organ at least"),
+    ):
+        if not right:
+            raise InputError(f"training setting {name} is {value}; give {remedy}")
 
 
 def _check_stage(number: int, stage: Stage) -> None:

@@ -22,6 +22,8 @@ from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.stream import SampleStream, stream_loader
 from vmat_diffusion.training.weights import new_network
 
+# Steps in a row whose gradient is not finite, after which a training ends.
+_MOST_LEFT_OUT = 10
 # What the network has for the role "residual" alone: without gradient in the role "mean".
 _RESIDUAL_ONLY = ("sample_stem.", "from_sample.")
 
@@ -53,6 +55,7 @@ class StageModule(LightningModule):
             self.mean = _frozen(self.net, start.mean)
         self.optimizer_state = start.optimizer
         self.sums: dict[str, Any] = {}
+        self.left_out = 0
 
     def train_dataloader(self) -> DataLoader:
         """This process's share of the samples still to come: every n-th, n being the number of processes."""
@@ -119,11 +122,18 @@ class StageModule(LightningModule):
     ) -> None:
         """Cut the gradient to its largest norm; one that is not finite is left out.
 
-        bfloat16 convolutions on the processor return one now and then for very small volumes.
+        bfloat16 convolutions on the processor return one now and then for very small volumes. Raises
+        InputError after several in a row.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or self.stage.clip)
-        if not norm.isfinite():
+        self.left_out = 0 if norm.isfinite() else self.left_out + 1
+        if self.left_out:
             optimizer.zero_grad(set_to_none=True)
+        if self.left_out == _MOST_LEFT_OUT:
+            raise InputError(
+                f"the gradient is not finite in {self.left_out} steps in a row after {self.samples} samples; "
+                "lower the learning rate and go on from the last checkpoint, or train with precision 32-true"
+            )
 
     def stepped(self) -> None:
         """Take a step of the optimiser into the average and the count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vmat_diffusion.training.settings import TrainingSettings
 
 SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
+# A hash of the cases that a training was begun on.
+DATA = "cases.sha256"
 # With fewer cases no range says anything.
 _FEWEST_KNOWN = 2
 # What may differ from the settings that a training was begun with: it changes no weight.
@@ -174,15 +177,23 @@ def _trained(
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
+    _same_data(data, out, site)
     with written_whole(out / SETTINGS) as part:
         part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
     tell = progress or (lambda stage, share, note: None)
     cases = encoded_data(data, settings, cache or out / "encoded", machinery, tell, site)
     _keep_known(data, settings, out, site)
+    was_finished = _is_end(start, settings)
     start = replace(start, settings=plain(settings))  # what is free to change may have changed
     ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
     usr1 = getattr(signal, "SIGUSR1", None)
-    requeued = ended.first_process and ended.signal is not None and ended.signal == usr1 and requeue()
+    requeued = (
+        ended.first_process
+        and ended.signal is not None
+        and ended.signal == usr1
+        and not _is_end(ended.checkpoint, settings)
+        and requeue()
+    )
     last: Mapping[str, float] = {}
     for record in read_metrics(out):
         last = record.get("validation", last)
@@ -198,9 +209,33 @@ def _trained(
         validation=last,
         seconds=time.monotonic() - began,
     )
-    if done.finished and done.first_process:
+    if done.finished and done.first_process and not (was_finished and (out / WEIGHTS).exists()):
         _export(ended.checkpoint, out, out / WEIGHTS)
     return done
+
+
+def _is_end(checkpoint: Checkpoint, settings: TrainingSettings) -> bool:
+    """Whether no sample is left."""
+    return (checkpoint.stage + 1, checkpoint.samples) == (len(settings.stages), settings.stages[-1].samples)
+
+
+def _same_data(data: Path, out: Path, site: str | None) -> None:
+    """Raises InputError where a training was begun on other cases; keeps which they are otherwise."""
+    from vmat_diffusion.training.encoded_cache import entries_with_dose
+
+    digest = hashlib.sha256()
+    for split in ("train", "validation"):
+        for entry in entries_with_dose(data, split, site):  # type: ignore[arg-type]
+            digest.update(f"{split} {entry.id} {entry.sha256}\n".encode())
+    if (out / DATA).exists():
+        if (out / DATA).read_text(encoding="utf-8").strip() != digest.hexdigest():
+            raise InputError(
+                f"{out} was begun on other training or validation cases than those of {data}; go on with "
+                "the same, or name another folder"
+            )
+    elif not _rank():
+        with written_whole(out / DATA) as part:
+            part.write_text(digest.hexdigest() + "\n", encoding="utf-8")
 
 
 def _keep_known(data: Path, settings: TrainingSettings, out: Path, site: str | None) -> None:

@@ -71,3 +71,19 @@ def test_a_loss_may_begin_late() -> None:
     stage = Stage(samples=1000, losses={"l1": 1.0, "dvh": Weight(0.25, before=0.05, from_share=0.1)})
     assert [stage.weights(n)["dvh"] for n in (0, 100, 101)] == [0.05, 0.05, 0.25]
     assert stage.weights(0)["l1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "named"),
+    [
+        ("changes", {"flip": 1.5}, "changes.flip"),
+        ("changes", {"turn_deg": 0}, "changes.turn_deg"),
+        ("changes", {"turn_deg": 360}, "changes.turn_deg"),
+        ("process", {"scale": 0}, "process.scale"),
+        ("encoding", {"organs": []}, "encoding.organs"),
+        ("network", {"heads": 0}, "heads"),
+    ],
+)
+def test_a_number_that_a_loader_would_fail_at_is_refused_by_name(table, values, named):
+    with pytest.raises(InputError, match=named):
+        training_settings({table: values})
