@@ -11,7 +11,14 @@ from openkbp_files import arrays, write_npz
 from tiny_model import tiny_model
 
 from vmat_diffusion import cli
+from vmat_diffusion.cli.benchmark import _calibration
 from vmat_diffusion.diffusion.model import save_model
+
+
+def test_a_spread_without_voxels_is_a_sentence() -> None:
+    assert _calibration({"coverage": None, "reliability": []}) == [
+        "No voxel is predicted above 5 Gy: the spread of the samples cannot be judged."
+    ]
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -54,6 +61,9 @@ def test_scores_are_shown_as_tables_and_as_json(
         (["--split", "valid"], "split 'valid' is not known; known are train, validation, test"),
         (["--patients", "201-"], "patients '201-': '201-' is no number and no range"),
         (["--patients", "9-3"], "'9-3' is no number and no range"),
+        (["--patients", "201-999999999"], "no range of the challenge's 1 to 340; write 201-210,215"),
+        (["--patients", "0"], "'0' is no number and no range"),
+        (["--out", "."], "--out . is a folder; name a file in it"),
         (["--steer", "Parotid_L"], "steer 'Parotid_L' is no organ with a change of its mean"),
         (["--steer", "Parotid_L:-5000"], "of -70 to 70 Gy; write Parotid_L:-5"),
         (["--data", "absent"], "folder absent does not exist"),

@@ -106,6 +106,15 @@ def test_another_training_is_not_gone_on_with(
     assert (tmp_path / "run" / "encoded").is_dir()
     assert _run(monkeypatch, "train", *options) == 2
     assert "holds a training already; pass --resume" in capsys.readouterr().err
+    weights, cases = tmp_path / "run" / "weights.safetensors", tmp_path / "run" / "cases.sha256"
+    assert _run(monkeypatch, "export-weights", tmp_path / "run", "--spread", "1.4") == 0
+    assert _run(monkeypatch, "train", *options, "--resume") == 0
+    assert load_model(weights).description.spread == 1.4  # nothing was left to train
+    begun = cases.read_text()
+    cases.write_text("of other cases")
+    assert _run(monkeypatch, "train", *options, "--resume") == 2
+    assert "was begun on other training or validation cases" in capsys.readouterr().err
+    cases.write_text(begun)
     recipe.write_text(RECIPE.replace("seed = 3", "seed = 4"))
     assert _run(monkeypatch, "train", *options, "--resume") == 2
     assert "was begun with another setting seed" in capsys.readouterr().err

@@ -14,9 +14,11 @@ from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.training.openkbp import read_patient
 from vmat_diffusion.workflow import benchmark
-from vmat_diffusion.workflow.benchmark import BenchmarkSettings, benchmark_openkbp
+from vmat_diffusion.workflow.benchmark import BenchmarkSettings, _depends_on, benchmark_openkbp
+from vmat_diffusion.workflow.benchmark_journal import Journal
 from vmat_diffusion.workflow.benchmark_patient import Task, judge_patient
 from vmat_diffusion.workflow.benchmark_steering import Steer
 
@@ -105,6 +107,85 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
     with pytest.raises(InputError, match="holds results of another seed; pass --overwrite"):
         benchmark_openkbp(other, out=out)
     benchmark_openkbp(other, out=out, overwrite=True)
+
+
+def test_a_file_that_is_no_result_of_this_run_is_not_replaced(
+    data: Path, weights: str, tmp_path: Path
+) -> None:
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    out = tmp_path / "mine.json"
+    out.write_text("mine")
+    with pytest.raises(InputError, match=r"--out mine\.json is there, but no results by patient"):
+        benchmark_openkbp(settings, out=out)
+    assert out.read_text() == "mine" and list(tmp_path.iterdir()) == [out]
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
+        benchmark_openkbp(settings, out=tmp_path)
+    with pytest.raises(InputError, match="is no folder and none can be made there"):
+        benchmark_openkbp(settings, csv_out=out / "csv")
+    benchmark_openkbp(settings, out=out, overwrite=True)
+    assert json.loads(out.read_text())["patients"] == 1
+
+
+def test_doses_in_the_folder_are_those_of_the_results(data: Path, weights: str, tmp_path: Path) -> None:
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    folder, out = tmp_path / "csv", tmp_path / "found.json"
+    done = benchmark_openkbp(settings, csv_out=folder, out=out)
+    file = folder / "pt_203.csv"
+    written = file.read_bytes()
+    assert done.patients[0].csv_sha256 == sha256_of(file) and list(folder.iterdir()) == [file]
+    file.write_text(",data\n0,1.000\n")  # by another program
+    benchmark_openkbp(settings, csv_out=folder, out=out)
+    assert file.read_bytes() == written
+    other = tmp_path / "other.json"
+    with pytest.raises(InputError, match=r"holds 1 doses that are not of this run, such as pt_203\.csv"):
+        benchmark_openkbp(settings, csv_out=folder, out=other)
+    assert not other.exists()
+    (folder / "pt_300.csv").write_text(",data\n")
+    benchmark_openkbp(settings, csv_out=folder, out=other, overwrite=True)
+    assert list(folder.iterdir()) == [file]
+
+
+def test_a_stop_between_dose_and_result_leaves_no_dose_that_is_not_kept(
+    data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "keep", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark_openkbp(settings, csv_out=tmp_path)
+    assert not (tmp_path / "pt_203.csv").exists()
+    benchmark_openkbp(settings, csv_out=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"pt_203.csv", "patients.jsonl"}
+
+
+def test_a_journal_without_results_binds_to_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"version": "0", "weights": "w", "seed": 1}\n{"key": "cut o')
+    assert len(Journal.opened(path, {"weights": "w", "seed": 2}, overwrite=False)) == 0
+    assert not path.exists()
+    path.write_text('{"colour": "red"}\n')  # something else
+    with pytest.raises(InputError, match="is no file of benchmark results"):
+        Journal.opened(path, {"weights": "w"}, overwrite=False)
+    assert path.exists()
+
+
+def test_samples_of_weights_without_diffusion_are_refused_first(data: Path, tmp_path: Path) -> None:
+    plain = str(save_model(tmp_path / "w.safetensors", tiny_model(residual=False)))
+    with pytest.raises(InputError, match="2 samples are asked of weights without diffusion"):
+        benchmark_openkbp(BenchmarkSettings(data, weights=plain, samples=2), csv_out=tmp_path / "csv")
+    assert not (tmp_path / "csv").exists()
+
+
+def test_what_the_trees_learnt_from_is_part_of_the_settings(data: Path, tmp_path: Path) -> None:
+    def head(**changed: object) -> dict:
+        return _depends_on(BenchmarkSettings(data, **changed), {"sha256": "0"})  # type: ignore[arg-type]
+
+    assert head(boosting=True) != head(boosting=True, train_data=tmp_path)
+    assert head(boosting=True) == head(boosting=True, train_data=data)
+    assert head() == head(train_data=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,13 +98,19 @@ def _is_boosting(baseline: str | None) -> bool:
 def _numbers(text: str) -> tuple[int, ...]:
     """Numbers and ranges between commas, each number once and in ascending order."""
     from vmat_diffusion.errors import InputError
+    from vmat_diffusion.training.openkbp_splits import NUMBERS
 
+    largest = max(of_split[-1] for of_split in NUMBERS.values())
     numbers: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise InputError(f"patients {text!r}: {part!r} is no number and no range; write 201-210,215")
-        numbers |= set(range(int(first), int(last or first) + 1))
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last <= largest:
+            raise InputError(
+                f"patients {text!r}: {part!r} is no number and no range of the challenge's 1 to {largest}; "
+                "write 201-210,215"
+            )
+        numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
@@ -177,8 +184,11 @@ def _calibration(found: dict[str, Any]) -> list[str]:
     rows = [
         [label, level, *(_interval(shares[what], 100) for what in ("voxels", "dvh"))]
         for label, by_level in coverages
+        if by_level is not None
         for level, shares in by_level.items()
     ]
+    if not rows:
+        return ["No voxel is predicted above 5 Gy: the spread of the samples cannot be judged."]
     parts = [
         "Percent within the band of the samples\n"
         + table(["spread", "band", "voxels above 5 Gy", "DVH points"], rows, left=2)

@@ -76,6 +76,15 @@ def predict(
     return predict_encoded(encoded, model, sampling or Sampling(), pull=pull, progress=progress)
 
 
+def check_samples(samples: int, model: DoseModel) -> None:
+    """Raises InputError where samples are asked of weights without diffusion."""
+    if samples and model.residual is None:
+        raise InputError(
+            f"{samples} samples are asked of weights without diffusion; ask for 0 samples or give "
+            "weights with the residual role"
+        )
+
+
 def predict_encoded(
     encoded: Encoded,
     model: DoseModel,
@@ -85,11 +94,7 @@ def predict_encoded(
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
     """The same for a case that is encoded already."""
-    if asked.samples and model.residual is None:
-        raise InputError(
-            f"{asked.samples} samples are asked of weights without diffusion; ask for 0 samples or give "
-            "weights with the residual role"
-        )
+    check_samples(asked.samples, model)
     seen = _Seen(encoded, model, asked)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
     with torch.no_grad(), torch.autocast(seen.device.type, torch.bfloat16):

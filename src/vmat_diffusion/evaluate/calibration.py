@@ -105,13 +105,18 @@ def _covered(truth: NDArray, base: NDArray, drawn: NDArray) -> list[list[int]]:
     ]
 
 
-def coverage(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, dict[str, Interval]]:
-    """Share of voxels and of DVH points within the band, by level, residuals widened by a factor."""
+def coverage(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, dict[str, Interval]] | None:
+    """Share of voxels and of DVH points within the band, by level, residuals widened by a factor.
+
+    Patients without a voxel above 5 Gy do not count; None where no other is left.
+    """
 
     def at(covered: Sequence[int]) -> float:
         return float(np.interp(np.log(factor), np.log(FACTORS), covered))
 
     some = [s for s in spreads if s.voxels and s.points]
+    if not some:
+        return None
     return {
         f"{level:.0%}": {
             "voxels": pooled_mean([at(s.covered[i]) for s in some], [s.voxels for s in some]),
@@ -141,10 +146,13 @@ def reliability(spreads: Sequence[Spread]) -> list[dict[str, float | None]]:
 def fit_spread(spreads: Sequence[Spread], level: float = 0.9) -> float | None:
     """The factor on the drawn residuals at which the band of a level covers that share of all voxels.
 
-    One of LEVELS. None where no factor from 0.25 to 8 does.
+    One of LEVELS. None where no factor from 0.25 to 8 does, or where there is no voxel above 5 Gy.
     """
+    voxels = sum(s.voxels for s in spreads)
+    if voxels == 0:
+        return None
     counts = np.sum([s.covered[LEVELS.index(level)] for s in spreads], axis=0)
-    shares = np.maximum.accumulate(counts / sum(s.voxels for s in spreads))
+    shares = np.maximum.accumulate(counts / voxels)
     if not shares[0] <= level <= shares[-1]:
         return None
     k = int(np.searchsorted(shares, level))

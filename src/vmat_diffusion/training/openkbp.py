@@ -7,8 +7,9 @@ head. Only the order of voxels changes: no value is interpolated.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,20 +97,36 @@ def to_openkbp(values: NDArray) -> NDArray:
 def patient_paths(source: Path) -> tuple[Path, ...]:
     """Patients below a folder, by number: `pt_N.npz` files and `pt_N` folders of CSV files, at any depth.
 
-    Raises CaseError where there is none.
+    Links are followed, but not to a folder on the way to them. Raises CaseError where there is none.
     """
     if not source.is_dir():
         raise CaseError(
             f"folder {source.name or source} does not exist; give the folder with OpenKBP patients"
         )
-    found = [p for p in source.rglob("pt_*.npz") if p.is_file() and _PATIENT.fullmatch(p.stem)]
-    found += [p for p in source.rglob("pt_*") if p.is_dir() and _PATIENT.fullmatch(p.name)]
+    found = [
+        path
+        for path in _below(source)
+        if _PATIENT.fullmatch(path.stem)
+        and (path.is_dir() if path.suffix == "" else path.suffix == ".npz" and path.is_file())
+    ]
     if not found:
         raise CaseError(
             f"folder {source.name or source} holds no pt_N.npz file and no pt_N folder; give the folder with "
             "OpenKBP patients"
         )
     return tuple(sorted(found, key=lambda p: (int(p.stem.removeprefix("pt_")), p.as_posix())))
+
+
+def _below(source: Path) -> Iterator[Path]:
+    """All files and folders below a folder, those behind links too."""
+    # The real paths of the folders on the way to each: one that comes again is a circle of links.
+    ways = {str(source): frozenset({os.path.realpath(source)})}
+    for base, folders, files in os.walk(source, followlinks=True):
+        on_the_way = ways.pop(base)
+        real = {name: os.path.realpath(os.path.join(base, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in on_the_way]
+        ways |= {os.path.join(base, name): on_the_way | {real[name]} for name in folders}
+        yield from (Path(base, name) for name in (*folders, *files))
 
 
 def read_openkbp(path: Path) -> TrainingCase:

@@ -12,19 +12,26 @@ import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
-from vmat_diffusion.diffusion.predict import Sampling
+from vmat_diffusion.diffusion.predict import Sampling, check_samples
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.bootstrap import Interval
 from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.evaluate.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.evaluate.steering import Steered, steering_table
-from vmat_diffusion.files import sha256_of
+from vmat_diffusion.files import sha256_of, written_whole
 from vmat_diffusion.training.boosting import VoxelModel, fit_voxels
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import read_openkbp
 from vmat_diffusion.training.openkbp_splits import patients_of
 from vmat_diffusion.training.splits import Split
 from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
+from vmat_diffusion.workflow.benchmark_output import (
+    check_places,
+    claim_places,
+    is_published,
+    journal_path,
+    publish,
+)
 from vmat_diffusion.workflow.benchmark_patient import REGRESSION, Task, judge_patient
 from vmat_diffusion.workflow.benchmark_steering import Steer, check_organs
 from vmat_diffusion.workflow.dataset import Rejection, rejection
@@ -164,8 +171,9 @@ class BenchmarkResult:
         }
 
 
-def _covered(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, Any]:
-    return {level: _plain(shares) for level, shares in coverage(spreads, factor).items()}
+def _covered(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, Any] | None:
+    found = coverage(spreads, factor)
+    return None if found is None else {level: _plain(shares) for level, shares in found.items()}
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, Any]:
@@ -184,30 +192,28 @@ def benchmark_openkbp(
 
     `csv_out` takes each dose as the challenge's `pt_N.csv`, `out` the summary as JSON. Each patient's result
     is kept at once in a file beside `out` or in `csv_out`, and a run that was interrupted goes on there;
-    `overwrite` starts afresh. Raises InputError for settings, weights or folders that cannot be used, or
-    where no patient can; one that cannot is left out and named.
+    `overwrite` starts afresh. Raises InputError for settings, weights or folders that cannot be used or hold
+    other results, or where no patient can be predicted; one that cannot is left out and named.
     """
     started = time.perf_counter()
+    check_places(out, csv_out)
     report = progress or (lambda stage, fraction, note: None)
     every = patients_of(settings.data, settings.split)
     paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)
     if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
     model = load_model(settings.weights).to(chosen_device(settings.device))
+    check_samples(settings.samples, model)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
-    for folder in (csv_out, out.parent if out else None):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
     task = Task(
         model=model,
         sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
         gamma=settings.gamma,
         csv_out=csv_out,
     )
-    kept = {"weights": weights["sha256"], **{name: getattr(settings, name) for name in _KEPT}}
-    kept["steer"] = [asdict(one) for one in settings.steer]
-    journal = Journal.opened(_journal_path(out, csv_out), kept, overwrite=overwrite)
+    journal = Journal.opened(journal_path(out, csv_out), _depends_on(settings, weights), overwrite=overwrite)
+    claim_places(out, csv_out, journal, overwrite=overwrite)
     results: list[PatientResult] = []
     left_out: list[Rejection] = []
     for count, path in enumerate(paths, start=1):
@@ -217,8 +223,19 @@ def benchmark_openkbp(
         if done is None and settings.boosting and task.boosting is None:
             task = replace(task, boosting=_boosting(settings, model, report))
         try:
+<<<<<<< HEAD
             asked = _still_asked(settings, results)
             results.append(done or journal.keep(path, judge_patient(path, task, asked)))
+=======
+            done = journal.kept(path)
+            if done is None or (csv_out is not None and not is_published(csv_out, done)):
+                if settings.boosting and task.boosting is None:
+                    task = replace(task, boosting=_boosting(settings, model, report))
+                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
+                if csv_out is not None:
+                    publish(csv_out, done)
+            results.append(done)
+>>>>>>> fix6a
         except CaseError as error:
             left_out.append(rejection(path.stem, str(error)))
         report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
@@ -230,13 +247,26 @@ def benchmark_openkbp(
         settings, weights, tuple(results), tuple(left_out), time.perf_counter() - started
     )
     if out is not None:
-        write_json(out, result.summary())
+        with written_whole(out) as part:
+            write_json(part, result.summary())
     return result
+
+
+def _depends_on(settings: BenchmarkSettings, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result of a patient depends on, beside the patient's own files."""
+    kept = {"weights": weights["sha256"], **{name: getattr(settings, name) for name in _KEPT}}
+    kept["steer"] = [asdict(one) for one in settings.steer]
+    kept["train_data"] = str(_train_data(settings).resolve()) if settings.boosting else None
+    return kept
+
+
+def _train_data(settings: BenchmarkSettings) -> Path:
+    return settings.train_data or settings.data
 
 
 def _boosting(settings: BenchmarkSettings, model: DoseModel, report: Progress) -> VoxelModel:
     """Trees fitted to cases of the split train."""
-    paths = patients_of(settings.train_data or settings.data, "train")
+    paths = patients_of(_train_data(settings), "train")
     count = min(settings.boosting_cases, len(paths))
     chosen = np.random.default_rng(settings.seed).choice(len(paths), count, replace=False)
 
@@ -279,12 +309,6 @@ def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
         "diffusion": model.residual is not None,
         "spread": model.description.spread,
     }
-
-
-def _journal_path(out: Path | None, csv_out: Path | None) -> Path | None:
-    if out is not None:
-        return out.with_name(f"{out.stem}.patients.jsonl")
-    return csv_out / "patients.jsonl" if csv_out is not None else None
 
 
 def _so_far(results: Sequence[PatientResult]) -> str:

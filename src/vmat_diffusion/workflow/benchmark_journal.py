@@ -24,13 +24,14 @@ class PatientResult:
     """What was found of one patient, and how many seconds it took to read, predict and score.
 
     `spread` is there for at least two samples and a reference dose, `steered` for the patients in whom
-    something was asked for.
+    something was asked for, `csv_sha256` where the dose was written.
     """
 
     scores: PatientScores
     seconds: Mapping[str, float]
     spread: Spread | None = None
     steered: tuple[Steered, ...] = ()
+    csv_sha256: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +39,31 @@ class Journal:
     """Results by patient, which are good for the same settings and the same files; without path, none."""
 
     path: Path | None
+    _head: Mapping[str, Any]
     _results: dict[tuple[str, str], PatientResult]
 
     @classmethod
     def opened(cls, path: Path | None, settings: Mapping[str, Any], *, overwrite: bool) -> Journal:
-        """The journal of a run with these settings.
+        """The journal of a run with these settings; nothing is written before the first result.
 
-        Raises InputError for one of other settings, which is begun anew with `overwrite`.
+        Raises InputError for one with results of other settings, which is begun anew with `overwrite`.
         """
-        if path is None:
-            return cls(None, {})
         head = {"version": __version__, **settings}
-        if path.is_file() and not overwrite:
-            return cls(path, _read(path, head))
-        with written_whole(path) as part:
-            part.write_text(json.dumps(head) + "\n", encoding="utf-8")
-        return cls(path, {})
+        if path is None or not path.is_file():
+            return cls(path, head, {})
+        if overwrite:
+            path.unlink()
+            return cls(path, head, {})
+        return cls(path, head, _read(path, head))
+
+    def __len__(self) -> int:
+        """How many results it held when it was opened."""
+        return len(self._results)
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The patients whose dose was written."""
+        return frozenset(r.scores.id for r in self._results.values() if r.csv_sha256 is not None)
 
     def kept(self, patient: Path) -> PatientResult | None:
         """The result of a patient, if there is one of the files as they are now."""
@@ -62,22 +72,31 @@ class Journal:
     def keep(self, patient: Path, result: PatientResult) -> PatientResult:
         """Add a result to the file at once."""
         if self.path is not None:
-            line = {"key": _key(patient), "result": asdict(result)}
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            line = json.dumps({"key": _key(patient), "result": asdict(result)}) + "\n"
+            if self.path.is_file():
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(line)
+            else:
+                with written_whole(self.path) as part:
+                    part.write_text(json.dumps(self._head) + "\n" + line, encoding="utf-8")
         return result
 
 
 def _read(path: Path, head: Mapping[str, Any]) -> dict[tuple[str, str], PatientResult]:
     """The results in a journal; a line that was cut off by a crash ends them and is taken away."""
-    first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
     try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
         before = dict(json.loads(first))
+        if not {"version", "weights"} <= set(before):
+            raise ValueError
     except (ValueError, TypeError):
         raise InputError(f"{path} is no file of benchmark results; name another file or remove it") from None
     changed = [
         name for name in (*head, *before) if before.get(name) != json.loads(json.dumps(head)).get(name)
     ]
+    if changed and "\n" not in rest:  # no whole result: nothing is lost
+        path.unlink()
+        return {}
     if changed:
         raise InputError(
             f"{path.name} holds results of another {changed[0]}; pass --overwrite to begin anew or name "
@@ -85,7 +104,7 @@ def _read(path: Path, head: Mapping[str, Any]) -> dict[tuple[str, str], PatientR
         )
     results: dict[tuple[str, str], PatientResult] = {}
     whole = [first]
-    for line in lines:
+    for line in rest.splitlines():
         try:
             record = json.loads(line)
             found = TypeAdapter(PatientResult).validate_python(record["result"])

@@ -19,6 +19,7 @@ from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import score
 from vmat_diffusion.evaluate.openkbp_tables import DoseScores, PatientScores, dose_scores
 from vmat_diffusion.evaluate.steering import Steered
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.training.boosting import VoxelModel, predict_voxels
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import (
@@ -32,6 +33,7 @@ from vmat_diffusion.training.openkbp import (
     write_dose_csv,
 )
 from vmat_diffusion.workflow.benchmark_journal import PatientResult
+from vmat_diffusion.workflow.benchmark_output import unpublished
 from vmat_diffusion.workflow.benchmark_steering import Steer, can_steer, steer
 
 BOOSTING, REGRESSION, ONE_SAMPLE, MEAN = "boosting", "regression", "one sample", "mean of samples"
@@ -51,9 +53,10 @@ class Task:
 
 
 def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> PatientResult:
-    """Predict a patient, write the dose, score it where there is a reference, and steer it as `asked`.
+    """Predict a patient, score the dose where there is a reference, steer it as `asked`, and write it.
 
-    What cannot be asked of a patient is left out.
+    The dose is written as `unpublished` until the result is kept. What cannot be asked of a patient is left
+    out.
     Raises CaseError for a patient that cannot be read or predicted.
     """
     started = time.perf_counter()
@@ -65,8 +68,6 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
     # The dose to be written comes last.
     doses = _boosted(encoded, task) | doses_by_way(prediction)
     done = time.perf_counter()
-    if task.csv_out is not None:
-        write_dose_csv(task.csv_out / f"{patient.id}.csv", as_written(list(doses.values())[-1]))
     ways, spread = {}, None
     if patient.dose_gy is not None:
         spread = spread_in(prediction, patient)
@@ -92,7 +93,11 @@ def judge_patient(path: Path, task: Task, asked: Sequence[Steer] = ()) -> Patien
         ways=ways,
     )
     rounded = {name: round(value, 2) for name, value in seconds.items()}
-    return PatientResult(scores, rounded, spread, tuple(changes))
+    written = None
+    if task.csv_out is not None:
+        file = write_dose_csv(unpublished(task.csv_out, patient.id), as_written(list(doses.values())[-1]))
+        written = sha256_of(file)
+    return PatientResult(scores, rounded, spread, tuple(changes), written)
 
 
 def _boosted(encoded: Encoded, task: Task) -> dict[str, Dose]:

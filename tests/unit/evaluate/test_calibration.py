@@ -71,3 +71,10 @@ def test_reliability_puts_error_beside_spread_bin_by_bin() -> None:
 def test_one_sample_has_no_spread() -> None:
     with pytest.raises(ValueError, match="at least 2 are needed"):
         spread_of(np.zeros(SHAPE), np.zeros(SHAPE), [np.zeros(SHAPE)], EVERYWHERE, {}, 0.04)
+
+
+def test_where_no_voxel_is_in_doubt_nothing_is_said() -> None:
+    low = np.ones(SHAPE)
+    none = spread_of(low, low, [low, low + 1], EVERYWHERE, {"a": (True, EVERYWHERE)}, 0.04)
+    assert none.voxels == 0
+    assert coverage([none]) is None and fit_spread([none]) is None and reliability([none]) == []

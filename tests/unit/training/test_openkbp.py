@@ -167,3 +167,14 @@ def test_patients_are_found_at_any_depth_in_the_order_of_their_numbers(tmp_path:
         patient_paths(tmp_path / "pt_notes")
     with pytest.raises(CaseError, match="does not exist"):
         patient_paths(tmp_path / "nowhere")
+
+
+def test_patients_behind_links_are_found_and_circles_of_links_end(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "pt_5").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "validation").symlink_to(tmp_path / "elsewhere")
+    write_npz(root / "pt_1.npz", {"a": np.zeros(1)})
+    found = [p.relative_to(root).as_posix() for p in patient_paths(root)]
+    assert found == ["pt_1.npz", "validation/pt_5"]
