@@ -218,24 +218,16 @@ def benchmark_openkbp(
     left_out: list[Rejection] = []
     for count, path in enumerate(paths, start=1):
         done = journal.kept(path)
-        if csv_out is not None and not (csv_out / f"{path.stem}.csv").is_file():
+        if done is not None and csv_out is not None and not is_published(csv_out, done):
             done = None
         if done is None and settings.boosting and task.boosting is None:
             task = replace(task, boosting=_boosting(settings, model, report))
         try:
-<<<<<<< HEAD
-            asked = _still_asked(settings, results)
-            results.append(done or journal.keep(path, judge_patient(path, task, asked)))
-=======
-            done = journal.kept(path)
-            if done is None or (csv_out is not None and not is_published(csv_out, done)):
-                if settings.boosting and task.boosting is None:
-                    task = replace(task, boosting=_boosting(settings, model, report))
+            if done is None:
                 done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
                 if csv_out is not None:
                     publish(csv_out, done)
             results.append(done)
->>>>>>> fix6a
         except CaseError as error:
             left_out.append(rejection(path.stem, str(error)))
         report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
