@@ -79,7 +79,7 @@ class Check:
     def word(self) -> str:
         """The result in a word."""
         if self.warns or not self.passed:
-            return "warns" if self.passed else "fail"
+            return "warning" if self.passed else "fail"
         return "reported" if self.limit is None else "pass"
 
     def record(self) -> dict[str, Any]:
@@ -88,6 +88,7 @@ class Check:
         return {
             "name": self.name,
             "passed": self.passed,
+            "result": self.word,
             "value": value,
             "limit": self.limit,
             "unit": self.unit,

@@ -59,6 +59,19 @@ def test_voxels_like_the_model_s_stay_as_they_are() -> None:
     assert other.case.grid.spacing_mm == VOXEL_MM
 
 
+def test_a_mask_of_its_own_is_kept_or_brought_along() -> None:
+    case = fine_case()
+    z = case.grid.axes_mm[2]
+    own = case.body.mask & (abs(z)[:, None, None] <= 22)
+    kept = on_model_grid(case, VOXEL_MM, (), possible=own, keep_grid=True)
+    assert kept.case.grid is case.grid and kept.possible_dose is own
+    made = on_model_grid(case, VOXEL_MM, (), possible=own)
+    assert made.case.grid.spacing_mm == VOXEL_MM
+    volume = np.count_nonzero(made.possible_dose) * made.case.grid.voxel_cc
+    assert volume == pytest.approx(np.count_nonzero(own) * case.grid.voxel_cc, rel=0.02)
+    assert not (made.possible_dose & ~made.case.body.mask).any()
+
+
 def test_dose_is_possible_in_the_body_around_the_targets() -> None:
     case = fine_case()
     mask = near_targets(case)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import tiny_model
+from tiny_model import described, tiny_model
 from training_cases import small_training
 
 from vmat_diffusion import cli
@@ -19,7 +20,7 @@ from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.training.cases import save_case
-from vmat_diffusion.workflow.predict import exceeded, predicted, read_subject
+from vmat_diffusion.workflow.predict import Subject, exceeded, predicted, read_subject
 from vmat_diffusion.workflow.predict_run import predict_case
 from vmat_diffusion.workflow.settings import predict_settings
 
@@ -91,6 +92,57 @@ def test_a_dicom_case_gives_doses_linked_to_it(case_folder: Path, weights: Path,
     assert set(record["files"]) == {f.name for f in (tmp_path / "out").iterdir()}
 
 
+def test_goals_pull_organs_that_the_model_does_not_know(weights: Path, tmp_path: Path) -> None:
+    training = small_training()
+    gland = replace(training.case.structures["Parotid_R"], name="Gland")
+    structures = {**training.case.structures, "Gland": gland}
+    npz = save_case(tmp_path / "c.npz", replace(training, case=replace(training.case, structures=structures)))
+    sheet = tmp_path / "sheet.toml"
+    sheet.write_text(
+        'title = "One organ"\nsite = "head_neck"\nfractions = 35\nsource = "test"\n'
+        "[prescription_gy]\nPTV_70 = 70.0\nPTV_56 = 56.0\n"
+        '[normalization]\nPTV_70 = "D95% = 68.5 Gy"\n'
+        '[[goals]]\nstructure = "Gland"\ngoal = "mean <= 5 Gy"\npriority = 2\nsource = "test"\n'
+    )
+
+    def mean_gy(pull: float) -> float:
+        asked = settings(weights, goals=str(sheet), samples=1, pull=pull)
+        dose = predicted(read_subject(npz, asked), tiny_model(), asked).samples[0]
+        return float(dose.on(training.case.grid)[gland.mask].mean())
+
+    assert mean_gy(1.0) < mean_gy(0.0) - 3
+
+
+def test_a_training_case_is_predicted_on_voxels_that_the_model_was_trained_on(weights: Path) -> None:
+    training = small_training()
+    own = training.possible_dose.copy()
+    own[:3] = False
+    grid = replace(training.case.grid, spacing_mm=(4.0, 4.0, 2.0))
+    case = replace(training.case, grid=grid, reference_dose=None)
+    thin = replace(training, case=case, possible_dose=own)
+    sheet = fit_to_case(load_goals(SHEET), thin.case)
+    asked = settings(weights, samples=0)
+    names = {"features": ["spacing_x_mm", "spacing_z_mm"], "low": [3.5, 2.0], "high": [4.5, 5.0]}
+    statistics = {"mean": [4, 3], "precision": [[1, 0], [0, 1]], "limit": 9.0, "cases": 9}
+    known = {**names, **statistics, "sites": ["head_neck"]}
+    subject = Subject(thin.case, sheet, thin)
+    native = predicted(subject, described(tiny_model(), known=known), asked)
+    assert native.mean.grid.spacing_mm == thin.case.grid.spacing_mm
+    assert native.mean.grid.shape[0] == 9 == np.count_nonzero(own.any(axis=(1, 2)))
+    moved = predicted(subject, described(tiny_model(), known={**known, "low": [3.5, 2.5]}), asked)
+    assert moved.mean.grid.spacing_mm[2] == 4.0  # two slices in one of the model's 5 mm
+    gy = moved.mean.on(thin.case.grid)
+    assert gy[6:].max() > 10 and gy[:1].max() < 1  # no dose where its mask has none
+
+
+def test_one_sample_has_no_spread(case_folder: Path, weights: Path, tmp_path: Path) -> None:
+    run = predict_case(case_folder, tmp_path / "o", settings(weights, goals="tg119_cshape_easy", samples=1))
+    assert run.predicted.mean.std_gy is None
+    assert {f.name for f in (tmp_path / "o").glob("*.dcm")} == {"mean.dcm", "sample_0.dcm"}
+    with np.load(tmp_path / "o" / "prediction.npz") as file:
+        assert "std" not in file and file["samples"].shape[0] == 1
+
+
 def test_the_chosen_sample_is_the_best_by_the_sheet(npz: Path, weights: Path) -> None:
     asked = settings(weights, samples=4)
     done = predicted(read_subject(npz, asked), tiny_model(), asked)
@@ -125,17 +177,18 @@ def test_same_seed_same_doses_and_the_pull_counts(npz: Path, weights: Path) -> N
     ],
 )
 def test_unfit_inputs_leave_nothing(
-    npz: Path, tmp_path: Path, changes: dict, error: type, match: str
+    npz: Path, weights: Path, tmp_path: Path, changes: dict, error: type, match: str
 ) -> None:
     with pytest.raises(error, match=match):
-        predict_case(npz, tmp_path / "out", settings(**{"weights": "tiny", **changes}))
+        predict_case(npz, tmp_path / "out", settings(**{"weights": weights, **changes}))
     assert not list(tmp_path.iterdir())
 
 
-def test_samples_need_weights_with_diffusion(npz: Path, tmp_path: Path) -> None:
+def test_samples_need_weights_with_diffusion(tmp_path: Path) -> None:
     mean_only = save_model(tmp_path / "mean.safetensors", tiny_model(residual=False))
-    with pytest.raises(InputError, match="without diffusion"):
-        predict_case(npz, tmp_path / "out", settings(mean_only))
+    # Before the case is read, which is not even there.
+    with pytest.raises(InputError, match="without diffusion; give --samples 0 or"):
+        predict_case(tmp_path / "none.npz", tmp_path / "out", settings(mean_only))
     assert not (tmp_path / "out").exists()
 
 

@@ -153,6 +153,35 @@ def test_missing_weights_are_refused_and_leave_nothing(
     assert not calls and not list(tmp_path.iterdir())
 
 
+def test_weights_of_which_nothing_is_known_make_the_gate_warn(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+) -> None:
+    optimiser()
+    weights = save_model(tmp_path / "w.safetensors", tiny_model(encoding=Encoding(voxel_mm=(5.0, 5.0, 6.0))))
+    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    check = next(c for c in run.verdict.checks if c.name == DOMAIN)
+    assert check.warns and "nothing is known of their domain" in check.why
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["verdict"]["checks"][0]
+    assert (record["name"], record["passed"], record["result"]) == (DOMAIN, True, "warning")
+
+
+def test_candidates_need_weights_with_diffusion(
+    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+) -> None:
+    calls = optimiser()
+    weights = save_model(tmp_path / "w.safetensors", tiny_model(residual=False))
+    with pytest.raises(InputError, match=r"2 samples .* without diffusion; give --candidates 1 or"):
+        plan_case(case_folder, tmp_path / "out", asked(weights, candidates=2))
+    assert not calls
+
+
+def test_each_candidate_needs_a_minute() -> None:
+    with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* --max-minutes 16 or fewer"):
+        plan_settings(goals="x", prior="diffusion", candidates=16, max_minutes=5)
+    assert plan_settings(goals="x", prior="diffusion", candidates=5, max_minutes=5).candidates == 5
+    assert plan_settings(goals="x", max_minutes=0.5).max_minutes == 0.5
+
+
 def test_candidates_need_doses_to_aim_at() -> None:
     with pytest.raises(InputError, match="4 candidates need"):
         plan_settings(goals="x", candidates=4)

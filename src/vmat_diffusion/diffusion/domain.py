@@ -14,7 +14,7 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
-from vmat_diffusion.geometry import Mask
+from vmat_diffusion.geometry import Mask, Point
 
 # Share of the diagonal in the covariance: few cases tell little of how features go together.
 _SHRINKAGE = 0.2
@@ -26,6 +26,10 @@ _BEYOND = 0.25
 # A target takes the slot of the nearest level; farther off, what it is to get is not known.
 _LEVEL_AWAY = 0.06
 _NAMED = 3
+# Ranges are kept with six digits.
+_ROUNDED_MM = 1e-3
+# What weights were trained on that do not say how their patients lie.
+_POSITIONS = ("HFS",)
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,11 @@ def known_of(cases: Iterable[Seen], encoding: Encoding) -> dict[str, Any]:
     Mean and inverse covariance of the features, shrunk towards its diagonal, their ranges, and the
     distance that 99 % of the cases keep from all the others. Of fewer than two cases nothing is known.
     """
-    rows, sites = [], set()
+    rows, sites, positions = [], set(), set()
     for seen in cases:
         rows.append(features(seen, encoding))
         sites.add(seen.case.site)
+        positions.add(seen.case.patient_position)
     if len(rows) < 2:
         return {}
     names = [n for n in rows[0] if any(math.isfinite(r[n]) for r in rows)]
@@ -172,6 +177,7 @@ def known_of(cases: Iterable[Seen], encoding: Encoding) -> dict[str, Any]:
     return {
         "cases": len(rows),
         "sites": sorted(sites),
+        "positions": sorted(positions),
         "features": names,
         "mean": _plain(mean),
         "precision": [_plain(row) for row in precision],
@@ -208,6 +214,19 @@ def is_foreign(case: Case, model: DoseModel) -> bool:
     return bool(sites) and case.site not in sites
 
 
+def knows_spacing(spacing_mm: Point, model: DoseModel) -> bool:
+    """Whether the model was trained on voxels of this size (x, y, z), each axis by itself."""
+    known = model.description.known
+    if not known:
+        return False
+    rows = zip(known["features"], known["low"], known["high"], strict=True)
+    ranges = {name: (low - _ROUNDED_MM, high + _ROUNDED_MM) for name, low, high in rows}
+    names = ("spacing_x_mm", "spacing_x_mm", "spacing_z_mm")
+    return all(
+        ranges[name][0] <= size <= ranges[name][1] for name, size in zip(names, spacing_mm, strict=True)
+    )
+
+
 def unusual(seen: Seen, model: DoseModel) -> tuple[str, ...]:
     """In what a case on the model's grid differs from all that the model was trained on, in sentences.
 
@@ -222,6 +241,11 @@ def unusual(seen: Seen, model: DoseModel) -> tuple[str, ...]:
     if is_foreign(case, model):
         site = case.site or "not stated"
         out.append(f"the site is {site}; the model was made for {', '.join(known['sites'])}")
+    positions = known.get("positions", _POSITIONS)
+    if case.patient_position not in positions:
+        out.append(
+            f"the patient lies {case.patient_position}; all training cases lie {' or '.join(positions)}"
+        )
     out += _targets(case, model.encoding)
     if not any(_there(case, organ) for organ in model.encoding.organs):
         out.append("none of the organs that the model knows is contoured")

@@ -53,6 +53,14 @@ class DoseModel:
         """How cases are encoded for it."""
         return self.description.encoding
 
+    def require_samples(self, count: int, instead: str = "--samples 0") -> None:
+        """Raise InputError if samples are asked of a model without diffusion; `instead` is what to give."""
+        if count and self.residual is None:
+            raise InputError(
+                f"{count} samples are asked of weights without diffusion; give {instead} or weights with the "
+                "residual role"
+            )
+
     def to(self, device: str | torch.device) -> DoseModel:
         """The same model on a device; a network is moved in place."""
         residual = None if self.residual is None else self.residual.to(device)

@@ -17,7 +17,6 @@ from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.network import Anatomy, DoseNet
 from vmat_diffusion.diffusion.process import SCHEDULES, Method, sample, smooth_noise
 from vmat_diffusion.diffusion.views import mirrored, padded
-from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Mask
 
 Pull = Callable[[Tensor], Tensor]
@@ -45,8 +44,8 @@ class Sampling:
 class Prediction:
     """What a model says of a case; all doses on the grid of the case.
 
-    `regression` is the answer without diffusion. `mean` is the mean of the samples with their standard
-    deviation as `std_gy`, or the regression where none was drawn.
+    `regression` is the answer without diffusion. `mean` is the mean of the samples, with their standard
+    deviation as `std_gy` from two samples on, or the regression where none was drawn.
     """
 
     regression: Dose
@@ -76,15 +75,6 @@ def predict(
     return predict_encoded(encoded, model, sampling or Sampling(), pull=pull, progress=progress)
 
 
-def check_samples(samples: int, model: DoseModel) -> None:
-    """Raises InputError where samples are asked of weights without diffusion."""
-    if samples and model.residual is None:
-        raise InputError(
-            f"{samples} samples are asked of weights without diffusion; ask for 0 samples or give "
-            "weights with the residual role"
-        )
-
-
 def predict_encoded(
     encoded: Encoded,
     model: DoseModel,
@@ -94,7 +84,7 @@ def predict_encoded(
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
     """The same for a case that is encoded already."""
-    check_samples(asked.samples, model)
+    model.require_samples(asked.samples)
     seen = _Seen(encoded, model, asked)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
     with torch.no_grad(), torch.autocast(seen.device.type, torch.bfloat16):
@@ -109,7 +99,7 @@ def predict_encoded(
     if not drawn:
         return Prediction(base, base)
     stack = np.stack([d.gy for d in drawn])
-    std = stack.std(axis=0, ddof=1) if len(drawn) > 1 else np.zeros_like(stack[0])
+    std = stack.std(axis=0, ddof=1) if len(drawn) > 1 else None
     return Prediction(base, replace(base, gy=stack.mean(axis=0), std_gy=std), tuple(drawn))
 
 

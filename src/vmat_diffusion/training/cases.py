@@ -217,7 +217,10 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, N
     except UNREADABLE as fault:
         raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
     if "schema" not in arrays or "meta" not in arrays:
-        raise CaseError(f"{path.name} is no training case (it has no schema); make it with preprocess")
+        raise CaseError(
+            f"{path.name} is no training case (it has no schema); make one with `vmat-diffusion preprocess`, "
+            "or with `vmat-diffusion import openkbp` from a patient of that challenge"
+        )
     if int(arrays["schema"]) != SCHEMA:
         raise CaseError(
             f"{path.name} has schema {int(arrays['schema'])}, this version reads {SCHEMA}; convert it"

@@ -12,7 +12,7 @@ import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
-from vmat_diffusion.diffusion.predict import Sampling, check_samples
+from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.bootstrap import Interval
 from vmat_diffusion.evaluate.calibration import Spread, coverage, fit_spread, reliability
@@ -203,7 +203,7 @@ def benchmark_openkbp(
     if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
     model = load_model(settings.weights).to(chosen_device(settings.device))
-    check_samples(settings.samples, model)
+    model.require_samples(settings.samples)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
     task = Task(

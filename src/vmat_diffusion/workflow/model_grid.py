@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.geometry import Grid, Mask, Point, average_onto
 from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.training.prepare import dose_onto, on_spacing, targets_mask
+from vmat_diffusion.training.prepare import dose_onto, mask_onto, on_spacing, targets_mask
 
 # How far above and below the targets there may be dose. In OpenKBP the masks reach 24 mm below and 18 mm
 # above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the maximum 15 mm.
@@ -20,20 +21,31 @@ REACH_MM = 30.0
 _LIKE = 1.4
 
 
-def on_model_grid(case: Case, voxel_mm: Point, organs: tuple[str, ...]) -> TrainingCase:
-    """The case on voxels like `voxel_mm`, with its body, prescribed targets and the named organs alone.
+def on_model_grid(
+    case: Case,
+    voxel_mm: Point,
+    names: Collection[str],
+    *,
+    possible: Mask | None = None,
+    keep_grid: bool = False,
+) -> TrainingCase:
+    """The case on voxels like `voxel_mm`, with its body, prescribed targets and the named structures alone.
 
-    Cases with such voxels keep their grid. Dose is possible in the body, from `REACH_MM` below the
-    lowest target to as much above the highest.
+    Cases with such voxels keep their grid, others with `keep_grid`. Where dose is `possible` on the grid of
+    the case is brought along; without it that is the body, from `REACH_MM` below the lowest target to as
+    much above the highest.
     """
-    names = {*organs, *_prescribed(case)}
-    wanted = {n: s for n, s in case.structures.items() if s.role == "body" or n in names}
+    kept = {*names, *_prescribed(case)}
+    wanted = {n: s for n, s in case.structures.items() if s.role == "body" or n in kept}
     bare = replace(case, structures=wanted, reference_dose=None)
     ratios = np.array(case.grid.spacing_mm) / voxel_mm
-    if np.all((ratios <= _LIKE) & (ratios >= 1 / _LIKE)):
-        return TrainingCase(bare, near_targets(bare))
+    if keep_grid or np.all((ratios <= _LIKE) & (ratios >= 1 / _LIKE)):
+        return TrainingCase(bare, near_targets(bare) if possible is None else possible)
     made = on_spacing(bare, voxel_mm)
-    return replace(made, possible_dose=near_targets(made.case))
+    if possible is None:
+        return replace(made, possible_dose=near_targets(made.case))
+    moved = mask_onto(possible, case.grid, made.case.grid) & made.case.body.mask
+    return replace(made, possible_dose=moved)
 
 
 def near_targets(case: Case) -> Mask:

@@ -136,15 +136,24 @@ def chosen_device(asked: str) -> str:
 
 
 def _on_grid(subject: Subject, model: DoseModel) -> TrainingCase:
-    """The case on the model's grid; a training case that is on such a grid keeps its own mask."""
+    """The case on the model's grid, with the structures that model and goals name.
+
+    A training case keeps its own mask, and its voxels if the model was trained on such ones.
+    """
+    from vmat_diffusion.diffusion.domain import knows_spacing
     from vmat_diffusion.workflow.model_grid import on_model_grid
 
-    made = on_model_grid(subject.case, model.encoding.voxel_mm, model.encoding.organs)
-    own = subject.training
+    case, own, encoding = subject.case, subject.training, model.encoding
+    names = {*encoding.organs, *(goal.structure for goal in subject.sheet.goals)}
     if own is None:
-        return made
-    if made.case.grid.matches(own.case.grid):
-        return replace(made, possible_dose=own.possible_dose, has_ct=own.has_ct)
+        return on_model_grid(case, encoding.voxel_mm, names)
+    made = on_model_grid(
+        case,
+        encoding.voxel_mm,
+        names,
+        possible=own.possible_dose,
+        keep_grid=knows_spacing(case.grid.spacing_mm, model),
+    )
     return replace(made, has_ct=own.has_ct)
 
 

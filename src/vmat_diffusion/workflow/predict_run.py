@@ -80,14 +80,18 @@ def predict_case(
 
     old = [*_OWN_FILES, *(_sample_name(k) for k in range(_MOST_SAMPLES))]
     with appearing_whole(out, overwrite=overwrite, names=old) as folder:
+        from vmat_diffusion.evaluate.goals import load_goals
+
+        load_goals(settings.goals)  # a wrong name is refused before torch is loaded, which takes seconds
+        from vmat_diffusion.diffusion.model import load_model
+
+        model = load_model(settings.weights)
+        model.require_samples(settings.samples)
+        lap("model")
         report("read", 0.0, "")
         subject = read_subject(source, settings)
         report("read", 1.0, "")
         lap("read")
-        from vmat_diffusion.diffusion.model import load_model
-
-        model = load_model(settings.weights)
-        lap("model")
         done = predicted(subject, model, settings, report)
         lap("predict")
         report("write", 0.0, "")

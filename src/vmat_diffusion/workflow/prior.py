@@ -37,7 +37,8 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, report: Progr
     """The predicted dose of a case, or as many samples as there are to be candidates.
 
     A case of a site that the model was not made for is planned by its goals alone, and the gate says so;
-    so it does of all else that is unusual. Raises InputError for weights that are missing.
+    so it does of all else that is unusual. Raises InputError for weights that are missing,
+    or without diffusion where there are to be several candidates.
     """
     from vmat_diffusion.diffusion.domain import is_foreign
     from vmat_diffusion.diffusion.model import load_model
@@ -45,6 +46,9 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, report: Progr
     from vmat_diffusion.workflow.predict import Subject, goals_told, predicted
 
     model = load_model(settings.weights)
+    several = settings.candidates > 1
+    if several:
+        model.require_samples(settings.candidates, "--candidates 1")
     name = str(model.description.card.get("name", "weights without a card"))
     if is_foreign(case, model):
         sites = ", ".join(model.description.known["sites"])
@@ -53,7 +57,6 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, report: Progr
             "by its goals alone"
         )
         return Prior(checks=(warning(DOMAIN, [why], ""),), made={"model": name, "used": False})
-    several = settings.candidates > 1
     asked = PredictSettings(
         goals=settings.goals,
         samples=settings.candidates if several else 0,

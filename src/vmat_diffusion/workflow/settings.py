@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass as checked
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.workflow.reading import Reading
 
+# The least that each of several searches gets: preparation counts in it, and would leave little of less.
+_LEAST_MINUTES = 1.0
+
 _Settings = TypeVar("_Settings")
 
 
@@ -103,6 +106,12 @@ def plan_settings(**values: Any) -> PlanSettings:
         raise InputError(
             f"plan settings: {settings.candidates} candidates need as many doses to aim at, which the prior "
             "goals does not give; choose --prior diffusion or one candidate"
+        )
+    if settings.candidates > 1 and settings.max_minutes < _LEAST_MINUTES * settings.candidates:
+        raise InputError(
+            f"plan settings: {settings.max_minutes:g} minutes are too short for {settings.candidates} "
+            f"candidates of at least {_LEAST_MINUTES:g} minute each; give --max-minutes "
+            f"{_LEAST_MINUTES * settings.candidates:g} or fewer --candidates"
         )
     if settings.collimator_deg is not None and len(settings.collimator_deg) not in (1, settings.arcs):
         raise InputError(

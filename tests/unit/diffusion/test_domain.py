@@ -12,7 +12,7 @@ import pytest
 from tiny_model import described, tiny_model
 
 from vmat_diffusion.case import Case, Prescription, Structure
-from vmat_diffusion.diffusion.domain import features, is_foreign, known_of, unusual
+from vmat_diffusion.diffusion.domain import features, is_foreign, known_of, knows_spacing, unusual
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel, load_model, save_model
 from vmat_diffusion.geometry import Grid, Mask
@@ -104,6 +104,23 @@ def test_the_sentence_names_what_is_unusual(model: DoseModel) -> None:
     )
     single = with_case(seen, prescription=Prescription(1, {"PTV_70": 70.0, "PTV_56": 56.0}))
     assert any("dose of a fraction is 70 Gy" in s for s in unusual(single, model))
+
+
+def test_patients_that_lie_otherwise_are_unusual(model: DoseModel) -> None:
+    prone = with_case(head(2000), patient_position="HFP")
+    expected = "the patient lies HFP; all training cases lie HFS"
+    assert expected in unusual(prone, model)
+    silent = {k: v for k, v in model.description.known.items() if k != "positions"}
+    assert expected in unusual(prone, described(model, known=silent))
+    both = described(model, known={**silent, "positions": ["HFP", "HFS"]})
+    assert expected not in unusual(prone, both)
+
+
+def test_the_range_of_spacings_is_known(model: DoseModel) -> None:
+    assert knows_spacing((3.9, 3.9, 3.0), model)
+    assert not knows_spacing((3.9, 3.9, 1.5), model)
+    assert not knows_spacing((3.9, 1.0, 3.0), model)
+    assert not knows_spacing((3.9, 3.9, 3.0), tiny_model())
 
 
 def test_a_scan_that_ends_in_the_targets_is_unusual(model: DoseModel) -> None:
