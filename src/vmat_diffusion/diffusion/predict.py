@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, decode, encode, goal_numbers
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.network import Anatomy, DoseNet
-from vmat_diffusion.diffusion.process import SCHEDULES, Method, sample, smooth_noise
+from vmat_diffusion.diffusion.process import Method, sample_residual
 from vmat_diffusion.diffusion.views import mirrored, padded
 from vmat_diffusion.geometry import Mask
 
@@ -88,11 +89,10 @@ def predict_encoded(
     seen = _Seen(encoded, model, asked)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
     with torch.no_grad(), torch.autocast(seen.device.type, torch.bfloat16):
-        regression = seen.regression()
-        base = decode(_numpy(regression, encoded), encoded, _provenance(model, asked, goals=seen.asks))
+        base = decode(_numpy(seen.regression, encoded), encoded, _provenance(model, asked, goals=seen.asks))
         drawn = []
         for k in range(asked.samples):
-            relative = seen.drawn(regression, k, pull)
+            relative = seen.drawn(k, pull)
             drawn.append(decode(_numpy(relative, encoded), encoded, {**base.provenance, "sample": k}))
             if progress:
                 progress((k + 1) / asked.samples)
@@ -119,81 +119,86 @@ class _Seen:
         self.free = self.vector.clone()
         self.free[:, -numbers.size :] = 0.0
 
-    def anatomies(self, net: DoseNet, *, mirror: bool) -> list[tuple[bool, float, Anatomy]]:
-        """Whether it is mirrored, the weight in the answer, and what the encoder makes of it."""
+    def anatomies(self, net: DoseNet, *, mirror: bool = False) -> list[tuple[float, Anatomy]]:
+        """What the encoder makes of the case, or of its mirror image, with the weight in the answer."""
         guided = self.asks and self.asked.guidance != 1.0
         vectors = [(self.vector, self.asked.guidance if guided else 1.0)]
         if guided:
             vectors.append((self.free, 1.0 - self.asked.guidance))
         out = []
-        for flip in (False, True)[: 1 + mirror]:
-            for vector, weight in vectors:
-                volume, numbers = self.volume, vector
-                if flip:
-                    volume, numbers = mirrored(volume, numbers, self.model.encoding)
-                volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-                out.append((flip, weight / (1 + mirror), net.anatomy(volume, numbers.to(self.device))))
+        for vector, weight in vectors:
+            volume, numbers = self.volume, vector
+            if mirror:
+                volume, numbers = mirrored(volume, numbers, self.model.encoding)
+            volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+            out.append((weight, net.anatomy(volume, numbers.to(self.device))))
         return out
 
+    def _view(self, *, mirror: bool) -> Tensor:
+        """What the regression answers to the case or to its mirror image, turned back."""
+        one, net = torch.ones(1, device=self.device), self.model.mean
+        answer = sum(
+            (
+                weight * net(anatomy, one)[0, 0].float()
+                for weight, anatomy in self.anatomies(net, mirror=mirror)
+            ),
+            start=torch.zeros_like(self.mask),
+        )
+        return answer.flip(-1) if mirror else answer
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The regression without the mirror image: what the residual was learnt on."""
+        return self._dose(self._own_view)
+
+    @cached_property
     def regression(self) -> Tensor:
-        """The dose relative to the prescription, `[z, y, x]`, never negative and 0 outside the mask.
+        """The dose relative to the prescription, `[z, y, x]`."""
+        if not self.asked.mirror:
+            return self.own
+        return self._dose(0.5 * self._own_view + 0.5 * self._view(mirror=True))
 
-        `own` becomes the same without the mirror image: what the residual was learnt on.
-        """
-        one = torch.ones(1, device=self.device)
-        both = {False: torch.zeros_like(self.mask), True: torch.zeros_like(self.mask)}
-        for flip, weight, anatomy in self.anatomies(self.model.mean, mirror=self.asked.mirror):
-            answer = self.model.mean(anatomy, one)[0, 0].float()
-            both[flip] += weight * (answer.flip(-1) if flip else answer)
-        self.own = (both[False] * (1 + self.asked.mirror)).clamp(min=0) * self.mask
-        return (both[False] + both[True]).clamp(min=0) * self.mask
+    @cached_property
+    def _own_view(self) -> Tensor:
+        return self._view(mirror=False)
 
-    def drawn(self, regression: Tensor, k: int, pull: Pull | None) -> Tensor:
+    @cached_property
+    def _residual_anatomies(self) -> list[tuple[float, Anatomy]]:
+        assert self.model.residual is not None  # checked at the door
+        return self.anatomies(self.model.residual)
+
+    def _dose(self, relative: Tensor) -> Tensor:
+        """Never negative, and 0 outside the mask."""
+        return relative.clamp(min=0) * self.mask
+
+    def drawn(self, k: int, pull: Pull | None) -> Tensor:
         """One sample of the dose relative to the prescription."""
         net, process = self.model.residual, self.model.description.process
         assert net is not None  # checked at the door
-        if not hasattr(self, "residual_views"):
-            self.residual_views = self.anatomies(net, mirror=False)
         unit = process.scale * self.model.description.spread
+        shape = tuple(slice(n) for n in self.encoded.mask.shape)
 
-        def answer(x: Tensor, t: Tensor) -> Tensor:
-            time = (t + 1) / 1000.0
-            parts = [
-                weight * net(anatomy, time, x, self.own[None, None])
-                for _, weight, anatomy in self.residual_views
-            ]
-            return torch.stack(parts).sum(0).float()
+        def answer(x: Tensor, time: Tensor) -> Tensor:
+            parts = [w * net(a, time, x, self.own[None, None]) for w, a in self._residual_anatomies]
+            return torch.stack(parts).sum(0)
 
-        def adjusted(x0: Tensor, t: int) -> Tensor:
-            # There is no residual outside the mask; what a network says there was never learnt.
-            x0 = x0 * self.mask
-            return x0 if pull is None else pulled(x0, pull)
-
-        def pulled(x0: Tensor, pull: Pull) -> Tensor:
-            shape = tuple(slice(n) for n in self.encoded.mask.shape)
-            gy = (regression + unit * x0[0, 0]).clamp(min=0) * self.mask
+        def pulled(x0: Tensor) -> Tensor:
+            assert pull is not None
+            gy = self._dose(self.regression + unit * x0[0, 0])[shape] * self.encoded.top_gy
             out = x0.clone()
-            wanted = pull(gy[shape] * self.encoded.top_gy) / self.encoded.top_gy
-            out[0, 0][shape] = (wanted - regression[shape]) / unit
-            return out * self.mask
+            out[0, 0][shape] = (pull(gy) / self.encoded.top_gy - self.regression[shape]) / unit
+            return out
 
-        generator = torch.Generator().manual_seed(_seed(self.asked.seed, k))
-
-        def draw(shape: torch.Size) -> Tensor:
-            return smooth_noise(tuple(shape), process.smooth_voxels, generator).to(self.device)
-
-        residual = sample(
+        residual = sample_residual(
             answer,
-            draw(torch.Size((1, 1, *self.mask.shape))),
-            SCHEDULES[process.schedule](),
+            self.mask,
+            process,
+            torch.Generator().manual_seed(_seed(self.asked.seed, k)),
             steps=self.asked.steps,
-            answer=process.answer,
             method=self.asked.method,
-            clamp=(-process.largest, process.largest),
-            adjust=adjusted,
-            draw=draw,
+            adjust=pulled if pull else None,
         )
-        return (regression + unit * residual[0, 0]).clamp(min=0) * self.mask
+        return self._dose(self.regression + unit * residual)
 
 
 def _seed(seed: int, k: int) -> int:

@@ -217,3 +217,47 @@ def smooth_noise(
         moved = torch.fft.rfft(noise.movedim(axis, -1))
         noise = torch.fft.irfft(moved * response, n=shape[axis]).movedim(-1, axis)
     return noise
+
+
+def sample_residual(
+    answer: Callable[[Tensor, Tensor], Tensor],
+    mask: Tensor,
+    process: Process,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    method: Method = "ddim",
+    adjust: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One residual `[z, y, x]` in units of the process's scale, 0 outside `mask[z, y, x]`.
+
+    `answer(x, time)` is the network's for `x[1, 1, z, y, x]`, its time from 0 to 1. `adjust` may change the
+    noise-free residual of each step. All noise comes from `generator`, on the processor, so that it is the
+    same on every device.
+    """
+
+    def draw(shape: torch.Size) -> Tensor:
+        return smooth_noise(tuple(shape), process.smooth_voxels, generator).to(mask.device)
+
+    def inside(x0: Tensor, t: int) -> Tensor:
+        # There is no residual outside the mask; what a network says there was never learnt.
+        x0 = x0 * mask
+        return x0 if adjust is None else adjust(x0) * mask
+
+    residual = sample(
+        lambda x, t: answer(x, time_of(t)).float(),
+        draw(torch.Size((1, 1, *mask.shape))),
+        SCHEDULES[process.schedule](),
+        steps=steps,
+        answer=process.answer,
+        method=method,
+        clamp=(-process.largest, process.largest),
+        adjust=inside,
+        draw=draw,
+    )
+    return residual[0, 0]
+
+
+def time_of(t: Tensor) -> Tensor:
+    """What a network is told of step t: from just above 0 to 1."""
+    return (t + 1) / STEPS

@@ -13,8 +13,9 @@ from vmat_diffusion.diffusion.process import (
     Process,
     min_snr_weight,
     noisy,
-    sample,
+    sample_residual,
     smooth_noise,
+    time_of,
     wanted,
     x0_from,
 )
@@ -30,22 +31,28 @@ def regression(net: DoseNet, case: Sample) -> Tensor:
     return net(net.anatomy(case.volume, case.vector), time)[0, 0].float()
 
 
+def base_of(mean: DoseNet, case: Sample) -> Tensor:
+    """The regression that a residual refers to, `[z, y, x]`: nowhere negative, 0 outside the mask."""
+    with torch.no_grad():
+        return regression(mean, case).clamp(min=0) * case.mask
+
+
 def denoised(
-    net: DoseNet, mean: DoseNet, case: Sample, process: Process, seed: tuple[int, ...]
+    net: DoseNet, base: Tensor, case: Sample, process: Process, seed: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """The dose `[z, y, x]` that the answer to a noisy residual implies, and the loss of the answer.
 
-    The residual is what `mean` leaves of the dose; its step and noise depend on `seed` alone. The loss is
+    The residual is what `base` leaves of the dose; its step and noise depend on `seed` alone. The loss is
     the squared error inside the mask with the weight of its step.
     """
     schedule = SCHEDULES[process.schedule]()
-    base = _base(mean, case)
     x0 = ((case.dose - base) * case.mask / process.scale)[None, None]
     rng = np.random.default_rng([*seed, _NOISE])
     t = torch.tensor([int(rng.integers(STEPS))], device=x0.device)
-    noise = _noise(x0, process, int(rng.integers(2**63)))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    noise = smooth_noise(tuple(x0.shape), process.smooth_voxels, generator).to(x0.device)
     x = noisy(x0, noise, t, schedule)
-    answer = net(net.anatomy(case.volume, case.vector), (t + 1) / STEPS, x, base[None, None]).float()
+    answer = net(net.anatomy(case.volume, case.vector), time_of(t), x, base[None, None]).float()
     error = (answer - wanted(x0, noise, t, schedule, process.answer)).square() * case.mask
     loss = min_snr_weight(t, schedule, process.answer)[0] * error.sum() / case.mask.sum()
     implied = x0_from(answer, x, t, schedule, process.answer)[0, 0]
@@ -53,37 +60,17 @@ def denoised(
     return dose, loss
 
 
-def drawn(net: DoseNet, mean: DoseNet, case: Sample, process: Process, *, samples: int, steps: int) -> Tensor:
+def drawn(net: DoseNet, base: Tensor, case: Sample, process: Process, *, samples: int, steps: int) -> Tensor:
     """Samples of the dose `[k, z, y, x]` in units of the prescription; each k has a noise of its own."""
-    base = _base(mean, case)
     anatomy = net.anatomy(case.volume, case.vector)
-
-    def answer(x: Tensor, t: Tensor) -> Tensor:
-        return net(anatomy, (t + 1) / STEPS, x, base[None, None]).float()
-
-    schedule = SCHEDULES[process.schedule]()
     residuals = [
-        sample(
-            answer,
-            _noise(base[None, None], process, k),
-            schedule,
+        sample_residual(
+            lambda x, time: net(anatomy, time, x, base[None, None]),
+            case.mask,
+            process,
+            torch.Generator().manual_seed(k),
             steps=steps,
-            answer=process.answer,
-            clamp=(-process.largest, process.largest),
-            adjust=lambda x0, t: x0 * case.mask,
         )
         for k in range(samples)
     ]
-    return torch.stack([base + process.scale * r[0, 0] for r in residuals])
-
-
-def _base(mean: DoseNet, case: Sample) -> Tensor:
-    """The regression that the residual refers to: nowhere negative, 0 outside the mask."""
-    with torch.no_grad():
-        return regression(mean, case).clamp(min=0) * case.mask
-
-
-def _noise(like: Tensor, process: Process, seed: int) -> Tensor:
-    """Noise of a seed, drawn on the processor so that it is the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return smooth_noise(tuple(like.shape), process.smooth_voxels, generator).to(like.device)
+    return torch.stack([base + process.scale * r for r in residuals])

@@ -17,7 +17,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
 from vmat_diffusion.training.encoded import Sample
 from vmat_diffusion.training.objective import LOSSES, RESIDUAL
-from vmat_diffusion.training.roles import denoised, drawn, regression
+from vmat_diffusion.training.roles import base_of, denoised, drawn, regression
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.stream import SampleStream, stream_loader
 from vmat_diffusion.training.weights import new_network
@@ -80,7 +80,8 @@ class StageModule(LightningModule):
             predicted = regression(self.net, sample)
         else:
             seed = (self.settings.seed, number)
-            predicted, values[RESIDUAL] = denoised(self.net, self.mean, sample, self.settings.process, seed)
+            base = base_of(self.mean, sample)
+            predicted, values[RESIDUAL] = denoised(self.net, base, sample, self.settings.process, seed)
         predicted = predicted * sample.mask
         values |= {n: LOSSES[n].of(predicted, sample) for n in self.stage.losses if n in LOSSES}
         weights = self.stage.weights(number - self.first)
@@ -151,7 +152,7 @@ class StageModule(LightningModule):
         wanted = self.settings
         return drawn(
             self.ema,
-            self.mean,
+            base_of(self.mean, sample),
             sample,
             wanted.process,
             samples=wanted.validate_samples,
