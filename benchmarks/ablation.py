@@ -1,6 +1,6 @@
 """What each part of the dose model is worth: small trainings that differ in one thing, on halved grids.
 
-    python benchmarks/ablation.py ENCODED [--samples 200] [--cases 12] [--rows plain ...] [--out FILE]
+    python benchmarks/ablation.py ENCODED [--samples 1000] [--cases 12] [--rows plain ...] [--out FILE]
 
 ENCODED holds `train` and `validation`, as `vmat-diffusion train` keeps encoded cases. Every row starts from
 the same random numbers and sees the same samples in the same order; a row that is done is kept in the file,
@@ -23,22 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vmat_diffusion.cli.display import progress_bar
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import DoseNet, Size
-from vmat_diffusion.diffusion.process import (
-    STEPS,
-    Answer,
-    cosine,
-    min_snr_weight,
-    noisy,
-    sample,
-    smooth_noise,
-    wanted,
-)
-from vmat_diffusion.evaluate.openkbp import overall, score
+from vmat_diffusion.diffusion.process import Answer, Process
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.training.encoded import NO_CHANGES, Changes, EncodedCases, Sample
 from vmat_diffusion.training.losses import dvh, gradient, masked_l1
+from vmat_diffusion.training.roles import base_of, denoised, drawn, regression
+from vmat_diffusion.training.validation import summary, validate
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_ablation.json"
 SIZE = Size(widths=(32, 48, 64, 96))
@@ -135,90 +128,69 @@ class Trial:
 
     def __init__(self, row: Row, encoding: Encoding, seed: int, mean: Trial | None) -> None:
         torch.manual_seed(seed)
-        self.row, self.encoding, self.mean = row, encoding, mean
+        self.row, self.encoding, self.mean, self.seed = row, encoding, mean, seed
         net = DoseNet(len(encoding.channels), encoding.numbers, row.size)
         self.net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.net.named_parameters()}
-        self.schedule = cosine()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.process = Process(
+            answer=row.answer,
+            scale=0.5 if mean is None else RESIDUAL_SCALE,
+            smooth_voxels=row.smooth_voxels,
+            largest=4.0,
+        )
 
-    def volume(self, s: Sample) -> Tensor:
-        out = s.volume.clone()
+    def seen(self, s: Sample) -> Sample:
+        """What the row lets its network see of a case."""
+        volume = s.volume.clone()
         for k, name in enumerate(self.encoding.channels):
             if name in self.row.without:
-                out[:, k] = 0.0
+                volume[:, k] = 0.0
             elif self.row.shapes and "distance" in name:
-                out[:, k] = (out[:, k] <= 0).float()
-        return out
+                volume[:, k] = (volume[:, k] <= 0).float()
+        return replace(s, volume=volume)
 
-    def base(self, s: Sample) -> tuple[Tensor, float]:
-        """What is taken off the dose before diffusion, and the unit of what remains."""
-        if self.row.role == "residual":
-            assert self.mean is not None
-            with torch.no_grad():
-                return self.mean.regression(s), RESIDUAL_SCALE
-        return torch.full_like(s.dose, 0.5) * s.mask, 0.5
+    def base(self, s: Sample) -> Tensor:
+        """What is taken off the dose before diffusion."""
+        return 0.5 * s.mask if self.mean is None else base_of(self.mean.net, s)
 
-    def regression(self, s: Sample) -> Tensor:
+    def loss(self, case: Sample, n: int) -> Tensor:
+        s = self.seen(case)
         with torch.autocast("cpu", torch.bfloat16):
-            y = self.net(self.net.anatomy(self.volume(s), s.vector), torch.ones(1))
-        return y[0, 0].float() * s.mask
+            if self.row.role != "mean":
+                return denoised(self.net, self.base(s), s, self.process, (self.seed, n))[1]
+            y = regression(self.net, s) * s.mask
+        terms: dict[str, Callable[[], Tensor]] = {
+            "l1": lambda: masked_l1(y, s.dose, s.mask),
+            "dvh": lambda: dvh(y, s.dose, s.regions),
+            "gradient": lambda: gradient(y, s.dose, s.mask),
+            "conformity": lambda: conformity(y, s.dose, s.mask),
+            "energy": lambda: energy(y, s.dose, s.mask),
+        }
+        return torch.stack([share * terms[name]() for name, share in self.row.shares.items()]).sum()
 
-    def loss(self, s: Sample) -> Tensor:
-        if self.row.role == "mean":
-            y = self.regression(s)
-            terms: dict[str, Callable[[], Tensor]] = {
-                "l1": lambda: masked_l1(y, s.dose, s.mask),
-                "dvh": lambda: dvh(y, s.dose, s.regions),
-                "gradient": lambda: gradient(y, s.dose, s.mask),
-                "conformity": lambda: conformity(y, s.dose, s.mask),
-                "energy": lambda: energy(y, s.dose, s.mask),
-            }
-            return torch.stack([share * terms[name]() for name, share in self.row.shares.items()]).sum()
-        base, unit = self.base(s)
-        x0 = ((s.dose - base) / unit * s.mask)[None, None]
-        t = torch.randint(0, STEPS, (1,), generator=self.generator)
-        noise = smooth_noise(tuple(x0.shape), self.row.smooth_voxels, self.generator)
-        x = noisy(x0, noise, t, self.schedule)
-        with torch.autocast("cpu", torch.bfloat16):
-            anatomy = self.net.anatomy(self.volume(s), s.vector)
-            out = self.net(anatomy, (t + 1) / STEPS, x, base[None, None]).float()
-        error = (out - wanted(x0, noise, t, self.schedule, self.row.answer)).square() * s.mask
-        return min_snr_weight(t, self.schedule, self.row.answer) * error.sum() / s.mask.sum()
+    def predicted(self, case: Sample, steps: int, draws: int) -> Tensor:
+        s = self.seen(case)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            if self.row.role == "mean":
+                return regression(self.net, s)[None]
+            return drawn(self.net, self.base(s), s, self.process, samples=draws, steps=steps)
 
-    def predicted(self, s: Sample, steps: int, draws: int) -> list[Tensor]:
-        if self.row.role == "mean":
-            return [self.regression(s)]
-        base, unit = self.base(s)
-        generator, out = torch.Generator().manual_seed(0), []
-        with torch.autocast("cpu", torch.bfloat16):
-            anatomy = self.net.anatomy(self.volume(s), s.vector)
-            for _ in range(draws):
-                start = smooth_noise((1, 1, *s.dose.shape), self.row.smooth_voxels, generator)
-                x0 = sample(
-                    lambda x, t: self.net(anatomy, (t + 1) / STEPS, x, base[None, None]).float(),
-                    start,
-                    self.schedule,
-                    steps=steps,
-                    answer=self.row.answer,
-                    clamp=(-4.0, 4.0),
-                )
-                out.append((base + unit * x0[0, 0]) * s.mask)
-        return out
-
-    def train(self, files: tuple[Path, ...], samples: int, seed: int) -> None:
+    def train(self, files: tuple[Path, ...], samples: int, progress: Callable[[float], None]) -> None:
         changes = Changes(without_organ=0.03, goals=self.row.goals)
-        cases = EncodedCases(files, self.encoding, multiple=16, changes=changes, seed=seed)
+        cases = EncodedCases(
+            files, self.encoding, multiple=self.row.size.multiple, changes=changes, seed=self.seed
+        )
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
         for n in range(samples):
+            progress(n / samples)
             cases.epoch, place = divmod(n, len(files))
-            order = np.random.default_rng([seed, cases.epoch]).permutation(len(files))
+            order = np.random.default_rng([self.seed, cases.epoch]).permutation(len(files))
             done = n / samples
             for group in optimizer.param_groups:
                 group["lr"] = (
                     LEARNING_RATE * min(1.0, n / 100) * (0.01 + 0.99 * np.cos(done * np.pi / 2) ** 2)
                 )
-            (self.loss(cases[int(order[place])]) / 2).backward()
+            (self.loss(cases[int(order[place])], n) / 2).backward()
             if n % 2:
                 # bfloat16 on the processor returns an infinite gradient now and then for very small volumes.
                 if torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0).isfinite():
@@ -231,28 +203,20 @@ class Trial:
         self.net.eval().requires_grad_(False)
 
     def scores(self, files: tuple[Path, ...], steps: int = 8, draws: int = 1) -> tuple[float, float]:
+        """Dose and DVH score of the mean of `draws` samples, Gy."""
         told = replace(NO_CHANGES, goals=1.0, goal=1.0) if self.row.told else NO_CHANGES
-        found = []
-        cases = EncodedCases(files, self.encoding, multiple=16, changes=told)
-        for k in range(len(cases)):
-            s = cases[k]
-            with torch.no_grad():
-                mean = torch.stack(self.predicted(s, steps, draws)).mean(0).clamp(min=0)
-            structures = {}
-            for name, region in zip(s.region_names, s.regions, strict=True):
-                inside = np.zeros(s.dose.numel(), bool)
-                inside[region.flat.numpy()] = True
-                structures[name] = (region.target, inside.reshape(s.dose.shape))
-            gy = [(d * s.top_gy).numpy() for d in (mean * s.mask, s.dose)]
-            found.append(score(gy[0], gy[1], s.mask.numpy() > 0, structures, s.voxel_cc))
-        return overall(found)
+        cases = EncodedCases(files, self.encoding, multiple=self.row.size.multiple, changes=told)
+        found = summary(
+            validate(lambda s: self.predicted(s, steps, draws), cases, (), device=torch.device("cpu"))
+        )
+        return found["dose_score_gy"], found["dvh_score_gy"]
 
 
 def main() -> None:
     """Train the rows that are not there yet, and keep each as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("encoded", type=Path)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--cases", type=int, default=12, help="validation cases that are scored")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", type=Path, default=FIGURES)
@@ -274,7 +238,8 @@ def main() -> None:
             seed = 1 if "other random numbers" in name else 0
             mean = trial("plain") if ROWS[name].role == "residual" else None
             trained[name] = Trial(ROWS[name], encoding, seed, mean)
-            trained[name].train(sets["train"], asked.samples, seed)
+            with progress_bar() as bar:
+                trained[name].train(sets["train"], asked.samples, lambda share: bar(name, share, ""))
         return trained[name]
 
     for name in asked.rows:

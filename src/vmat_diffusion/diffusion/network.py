@@ -35,6 +35,11 @@ class Size:
     condition: int = 128
     mixing: Literal["attention", "state space"] = "attention"
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of the network's volumes are multiples of."""
+        return 2 ** len(self.widths)
+
 
 SIZES = {
     "small": Size(),
@@ -155,7 +160,7 @@ class DoseNet(nn.Module):
     def __init__(self, channels: int, numbers: int, size: Size = SIZES["small"]) -> None:
         super().__init__()
         w, c = size.widths, size.condition
-        self.multiple = 2 ** len(w)
+        self.multiple = size.multiple
         self.vector = nn.Sequential(nn.Linear(numbers, c), nn.SiLU(), nn.Linear(c, c))
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, c), nn.SiLU(), nn.Linear(c, c))
         self.stem = _down(channels, w[0])

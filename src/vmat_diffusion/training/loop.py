@@ -109,7 +109,7 @@ def _run_stage(
     stream = SampleStream(
         data.train,
         settings.encoding,
-        multiple=settings.multiple,
+        multiple=settings.size.multiple,
         changes=settings.changes,
         seed=settings.seed,
         order_seed=settings.order_seed,

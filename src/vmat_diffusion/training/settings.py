@@ -117,11 +117,6 @@ class TrainingSettings:
         """The size of the network."""
         return SIZES[self.network] if isinstance(self.network, str) else self.network
 
-    @property
-    def multiple(self) -> int:
-        """What the sides of the network's volumes are multiples of."""
-        return 2 ** len(self.size.widths)
-
 
 _ADAPTER: TypeAdapter[TrainingSettings] = TypeAdapter(TrainingSettings)
 
