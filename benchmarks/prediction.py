@@ -25,6 +25,7 @@ import torch
 from vmat_diffusion.diffusion.encode import encode
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.training.cases import TrainingCase, save_case
 from vmat_diffusion.training.openkbp import GOALS, read_openkbp
 
@@ -131,9 +132,8 @@ def main() -> None:
     name = f"{given.threads} cores" if given.device == "cpu" else torch.cuda.get_device_name()
     row |= {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-    part = FIGURES.with_suffix(".part")
-    part.write_text(json.dumps({**figures, name: row}, indent=1) + "\n", encoding="utf-8")
-    part.replace(FIGURES)
+    with written_whole(FIGURES) as part:
+        part.write_text(json.dumps({**figures, name: row}, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -24,6 +24,20 @@ PatientPosition = Annotated[
 AllowOutsideBody = Annotated[
     bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
 ]
+
+
+def reading_options(
+    mapping: Path | None, ct_table: Path | None, patient_position: str | None, *, allow_outside_body: bool
+) -> dict[str, Any]:
+    """The settings by which a case is read, as its commands keep them."""
+    return {
+        "mapping": str(mapping) if mapping else None,
+        "ct_table": str(ct_table) if ct_table else None,
+        "patient_position": patient_position,
+        "allow_outside_body": allow_outside_body,
+    }
+
+
 Uncertainty = Annotated[
     float, typer.Option(help="Monte Carlo ends at this mean sigma above half of the maximum (0.02 = 2 %).")
 ]

@@ -20,6 +20,7 @@ from vmat_diffusion.cli.options import (
     MappingFile,
     PatientPosition,
     Uncertainty,
+    reading_options,
 )
 from vmat_diffusion.errors import InputError
 
@@ -136,10 +137,7 @@ def plan(
         uncertainty=uncertainty,
         check_minutes=check_minutes,
         gate=str(gate) if gate else None,
-        mapping=str(mapping) if mapping else None,
-        ct_table=str(ct_table) if ct_table else None,
-        patient_position=patient_position,
-        allow_outside_body=allow_outside_body,
+        **reading_options(mapping, ct_table, patient_position, allow_outside_body=allow_outside_body),
     )
     with stdout_kept(), progress_bar() as progress:
         run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)

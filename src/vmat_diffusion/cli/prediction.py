@@ -16,6 +16,7 @@ from vmat_diffusion.cli.options import (
     MappingFile,
     Overwrite,
     PatientPosition,
+    reading_options,
 )
 
 if TYPE_CHECKING:
@@ -60,10 +61,7 @@ def predict(
         guidance=guidance,
         pull=pull,
         device=device,
-        mapping=str(mapping) if mapping else None,
-        ct_table=str(ct_table) if ct_table else None,
-        patient_position=patient_position,
-        allow_outside_body=allow_outside_body,
+        **reading_options(mapping, ct_table, patient_position, allow_outside_body=allow_outside_body),
     )
     with stdout_kept(), progress_bar() as progress:
         run = predict_case(case, out, settings, overwrite=overwrite, progress=progress)

@@ -32,20 +32,6 @@ def bands_picture(
     prescription: Prescription | None = None,
 ) -> Path:
     """Write the PNG: the mean dose's histograms, the least and most volume of all samples, the chosen one."""
-    with written_whole(path) as part:
-        part.write_bytes(png(bands_figure(case, mean, samples, chosen, results, prescription)))
-    return path
-
-
-def bands_figure(
-    case: Case,
-    mean: Dose,
-    samples: Sequence[Dose],
-    chosen: int | None,
-    results: Sequence[GoalResult] = (),
-    prescription: Prescription | None = None,
-) -> Figure:
-    """The figure of `bands_picture`."""
     shown = shown_structures(case, mean, results, prescription)
     figure = Figure(figsize=(11.0, max(4.6, 0.19 * len(shown) + 1.4)), facecolor="white")
     draw_dvh(figure, shown, prescription)
@@ -67,4 +53,6 @@ def bands_figure(
     if chosen is not None:
         keys.append(Line2D([], [], color=INK, lw=0.9, ls=_CHOSEN, label=f"sample {chosen}, chosen"))
     figure.legend(handles=keys, loc="lower right", frameon=False, fontsize=8.5, bbox_to_anchor=(0.99, 0.02))
-    return figure
+    with written_whole(path) as part:
+        part.write_bytes(png(figure))
+    return path

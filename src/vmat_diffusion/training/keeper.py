@@ -56,7 +56,9 @@ class Keeper(Callback):
         self.settings, self.stage = module.settings, module.stage
         self.progress = progress or (lambda share, note: None)
         self.sums, self.validations = dict(start.sums or {}), start.validations
-        self.cases = EncodedCases(data.validation, self.settings.encoding, multiple=self.settings.size.multiple)
+        self.cases = EncodedCases(
+            data.validation, self.settings.encoding, multiple=self.settings.size.multiple
+        )
         self.signal: int | None = None
         self.note = ""
         self._received: int | None = None

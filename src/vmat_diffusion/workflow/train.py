@@ -20,13 +20,16 @@ from vmat_diffusion.workflow.run import Progress
 
 if TYPE_CHECKING:
     from vmat_diffusion.training.checkpoint import Checkpoint
+    from vmat_diffusion.training.data import Entry
     from vmat_diffusion.training.keeper import TrainingData
     from vmat_diffusion.training.loop import Machinery
     from vmat_diffusion.training.settings import TrainingSettings
+    from vmat_diffusion.training.splits import Split
 
 SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
 # A hash of the cases that a training was begun on.
 DATA = "cases.sha256"
+_SPLITS: tuple[Split, ...] = ("train", "validation")
 # With fewer cases no range says anything.
 _FEWEST_KNOWN = 2
 # What may differ from the settings that a training was begun with: it changes no weight.
@@ -171,18 +174,20 @@ def _trained(
     progress: Progress | None,
     site: str | None = None,
 ) -> Trained:
+    from vmat_diffusion.training.encoded_cache import entries_with_dose
     from vmat_diffusion.training.journal import read_metrics
     from vmat_diffusion.training.loop import requeue, train
     from vmat_diffusion.training.settings import plain
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    _same_data(data, out, site)
+    parts = {split: entries_with_dose(data, split, site) for split in _SPLITS}
+    _same_data(parts, data, out)
     with written_whole(out / SETTINGS) as part:
         part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
     tell = progress or (lambda stage, share, note: None)
-    cases = encoded_data(data, settings, cache or out / "encoded", machinery, tell, site)
-    _keep_known(data, settings, out, site)
+    cases = _encoded(parts, data, settings, cache or out / "encoded", machinery, tell)
+    _keep_known(parts["train"], data, settings, out)
     was_finished = _is_end(start, settings)
     start = replace(start, settings=plain(settings))  # what is free to change may have changed
     ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
@@ -219,13 +224,11 @@ def _is_end(checkpoint: Checkpoint, settings: TrainingSettings) -> bool:
     return (checkpoint.stage + 1, checkpoint.samples) == (len(settings.stages), settings.stages[-1].samples)
 
 
-def _same_data(data: Path, out: Path, site: str | None) -> None:
+def _same_data(parts: Mapping[Split, tuple[Entry, ...]], data: Path, out: Path) -> None:
     """Raises InputError where a training was begun on other cases; keeps which they are otherwise."""
-    from vmat_diffusion.training.encoded_cache import entries_with_dose
-
     digest = hashlib.sha256()
-    for split in ("train", "validation"):
-        for entry in entries_with_dose(data, split, site):  # type: ignore[arg-type]
+    for split, entries in parts.items():
+        for entry in entries:
             digest.update(f"{split} {entry.id} {entry.sha256}\n".encode())
     if (out / DATA).exists():
         if (out / DATA).read_text(encoding="utf-8").strip() != digest.hexdigest():
@@ -238,13 +241,11 @@ def _same_data(data: Path, out: Path, site: str | None) -> None:
             part.write_text(digest.hexdigest() + "\n", encoding="utf-8")
 
 
-def _keep_known(data: Path, settings: TrainingSettings, out: Path, site: str | None) -> None:
+def _keep_known(entries: tuple[Entry, ...], data: Path, settings: TrainingSettings, out: Path) -> None:
     """Keep the figures of the training cases, by which a case that is unusual for the model is known."""
     from vmat_diffusion.diffusion.domain import known_of
     from vmat_diffusion.training.cases import load_case
-    from vmat_diffusion.training.encoded_cache import entries_with_dose
 
-    entries = entries_with_dose(data, "train", site)
     if (out / KNOWN).exists() or len(entries) < _FEWEST_KNOWN or _rank():
         return
     known = known_of((load_case(data / entry.file) for entry in entries), settings.encoding)
@@ -257,20 +258,20 @@ def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))
 
 
-def encoded_data(
+def _encoded(
+    parts: Mapping[Split, tuple[Entry, ...]],
     data: Path,
     settings: TrainingSettings,
     cache: Path,
     machinery: Machinery,
     progress: Progress,
-    site: str | None = None,
 ) -> TrainingData:
     """The training and validation cases of a data set folder, encoded now where they are not yet."""
-    from vmat_diffusion.training.encoded_cache import encode_cases, entries_with_dose, spacing_mm
+    from vmat_diffusion.training.encoded_cache import encode_cases, spacing_mm
     from vmat_diffusion.training.keeper import TrainingData
 
-    train, validation = (entries_with_dose(data, split, site) for split in ("train", "validation"))
-    both = (*train, *validation)
+    train = parts["train"]
+    both = (*train, *parts["validation"])
     files = encode_cases(
         data,
         both,
@@ -280,7 +281,7 @@ def encoded_data(
         first=_rank() * len(both) // machinery.processes,
         progress=lambda done, of: progress("encode", done / of, f"{done} of {of} cases"),
     )
-    spacings = tuple(spacing_mm(data / entry.file) for entry in validation)
+    spacings = tuple(spacing_mm(data / entry.file) for entry in parts["validation"])
     return TrainingData(files[: len(train)], files[len(train) :], spacings)
 
 
