@@ -16,8 +16,10 @@ from torch import Tensor
 
 from vmat_diffusion.dose.fluence import Exposures, FluenceModel, JawParts, convolved_fluence
 from vmat_diffusion.dose.influence import SampledDose
+from vmat_diffusion.evaluate.goals import Goal
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.modulation import Prices, price
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.sequence import deliverable
 
@@ -143,6 +145,19 @@ def interpolated(coarse: Track, fine: Track, state: Apertures) -> Apertures:
     return Apertures(leaves, mu)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The goals that a state misses, and the objective."""
+
+    missed: tuple[Goal, ...]
+    objective: float
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """How many of each priority, must, should and wish; the first difference decides."""
+        return tuple(sum(goal.priority == p for goal in self.missed) for p in (1, 2, 3))
+
+
 @dataclass(frozen=True, eq=False)
 class ApertureProblem:
     """Everything that stays the same during one stage of the search.
@@ -158,6 +173,7 @@ class ApertureProblem:
     relative_per_mu: float
     correction: Tensor
     parts: JawParts
+    prices: Prices
 
     @property
     def way(self) -> Track:
@@ -173,18 +189,56 @@ class ApertureProblem:
         """A small price on MU, in units of what an open field would need, so that apertures stay wide."""
         return _MU_PRICE * mu.sum() * self.relative_per_mu
 
+    def restlessness(self, leaves: Tensor, mu: Tensor) -> Tensor:
+        """The price on narrow gaps, ragged edges and travelling leaves."""
+        first, last = torch.as_tensor(self.way.first), torch.as_tensor(self.way.last)
+        return price(leaves, mu, first, last, self.reach.machine.limits.leaf_gap_mm, self.prices)
+
+    def relative(self, leaves: Tensor, mu: Tensor) -> Tensor:
+        """Relative dose at the objective's points, differentiable."""
+        return self.sampled.dose(self.field(leaves, mu)) * self.relative_per_mu + self.correction
+
+    def value(self, dose: Tensor, leaves: Tensor, mu: Tensor) -> Tensor:
+        """What the search minimises, for the relative dose of leaves and MU."""
+        return self.objective(dose) + self.economy(mu) + self.restlessness(leaves, mu)
+
+    def judged(self, state: Apertures) -> Judged:
+        """How a state stands."""
+        with torch.no_grad():
+            leaves, mu = torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float()
+            dose = self.relative(leaves, mu)
+            return Judged(tuple(self.objective.missed(dose.numpy())), float(self.value(dose, leaves, mu)))
+
     def dose(self, state: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""
         with torch.no_grad():
-            field = self.field(torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float())
-            return (self.sampled.dose(field) * self.relative_per_mu + self.correction).numpy()
+            leaves, mu = torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float()
+            return self.relative(leaves, mu).numpy()
+
+    def pulls(self, state: Apertures) -> dict[str, NDArray[np.float64]]:
+        """How each part of the objective would move leaves and MU: its gradient, by the part's name."""
+        leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
+        mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+        dose = self.relative(leaves, mu)
+        out = {}
+        for name, part in self.objective.parts(dose).items():
+            if float(part.detach()) > 0:
+                by_leaf, by_mu = torch.autograd.grad(part, (leaves, mu), retain_graph=True)
+                # Per mm of leaf and per share of MU, as the search steps.
+                both = [by_leaf.double().numpy().ravel(), by_mu.double().numpy() * state.mu]
+                out[name] = np.concatenate(both)
+        return out
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the search: iterations, first and last leaf step in mm, first MU step (relative)."""
+    """One stage of the search: iterations, first and last leaf step in mm, first MU step (relative).
+
+    `every` says which control points it moves: every n-th.
+    """
 
     name: str
+    every: int
     iterations: int
     leaf_step_mm: float
     leaf_step_end_mm: float
@@ -197,17 +251,18 @@ def search(
     stage: Stage,
     *,
     keep_going: Callable[[], bool],
-    report: Callable[[int, float, int], None],
+    report: Callable[[int, float, float, int, int], None],
     newest: list[Apertures],
 ) -> Apertures:
     """Projected Adam from the deliverable state `newest[0]` to a better one; all iterates are deliverable.
 
     Returns the best state by objective since the weights last changed; it is in `newest[0]` all the
-    time, for a caller who is interrupted. `report(iteration, objective,
-    missed goals)` is called in each step; the search stops early where `keep_going()` says no.
+    time, for a caller who is interrupted. `report(iteration, objective, best, round, missed
+    goals)` is called in each step, a round being what lies between two changes of the weights; the search
+    stops early where `keep_going()` says no.
     """
     state = newest[0]
-    best, best_value = state, np.inf
+    best, best_value, turn = state, np.inf, 0
     moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     b1, b2, missed = 0.85, 0.97, 0
@@ -216,17 +271,17 @@ def search(
             break
         leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
         mu = torch.as_tensor(state.mu).float().requires_grad_(True)
-        dose = problem.sampled.dose(problem.field(leaves, mu)) * problem.relative_per_mu + problem.correction
-        value = problem.objective(dose) + problem.economy(mu)
+        dose = problem.relative(leaves, mu)
+        value = problem.value(dose, leaves, mu)
         value.backward()
         now = value.item()
         if now < best_value:
             best, best_value = state, now
             newest[0] = best
+        report(k, now, best_value, turn, missed)
         if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
             missed = problem.objective.adapt(dose.detach().numpy())
-            best_value = np.inf
-        report(k, now, missed)
+            best_value, turn = np.inf, turn + 1
         done = k / max(stage.iterations - 1, 1)
         leaf_step = stage.leaf_step_mm * (stage.leaf_step_end_mm / stage.leaf_step_mm) ** done
         # Adam's first steps have full length in every direction, however small the gradient.

@@ -91,23 +91,28 @@ class Objective:
 
     def __call__(self, dose: Tensor) -> Tensor:
         """The scalar to minimise, for relative dose at all points."""
-        total = dose.new_zeros(())
+        return torch.stack(list(self.parts(dose).values())).sum()
+
+    def parts(self, dose: Tensor) -> dict[str, Tensor]:
+        """What the objective adds up, by name; the part of a goal has the goal's words as its name."""
+        out: dict[str, Tensor] = {}
         for name, level in self.targets.items():
             d = dose[self.regions[name].points]
             hot = self.ceiling[self.regions[name].points]
-            total = total + _UNDER * (level - d).clamp_min(0).square().mean() / level**2
-            total = total + _OVER * (d - hot).clamp_min(0).square().mean() / level**2
+            out[f"coverage of {name}"] = _UNDER * (level - d).clamp_min(0).square().mean() / level**2
+            out[f"hot dose in {name}"] = _OVER * (d - hot).clamp_min(0).square().mean() / level**2
         d = dose[self.tissue]
-        total = total + _TISSUE * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
+        out["falloff"] = _TISSUE * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
         for name, region in self.regions.items():
             if name not in self.targets and not region.in_target.all():
                 outside = torch.from_numpy(~region.in_target)
-                total = total + _SPARE * dose[region.points][outside].mean()
+                out[f"sparing of {name}"] = _SPARE * dose[region.points][outside].mean()
         for term in self.terms:
-            total = total + _GOAL * term.strength * self._hinge(term, dose)
+            name = str(term.goal)
+            out[name] = out.get(name, dose.new_zeros(())) + _GOAL * term.strength * self._hinge(term, dose)
         for aim in self.aims:
-            total = total + _AIM * self._excess(aim, dose)
-        return total
+            out[f"aim for {aim.region.name}"] = _AIM * self._excess(aim, dose)
+        return out
 
     def _excess(self, aim: Aim, dose: Tensor) -> Tensor:
         """By how much an organ's histogram lies above that of the dose to aim at: rank by rank, squared."""
@@ -222,6 +227,12 @@ class Objective:
                         term.strength = min(term.strength * _GROWTH[priority], _STRONGEST[priority])
                 missed_before += missed
         return missed_before
+
+    def missed(self, dose: NDArray) -> list[Goal]:
+        """The goals that the normalised dose does not meet, neither fully nor within their variation."""
+        scaled = dose * np.float32(self._normalizing(dose))
+        values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in self.terms)
+        return [goal for goal, value in values if value is not None and goal.status(value) == "fail"]
 
     def _normalizing(self, dose: NDArray) -> float:
         """The factor that brings the sheet's normalisation about, within 5 %; 1 where it says nothing."""

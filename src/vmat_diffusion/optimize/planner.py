@@ -34,7 +34,9 @@ from vmat_diffusion.optimize.aperture import (
     track,
 )
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
+from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
+from vmat_diffusion.optimize.modulation import Prices
 from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
 from vmat_diffusion.optimize.sectors import (
@@ -48,18 +50,22 @@ from vmat_diffusion.plan import Arc, Plan
 
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
-# Shares of the time limit by which the coarse and the whole search must have ended.
-_COARSE_SHARE, _SEARCH_SHARE = 0.5, 0.8
-_COARSE = Stage("apertures", 200, 2.5, 0.5, 0.06)
-_REFINE = Stage("refine", 70, 0.8, 0.15, 0.03, adapt_every=15)
-_CONTINUE = Stage("continue", 35, 0.7, 0.15, 0.03, adapt_every=10)
+# From coarse to fine, each with the share of the time limit by which it must have ended.
+_STAGES = (
+    (Stage("apertures", 3, 120, 3.0, 1.0, 0.08), 0.35),
+    (Stage("refine", 2, 80, 1.2, 0.5, 0.04), 0.6),
+    (Stage("finish", 1, 60, 0.7, 0.15, 0.03, adapt_every=15), 0.8),
+)
+_CONTINUE = Stage("continue", 1, 35, 0.7, 0.15, 0.03, adapt_every=10)
+_SEARCH_SHARE = _STAGES[-1][1]
 
 
 class Outcome(str, Enum):
-    """How the search ended."""
+    """How the search ended: with all goals met, with some open, or with some that no plan can meet."""
 
     CONVERGED = "converged"
     STALLED = "stalled"
+    INFEASIBLE = "infeasible"
     OUT_OF_TIME = "out of time"
     INTERRUPTED = "interrupted"
 
@@ -70,6 +76,7 @@ class Settings:
 
     Angles in degrees, IEC. `collimator_deg` None chooses mirrored angles that the leaf span allows.
     `spacing_deg` is the distance of the control points in the output. `effort` scales all iterations.
+    `prices` weigh what restless apertures cost.
     The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 
@@ -82,15 +89,18 @@ class Settings:
     seed: int = 0
     max_minutes: float | None = 5.0
     effort: float = 1.0
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, eq=False)
 class Optimized:
     """A deliverable plan, its dose by the fast engine, and how the search went.
 
-    `history` has one row per iteration (stage, iteration, objective, goals missed, seconds);
+    `history` has one row per iteration: stage, round, iteration, objective, the best of the round, goals
+    missed, seconds. The weights of goals change between rounds, so only within one do objectives compare.
     `fluence` holds the ideal map of every arc sector: `mu[maps, strips, columns]` and its axes.
-    `strengths` are the weights that the sheet's goals had in the end.
+    `strengths` are the weights that the sheet's goals had in the end; `conflicts` the goals that stay
+    open with what is in their way.
     """
 
     plan: Plan
@@ -100,6 +110,7 @@ class Optimized:
     fluence: Mapping[str, NDArray]
     seconds: Mapping[str, float] = field(default_factory=dict)
     strengths: tuple[float, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
 
 
 def optimize(
@@ -156,12 +167,13 @@ class _Run:
         self.begun = time.monotonic()
         self.interrupted = False
         self.truncated = False
-        self.share = _COARSE_SHARE
+        self.share = _STAGES[0][1]
+        self.seen: tuple[Conflict, ...] = ()
         self.history: list[Mapping[str, object]] = list(before.history) if before else []
         self.seconds: dict[str, float] = {}
 
     def keep_going(self) -> bool:
-        """Whether the present stage still has time: half of all for the coarse search, a fifth kept back."""
+        """Whether the present stage still has time."""
         limit = self.settings.max_minutes
         spent = time.monotonic() - self.begun
         return not self.interrupted and (limit is None or spent < 60 * limit * self.share)
@@ -198,7 +210,8 @@ class _Run:
             maps = self._fluence(sectors)
             fluence: Mapping[str, NDArray] = map_arrays(sectors, maps, self.model.row_edges_mm)
             start = self._lap("fluence maps", start)
-            swept = first_apertures(sectors, maps, self.machine.limits, self.mu_cap_per_deg)
+            every = _STAGES[0][0].every
+            swept = first_apertures(sectors, maps, self.machine.limits, self.mu_cap_per_deg, every)
             state = self._apertures(frames, fine, swept)
         else:
             fluence = self.before.fluence
@@ -215,14 +228,16 @@ class _Run:
             finalize=self.finalize,
         )
         self._lap("dose", start)
+        proven = proven_conflicts(self.case, self.sheet)
         return Optimized(
             plan,
             dose,
-            self._outcome(),
+            self._outcome(infeasible=bool(proven)),
             tuple(self.history),
             fluence,
             self.seconds,
             tuple(term.strength for term in self.objective.terms),
+            merged(proven, self.seen),
         )
 
     def _lap(self, name: str, since: float) -> float:
@@ -230,17 +245,16 @@ class _Run:
         self.seconds[name] = round(now - since, 2)
         return now
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, *, infeasible: bool) -> Outcome:
         if self.interrupted:
             return Outcome.INTERRUPTED
         if self.truncated:
             return Outcome.OUT_OF_TIME
         if self.before is not None and self.before.outcome in (Outcome.INTERRUPTED, Outcome.OUT_OF_TIME):
             return self.before.outcome
-        values = [float(r["objective"]) for r in self.history[-12:]]  # type: ignore[arg-type]
-        settled = len(values) > 1 and min(values) > 0.98 * values[0] if values else True
-        missed = bool(self.history and self.history[-1]["missed"])
-        return Outcome.STALLED if settled and missed else Outcome.CONVERGED
+        if infeasible:
+            return Outcome.INFEASIBLE
+        return Outcome.STALLED if self.seen else Outcome.CONVERGED
 
     @property
     def relative_per_mu(self) -> float:
@@ -287,27 +301,35 @@ class _Run:
         )  # fmt: skip
 
     def _apertures(self, frames: tuple[ArcFrame, ...], fine: Reach, start: Apertures) -> Apertures:
-        """Search at every second control point, then at all of them, then the MU alone.
+        """Search at few control points, then at more, at last at all of them.
 
         However it ends, the newest deliverable state is returned at all control points.
         """
-        coarse = Reach(track(frames, 2), self.machine, self.mu_cap_per_deg)
-        self.newest = [coarse.project(start)]
-        reach = coarse
+        reach = self._reach(frames, _STAGES[0][0].every, fine)
+        self.newest = [reach.project(start)]
         try:
-            state = self._stage(self._problem(coarse, "apertures"), _COARSE)
-            self.share = _SEARCH_SHARE
-            finer = fine.project(interpolated(coarse.way, fine.way, state))
-            self.newest, reach = [finer], fine
-            self.truncated |= not self.keep_going()
-            if self.keep_going():
-                self._refine(fine, _REFINE)
+            for stage, share in _STAGES:
+                finer = self._reach(frames, stage.every, fine)
+                if finer is not reach:
+                    state = finer.project(interpolated(reach.way, finer.way, self.newest[0]))
+                    self.newest, reach = [state], finer
+                self.share = share
+                self.truncated |= not self.keep_going()
+                if not self.keep_going():
+                    continue
+                if stage.every > 1:
+                    self._stage(self._problem(reach, stage.name), stage)
+                else:
+                    self._refine(fine, stage)
         except KeyboardInterrupt:
             self.interrupted = True
         state = self.newest[0]
-        if reach is coarse:
-            state = interpolated(coarse.way, fine.way, state)
+        if reach is not fine:
+            state = interpolated(reach.way, fine.way, state)
         return fine.project(state)
+
+    def _reach(self, frames: tuple[ArcFrame, ...], every: int, fine: Reach) -> Reach:
+        return fine if every == 1 else Reach(track(frames, every), self.machine, self.mu_cap_per_deg)
 
     def _continued(self, fine: Reach, before: Optimized) -> Apertures:
         """The last stage alone, from the arcs of an earlier plan and with the weights it ended with."""
@@ -324,9 +346,19 @@ class _Run:
         return fine.project(self.newest[0])
 
     def _refine(self, fine: Reach, stage: Stage) -> None:
-        """Better the newest state at all control points, then its MU alone, on the full dose."""
+        """Better the newest state at all control points, then its MU alone, on the full dose.
+
+        Of the state before, the best of the search and that with its MU refined, the one stays whose goals
+        are met best, higher priorities first.
+        """
         problem = self._problem(fine, stage.name, self._correction)
-        self.newest[0] = refine_mu(problem, self._stage(problem, stage))
+        tried = [self.newest[0], self._stage(problem, stage)]
+        tried.append(refine_mu(problem, tried[-1]))
+        judged = [problem.judged(state) for state in tried]
+        best = min(range(len(tried)), key=lambda k: (judged[k].failed, judged[k].objective))
+        self.newest[0] = tried[best]
+        if missed := judged[best].missed:
+            self.seen = seen_conflicts(missed, problem.pulls(tried[best]))
 
     def _correction(self, problem: ApertureProblem) -> torch.Tensor:
         """What the full dose, read through its grid, has over the sampled dose of the newest state."""
@@ -362,18 +394,21 @@ class _Run:
             self.relative_per_mu,
             self._base(),
             jaw_parts(self.model, jaws_of(reach.way)),
+            self.settings.prices,
         )
         return replace(problem, correction=correct(problem)) if correct else problem
 
     def _stage(self, problem: ApertureProblem, stage: Stage) -> Apertures:
         stage = replace(stage, iterations=max(int(stage.iterations * self.settings.effort), 1))
 
-        def report(k: int, value: float, missed: int) -> None:
+        def report(k: int, value: float, best: float, turn: int, missed: int) -> None:
             self.history.append(
                 {
                     "stage": stage.name,
+                    "round": turn,
                     "iteration": k,
                     "objective": value,
+                    "best": best,
                     "missed": missed,
                     "seconds": round(time.monotonic() - self.begun, 2),
                 }

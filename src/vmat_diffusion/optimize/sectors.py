@@ -85,8 +85,10 @@ def open_bixels(
     return opened
 
 
-def first_apertures(sectors: Sectors, maps: FluenceMaps, limits: Limits, mu_cap_per_deg: float) -> Apertures:
-    """Every second control point of sweeps through all maps. The leaves may still break the travel limit."""
+def first_apertures(
+    sectors: Sectors, maps: FluenceMaps, limits: Limits, mu_cap_per_deg: float, every: int
+) -> Apertures:
+    """Every n-th control point of sweeps through all maps. The leaves may still break the travel limit."""
     leaves, mu = [], []
     for number, frame in enumerate(sectors.frames):
         own = [k for k, s in enumerate(sectors.each) if s.arc == number]
@@ -94,7 +96,7 @@ def first_apertures(sectors: Sectors, maps: FluenceMaps, limits: Limits, mu_cap_
             frame.gantry_deg, [sectors.each[k] for k in own], maps.mu[own], maps.column_edges_mm, limits,
             mu_cap_per_deg, rightward=number % 2 == 0,
         )  # fmt: skip
-        thin = frame.thinned(2)
+        thin = frame.thinned(every)
         leaves.append(positions[thin])
         mu.append(np.add.reduceat(meterset, thin[:-1]))
     return Apertures(np.concatenate(leaves), np.concatenate(mu))

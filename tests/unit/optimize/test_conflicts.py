@@ -1,0 +1,114 @@
+"""Goals in conflict: exact bounds from shared voxels, and opposing pulls."""
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.case import Case, Prescription, Structure
+from vmat_diffusion.evaluate.goals import parse_goals
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.optimize.conflicts import merged, proven_conflicts, seen_conflicts
+
+SHEET = """
+title = "t"
+site = "any"
+source = "test"
+fractions = 30
+prescription_gy = {{ PTV = 60.0 }}
+normalization = {{ PTV = "D50% = 60 Gy" }}
+[[goals]]
+structure = "PTV"
+goal = "D95% >= 57 Gy"
+priority = 1
+source = "test"
+[[goals]]
+structure = "Organ"
+goal = "{goal}"
+priority = {priority}
+source = "test"
+"""
+
+
+def sheet(goal, priority=2):
+    return parse_goals(SHEET.format(goal=goal, priority=priority), "test")
+
+
+@pytest.fixture
+def case():
+    """A target of 200 voxels and an organ of 100, of which 60 are shared; voxels of 1 cc."""
+    shape = (10, 10, 10)
+    grid = Grid(shape, (10.0, 10.0, 10.0), (0.0, 0.0, 0.0))
+
+    def structure(name, role, voxels):
+        mask = np.zeros(shape, bool)
+        mask.ravel()[voxels] = True
+        return Structure(name, role, mask)
+
+    return Case(
+        "c",
+        "any",
+        grid,
+        np.zeros(shape, np.int16),
+        {
+            "BODY": structure("BODY", "body", slice(0, 1000)),
+            "PTV": structure("PTV", "target", slice(100, 300)),
+            "Organ": structure("Organ", "organ", slice(240, 340)),
+        },
+        Prescription(30, {"PTV": 60.0}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("goal", "least"),
+    [
+        # 60 shared voxels, 10 of which the 5 % of the target that may stay cold can take out: 50 at 57 Gy.
+        ("mean <= 26 Gy", 0.5 * 57),
+        ("V50Gy <= 30 %", 50.0),
+        ("V50Gy[cc] <= 30 cc", 50.0),
+        ("D40% <= 40 Gy", 57.0),
+        ("D0.03cc <= 50 Gy", 57.0),
+        ("max <= 50 Gy", 57.0),
+    ],
+)
+def test_what_coverage_puts_into_shared_voxels_is_a_bound(case, goal, least):
+    (found,) = proven_conflicts(case, sheet(goal))
+    assert found.least == pytest.approx(least, rel=0.02)
+    assert found.against == ("PTV D95% >= 57 Gy",)
+    assert "cannot be met" in str(found)
+
+
+@pytest.mark.parametrize("goal", ["mean <= 29 Gy", "V50Gy <= 51 %", "D60% <= 40 Gy", "D0.03cc <= 58 Gy"])
+def test_what_can_be_met_is_no_conflict(case, goal):
+    assert proven_conflicts(case, sheet(goal)) == ()
+
+
+def test_a_lower_priority_of_coverage_forbids_nothing(case):
+    lower = sheet("mean <= 26 Gy", priority=1)
+    assert len(proven_conflicts(case, lower)) == 1
+    goals = (lower.goals[0].__class__(**{**lower.goals[0].__dict__, "priority": 2}), lower.goals[1])
+    assert proven_conflicts(case, lower.__class__(**{**lower.__dict__, "goals": goals})) == ()
+
+
+def test_opposing_pulls_are_named_the_most_opposed_first():
+    goal = sheet("mean <= 26 Gy").goals[1]
+    pulls = {
+        str(goal): np.array([1.0, 0.0]),
+        "coverage of PTV": np.array([-1.0, 0.1]),
+        "falloff": np.array([1.0, 1.0]),
+        "hot dose in PTV": np.array([-1.0, 1.0]),
+        "sparing of Organ": np.array([0.0, 1.0]),
+    }
+    (found,) = seen_conflicts([goal], pulls)
+    assert found.against == ("coverage of PTV", "hot dose in PTV")
+    assert str(found) == "Organ mean <= 26 Gy is held off by coverage of PTV and hot dose in PTV"
+
+
+def test_a_goal_without_a_pull_of_its_own_is_still_named():
+    goal = sheet("mean <= 26 Gy").goals[1]
+    (found,) = seen_conflicts([goal], {"coverage of PTV": np.ones(2)})
+    assert found.against == () and "limits of machine" in str(found)
+
+
+def test_a_proof_stands_before_what_was_seen(case):
+    own = sheet("mean <= 26 Gy")
+    proven, seen = proven_conflicts(case, own), seen_conflicts([own.goals[1]], {})
+    assert merged(proven, seen) == proven == merged(proven, ())
