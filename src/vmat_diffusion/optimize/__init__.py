@@ -1,5 +1,6 @@
 """From goals to deliverable arcs: fluence maps, leaf sequencing, direct aperture optimisation."""
 
-from vmat_diffusion.optimize.planner import Optimized, Outcome, Settings, optimize
+from vmat_diffusion.optimize.planner import optimize
+from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 
 __all__ = ["Optimized", "Outcome", "Settings", "optimize"]

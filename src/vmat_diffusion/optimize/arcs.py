@@ -72,7 +72,7 @@ def arc_frames(
     """
     if not 1 <= arcs <= 6:
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
-    _refuse_machine(machine)
+    refuse_machine(machine)
     turn = (stop_deg - start_deg) % 360.0 or 360.0
     for end in (start_deg, stop_deg):
         if abs(end % 360.0 - 180.0) < 0.05:
@@ -135,7 +135,7 @@ def _box(
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
-def _refuse_machine(machine: Machine) -> None:
+def refuse_machine(machine: Machine) -> None:
     """Say at once what the optimiser cannot plan for, before minutes are spent."""
     name = machine.name
     if not {"X", "Y"} <= {jaw.removeprefix("ASYM") for jaw in machine.jaws}:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,10 +34,11 @@ from vmat_diffusion.optimize.aperture import (
 )
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
+from vmat_diffusion.optimize.existing import apertures_of, frames_of
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
-from vmat_diffusion.optimize.modulation import Prices
 from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
+from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.optimize.sectors import (
     Sectors,
     cut_into_sectors,
@@ -60,59 +60,6 @@ _CONTINUE = Stage("continue", 1, 35, 0.7, 0.15, 0.03, adapt_every=10)
 _SEARCH_SHARE = _STAGES[-1][1]
 
 
-class Outcome(str, Enum):
-    """How the search ended: with all goals met, with some open, or with some that no plan can meet."""
-
-    CONVERGED = "converged"
-    STALLED = "stalled"
-    INFEASIBLE = "infeasible"
-    OUT_OF_TIME = "out of time"
-    INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may ask of the optimiser; the defaults are meant for clinical targets.
-
-    Angles in degrees, IEC. `collimator_deg` None chooses mirrored angles that the leaf span allows.
-    `spacing_deg` is the distance of the control points in the output. `effort` scales all iterations.
-    `prices` weigh what restless apertures cost.
-    The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
-    """
-
-    arcs: int = 2
-    arc_start_deg: float = 182.0
-    arc_stop_deg: float = 178.0
-    collimator_deg: tuple[float, ...] | None = None
-    spacing_deg: float = 2.0
-    grid_mm: float = 3.0
-    seed: int = 0
-    max_minutes: float | None = 5.0
-    effort: float = 1.0
-    prices: Prices = field(default_factory=Prices)
-
-
-@dataclass(frozen=True, eq=False)
-class Optimized:
-    """A deliverable plan, its dose by the fast engine, and how the search went.
-
-    `history` has one row per iteration: stage, round, iteration, objective, the best of the round, goals
-    missed, seconds. The weights of goals change between rounds, so only within one do objectives compare.
-    `fluence` holds the ideal map of every arc sector: `mu[maps, strips, columns]` and its axes.
-    `strengths` are the weights that the sheet's goals had in the end; `conflicts` the goals that stay
-    open with what is in their way.
-    """
-
-    plan: Plan
-    dose: Dose
-    outcome: Outcome
-    history: tuple[Mapping[str, object], ...]
-    fluence: Mapping[str, NDArray]
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    strengths: tuple[float, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
-
-
 def optimize(
     case: Case,
     sheet: GoalSheet,
@@ -124,6 +71,7 @@ def optimize(
     finalize: Callable[[Plan], Plan] = lambda plan: plan,
     difference: Dose | None = None,
     start: Optimized | None = None,
+    improve: Plan | None = None,
 ) -> Optimized:
     """Plan a case for a goal sheet that was fitted to it.
 
@@ -133,11 +81,12 @@ def optimize(
     minutes and 2 to 4 GB on two cores for a head and neck. `difference` in Gy, such as a better
     engine's dose of a like plan less this one's, is added to every dose, the returned one included.
     `start`, made for the same case, sheet, machine and settings, is continued by the last stage of the
-    search alone, which takes about a third of the time.
+    search alone, which takes about a third of the time. `improve` is a plan, whoever made it, whose arcs
+    and apertures are searched from in place of fluence maps.
     """
     report = progress or (lambda *_: None)
     return _Run(
-        case, sheet, machine, target, settings or Settings(), report, finalize, difference, start
+        case, sheet, machine, target, settings or Settings(), report, finalize, difference, start, improve
     ).run()
 
 
@@ -155,10 +104,13 @@ class _Run:
         finalize: Callable[[Plan], Plan],
         difference: Dose | None,
         before: Optimized | None,
+        improve: Plan | None,
     ) -> None:
         self.case, self.sheet, self.machine, self.settings = case, sheet, machine, settings
         self.progress, self.finalize, self.difference = progress, finalize, difference
         self.target, self.before = target, before
+        # The plan to search from, if there is one.
+        self.given = before.plan if before else improve
         self.targets = tuple(n for n in sheet.prescription.target_gy if n in case.structures)
         if not self.targets:
             raise GoalError(
@@ -185,18 +137,10 @@ class _Run:
         grid = dose_grid(self.case, settings.grid_mm)
         self.density: Density = density_of(self.case, grid)
         self.objective: Objective = build_objective(self.case, self.sheet, grid, rng, self.target)
-        self.isocenter: Point = isocenter_of(self.case, self.targets)
-        frames = arc_frames(
-            self.case,
-            self.targets,
-            self.isocenter,
-            self.machine,
-            arcs=settings.arcs,
-            start_deg=settings.arc_start_deg,
-            stop_deg=settings.arc_stop_deg,
-            spacing_deg=settings.spacing_deg,
-            collimators_deg=settings.collimator_deg,
+        self.isocenter: Point = (
+            self.given.isocenter_mm if self.given else isocenter_of(self.case, self.targets)
         )
+        frames = self._frames()
         boxes = np.array([f.jaws_mm for f in frames])
         box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
         # The report reads doses between the nodes of the dose grid, which blurs them like h^2/6 does.
@@ -205,17 +149,23 @@ class _Run:
         self.mu_cap_per_deg = self._mu_cap(frames)
         start = self._lap("prepare", start)
         fine = Reach(track(frames, 1), self.machine, self.mu_cap_per_deg)
-        if self.before is None:
+        fluence: Mapping[str, NDArray] = {}
+        if self.given is None:
             sectors = cut_into_sectors(frames)
             maps = self._fluence(sectors)
-            fluence: Mapping[str, NDArray] = map_arrays(sectors, maps, self.model.row_edges_mm)
+            fluence = map_arrays(sectors, maps, self.model.row_edges_mm)
             start = self._lap("fluence maps", start)
             every = _STAGES[0][0].every
             swept = first_apertures(sectors, maps, self.machine.limits, self.mu_cap_per_deg, every)
-            state = self._apertures(frames, fine, swept)
+            state = self._apertures(frames, fine, swept, _STAGES)
         else:
-            fluence = self.before.fluence
-            state = self._continued(fine, self.before)
+            own = apertures_of(self.given, frames, self._inside)
+            own.mu *= self.given.fractions / self.sheet.prescription.fractions
+            if self.before is not None:
+                fluence = self.before.fluence
+                state = self._continued(fine, own, self.before)
+            else:
+                state = self._apertures(frames, fine, own, _STAGES[-1:])
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
         plan = self.finalize(self._plan(fine.way, state))
@@ -238,6 +188,22 @@ class _Run:
             self.seconds,
             tuple(term.strength for term in self.objective.terms),
             merged(proven, self.seen),
+        )
+
+    def _frames(self) -> tuple[ArcFrame, ...]:
+        settings = self.settings
+        if self.given is not None:
+            return frames_of(self.given, self.machine, settings.spacing_deg)
+        return arc_frames(
+            self.case,
+            self.targets,
+            self.isocenter,
+            self.machine,
+            arcs=settings.arcs,
+            start_deg=settings.arc_start_deg,
+            stop_deg=settings.arc_stop_deg,
+            spacing_deg=settings.spacing_deg,
+            collimators_deg=settings.collimator_deg,
         )
 
     def _lap(self, name: str, since: float) -> float:
@@ -300,15 +266,21 @@ class _Run:
             progress=lambda done, note: self.progress("fluence maps", done, note),
         )  # fmt: skip
 
-    def _apertures(self, frames: tuple[ArcFrame, ...], fine: Reach, start: Apertures) -> Apertures:
+    def _apertures(
+        self,
+        frames: tuple[ArcFrame, ...],
+        fine: Reach,
+        start: Apertures,
+        stages: tuple[tuple[Stage, float], ...],
+    ) -> Apertures:
         """Search at few control points, then at more, at last at all of them.
 
         However it ends, the newest deliverable state is returned at all control points.
         """
-        reach = self._reach(frames, _STAGES[0][0].every, fine)
+        reach = self._reach(frames, stages[0][0].every, fine)
         self.newest = [reach.project(start)]
         try:
-            for stage, share in _STAGES:
+            for stage, share in stages:
                 finer = self._reach(frames, stage.every, fine)
                 if finer is not reach:
                     state = finer.project(interpolated(reach.way, finer.way, self.newest[0]))
@@ -331,11 +303,9 @@ class _Run:
     def _reach(self, frames: tuple[ArcFrame, ...], every: int, fine: Reach) -> Reach:
         return fine if every == 1 else Reach(track(frames, every), self.machine, self.mu_cap_per_deg)
 
-    def _continued(self, fine: Reach, before: Optimized) -> Apertures:
-        """The last stage alone, from the arcs of an earlier plan and with the weights it ended with."""
-        arcs = before.plan.arcs
-        leaves = np.concatenate([arc.leaves_mm[:, :, self._inside] for arc in arcs])
-        self.newest = [fine.project(Apertures(leaves, np.concatenate([arc.mu for arc in arcs])))]
+    def _continued(self, fine: Reach, start: Apertures, before: Optimized) -> Apertures:
+        """The last stage alone, shortened, with the weights that an earlier search ended with."""
+        self.newest = [fine.project(start)]
         for term, strength in zip(self.objective.terms, before.strengths, strict=True):
             term.strength = strength
         self.share = _SEARCH_SHARE

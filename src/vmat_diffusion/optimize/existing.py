@@ -1,0 +1,67 @@
+"""A plan that exists as the start of a search: its arcs as frames, its control points as apertures."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.optimize.aperture import Apertures
+from vmat_diffusion.optimize.arcs import ArcFrame, refuse_machine
+from vmat_diffusion.plan import Arc, Plan
+
+# Control points closer than this are kept as they are; sparser ones get others between them.
+_FINE_SHARE = 1.25
+_LEAST_ROTATION_DEG = 10.0
+
+
+def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFrame, ...]:
+    """The plan's arcs with control points about `spacing_deg` apart, jaws as wide as each arc's widest.
+
+    Raises PlanError for what cannot be searched: beams that do not rotate one way all the time, a couch that
+    is turned, a machine that the optimiser cannot plan for.
+    """
+    refuse_machine(machine)
+    frames = []
+    for arc in plan.arcs:
+        name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
+        turns = np.diff(arc.gantry_deg)
+        rotation = abs(arc.gantry_deg[-1] - arc.gantry_deg[0])
+        if rotation < _LEAST_ROTATION_DEG or not (np.all(turns > 0) or np.all(turns < 0)):
+            raise PlanError(
+                f"{name} rotates over {rotation:.0f} deg and not one way all the time; only arcs of "
+                f"{_LEAST_ROTATION_DEG:g} deg and more can be bettered, plan this case anew"
+            )
+        if abs(arc.couch_deg) > 1e-3:
+            raise PlanError(
+                f"{name} has the couch at {arc.couch_deg:g} deg; only arcs with the couch at 0 can be "
+                "bettered, plan this case anew"
+            )
+        low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)
+        box = (float(low[0]), float(high[1]), float(low[2]), float(high[3]))
+        frames.append(ArcFrame(_angles(arc, spacing_deg), arc.collimator_deg, box))
+    return tuple(frames)
+
+
+def _angles(arc: Arc, spacing_deg: float) -> NDArray[np.float64]:
+    """The arc's own control points, or evenly spaced ones where its own are too few or too uneven."""
+    gaps = np.abs(np.diff(arc.gantry_deg))
+    if gaps.max() <= _FINE_SHARE * spacing_deg and gaps.min() >= 0.5 * spacing_deg:
+        return arc.gantry_deg.copy()
+    count = max(round(float(gaps.sum()) / spacing_deg), 4)
+    return np.linspace(arc.gantry_deg[0], arc.gantry_deg[-1], count + 1)
+
+
+def apertures_of(plan: Plan, frames: tuple[ArcFrame, ...], pairs: NDArray[np.intp]) -> Apertures:
+    """Leaves of the `pairs` and MU of the plan at the frames' control points; MU are kept in sum."""
+    leaves, mu = [], []
+    for arc, frame in zip(plan.arcs, frames, strict=True):
+        sign = np.sign(arc.gantry_deg[-1] - arc.gantry_deg[0])
+        known, at = sign * arc.gantry_deg, sign * frame.gantry_deg
+        index = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
+        t = ((at - known[index]) / (known[index + 1] - known[index]))[:, None, None]
+        own = arc.leaves_mm[:, :, pairs]
+        leaves.append(own[index] * (1 - t) + own[index + 1] * t)
+        mu.append(np.diff(np.interp(at, known, np.concatenate([[0.0], np.cumsum(arc.mu)]))))
+    return Apertures(np.concatenate(leaves), np.concatenate(mu))

@@ -1,0 +1,67 @@
+"""What a user may ask of the optimiser, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Dose
+from vmat_diffusion.optimize.conflicts import Conflict
+from vmat_diffusion.optimize.modulation import Prices
+from vmat_diffusion.plan import Plan
+
+
+class Outcome(str, Enum):
+    """How the search ended: with all goals met, with some open, or with some that no plan can meet."""
+
+    CONVERGED = "converged"
+    STALLED = "stalled"
+    INFEASIBLE = "infeasible"
+    OUT_OF_TIME = "out of time"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may ask of the optimiser; the defaults are meant for clinical targets.
+
+    Angles in degrees, IEC. `collimator_deg` None chooses mirrored angles that the leaf span allows.
+    `spacing_deg` is the distance of the control points in the output. `effort` scales all iterations.
+    `prices` weigh what restless apertures cost.
+    The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
+    """
+
+    arcs: int = 2
+    arc_start_deg: float = 182.0
+    arc_stop_deg: float = 178.0
+    collimator_deg: tuple[float, ...] | None = None
+    spacing_deg: float = 2.0
+    grid_mm: float = 3.0
+    seed: int = 0
+    max_minutes: float | None = 5.0
+    effort: float = 1.0
+    prices: Prices = field(default_factory=Prices)
+
+
+@dataclass(frozen=True, eq=False)
+class Optimized:
+    """A deliverable plan, its dose by the fast engine, and how the search went.
+
+    `history` has one row per iteration: stage, round, iteration, objective, the best of the round, goals
+    missed, seconds. The weights of goals change between rounds, so only within one do objectives compare.
+    `fluence` holds the ideal map of every arc sector: `mu[maps, strips, columns]` and its axes.
+    `strengths` are the weights that the sheet's goals had in the end; `conflicts` the goals that stay
+    open with what is in their way.
+    """
+
+    plan: Plan
+    dose: Dose
+    outcome: Outcome
+    history: tuple[Mapping[str, object], ...]
+    fluence: Mapping[str, NDArray]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    strengths: tuple[float, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
