@@ -106,6 +106,12 @@ def plan(
     uncertainty: Uncertainty = 0.02,
     check_minutes: CheckMinutes = None,
     gate: GateFile = None,
+    improve: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from this RTPLAN, whoever made it: its arcs are kept, its apertures bettered."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
     ct_table: CtTableFile = None,
@@ -137,6 +143,7 @@ def plan(
         uncertainty=uncertainty,
         check_minutes=check_minutes,
         gate=str(gate) if gate else None,
+        improve=str(improve) if improve else None,
         **reading_options(mapping, ct_table, patient_position, allow_outside_body=allow_outside_body),
     )
     with stdout_kept(), progress_bar() as progress:

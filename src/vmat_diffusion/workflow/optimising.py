@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
+    from vmat_diffusion.plan import Plan
 
 Progress = Callable[[str, float, str], None]
 
@@ -48,11 +49,18 @@ class BestPlan:
 
 
 def best_plan(
-    case: Case, sheet: GoalSheet, machine: Machine, settings: PlanSettings, prior: Prior, report: Progress
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    settings: PlanSettings,
+    prior: Prior,
+    report: Progress,
+    *,
+    improve: Plan | None = None,
 ) -> BestPlan:
     """A plan for each of the prior's doses within the time limit, and the one that meets the goals best.
 
-    After Ctrl-C no further one is begun.
+    `improve` is a plan to start from each time. After Ctrl-C no further one is begun.
     """
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.evaluate.ranking import goal_score
@@ -60,7 +68,8 @@ def best_plan(
 
     if len(prior.doses) < 2:
         target = prior.doses[0] if prior.doses else None
-        return BestPlan(optimised(case, sheet, machine, settings, report, target=target), target)
+        made = optimised(case, sheet, machine, settings, report, target=target, improve=improve)
+        return BestPlan(made, target)
     count = len(prior.doses)
     share = replace(settings, max_minutes=settings.max_minutes / count)
     tried: list[tuple[GoalScore, Optimized]] = []
@@ -69,7 +78,7 @@ def best_plan(
         def part(stage: str, done: float, note: str, first: str = f"{k + 1}/{count}") -> None:
             report(f"{first} {stage}", done, note)
 
-        made = optimised(case, sheet, machine, share, part, target=prior.doses[k])
+        made = optimised(case, sheet, machine, share, part, target=prior.doses[k], improve=improve)
         tried.append((goal_score(evaluate(sheet, case, made.dose)), made))
         if made.outcome == Outcome.INTERRUPTED:
             break
@@ -88,13 +97,12 @@ def optimised(
     report: Progress,
     *,
     target: Dose | None = None,
-    **correction: Any,
+    **start: Any,
 ) -> Optimized:
-    """The plan exactly as its file will hold it, with the dose of that plan; `correction` is handed on."""
+    """The plan exactly as its file will hold it, with the dose of that plan; `start` is handed on."""
     from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.optimize import Settings, optimize
 
-    angles = {"arc_start_deg": settings.arc_start_deg, "arc_stop_deg": settings.arc_stop_deg}
     collimators = settings.collimator_deg
     if collimators is not None and len(collimators) == 1:
         collimators *= settings.arcs
@@ -104,8 +112,9 @@ def optimised(
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,
-        **{name: angle for name, angle in angles.items() if angle is not None},
     )
+    if settings.arc_start_deg is not None and settings.arc_stop_deg is not None:
+        own = replace(own, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)
     return optimize(
         case,
         sheet,
@@ -114,5 +123,5 @@ def optimised(
         progress=report,
         finalize=as_written,
         target=target,
-        **correction,
+        **start,
     )

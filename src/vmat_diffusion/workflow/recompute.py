@@ -216,12 +216,12 @@ def _write(
         check=done.check,
         provenance={"program": f"vmat-diffusion {__version__}", "gate": limits, "check": _plain(done.check)},
     )
-    linked = plan_file if _belongs(done.plan, done.case) else None
+    linked = plan_file if belongs(done.plan, done.case) else None
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
     write_json(folder / record, {**done.summary(), "gate": limits, "files": list(QA_FILES)})
 
 
-def _belongs(plan: Plan, case: Case) -> bool:
+def belongs(plan: Plan, case: Case) -> bool:
     """Whether plan and CT share a frame of reference, without which no dose may refer to the plan."""
     return plan.provenance.get("frame_of_reference_uid") == case.source.frame_of_reference_uid
 
@@ -239,17 +239,27 @@ def _read(
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    _existing(plan_file, "RTPLAN")
-    from vmat_diffusion.dicom.read import read_case, read_plan
-    from vmat_diffusion.dose.collimator import machine_for
+    from vmat_diffusion.dicom.read import read_case
 
     table = load_ct_table(ct_table)
-    plan = read_plan(plan_file)
-    machine = machine_for(plan, base)
+    plan, machine = plan_and_machine(plan_file, base)
     # What is planned already is looked at even if a target leaves the body.
     case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
-    case = replace(case, ct_table=table)
-    return replace(plan, machine=machine.name), case, machine
+    return plan, replace(case, ct_table=table), machine
+
+
+def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
+    """A plan from any system, and the beam of `base` behind the plan's own collimator.
+
+    Raises PlanError where the file does not exist or cannot be read, or the machine cannot represent it.
+    """
+    _existing(plan_file, "RTPLAN")
+    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dose.collimator import machine_for
+
+    plan = read_plan(plan_file)
+    machine = machine_for(plan, base)
+    return replace(plan, machine=machine.name), machine
 
 
 def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet | None]:

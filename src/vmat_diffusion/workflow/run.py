@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
 from vmat_diffusion.workflow.engines import Engine, dose_engine
@@ -19,10 +21,12 @@ from vmat_diffusion.workflow.optimising import BestPlan, Candidate, best_plan, o
 from vmat_diffusion.workflow.prior import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.reading import read_with_goals
+from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
@@ -42,7 +46,8 @@ class PlanRun:
 
     `check` is the independent dose that `verdict` rests on, None for a plan that cannot be delivered;
     `first_verdict` is there if the optimiser then had to take the engines' difference into account.
-    `candidates` are the plans among which this one was chosen.
+    `candidates` are the plans among which this one was chosen; `conflicts` say what stands in the way of
+    goals that stay open; `before` is how the plan that was to be bettered stood to the goals.
     """
 
     case: Case
@@ -62,6 +67,8 @@ class PlanRun:
     files: tuple[Path, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    before: GoalScore | None = None
 
     @property
     def corrected(self) -> bool:
@@ -77,6 +84,8 @@ class PlanRun:
         """The object that `plan --json` prints."""
         return {
             "outcome": self.outcome,
+            "conflicts": list(self.conflicts),
+            "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
@@ -121,12 +130,13 @@ def plan_case(
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
+            given, machine = _given(settings, case, machine)
         prior = Prior()
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(case, sheet, settings, clock.report)
         with clock.stage("optimise"):
-            best = best_plan(case, sheet, machine, settings, prior, clock.report)
+            best = best_plan(case, sheet, machine, settings, prior, clock.report, improve=given)
         clock.split("optimise", "dose", best.optimized.seconds.get("dose", 0.0))
         optimized, judged, first = _through_gate(
             folder, case, sheet, machine, settings, gate, best, prior.checks, clock
@@ -144,6 +154,8 @@ def plan_case(
             check=judged.check,
             first_verdict=first,
             outcome=optimized.outcome.name,
+            conflicts=tuple(map(str, optimized.conflicts)),
+            before=_score(sheet, case, machine, given, optimized.dose.grid) if given else None,
             delivery_s=delivery_s(plan, machine),
             seconds=clock.seconds,
             peak_gb=None,
@@ -193,6 +205,31 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     machine = load_machine(settings.machine)
     machine.require_beam()
     return *read_with_goals(case_folder, settings.goals, settings.reading), machine
+
+
+def _given(settings: PlanSettings, case: Case, machine: Machine) -> tuple[Plan | None, Machine]:
+    """The plan to start from, if one is named, and the machine with its collimator."""
+    if settings.improve is None:
+        return None, machine
+    plan, machine = plan_and_machine(Path(settings.improve), machine)
+    if not belongs(plan, case):
+        raise PlanError(
+            f"plan {settings.improve} has another frame of reference than the CT; give the CT that it was "
+            "made on"
+        )
+    if plan.patient_position != case.patient_position:
+        raise PlanError(
+            f"plan {settings.improve} is for position {plan.patient_position}, the CT is "
+            f"{case.patient_position}; plan this case anew"
+        )
+    return plan, machine
+
+
+def _score(sheet: GoalSheet, case: Case, machine: Machine, plan: Plan, grid: Grid) -> GoalScore:
+    """How a plan stands to the goals by the fast engine."""
+    from vmat_diffusion.evaluate.ranking import goal_score
+
+    return goal_score(_evaluate(sheet, case, dose_engine("pencil-beam", machine)(plan, case, grid)))
 
 
 def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:

@@ -25,7 +25,7 @@ class PlanSettings:
     at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
     holds one angle for all arcs or one per arc. `patient_position` stands in where the CT does not state
     it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged with, which ends after
-    `check_minutes` at the latest; `gate` is a TOML file of limits.
+    `check_minutes` at the latest; `gate` is a TOML file of limits. `improve` is an RTPLAN file to start from.
     """
 
     goals: str
@@ -44,6 +44,7 @@ class PlanSettings:
     uncertainty: Annotated[float, Field(ge=0.001, le=0.2)] = 0.02
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None
+    improve: str | None = None
     mapping: str | None = None
     ct_table: str | None = None
     patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
@@ -102,6 +103,11 @@ def plan_settings(**values: Any) -> PlanSettings:
     settings = _checked(PlanSettings, "plan", values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
+    if settings.improve and (settings.arc_start_deg is not None or settings.collimator_deg is not None):
+        raise InputError(
+            f"plan settings: the arcs of {settings.improve} are kept, so angles have no effect; leave out "
+            "--arc-start, --arc-stop and --collimator or --improve"
+        )
     if settings.candidates > 1 and settings.prior == "goals":
         raise InputError(
             f"plan settings: {settings.candidates} candidates need as many doses to aim at, which the prior "

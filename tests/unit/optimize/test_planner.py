@@ -1,5 +1,7 @@
 """The planner end to end on a coarse, short run: what must hold however little time it has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,8 +69,6 @@ def test_interrupting_keeps_the_best_deliverable_plan(setup):
 
 
 def test_a_time_limit_ends_the_search_with_a_deliverable_plan(setup):
-    from dataclasses import replace
-
     result = optimize(*setup, settings=replace(QUICK, max_minutes=0.01), finalize=as_written)
     assert result.outcome is Outcome.OUT_OF_TIME
     assert violations(result.plan, setup[2]) == []
@@ -101,8 +101,6 @@ def test_a_plan_is_continued_with_a_difference_by_the_last_stage_alone(setup, qu
 
 @pytest.mark.slow
 def test_a_dose_to_aim_at_lowers_the_organ_and_keeps_the_target(setup):
-    from dataclasses import replace
-
     case, sheet, _ = setup
     longer = replace(QUICK, effort=0.15)
     by_goals = optimize(*setup, settings=longer)
@@ -117,3 +115,30 @@ def test_a_dose_to_aim_at_lowers_the_organ_and_keeps_the_target(setup):
     assert dvh(aimed, "Core").mean_gy < dvh(by_goals, "Core").mean_gy - 0.5
     assert dvh(aimed, "PTV").dose_at_percent_gy(95) == pytest.approx(sheet.normalization.gy, rel=1e-3)
     assert dvh(aimed, "PTV").dose_at_percent_gy(99) > dvh(by_goals, "PTV").dose_at_percent_gy(99) - 1.0
+
+
+def test_a_plan_is_bettered_from_its_own_arcs_by_the_last_stage_alone(setup, quick):
+    case, sheet, machine = setup
+    arcs = tuple(replace(arc, leaves_mm=arc.leaves_mm + 4.0, mu=arc.mu * 0.9) for arc in quick.plan.arcs)
+    worse = replace(quick.plan, arcs=arcs)
+    better = optimize(*setup, settings=QUICK, finalize=as_written, improve=worse)
+    assert violations(better.plan, machine) == []
+    assert {row["stage"] for row in better.history} == {"finish"}
+    for a, b in zip(worse.arcs, better.plan.arcs, strict=True):
+        np.testing.assert_allclose(a.gantry_deg, b.gantry_deg)
+    d95 = structure_dvh(better.dose, case.structures["PTV"], case.grid).dose_at_percent_gy(95)
+    assert d95 == pytest.approx(sheet.normalization.gy, rel=1e-3)
+    values = [row["objective"] for row in better.history]
+    assert values[-1] < values[0]
+
+
+def test_the_best_of_a_round_never_rises(quick):
+    rounds = {}
+    for row in quick.history:
+        if "best" in row:
+            rounds.setdefault((row["stage"], row["round"]), []).append((row["best"], row["objective"]))
+    assert rounds
+    for rows in rounds.values():
+        best = [b for b, _ in rows]
+        assert best == sorted(best, reverse=True)
+        assert best[-1] == min(value for _, value in rows)

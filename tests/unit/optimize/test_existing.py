@@ -1,0 +1,64 @@
+"""A plan that exists as the start of a search: nothing is lost that the frames can hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.optimize.existing import apertures_of, frames_of
+from vmat_diffusion.plan import Arc, Plan
+
+MACHINE = load_machine("generic_6mv")
+PAIRS = np.arange(MACHINE.mlc.pairs)
+
+
+def arc(gantry, **changes):
+    n, pairs = len(gantry), MACHINE.mlc.pairs
+    rng = np.random.default_rng(0)
+    middle = np.linspace(-20, 20, n)[:, None] + rng.uniform(-5, 5, (1, pairs))
+    leaves = np.stack([middle - 15, middle + 15], axis=1)
+    jaws = np.tile([-50.0, 50.0, -60.0, 60.0], (n, 1))
+    jaws[n // 2 :, 0] = -70.0
+    return replace(Arc(gantry, 30.0, 0.0, leaves, jaws, rng.uniform(1, 3, n - 1), "A", 1), **changes)
+
+
+def plan(*arcs):
+    return Plan(arcs, (0.0, 0.0, 0.0), 30, MACHINE.name)
+
+
+def test_a_plan_of_the_wanted_spacing_is_kept_point_by_point():
+    given = plan(arc(np.arange(182.0, 530.0, 2.0)), arc(np.arange(178.0, -170.0, -2.0)))
+    frames = frames_of(given, MACHINE, 2.0)
+    state = apertures_of(given, frames, PAIRS)
+    for one, frame in zip(given.arcs, frames, strict=True):
+        np.testing.assert_array_equal(frame.gantry_deg, one.gantry_deg)
+        assert frame.jaws_mm == (-70.0, 50.0, -60.0, 60.0)
+    np.testing.assert_allclose(state.leaves_mm, np.concatenate([a.leaves_mm for a in given.arcs]))
+    np.testing.assert_allclose(state.mu, np.concatenate([a.mu for a in given.arcs]))
+
+
+@pytest.mark.parametrize("gantry", [np.linspace(181, 539, 60), np.array([181.0, 183, 190, 196, 197, 230])])
+def test_sparse_or_uneven_control_points_are_filled_in_on_the_same_motion(gantry):
+    given = plan(arc(gantry))
+    frames = frames_of(given, MACHINE, 2.0)
+    assert np.diff(frames[0].gantry_deg) == pytest.approx(2.0, abs=0.06)
+    state = apertures_of(given, frames, PAIRS)
+    assert state.mu.sum() == pytest.approx(given.total_mu)
+    for pair in (0, 17):
+        wanted = np.interp(frames[0].gantry_deg, gantry, given.arcs[0].leaves_mm[:, 1, pair])
+        np.testing.assert_allclose(state.leaves_mm[:, 1, pair], wanted)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (arc(np.full(3, 90.0)), "rotates over 0 deg"),
+        (arc(np.array([10.0, 40.0, 30.0, 80.0])), "one way all the time"),
+        (arc(np.arange(182.0, 300.0, 2.0), couch_deg=20.0), "couch at 20 deg"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(wrong, words):
+    with pytest.raises(PlanError, match=rf"beam 1 \(A\).*{words}"):
+        frames_of(plan(wrong), MACHINE, 2.0)
