@@ -99,6 +99,10 @@ def plan(
     collimator: Annotated[
         list[float] | None, typer.Option(help="Collimator angle, deg; once for all arcs or once per arc.")
     ] = None,
+    avoid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FROM:TO", help="Sector that no beam comes from, clockwise, deg. Repeatable."),
+    ] = None,
     grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
@@ -136,6 +140,7 @@ def plan(
         arc_start_deg=arc_start,
         arc_stop_deg=arc_stop,
         collimator_deg=tuple(collimator) if collimator else None,
+        avoid_deg=tuple(_sector(text) for text in avoid or ()),
         grid_mm=grid_mm,
         seed=seed,
         device=device,
@@ -150,6 +155,15 @@ def plan(
         run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)
     show(json.dumps(run.summary()) if as_json else run_text(run))
     raise typer.Exit(0 if run.passed else 1)
+
+
+def _sector(text: str) -> tuple[float, float]:
+    """`80:120`; InputError for anything else."""
+    first, _, second = text.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        raise InputError(f"--avoid {text!r} is no sector; write two angles in degrees as 80:120") from None
 
 
 def demo(

@@ -15,6 +15,7 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import turns_through
 
 _MARGIN_MM = 7.0
+_LEAST_ARC_DEG = 20.0
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
 
 
@@ -64,11 +65,14 @@ def arc_frames(
     stop_deg: float,
     spacing_deg: float,
     collimators_deg: tuple[float, ...] | None,
+    avoid_deg: tuple[tuple[float, float], ...] = (),
 ) -> tuple[ArcFrame, ...]:
     """Frames of alternating direction between two gantry angles, clockwise from start to stop first.
 
     Collimators default to mirrored pairs, as far from 0 as the leaf span allows for these targets.
-    A target wider than the span is shared: odd arcs take its left part, even arcs its right.
+    A target wider than the span is shared: odd arcs take its left part, even arcs its right. From no angle
+    clockwise from the first to the second of a pair of `avoid_deg` does any beam come: arcs end before such
+    a sector and others begin after it.
     """
     if not 1 <= arcs <= 6:
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
@@ -87,6 +91,7 @@ def arc_frames(
         )
     count = max(round(turn / spacing_deg), 4)
     clockwise = start_deg + turn * np.arange(count + 1) / count
+    parts = _outside(clockwise, avoid_deg)
     points = target_points(case, targets)
     span = machine.limits.leaf_span_mm - 1.0
     if collimators_deg is None:
@@ -97,7 +102,8 @@ def arc_frames(
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
     for number, collimator in enumerate(collimators_deg):
-        gantry = clockwise if number % 2 == 0 else clockwise[::-1]
+        forward = number % 2 == 0
+        gantry = np.concatenate(parts)
         x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, gantry, collimator)
         if x2 - x1 > span:
             if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
@@ -108,8 +114,25 @@ def arc_frames(
             x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
         over = machine.limits.jaw_overtravel_x_mm
         x1, x2 = min(x1, over), max(x2, -over)
-        frames.append(ArcFrame(gantry.copy(), float(collimator) % 360.0, (x1, x2, y1, y2)))
+        for part in parts if forward else [p[::-1] for p in reversed(parts)]:
+            frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, (x1, x2, y1, y2)))
     return tuple(frames)
+
+
+def _outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> list[NDArray]:
+    """The stretches of an arc's control points that lie in no sector to avoid."""
+    free = np.ones(len(clockwise), bool)
+    for first, second in avoid_deg:
+        free &= (clockwise - first) % 360.0 > (second - first) % 360.0
+    index = np.flatnonzero(free)
+    parts = [clockwise[run] for run in np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)]
+    if not index.size or any(part[-1] - part[0] < _LEAST_ARC_DEG for part in parts):
+        sectors = ", ".join(f"{first:g} to {second:g}" for first, second in avoid_deg)
+        raise PlanError(
+            f"the sectors to avoid, {sectors} deg, leave an arc of less than {_LEAST_ARC_DEG:g} deg; "
+            "avoid less or move the arc's start and stop"
+        )
+    return parts
 
 
 def _box(

@@ -204,6 +204,7 @@ class _Run:
             stop_deg=settings.arc_stop_deg,
             spacing_deg=settings.spacing_deg,
             collimators_deg=settings.collimator_deg,
+            avoid_deg=settings.avoid_deg,
         )
 
     def _lap(self, name: str, since: float) -> float:

@@ -28,9 +28,9 @@ class Outcome(str, Enum):
 class Settings:
     """What a user may ask of the optimiser; the defaults are meant for clinical targets.
 
-    Angles in degrees, IEC. `collimator_deg` None chooses mirrored angles that the leaf span allows.
-    `spacing_deg` is the distance of the control points in the output. `effort` scales all iterations.
-    `prices` weigh what restless apertures cost.
+    Angles in degrees, IEC; `avoid_deg` holds sectors, clockwise from first to second. `collimator_deg` None
+    chooses mirrored angles that the leaf span allows. `spacing_deg` is the distance of the control points in
+    the output. `effort` scales all iterations. `prices` weigh what restless apertures cost.
     The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 
@@ -38,6 +38,7 @@ class Settings:
     arc_start_deg: float = 182.0
     arc_stop_deg: float = 178.0
     collimator_deg: tuple[float, ...] | None = None
+    avoid_deg: tuple[tuple[float, float], ...] = ()
     spacing_deg: float = 2.0
     grid_mm: float = 3.0
     seed: int = 0

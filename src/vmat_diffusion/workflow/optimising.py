@@ -109,6 +109,7 @@ def optimised(
     own = Settings(
         arcs=settings.arcs,
         collimator_deg=collimators,
+        avoid_deg=settings.avoid_deg,
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,

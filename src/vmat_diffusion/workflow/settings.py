@@ -23,9 +23,10 @@ class PlanSettings:
     `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. With the prior
     `diffusion` the plan aims at the dose that `weights` predict, or with several `candidates` one plan each
     at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
-    holds one angle for all arcs or one per arc. `patient_position` stands in where the CT does not state
-    it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged with, which ends after
-    `check_minutes` at the latest; `gate` is a TOML file of limits. `improve` is an RTPLAN file to start from.
+    holds one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam comes from.
+    `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
+    dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML file
+    of limits. `improve` is an RTPLAN file to start from.
     """
 
     goals: str
@@ -37,6 +38,9 @@ class PlanSettings:
     arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
+    avoid_deg: tuple[
+        tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]], ...
+    ] = ()
     grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
@@ -103,10 +107,12 @@ def plan_settings(**values: Any) -> PlanSettings:
     settings = _checked(PlanSettings, "plan", values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
-    if settings.improve and (settings.arc_start_deg is not None or settings.collimator_deg is not None):
+    if settings.improve and (
+        settings.arc_start_deg is not None or settings.collimator_deg or settings.avoid_deg
+    ):
         raise InputError(
             f"plan settings: the arcs of {settings.improve} are kept, so angles have no effect; leave out "
-            "--arc-start, --arc-stop and --collimator or --improve"
+            "--arc-start, --arc-stop, --collimator and --avoid or --improve"
         )
     if settings.candidates > 1 and settings.prior == "goals":
         raise InputError(

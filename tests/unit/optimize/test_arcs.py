@@ -1,6 +1,7 @@
 """Arc frames: angles, directions and jaws."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ def case():
     return phantom("tg119_cshape")
 
 
-def frames_of(case, arcs=2, collimators=None, start=182.0, stop=178.0):
+def frames_of(case, arcs=2, collimators=None, start=182.0, stop=178.0, avoid=()):
     return arc_frames(
         case, ("PTV",), isocenter_of(case, ("PTV",)), load_machine("generic_6mv"),
         arcs=arcs, start_deg=start, stop_deg=stop, spacing_deg=2.0, collimators_deg=collimators,
+        avoid_deg=avoid,
     )  # fmt: skip
 
 
@@ -93,3 +95,22 @@ def test_a_machine_that_cannot_take_the_plan_is_refused_before_any_work(case, ch
             case, ("PTV",), isocenter_of(case, ("PTV",)), replace(full, **change),
             arcs=2, start_deg=182.0, stop_deg=178.0, spacing_deg=2.0, collimators_deg=(30.0, 330.0),
         )  # fmt: skip
+
+
+def test_no_beam_comes_from_a_sector_to_avoid_and_all_others_stay(case):
+    whole, parts = frames_of(case), frames_of(case, avoid=((350.0, 10.0), (80.0, 100.0)))
+    assert len(parts) == 6
+    angles = np.concatenate([p.gantry_deg for p in parts]) % 360
+    assert not np.any((angles >= 350) | (angles <= 10)) and not np.any((angles >= 80) & (angles <= 100))
+    kept = np.concatenate([f.gantry_deg for f in whole]) % 360
+    avoided = (kept >= 350) | (kept <= 10) | ((kept >= 80) & (kept <= 100))
+    np.testing.assert_allclose(np.sort(angles), np.sort(kept[~avoided]))
+    # The gantry goes on from part to part, forth in the first arc and back in the second.
+    ends = [(p.gantry_deg[0], p.gantry_deg[-1]) for p in parts]
+    assert all(a[1] < b[0] for a, b in pairwise(ends[:3]))
+    assert all(a[1] > b[0] for a, b in pairwise(ends[3:]))
+
+
+def test_sectors_that_leave_too_little_are_refused(case):
+    with pytest.raises(PlanError, match=r"190 to 170 deg, leave an arc of less than 20 deg"):
+        frames_of(case, avoid=((190.0, 170.0),))
