@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import beam
+import model
 import monte_carlo
 import peers
 import prediction
@@ -232,6 +233,7 @@ def save(figures: dict[str, Any]) -> None:
                     *peers.section(),
                     *preprocess.section(),
                     *prediction.section(),
+                    *model.section(),
                 ]
             )
             + "\n",

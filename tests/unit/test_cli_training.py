@@ -94,6 +94,40 @@ def test_training_writes_weights_and_goes_on_where_it_was(
     assert load_model(out / "weights.safetensors").residual is not None
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
+def test_notice_before_the_first_step_puts_the_job_into_the_queue_again(
+    tmp_path: Path,
+    data_set: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vmat_diffusion.training import encoded_cache
+
+    script = tmp_path / "scontrol"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    whole = encoded_cache.encode_cases
+
+    def noticed(*arguments: object, **options: object) -> object:
+        signal.raise_signal(signal.SIGUSR1)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(encoded_cache, "encode_cases", noticed)
+    out = tmp_path / "run"
+    options = ("--config", recipe, "--data", data_set, "--out", out, "--workers", 0, "--resume", "--json")
+    assert _run(monkeypatch, "train", *options) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["requeued"] and told["samples"] == 0 and not told["finished"]
+    assert (tmp_path / "told").read_text() == "requeue 17\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert _run(monkeypatch, "train", *options) == 0
+    assert json.loads(capsys.readouterr().out)["finished"]
+
+
 def test_another_training_is_not_gone_on_with(
     tmp_path: Path,
     data_set: Path,

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
@@ -176,7 +179,7 @@ def _trained(
 ) -> Trained:
     from vmat_diffusion.training.encoded_cache import entries_with_dose
     from vmat_diffusion.training.journal import read_metrics
-    from vmat_diffusion.training.loop import requeue, train
+    from vmat_diffusion.training.loop import Ended, requeue, train
     from vmat_diffusion.training.settings import plain
 
     began = time.monotonic()
@@ -186,12 +189,17 @@ def _trained(
     with written_whole(out / SETTINGS) as part:
         part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
     tell = progress or (lambda stage, share, note: None)
-    cases = _encoded(parts, data, settings, cache or out / "encoded", machinery, tell)
-    _keep_known(parts["train"], data, settings, out)
     was_finished = _is_end(start, settings)
-    start = replace(start, settings=plain(settings))  # what is free to change may have changed
-    ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
     usr1 = getattr(signal, "SIGUSR1", None)
+    try:
+        with _ended_by(usr1):
+            cases = _encoded(parts, data, settings, cache or out / "encoded", machinery, tell)
+            _keep_known(parts["train"], data, settings, out)
+    except _Warned:
+        ended = Ended(start, usr1, not _rank())
+    else:
+        start = replace(start, settings=plain(settings))  # what is free to change may have changed
+        ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
     requeued = (
         ended.first_process
         and ended.signal is not None
@@ -217,6 +225,27 @@ def _trained(
     if done.finished and done.first_process and not (was_finished and (out / WEIGHTS).exists()):
         _export(ended.checkpoint, out, out / WEIGHTS)
     return done
+
+
+class _Warned(Exception):
+    """A batch system gave notice before the first step."""
+
+
+@contextmanager
+def _ended_by(number: int | None) -> Iterator[None]:
+    """Raise _Warned when the signal comes; what is encoded by then is kept."""
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def warned(number: int, frame: FrameType | None) -> None:
+        raise _Warned
+
+    before = signal.signal(number, warned)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _is_end(checkpoint: Checkpoint, settings: TrainingSettings) -> bool:
