@@ -34,6 +34,7 @@ bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/peers.py --large
 	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/prediction.py
+	$(BIN)/python benchmarks/tg119.py
 	$(BIN)/python benchmarks/plans.py
 	$(BIN)/python benchmarks/gamma.py
 

@@ -5,8 +5,8 @@
     python benchmarks/plans.py --page              # measure nothing, write the page from all figures kept
 
 Each case is planned in a process of its own, so that its peak memory is its own. Patients come from
-the folder in VMAT_SHARED_DATA; without it only the phantoms are measured. The figures are kept in
-docs/benchmarks.json, from which the page is made.
+the folder in VMAT_SHARED_DATA. The figures are kept in docs/benchmarks.json, from which the page is made;
+phantoms are planned by tg119.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import monte_carlo
 import peers
 import prediction
 import preprocess
+import tg119
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks.json"
@@ -42,12 +43,12 @@ PROGRAM = (sys.executable, "-m", "vmat_diffusion")
 
 @dataclass(frozen=True)
 class Bench:
-    """One case to plan. `archive` names the file that holds a patient; None makes the phantom `source`."""
+    """One patient to plan: the folder `source` in the file `archive`."""
 
     name: str
     source: str
     goals: str
-    archive: str | None = None
+    archive: str
     options: tuple[str, ...] = ()
 
 
@@ -56,23 +57,13 @@ BENCHES = (
     Bench("pt_22", "pt_22", "head_neck_70_63_56", "openkbp_dicom"),
     Bench("pt_201", "pt_201", "head_neck_70_63_56", "openkbp_dicom"),
     Bench("hn_fullres", "hn_fullres", "head_neck_70_63_56", "hn_fullres"),
-    Bench("tg119_cshape_easy", "tg119_cshape", "tg119_cshape_easy"),
-    Bench("tg119_cshape_hard", "tg119_cshape", "tg119_cshape_hard"),
-    Bench("tg119_prostate", "tg119_prostate", "tg119_prostate"),
-    Bench("tg119_headneck", "tg119_headneck", "tg119_headneck"),
-    Bench("tg119_multitarget", "tg119_multitarget", "tg119_multitarget"),
 )
 
 
 def case_folder(bench: Bench, work: Path) -> Path | None:
-    """The DICOM folder of a case, made in `work`; None where the patient's archive is not at hand."""
+    """The DICOM folder of a patient, unpacked in `work`; None where the archive is not at hand."""
     folder = work / bench.source
     if folder.is_dir():
-        return folder
-    if bench.archive is None:
-        subprocess.run(
-            [*PROGRAM, "phantom", bench.source, "--out", folder], check=True, stdout=subprocess.PIPE
-        )
         return folder
     data = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data"))
     archive = data / "dicom" / f"{bench.archive}.tar.xz"
@@ -228,6 +219,7 @@ def save(figures: dict[str, Any]) -> None:
             "\n".join(
                 [
                     *page(ordered),
+                    *tg119.section(),
                     *beam.section(),
                     *monte_carlo.section(),
                     *peers.section(),

@@ -115,6 +115,7 @@ def plan_case(
     settings: PlanSettings,
     *,
     overwrite: bool = False,
+    keep_interrupted: bool = True,
     progress: Progress | None = None,
 ) -> PlanRun:
     """Plan the case in a DICOM folder and write `FILES` into `out`.
@@ -122,7 +123,8 @@ def plan_case(
     Every plan is recomputed by Monte Carlo and judged. If only the engines disagree, the optimiser goes
     on from it once with their difference, and the new plan is judged. A plan that does not pass gets its
     report and RD.dcm, but no RP.dcm.
-    Ctrl-C while optimising keeps the best plan so far; at any other time nothing is left behind.
+    Ctrl-C while optimising keeps the best plan so far, unless `keep_interrupted` is false; at any other
+    time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = _Clock(progress)
@@ -137,10 +139,12 @@ def plan_case(
                 prior = prior_of(case, sheet, settings, clock.report)
         with clock.stage("optimise"):
             best = best_plan(case, sheet, machine, settings, prior, clock.report, improve=given)
+        _go_on(best.optimized, keep_interrupted=keep_interrupted)
         clock.split("optimise", "dose", best.optimized.seconds.get("dose", 0.0))
         optimized, judged, first = _through_gate(
             folder, case, sheet, machine, settings, gate, best, prior.checks, clock
         )
+        _go_on(optimized, keep_interrupted=keep_interrupted)
         plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
             case=case,
@@ -198,6 +202,12 @@ class _Clock:
         """Count some of a stage's time as a stage of its own."""
         self.seconds[name] -= seconds
         self.seconds[part] = seconds
+
+
+def _go_on(made: Optimized, *, keep_interrupted: bool) -> None:
+    """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
+    if made.outcome.name == "INTERRUPTED" and not keep_interrupted:
+        raise KeyboardInterrupt
 
 
 def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, Machine]:
