@@ -19,6 +19,7 @@ from vmat_diffusion.cli.options import (
     MachineName,
     MappingFile,
     PatientPosition,
+    TrajectoryKind,
     Uncertainty,
 )
 from vmat_diffusion.errors import InputError
@@ -105,6 +106,7 @@ def plan(
     uncertainty: Uncertainty = 0.02,
     check_minutes: CheckMinutes = None,
     gate: GateFile = None,
+    trajectory: TrajectoryKind = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
     ct_table: CtTableFile = None,
@@ -136,6 +138,7 @@ def plan(
         uncertainty=uncertainty,
         check_minutes=check_minutes,
         gate=str(gate) if gate else None,
+        trajectory=trajectory,
         mapping=str(mapping) if mapping else None,
         ct_table=str(ct_table) if ct_table else None,
         patient_position=patient_position,

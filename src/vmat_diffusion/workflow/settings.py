@@ -25,7 +25,8 @@ class PlanSettings:
     at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
     holds one angle for all arcs or one per arc. `patient_position` stands in where the CT does not state
     it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged with, which ends after
-    `check_minutes` at the latest; `gate` is a TOML file of limits.
+    `check_minutes` at the latest; `gate` is a TOML file of limits. With `trajectory` the expected positions
+    of every arc are written too.
     """
 
     goals: str
@@ -44,6 +45,7 @@ class PlanSettings:
     uncertainty: Annotated[float, Field(ge=0.001, le=0.2)] = 0.02
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None
+    trajectory: Literal["csv"] | None = None
     mapping: str | None = None
     ct_table: str | None = None
     patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
