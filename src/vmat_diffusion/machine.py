@@ -75,8 +75,8 @@ class Limits:
             raise ValueError("dose_rate_levels_mu_min must ascend to dose_rate_mu_min at most")
         if self.gantry_speed_step_deg_s is not None:
             raise ValueError(
-                "dose_rate_levels_mu_min and gantry_speed_step_deg_s exclude each other: in a segment of given "
-                "MU and angle one follows from the other"
+                "dose_rate_levels_mu_min and gantry_speed_step_deg_s exclude each other: in a segment "
+                "of given MU and angle one follows from the other"
             )
 
 
