@@ -37,9 +37,12 @@ _Section = TypeVar("_Section")
 
 @checked(frozen=True, config=_STRICT)
 class Limits:
-    """What the linac can do. All speeds are maxima; `gantry_acceleration_deg_s2` bounds speed changes.
+    """What the linac can do. All speeds are maxima; accelerations bound changes of speed.
 
-    `gantry_stop_deg` is the angle that a C-arm cannot turn through; a ring has none.
+    `gantry_stop_deg` is the angle that a C-arm cannot turn through; a ring has none. Of the other optional
+    fields None means that nothing is known to limit it: `dose_rate_change_mu_min_s` is the most that the
+    dose rate changes in a second; `dose_rate_levels_mu_min`, ascending, are the only rates there are;
+    `gantry_speed_step_deg_s` is the step of gantry speeds.
     """
 
     gantry_speed_deg_s: _Positive
@@ -58,6 +61,23 @@ class Limits:
     jaw_overtravel_y_mm: _Number
     control_points_max: Annotated[int, Field(strict=True, ge=2)]
     gantry_stop_deg: float | None = None
+    leaf_acceleration_mm_s2: _Positive | None = None
+    jaw_acceleration_mm_s2: _Positive | None = None
+    dose_rate_change_mu_min_s: _Positive | None = None
+    dose_rate_levels_mu_min: Annotated[tuple[_Positive, ...], Field(min_length=1)] | None = None
+    gantry_speed_step_deg_s: _Positive | None = None
+
+    def __post_init__(self) -> None:
+        levels = self.dose_rate_levels_mu_min
+        if levels is None:
+            return
+        if np.any(np.diff(levels) <= 0) or levels[-1] > self.dose_rate_mu_min:
+            raise ValueError("dose_rate_levels_mu_min must ascend to dose_rate_mu_min at most")
+        if self.gantry_speed_step_deg_s is not None:
+            raise ValueError(
+                "dose_rate_levels_mu_min and gantry_speed_step_deg_s exclude each other: in a segment "
+                "of given MU and angle one follows from the other"
+            )
 
 
 @checked(frozen=True, config=_STRICT)

@@ -13,6 +13,7 @@ from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.dose.collimator import machine_for
+from vmat_diffusion.evaluate.complexity import complexity
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, violations
@@ -86,3 +87,13 @@ def test_real_plans_keep_the_limits_of_their_collimator_s_machine(
         assert len(found) == 2 and all("gap 0.00 mm is below the minimum 3 mm" in v for v in found)
     else:
         assert found == []
+
+
+@pytest.mark.parametrize(("name", "collimator"), PLANS.items())
+def test_real_plans_are_as_complex_as_published_ones(shared_data: Path, name: str, collimator: str) -> None:
+    """Ranges of docs/complexity.md, wider by what small and large targets add to them."""
+    machine = load_machine(collimator)
+    found = complexity(read_plan(shared_data / "rtplans" / f"{name}.dcm", machine), machine)
+    assert 0.1 < found.mcs < 0.4 and 5 < found.mean_area_cm2 < 70
+    assert 0.05 < found.edge_per_mm < 0.15 and found.small_5mm < found.small_10mm < 0.4
+    assert 150 < found.leaf_travel_mm < 700 and 0.4 < found.leaf_travel_mm_deg < 2.0

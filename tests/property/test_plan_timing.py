@@ -43,7 +43,7 @@ def test_no_limit_is_broken(steps: list[float], seed: int, direction: int) -> No
 
 @given(STEPS, st.integers(0, 10_000))
 def test_no_segment_could_be_faster(steps: list[float], seed: int) -> None:
-    """Each segment is at full gantry speed, at full dose rate, or as fast as a neighbour allows."""
+    """Each segment is at full gantry speed, at full dose rate, or as fast as its neighbours allow."""
     arc = arc_of(steps, seed, 1)
     pace = timing(arc, LIMITS)
     squared = pace.gantry_speed_deg_s**2
@@ -54,7 +54,39 @@ def test_no_segment_could_be_faster(steps: list[float], seed: int) -> None:
     rising, falling = at_room & (np.diff(squared) > 0), at_room & (np.diff(squared) < 0)
     bound[1:] |= rising
     bound[:-1] |= falling
+    for end in (0, -1):
+        bound[end] |= np.isclose(squared[end], LIMITS.gantry_acceleration_deg_s2 * steps[end] / 2)
     assert np.all(bound)
+
+
+@given(STEPS, st.integers(0, 10_000), st.sampled_from(["levels", "steps", "neither"]))
+def test_all_optional_limits_together_are_kept(steps: list[float], seed: int, kind: str) -> None:
+    """Random leaves and jaws: no change of speed exceeds a limit, and no segment is faster than without."""
+    rng = np.random.default_rng(seed)
+    arc = arc_of(steps, seed, 1)
+    leaves, jaws = arc.leaves_mm.copy(), arc.jaws_mm.copy()
+    leaves[:, :, 28:32] += rng.uniform(-1, 1, (len(leaves), 1, 4))
+    jaws += rng.uniform(-0.5, 0.5, jaws.shape)
+    arc = replace(arc, leaves_mm=leaves, jaws_mm=jaws)
+    limits = replace(
+        LIMITS,
+        leaf_acceleration_mm_s2=20.0,
+        jaw_acceleration_mm_s2=5.0,
+        dose_rate_change_mu_min_s=60.0,
+        dose_rate_levels_mu_min=(75.0, 150.0, 300.0, 600.0) if kind == "levels" else None,
+        gantry_speed_step_deg_s=0.25 if kind == "steps" else None,
+    )
+    machine = replace(MACHINE, limits=limits)
+    pace = timing(arc, limits)
+    assert violations(Plan((arc,), (0.0, 0.0, 0.0), 1, MACHINE.name), machine) == []
+    assert np.all(pace.time_s >= timing(arc, LIMITS).time_s * (1 - 1e-9))
+    between = (pace.time_s[1:] + pace.time_s[:-1]) / 2
+    velocity = np.diff(leaves, axis=0) / pace.time_s[:, None, None]
+    assert np.all(np.abs(np.diff(velocity, axis=0)).max(axis=(1, 2)) <= 20.0 * between * (1 + 1e-6))
+    assert np.all(np.abs(np.diff(pace.dose_rate_mu_min)) <= 60.0 * between * (1 + 1e-6))
+    squared = pace.gantry_speed_deg_s**2
+    room = LIMITS.gantry_acceleration_deg_s2 * (np.array(steps)[1:] + np.array(steps)[:-1])
+    assert np.all(np.abs(np.diff(squared)) <= room * (1 + 1e-6))
 
 
 @given(STEPS, st.integers(0, 10_000), st.floats(1.0, 5.0))

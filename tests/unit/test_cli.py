@@ -254,6 +254,30 @@ def test_check_says_whether_a_plan_can_be_delivered(
     assert "above the maximum 1.5 MU/deg" in bad.out
 
 
+def test_check_writes_trajectories_once(
+    planned: tuple[Path, Ended], tmp_path: Path, command: Command
+) -> None:
+    out, _ = planned
+    asked = ("check", out / "RP.dcm", "--trajectory", "csv", "--out", tmp_path / "t", "--json")
+    found = command(*asked)
+    assert found.code == 0 and [f.name for f in (tmp_path / "t").iterdir()] == ["trajectory_1.csv"]
+    record = json.loads(found.out)
+    assert record["arc_delivery_s"] == [record["delivery_s"]]
+    assert 0 < record["complexity"]["mcs"] <= 1 and record["complexity"]["mu_per_gy"] is None
+    before = (tmp_path / "t" / "trajectory_1.csv").read_bytes()
+    again = command(*asked)
+    assert again.code == 2 and "trajectory_1.csv exists; name another folder" in again.err
+    assert (tmp_path / "t" / "trajectory_1.csv").read_bytes() == before
+    for wrong, named in (
+        (("--trajectory", "csv"), "belong together"),
+        (("--out", tmp_path / "u"), "belong together"),
+        (("--trajectory", "xml", "--out", tmp_path / "u"), "'xml' is not known; give csv"),
+    ):
+        ended = command("check", out / "RP.dcm", *wrong)
+        assert ended.code == 2 and named in ended.err
+    assert not (tmp_path / "u").exists()
+
+
 def test_dvh_measures_every_structure(
     planned: tuple[Path, Ended], case_folder: Path, command: Command
 ) -> None:

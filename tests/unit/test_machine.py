@@ -106,6 +106,11 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
             "control_points_max",
         ),
         (changed("[-200, -190", "[-190, -200"), "boundaries_mm of MLCX"),
+        (
+            changed("[mlc]", "dose_rate_levels_mu_min = { value = [300, 900], source = 'x' }\n[mlc]"),
+            "limits: dose_rate_levels_mu_min must ascend to dose_rate_mu_min at most",
+        ),
+        (changed("[mlc]", "leaf_acceleration_mm_s2 = 500.0\n[mlc]"), "leaf_acceleration_mm_s2 has no source"),
         (changed('device = "MLCX"', 'device = "MLC"'), "'MLC'"),
         (changed('"ASYMX"', '"XJAW"'), "'XJAW'"),
         (changed("horn = { value = [1, ", "horn = { value = [1, 1, "), "horn"),

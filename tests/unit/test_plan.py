@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.machine import load_machine, parse_machine
+from vmat_diffusion.machine import Machine, load_machine, parse_machine
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing, violations
 
 MACHINE = load_machine("generic_6mv")
@@ -105,23 +105,43 @@ def test_impossible_plans_are_refused(changes: dict, named: str) -> None:
 def test_gantry_at_full_speed_sets_the_pace_of_few_mu() -> None:
     """2 degrees at 6 deg/s take 1/3 s; 2 MU in that time are 360 MU/min."""
     pace = timing(good_arc(), LIMITS)
-    assert np.allclose(pace.time_s, 1 / 3)
-    assert np.allclose(pace.gantry_speed_deg_s, 6.0)
-    assert np.allclose(pace.dose_rate_mu_min, 360.0)
-    assert pace.total_s == pytest.approx(10 / 3)
+    assert np.allclose(pace.time_s[3:7], 1 / 3)
+    assert np.allclose(pace.gantry_speed_deg_s[3:7], 6.0)
+    assert np.allclose(pace.dose_rate_mu_min[3:7], 360.0)
+
+
+def test_an_arc_starts_and_ends_at_rest() -> None:
+    """At 3 deg/s2 from rest 2 degrees take sqrt(2 x 2 / 3) s, a mean speed of sqrt(3) deg/s.
+
+    From there the square of the speed gains 12 deg2/s2 in every segment: 3, 15, 27, and the full 36.
+    """
+    pace = timing(good_arc(), LIMITS)
+    assert pace.time_s[0] == pytest.approx(np.sqrt(4 / 3))
+    squares = np.array([3, 15, 27, 36, 36, 36, 36, 27, 15, 3.0])
+    assert np.allclose(pace.gantry_speed_deg_s**2, squares)
+    assert pace.total_s == pytest.approx((2 / np.sqrt(squares)).sum())
+
+
+def test_a_rotation_that_turns_round_comes_to_rest_between() -> None:
+    """One segment from rest to rest, 2 degrees at 3 deg/s2: 1 degree up, 1 down, 2 sqrt(2 x 1 / 3) s."""
+    arc = good_arc(gantry_deg=np.array([0.0, 2, 4, 6, 4, 6, 8, 10, 12, 14, 16]), mu=np.full(N - 1, 0.5))
+    pace = timing(arc, LIMITS)
+    assert pace.time_s[3] == pytest.approx(2 * np.sqrt(2 / 3))
+    assert np.allclose(pace.gantry_speed_deg_s[[0, 2, 4]] ** 2, 3.0)
 
 
 def test_dose_rate_sets_the_pace_of_many_mu() -> None:
-    """10 MU at 600 MU/min take 1 s, so the gantry turns at 2 deg/s."""
+    """10 MU at 600 MU/min take 1 s, so the gantry turns at 2 deg/s; from rest at sqrt(3) deg/s."""
     pace = timing(good_arc(mu=np.full(N - 1, 10.0)), LIMITS)
-    assert np.allclose(pace.time_s, 1.0) and np.allclose(pace.gantry_speed_deg_s, 2.0)
-    assert np.allclose(pace.dose_rate_mu_min, 600.0)
+    assert np.allclose(pace.time_s[1:-1], 1.0) and np.allclose(pace.gantry_speed_deg_s[1:-1], 2.0)
+    assert np.allclose(pace.dose_rate_mu_min[1:-1], 600.0)
+    assert np.allclose(pace.time_s[[0, -1]], 2 / np.sqrt(3))
 
 
 def test_a_cap_on_the_dose_rate_stretches_time_and_a_higher_one_does_not_shorten_it() -> None:
     arc = good_arc(mu=np.full(N - 1, 10.0))
     assert timing(arc, LIMITS, 300.0).total_s == pytest.approx(20.0)
-    assert timing(arc, LIMITS, 1400.0).total_s == pytest.approx(10.0)
+    assert timing(arc, LIMITS, 1400.0).total_s == timing(arc, LIMITS).total_s < 11.0
     assert delivery_s(plan_of(arc, arc, dose_rate_mu_min=300.0), MACHINE) == pytest.approx(40.0)
 
 
@@ -138,13 +158,13 @@ def test_the_gantry_slows_down_no_faster_than_it_can() -> None:
     """One slow segment (20 MU: 2 s, 1 deg/s) among fast ones, 3 deg/s2.
 
     Between the middles of two segments of 2 degrees the square of the speed changes by
-    2 x 3 x 2 = 12 deg2/s2 at most: 1, 13, 25 and from there the full 36.
+    2 x 3 x 2 = 12 deg2/s2 at most: 1, 13, 25, which braking to rest at the end allows too.
     """
     mu = np.full(N - 1, 2.0)
     mu[5] = 20.0
     pace = timing(good_arc(mu=mu), LIMITS)
-    assert np.allclose(pace.gantry_speed_deg_s[5:9] ** 2, [1, 13, 25, 36])
-    assert np.allclose(pace.gantry_speed_deg_s[2:6] ** 2, [36, 25, 13, 1])
+    assert np.allclose(pace.gantry_speed_deg_s[5:] ** 2, [1, 13, 25, 15, 3])
+    assert np.allclose(pace.gantry_speed_deg_s[:6] ** 2, [3, 15, 27, 25, 13, 1])
     assert np.allclose(pace.time_s, 2.0 / pace.gantry_speed_deg_s)
     assert violations(plan_of(good_arc(mu=mu)), MACHINE) == []
 
@@ -174,6 +194,111 @@ def test_mu_scaled_by_a_factor() -> None:
     assert timing(replace(arc, mu=arc.mu / 3), LIMITS).total_s == timing(arc, LIMITS).total_s
     assert timing(replace(arc, mu=arc.mu * 10), LIMITS).total_s == pytest.approx(20.0)
     assert plan_of(arc, replace(arc, mu=arc.mu * 10)).total_mu == pytest.approx(220.0)
+
+
+# --- limits that not every machine has
+
+
+def with_limits(**changes: object) -> Machine:
+    return replace(MACHINE, limits=replace(LIMITS, **changes))
+
+
+def test_leaves_that_turn_round_are_given_the_time_they_need() -> None:
+    """7 mm out and back in 1/3 s each: +21 and -21 mm/s change by 42 mm/s within 1/3 s, 126 mm/s2.
+
+    At 100 mm/s2 both segments are stretched by sqrt(126 / 100), at 126 mm/s2 and above not at all.
+    """
+    array = good_arc().leaves_mm.copy()
+    array[5, 1, 30] += 7.0
+    arc = good_arc(leaves_mm=array)
+    loose, tight = (
+        with_limits(leaf_acceleration_mm_s2=most, gantry_acceleration_deg_s2=1e6) for most in (127.0, 100.0)
+    )
+    free = timing(arc, replace(LIMITS, gantry_acceleration_deg_s2=1e6))
+    assert np.array_equal(timing(arc, loose.limits).time_s, free.time_s)
+    pace = timing(arc, tight.limits)
+    # The limit counts from the segments on either side as well, which have no motion: 21 in 1/3 s.
+    assert np.allclose(pace.time_s[4:6], np.sqrt(126 / 100) / 3)
+    assert np.allclose(np.delete(pace.time_s, [4, 5]), 1 / 3)
+    assert violations(plan_of(arc), tight) == []
+
+
+def test_a_jaw_starts_from_rest() -> None:
+    """2 mm in the first segment from rest: 2 = a t^2 / 2, so 1 mm/s2 asks for 2 s and the arc has 1.15 s."""
+    array = good_arc().jaws_mm.copy()
+    array[1:, 3] += 2.0
+    machine = with_limits(jaw_acceleration_mm_s2=1.0, gantry_acceleration_deg_s2=1e6)
+    pace = timing(good_arc(jaws_mm=array), machine.limits)
+    assert pace.time_s[0] >= 2.0 and violations(plan_of(good_arc(jaws_mm=array)), machine) == []
+
+
+def test_the_dose_rate_changes_no_faster_than_it_can() -> None:
+    """From 60 to 600 MU/min in a second each way, at 120 MU/min/s: the higher rate is slowed down.
+
+    60 MU/min is 1 MU/s. The MU of the next segment over its time t exceed 1 MU/s by 2 (t0 + t) / 2 MU/s.
+    """
+    mu = np.full(N - 1, 1.0)
+    mu[5] = 10.0
+    limits = replace(
+        LIMITS, dose_rate_change_mu_min_s=120.0, gantry_speed_deg_s=2.0, gantry_acceleration_deg_s2=1e6
+    )
+    pace = timing(good_arc(mu=mu), limits)
+    assert np.allclose(np.delete(pace.time_s, 5), 1.0)
+    t = pace.time_s[5]
+    assert 10 / t - 1 == pytest.approx(2 * (1 + t) / 2) and t > 1.0
+    assert violations(plan_of(good_arc(mu=mu)), replace(MACHINE, limits=limits)) == []
+
+
+@pytest.mark.parametrize(("arc", "optional", "sentence"), [
+    (
+        {"leaves_mm": (5, 1, 30, 7.0)},
+        {"leaf_acceleration_mm_s2": 100.0},
+        "control point 5, leaf pair 31: X2 changes its speed from 20.3 to -20.3 mm/s within 0.345 s, above "
+        "the maximum 100 mm/s2; move it more evenly",
+    ),
+    (
+        {"jaws_mm": (5, 0, -3.0)},
+        {"jaw_acceleration_mm_s2": 40.0},
+        "control point 5: jaw X1 changes its speed from -8.7 to 8.7 mm/s within 0.345 s, above the maximum "
+        "40 mm/s2; move it more evenly",
+    ),
+    (
+        {"mu": (5, 0.3)},
+        {"dose_rate_change_mu_min_s": 100.0},
+        "control point 5: the dose rate changes from 348 to 54 MU/min within 0.339 s, above the maximum "
+        "100 MU/min/s; spread the MU more evenly",
+    ),
+])  # fmt: skip
+def test_a_change_too_quick_for_the_slowest_gantry_is_named(arc: dict, optional: dict, sentence: str) -> None:
+    """A ring that cannot turn below 5.8 deg/s has no time to give."""
+    (name, (*index, value)) = next(iter(arc.items()))
+    array = getattr(good_arc(), name).copy()
+    array[tuple(index)] = value if name == "mu" else array[tuple(index)] + value
+    changes = {name: array}
+    machine = with_limits(gantry_speed_min_deg_s=5.8, gantry_acceleration_deg_s2=1e6, **optional)
+    assert violations(plan_of(good_arc(**changes)), machine) == [f"beam 1 (A): {sentence}"]
+    assert violations(plan_of(good_arc(**changes)), with_limits(**optional)) == []
+
+
+def test_a_dose_rate_of_few_levels_and_a_gantry_speed_in_steps() -> None:
+    """360 MU/min at full gantry speed; of 150, 300 and 600 there is 300: 2 MU take 0.4 s, 5 deg/s."""
+    levels = replace(LIMITS, dose_rate_levels_mu_min=(150.0, 300.0, 600.0))
+    pace = timing(good_arc(), levels)
+    assert np.allclose(pace.dose_rate_mu_min[3:7], 300.0) and np.allclose(pace.time_s[3:7], 0.4)
+    steps = replace(LIMITS, gantry_speed_step_deg_s=0.5)
+    quick = timing(good_arc(mu=np.full(N - 1, 7.0)), steps)  # 600 MU/min would be 2.857 deg/s
+    assert np.allclose(quick.gantry_speed_deg_s[1:-1], 2.5)
+    assert np.allclose(quick.gantry_speed_deg_s[[0, -1]], np.sqrt(3))  # from rest, as fast as it can
+
+
+def test_a_level_above_the_maximum_or_two_kinds_of_steps_are_refused() -> None:
+    for changes in (
+        {"dose_rate_levels_mu_min": (300.0, 700.0)},
+        {"dose_rate_levels_mu_min": (300.0, 150.0)},
+        {"dose_rate_levels_mu_min": (300.0,), "gantry_speed_step_deg_s": 0.5},
+    ):
+        with pytest.raises(ValueError, match="dose_rate_levels_mu_min"):
+            replace(LIMITS, **changes)
 
 
 # --- violations

@@ -123,6 +123,8 @@ def test_report_is_one_file_that_refers_to_nothing_else(
     assert "/secret/place" not in page
     for expected in (
         "For research. Not for clinical use.",
+        "Modulation complexity score",
+        "0.21 to 0.23: 217 prostate plans",
         "UNAPPROVED",
         "Not deliverable: 1 violation<",
         "1 required goal missed",

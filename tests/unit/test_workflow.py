@@ -71,12 +71,16 @@ def test_summary_has_exactly_the_documented_keys(
     optimiser()
     summary = json.loads(json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS).summary()))
     assert set(summary) == {
-        "outcome", "goals", "mu", "delivery_s", "violations", "verdict", "seconds", "peak_gb", "files",
+        "outcome", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity", "violations", "verdict",
+        "seconds", "peak_gb", "files",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {"goal", "structure", "value", "limit", "unit", "status"}
     assert summary["mu"] == pytest.approx(72.0)
-    # 36 degrees at 6 deg/s take 6 s; 4 MU per 2 degrees at 600 MU/min take 0.4 s each, which is longer.
-    assert summary["delivery_s"] == pytest.approx(18 * 0.4, rel=0.05)
+    # 36 degrees at 6 deg/s take 6 s; 4 MU per 2 degrees at 600 MU/min take 0.4 s each, which is longer:
+    # 5 deg/s. At 3 deg/s2 from rest and to rest the first and last two have sqrt(3) and sqrt(15) deg/s.
+    assert summary["delivery_s"] == pytest.approx(14 * 0.4 + 4 / 3**0.5 + 4 / 15**0.5, abs=0.01)
+    assert summary["arc_delivery_s"] == [summary["delivery_s"]]
+    assert summary["complexity"]["mcs"] == 1.0 and summary["complexity"]["mu_per_gy"] == 36.0
 
 
 def test_settings_reach_the_optimiser(
@@ -162,6 +166,31 @@ def test_an_undeliverable_rerun_does_not_keep_the_old_plan(
     optimiser(replace(open_arc(), arcs=(replace(arc, mu=np.full(18, 1e-4)),)))
     assert plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True).violations
     assert not (tmp_path / "out" / "RP.dcm").exists()
+
+
+def test_expected_positions_are_written_if_asked_and_go_with_the_next_run(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    optimiser()
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, trajectory="csv"))
+    assert [f.name for f in run.files] == [*FILES, "trajectory_1.csv"]
+    with (tmp_path / "out" / "trajectory_1.csv").open(newline="") as stream:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+    (arc,) = run.plan.arcs
+    whole = [row for row in rows if row["control_point"].is_integer()]
+    assert len(whole) == len(arc.gantry_deg) < len(rows)
+    for k, row in enumerate(whole):
+        assert row["gantry_deg"] == round(arc.gantry_deg[k] % 360, 4)
+        assert [row[f"jaw_{j}_mm"] for j in ("x1", "x2", "y1", "y2")] == arc.jaws_mm[k].tolist()
+        assert [row[f"x2_leaf_{p + 1}_mm"] for p in range(60)] == arc.leaves_mm[k, 1].tolist()
+    ticks = [row["time_s"] for row in rows if not row["control_point"].is_integer()]
+    assert all(abs(t / 0.02 - round(t / 0.02)) < 1e-6 for t in ticks)
+    assert rows[-1]["time_s"] == pytest.approx(run.delivery_s, abs=1e-4)
+    assert rows[-1]["mu"] == pytest.approx(arc.total_mu, abs=1e-4)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+    assert {f.name for f in (tmp_path / "out").iterdir()} == set(FILES)
+    with pytest.raises(InputError, match="trajectory"):
+        plan_settings(goals="tg119_cshape_easy", trajectory="xml")
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

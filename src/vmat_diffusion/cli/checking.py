@@ -19,20 +19,28 @@ from vmat_diffusion.cli.options import (
     MappingFile,
     Overwrite,
     Seed,
+    TrajectoryKind,
     Uncertainty,
 )
+from vmat_diffusion.errors import InputError
 
 
 def check(
     plan_file: Annotated[Path, typer.Argument(metavar="RP.dcm", help="Any RTPLAN.")],
     machine: MachineName = "generic_6mv",
+    trajectory: TrajectoryKind = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the trajectories.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a machine can deliver an RTPLAN; exit code 1 if it cannot."""
     from vmat_diffusion.workflow import check_plan
 
+    if trajectory not in (None, "csv"):
+        raise InputError(f"trajectory format {trajectory!r} is not known; give csv")
+    if (trajectory is None) != (out is None):
+        raise InputError("--trajectory csv and --out FOLDER belong together; give both or neither")
     with stdout_kept():
-        checked = check_plan(plan_file, machine)
+        checked = check_plan(plan_file, machine, trajectories=out)
     if as_json:
         show(json.dumps(checked.summary()))
     else:

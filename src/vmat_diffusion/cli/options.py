@@ -45,6 +45,12 @@ CheckMinutes = Annotated[
     float | None, typer.Option("--check-minutes", help="Monte Carlo ends after this time at the latest.")
 ]
 GateFile = Annotated[Path | None, typer.Option("--gate", help="Limits of the gate: your own gate.toml.")]
+TrajectoryKind = Annotated[
+    str | None,
+    typer.Option(
+        "--trajectory", metavar="csv", help="Also write where every axis is expected, a file per arc."
+    ),
+]
 GridMm = Annotated[float, typer.Option("--grid-mm", help="Spacing of the dose grid, mm.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same dose.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")]

@@ -19,6 +19,7 @@ from vmat_diffusion.cli.options import (
     MachineName,
     MappingFile,
     PatientPosition,
+    TrajectoryKind,
     Uncertainty,
     reading_options,
 )
@@ -116,6 +117,7 @@ def plan(
             help="Start from this RTPLAN, whoever made it: its arcs are kept, its apertures bettered."
         ),
     ] = None,
+    trajectory: TrajectoryKind = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
     mapping: MappingFile = None,
     ct_table: CtTableFile = None,
@@ -150,6 +152,7 @@ def plan(
         gate=str(gate) if gate else None,
         improve=str(improve) if improve else None,
         **reading_options(mapping, ct_table, patient_position, allow_outside_body=allow_outside_body),
+        trajectory=trajectory,
     )
     with stdout_kept(), progress_bar() as progress:
         run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)

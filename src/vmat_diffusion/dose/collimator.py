@@ -40,7 +40,15 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
                 other,
                 name=f"{base.name} behind {other.name}",
                 title=f"{base.title}, with the collimator of: {other.title}",
-                limits=replace(other.limits, dose_rate_mu_min=base.limits.dose_rate_mu_min),
+                limits=replace(
+                    other.limits,
+                    dose_rate_mu_min=base.limits.dose_rate_mu_min,
+                    dose_rate_change_mu_min_s=base.limits.dose_rate_change_mu_min_s,
+                    dose_rate_levels_mu_min=base.limits.dose_rate_levels_mu_min,
+                    gantry_speed_step_deg_s=(
+                        None if base.limits.dose_rate_levels_mu_min else other.limits.gantry_speed_step_deg_s
+                    ),
+                ),
                 beam=base.beam,
                 sources={**base.sources, **_collimator_sources(other)},
             )

@@ -18,6 +18,7 @@ from matplotlib.ticker import LogFormatter, MultipleLocator
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Prescription
+from vmat_diffusion.evaluate.complexity import OPEN_GAP_MM
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.content import Look, Shown
@@ -157,8 +158,8 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
 
 
 def _open_pairs(arc: Arc) -> NDArray[np.bool_]:
-    """For each segment and pair whether the leaves stand more than 1 mm apart at either end."""
-    gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > 1.0
+    """For each segment and pair whether the leaves stand open at either end."""
+    gap = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > OPEN_GAP_MM
     return gap[1:] | gap[:-1]
 
 

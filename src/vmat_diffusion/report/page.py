@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
@@ -70,6 +71,8 @@ def write_report(
         figures=_figures(case, plan, machine, dose, shown, prescription),
         history=_image(charts.svg(charts.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
+        complexity=_complexity(plan, machine, prescription),
+        complexity_sources=SOURCES,
         statistics=[_statistics(s) for s in shown],
         renamed=any(s.structure.alias not in ("", s.name) for s in shown),
         candidates=candidates,
@@ -287,6 +290,20 @@ def _beam(arc: Arc, plan: Plan, machine: Machine) -> dict[str, str]:
         "mu": f"{arc.total_mu:.1f}",
         "time": f"{pace.total_s:.0f} s",
     }
+
+
+def _complexity(plan: Plan, machine: Machine, prescription: Prescription | None) -> list[dict[str, str]]:
+    """The metrics of the plan as rows, beside what others reported."""
+    gy = max(prescription.target_gy.values()) / plan.fractions if prescription else None
+    return [
+        {
+            "title": PUBLISHED[name].title,
+            "value": "–" if value is None else f"{value:.3g}",
+            "unit": PUBLISHED[name].unit,
+            "published": PUBLISHED[name].values or "–",
+        }
+        for name, value in complexity(plan, machine, gy).record().items()
+    ]
 
 
 def _statistics(s: Shown) -> dict[str, Any]:

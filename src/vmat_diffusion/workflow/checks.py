@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
-from vmat_diffusion.workflow.run import goal_record
+from vmat_diffusion.workflow.files import write_trajectories
+from vmat_diffusion.workflow.run import arc_delivery_s, goal_record
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult
 
 # Dose in Gy to these relative volumes is listed for every structure.
@@ -21,12 +23,16 @@ _DOSE_AT_PERCENT = (98, 95, 50, 2)
 
 @dataclass(frozen=True, eq=False)
 class CheckedPlan:
-    """An RTPLAN held against a machine; without violations it can be delivered."""
+    """An RTPLAN held against a machine; without violations it can be delivered.
+
+    `complexity` is None where the machine has other leaves than the plan.
+    """
 
     plan: Plan
     machine: Machine
     violations: tuple[str, ...]
     delivery_s: float | None
+    complexity: Complexity | None = None
 
     def __str__(self) -> str:
         points = sum(len(arc.gantry_deg) for arc in self.plan.arcs)
@@ -45,23 +51,37 @@ class CheckedPlan:
             "control_points": sum(len(arc.gantry_deg) for arc in self.plan.arcs),
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": None if self.delivery_s is None else round(self.delivery_s, 2),
+            "arc_delivery_s": None if self.violations else arc_delivery_s(self.plan, self.machine),
+            "complexity": self.complexity.record() if self.complexity else None,
             "violations": list(self.violations),
         }
 
 
-def check_plan(file: Path, machine_name: str) -> CheckedPlan:
+def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = None) -> CheckedPlan:
     """Read any RTPLAN and list what keeps the machine from delivering it.
 
-    Raises PlanError for a file that is no RTPLAN or that cannot be represented.
+    Into the folder `trajectories` go the expected positions of a plan without violations. Raises PlanError
+    for a file that is no RTPLAN or that cannot be represented, and where such positions lie there already.
     """
     from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.evaluate.complexity import complexity
 
     machine = load_machine(machine_name)
     if not file.is_file():
         raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
     plan = read_plan(file, machine)
     found = tuple(violations(plan, machine))
-    return CheckedPlan(plan, machine, found, None if found else delivery_s(plan, machine))
+    same = all(arc.leaves_mm.shape[2] == machine.mlc.pairs for arc in plan.arcs)
+    if trajectories is not None and not found:
+        trajectories.mkdir(parents=True, exist_ok=True)
+        write_trajectories(trajectories, plan, machine)
+    return CheckedPlan(
+        plan,
+        machine,
+        found,
+        None if found else delivery_s(plan, machine),
+        complexity(plan, machine) if same else None,
+    )
 
 
 @dataclass(frozen=True)

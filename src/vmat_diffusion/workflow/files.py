@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from vmat_diffusion.errors import PlanError
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Plan, timing
+from vmat_diffusion.plan import Plan, timing, trajectory
 
 
 def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
@@ -27,11 +28,9 @@ def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
     pairs = plan.arcs[0].leaves_mm.shape[2] if plan.arcs else 0
     names = ["arc", "name", "control_point", "gantry_deg", "collimator_deg", "couch_deg", "cumulative_mu"]
     segment_names = ["mu", "time_s", "gantry_speed_deg_s", "dose_rate_mu_min", "leaf_speed_mm_s"]
-    jaw_names = [f"jaw_{jaw}_mm" for jaw in ("x1", "x2", "y1", "y2")]
-    leaf_names = [f"{bank}_leaf_{k + 1}_mm" for bank in ("x1", "x2") for k in range(pairs)]
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
-        table.writerow([*names, *segment_names, *jaw_names, *leaf_names])
+        table.writerow([*names, *segment_names, *_position_names(pairs)])
         for arc in plan.arcs:
             pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
             cumulative = np.concatenate([[0.0], np.cumsum(arc.mu)])
@@ -45,6 +44,53 @@ def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
                 positions = _rounded(np.concatenate([arc.jaws_mm[k], arc.leaves_mm[k].ravel()]))
                 table.writerow([arc.number, arc.name, k, *_rounded(angles), *timed, *positions])
     return path
+
+
+def _position_names(pairs: int) -> list[str]:
+    """Columns of the jaws and leaves: X1, X2, Y1, Y2, then bank X1 and bank X2."""
+    jaws = [f"jaw_{jaw}_mm" for jaw in ("x1", "x2", "y1", "y2")]
+    return [*jaws, *(f"{bank}_leaf_{k + 1}_mm" for bank in ("x1", "x2") for k in range(pairs))]
+
+
+def trajectory_name(arc_number: int) -> str:
+    """The file of one arc's expected positions."""
+    return f"trajectory_{arc_number}.csv"
+
+
+def write_trajectories(folder: Path, plan: Plan, machine: Machine) -> tuple[Path, ...]:
+    """Where every axis is expected, a CSV per arc: a row every 20 ms and one at every control point.
+
+    `control_point` counts from 0 and is whole at the control points, MU are cumulative. Raises PlanError
+    where a file exists already.
+    """
+    paths = tuple(folder / trajectory_name(arc.number) for arc in plan.arcs)
+    for path in paths:
+        if path.exists():
+            raise PlanError(f"trajectory file {path} exists; name another folder")
+    for path, arc in zip(paths, plan.arcs, strict=True):
+        track = trajectory(arc, timing(arc, machine.limits, plan.dose_rate_mu_min))
+        count = len(track.time_s)
+        columns = np.column_stack(
+            [
+                track.time_s,
+                track.control_point,
+                track.gantry_deg % 360.0,
+                np.full(count, arc.collimator_deg),
+                np.full(count, arc.couch_deg),
+                track.mu,
+                track.jaws_mm,
+                track.leaves_mm.reshape(count, -1),
+            ]
+        )
+        names = ["time_s", "control_point", "gantry_deg", "collimator_deg", "couch_deg", "mu"]
+        with (
+            written_whole(path, overwrite=False) as part,
+            part.open("w", newline="", encoding="utf-8") as stream,
+        ):
+            table = csv.writer(stream)
+            table.writerow([*names, *_position_names(arc.leaves_mm.shape[2])])
+            table.writerows(_rounded(row) for row in columns)
+    return paths
 
 
 def _rounded(values: Sequence[float] | np.ndarray) -> list[float]:

@@ -13,9 +13,16 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
-from vmat_diffusion.plan import Plan, delivery_s, violations
+from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.workflow.engines import Engine, dose_engine
-from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence, write_json
+from vmat_diffusion.workflow.files import (
+    appearing_whole,
+    trajectory_name,
+    write_control_points,
+    write_fluence,
+    write_json,
+    write_trajectories,
+)
 from vmat_diffusion.workflow.gate import Judged, gate_limits, pass_gate
 from vmat_diffusion.workflow.optimising import BestPlan, Candidate, best_plan, optimised
 from vmat_diffusion.workflow.prior import Prior, prior_of
@@ -25,6 +32,7 @@ from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
@@ -38,6 +46,7 @@ STAGES = ("read", "optimise", "dose", "check", "write", "report")
 # The most of the time limit that the correction of a plan may take.
 _CORRECTION_SHARE = 1 / 3
 FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
+_ASKED_FILES = tuple(trajectory_name(number) for number in range(1, 7))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +71,7 @@ class PlanRun:
     first_verdict: Verdict | None
     outcome: str
     delivery_s: float
+    complexity: Complexity
     seconds: Mapping[str, float]
     peak_gb: float | None
     files: tuple[Path, ...]
@@ -89,12 +99,20 @@ class PlanRun:
             "goals": [goal_record(r) for r in self.results],
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
+            "arc_delivery_s": arc_delivery_s(self.plan, self.machine),
+            "complexity": self.complexity.record(),
             "violations": list(self.violations),
             "verdict": {**self.verdict.summary(), "corrected": self.corrected},
             "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
         }
+
+
+def arc_delivery_s(plan: Plan, machine: Machine) -> list[float]:
+    """Beam-on time of each arc, rounded for a record."""
+    paces = (timing(arc, machine.limits, plan.dose_rate_mu_min) for arc in plan.arcs)
+    return [round(pace.total_s, 2) for pace in paces]
 
 
 def goal_record(result: GoalResult) -> dict[str, Any]:
@@ -118,7 +136,7 @@ def plan_case(
     keep_interrupted: bool = True,
     progress: Progress | None = None,
 ) -> PlanRun:
-    """Plan the case in a DICOM folder and write `FILES` into `out`.
+    """Plan the case in a DICOM folder and write `FILES`, and trajectories if asked, into `out`.
 
     Every plan is recomputed by Monte Carlo and judged. If only the engines disagree, the optimiser goes
     on from it once with their difference, and the new plan is judged. A plan that does not pass gets its
@@ -128,7 +146,7 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = _Clock(progress)
-    with appearing_whole(out, overwrite=overwrite, names=FILES) as folder:
+    with appearing_whole(out, overwrite=overwrite, names=(*FILES, *_ASKED_FILES)) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
@@ -161,6 +179,7 @@ def plan_case(
             conflicts=tuple(map(str, optimized.conflicts)),
             before=_score(sheet, case, machine, given, optimized.dose.grid) if given else None,
             delivery_s=delivery_s(plan, machine),
+            complexity=_complexity(plan, machine, sheet),
             seconds=clock.seconds,
             peak_gb=None,
             files=(),
@@ -170,9 +189,11 @@ def plan_case(
         with clock.stage("write"):
             write_control_points(folder / "control_points.csv", plan, machine)
             write_fluence(folder / "fluence.npz", plan, machine, optimized.fluence)
+            if settings.trajectory and not run.violations:
+                write_trajectories(folder, plan, machine)
         with clock.stage("report"):
             _report(folder, run, optimized)
-        names = [name for name in FILES if name == "run.json" or (folder / name).exists()]
+        names = [name for name in (*FILES, *_ASKED_FILES) if name == "run.json" or (folder / name).exists()]
         run = replace(
             run,
             peak_gb=peak_gb(),
@@ -318,6 +339,12 @@ def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...
     from vmat_diffusion.evaluate.goals import evaluate
 
     return evaluate(sheet, case, dose)
+
+
+def _complexity(plan: Plan, machine: Machine, sheet: GoalSheet) -> Complexity:
+    from vmat_diffusion.evaluate.complexity import complexity
+
+    return complexity(plan, machine, max(sheet.prescription.target_gy.values()) / plan.fractions)
 
 
 def _report(folder: Path, run: PlanRun, optimized: Optimized) -> None:

@@ -26,7 +26,8 @@ class PlanSettings:
     holds one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam comes from.
     `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
     dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML file
-    of limits. `improve` is an RTPLAN file to start from.
+    of limits. `improve` is an RTPLAN file to start from. With `trajectory` the expected positions of every
+    arc are written too.
     """
 
     goals: str
@@ -49,6 +50,7 @@ class PlanSettings:
     check_minutes: Annotated[float, Field(gt=0)] | None = None
     gate: str | None = None
     improve: str | None = None
+    trajectory: Literal["csv"] | None = None
     mapping: str | None = None
     ct_table: str | None = None
     patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None

@@ -1,156 +1,22 @@
-"""Plans as the linac delivers them, the times that follow from its limits, and what would not work.
+"""What would not work: every limit of the machine that a plan breaks, in a sentence.
 
 `violations` is code of its own: it knows the plan and the machine, never who made the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Limits, Machine
+from vmat_diffusion.plan.arc import Arc, Plan
+from vmat_diffusion.plan.timing import STILL_DEG, Timing, dose_rate_cap_mu_min, timing
 
 # Positions written to DICOM carry 0.01 mm; differences of two of them carry twice that.
 _POSITION_TOLERANCE_MM = 0.02
 _RELATIVE_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Arc:
-    """One beam of n control points.
-
-    `gantry_deg[n]` is unwrapped: consecutive differences are the signed rotation (positive is
-    clockwise, IEC), the angle itself is meant modulo 360; equal angles make a static beam.
-    `leaves_mm[n, 2, pairs]` at the isocentre plane, bank 0 = X1 <= bank 1 = X2, pairs by ascending Y.
-    `jaws_mm[n, 4]` is X1, X2, Y1, Y2. `mu[n - 1]` is the meterset of each segment, per fraction.
-    """
-
-    gantry_deg: NDArray[np.float64]
-    collimator_deg: float
-    couch_deg: float
-    leaves_mm: NDArray[np.float64]
-    jaws_mm: NDArray[np.float64]
-    mu: NDArray[np.float64]
-    name: str = ""
-    number: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("gantry_deg", "leaves_mm", "jaws_mm", "mu"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
-        n = len(self.gantry_deg)
-        if n < 2:
-            raise PlanError(f"beam {self.name}: {n} control points; at least 2 are needed")
-        if self.leaves_mm.ndim != 3 or self.leaves_mm.shape[:2] != (n, 2):
-            raise PlanError(f"beam {self.name}: leaves of shape {self.leaves_mm.shape}, not ({n}, 2, pairs)")
-        if self.jaws_mm.shape != (n, 4) or self.mu.shape != (n - 1,):
-            raise PlanError(
-                f"beam {self.name}: jaws {self.jaws_mm.shape} and mu {self.mu.shape} do not fit {n} "
-                "control points"
-            )
-        for what, array in (
-            ("gantry angle", self.gantry_deg),
-            ("leaf position", self.leaves_mm),
-            ("jaw position", self.jaws_mm),
-            ("MU", self.mu),
-        ):
-            if not np.all(np.isfinite(array)):
-                raise PlanError(f"beam {self.name}: a {what} is not finite; export the plan again")
-
-    @property
-    def total_mu(self) -> float:
-        """Monitor units of the beam, per fraction."""
-        return float(self.mu.sum())
-
-    @property
-    def rotates(self) -> bool:
-        """Whether the gantry moves while the beam is on."""
-        return bool(np.any(np.abs(np.diff(self.gantry_deg)) > 1e-6))
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A deliverable plan: arcs around one isocentre, MU per fraction, number of fractions.
-
-    `dose_rate_mu_min` is the cap written as DoseRateSet; None takes the machine's maximum.
-    """
-
-    arcs: tuple[Arc, ...]
-    isocenter_mm: Point
-    fractions: int
-    machine: str
-    label: str = "VMAT"
-    patient_position: str = "HFS"
-    dose_rate_mu_min: float | None = None
-    provenance: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.fractions < 1:
-            raise PlanError(f"plan of {self.fractions} fractions; at least 1 is needed")
-        if not np.all(np.isfinite(self.isocenter_mm)):
-            raise PlanError("the isocentre is not finite; export the plan again")
-        if self.dose_rate_mu_min is not None and not self.dose_rate_mu_min > 0:
-            raise PlanError(f"dose rate {self.dose_rate_mu_min:g} MU/min must be positive; set or omit it")
-
-    @property
-    def total_mu(self) -> float:
-        """Monitor units of all beams, per fraction."""
-        return sum(arc.total_mu for arc in self.arcs)
-
-
-@dataclass(frozen=True, eq=False)
-class Timing:
-    """Delivery of one arc at the fastest pace within the limits; arrays are per segment."""
-
-    time_s: NDArray[np.float64]
-    gantry_speed_deg_s: NDArray[np.float64]
-    dose_rate_mu_min: NDArray[np.float64]
-    leaf_speed_mm_s: NDArray[np.float64]
-    jaw_speed_mm_s: NDArray[np.float64]
-
-    @property
-    def total_s(self) -> float:
-        """Beam-on time of the arc."""
-        return float(self.time_s.sum())
-
-
-def timing(arc: Arc, limits: Limits, dose_rate_mu_min: float | None = None) -> Timing:
-    """The times a linac needs for each segment, and the speeds that follow.
-
-    Gantry and dose rate set the pace: `t = max(rotation / gantry speed, mu / dose rate)`, then the
-    gantry speed is smoothed so that `|w1^2 - w0^2| <= 2 a dtheta` (constant acceleration between
-    segment middles), which only lengthens times. Leaves and jaws must follow at that pace; in a
-    static beam they set the time themselves.
-    """
-    rate = min(dose_rate_mu_min or limits.dose_rate_mu_min, limits.dose_rate_mu_min) / 60.0
-    rotation = np.abs(np.diff(arc.gantry_deg))
-    leaf_travel = np.abs(np.diff(arc.leaves_mm, axis=0)).max(axis=(1, 2), initial=0.0)
-    jaw_travel = np.abs(np.diff(arc.jaws_mm, axis=0)).max(axis=1, initial=0.0)
-    time = np.maximum(rotation / limits.gantry_speed_deg_s, arc.mu / rate)
-    moving = rotation > 1e-6
-    at_rest = np.maximum(leaf_travel / limits.leaf_speed_mm_s, jaw_travel / limits.jaw_speed_mm_s)
-    time = np.where(moving, time, np.maximum(time, at_rest))
-    speed = np.divide(rotation, time, out=np.zeros_like(time), where=time > 0)
-    if moving.all():
-        squared = speed**2
-        step = limits.gantry_acceleration_deg_s2 * (rotation[1:] + rotation[:-1])
-        for k in range(1, len(squared)):
-            squared[k] = min(squared[k], squared[k - 1] + step[k - 1])
-        for k in range(len(squared) - 2, -1, -1):
-            squared[k] = min(squared[k], squared[k + 1] + step[k])
-        speed = np.sqrt(squared)
-        time = rotation / speed
-    safe = np.maximum(time, 1e-9)
-    return Timing(time, speed, 60.0 * arc.mu / safe, leaf_travel / safe, jaw_travel / safe)
-
-
-def delivery_s(plan: Plan, machine: Machine) -> float:
-    """Beam-on time of the whole plan in seconds, without set-up between arcs."""
-    return sum(timing(arc, machine.limits, plan.dose_rate_mu_min).total_s for arc in plan.arcs)
 
 
 def violations(plan: Plan, machine: Machine) -> list[str]:
@@ -316,7 +182,9 @@ def _meterset(arc: Arc, limits: Limits) -> list[str]:
 
 def _motion(arc: Arc, limits: Limits, dose_rate_mu_min: float | None) -> list[str]:
     out = []
-    pace = timing(arc, limits, dose_rate_mu_min)
+    # Speeds are judged at the pace of gantry and dose rate: slowing down for an acceleration excuses none.
+    alone = replace(limits, leaf_acceleration_mm_s2=None, jaw_acceleration_mm_s2=None)
+    pace = timing(arc, alone, dose_rate_mu_min)
     more = 1 + _RELATIVE_TOLERANCE
     # Rounding of positions adds speed; allow what 0.02 mm over the segment's time can add.
     rounding = _POSITION_TOLERANCE_MM / np.maximum(pace.time_s, 1e-9)
@@ -330,11 +198,68 @@ def _motion(arc: Arc, limits: Limits, dose_rate_mu_min: float | None) -> list[st
                 f"the maximum {limit:g} mm/s; move it less or give the segment more time"
             )
     if arc.rotates:
-        moving = np.abs(np.diff(arc.gantry_deg)) > 1e-6
-        slow = np.where(moving, pace.gantry_speed_deg_s, limits.gantry_speed_min_deg_s)
+        # At the ends of an arc every gantry is slower than its minimum: what counts is what the MU ask.
+        turn = np.abs(np.diff(arc.gantry_deg))
+        rate = dose_rate_cap_mu_min(limits, dose_rate_mu_min) / 60.0
+        asked = np.divide(turn * rate, arc.mu, out=np.full_like(turn, np.inf), where=arc.mu > 0)
+        slow = np.where(turn > STILL_DEG, asked, np.inf)
         if (at := _worst(slow, limits.gantry_speed_min_deg_s / more, above=False, slack=0)) is not None:
             out.append(
                 f"segment {at[0]}: the gantry would turn at {slow[at]:.3f} deg/s, below the minimum "
                 f"{limits.gantry_speed_min_deg_s:g} deg/s; lower the MU of the segment"
             )
+    return [*out, *_speed_changes(arc, limits, timing(arc, limits, dose_rate_mu_min))]
+
+
+def _speed_changes(arc: Arc, limits: Limits, pace: Timing) -> list[str]:
+    """Changes of speed that stay too quick even with the gantry at its slowest."""
+    out = []
+    if limits.leaf_acceleration_mm_s2 is not None:
+        most = limits.leaf_acceleration_mm_s2
+        if (found := _sharpest(np.diff(arc.leaves_mm, axis=0), pace.time_s, most)) is not None:
+            (point, bank, pair), words = found
+            out.append(
+                f"control point {point}, leaf pair {pair + 1}: X{bank + 1} changes its speed {words}, "
+                f"above the maximum {most:g} mm/s2; move it more evenly"
+            )
+    if limits.jaw_acceleration_mm_s2 is not None:
+        most = limits.jaw_acceleration_mm_s2
+        if (found := _sharpest(np.diff(arc.jaws_mm, axis=0), pace.time_s, most)) is not None:
+            (point, jaw), words = found
+            out.append(
+                f"control point {point}: jaw {('X1', 'X2', 'Y1', 'Y2')[jaw]} changes its speed {words}, "
+                f"above the maximum {most:g} mm/s2; move it more evenly"
+            )
+    if limits.dose_rate_change_mu_min_s is not None:
+        most = limits.dose_rate_change_mu_min_s * (1 + _RELATIVE_TOLERANCE)
+        rate, between = pace.dose_rate_mu_min, (pace.time_s[1:] + pace.time_s[:-1]) / 2
+        lit = (arc.mu[1:] > 0) & (arc.mu[:-1] > 0)
+        change = np.where(lit, np.abs(np.diff(rate)), 0.0) / np.maximum(between, 1e-9)
+        if change.size and (at := _worst(change, most, above=True, slack=0)) is not None:
+            k = at[0]
+            out.append(
+                f"control point {k + 1}: the dose rate changes from {rate[k]:.0f} to {rate[k + 1]:.0f} "
+                f"MU/min within {between[k]:.3f} s, above the maximum "
+                f"{limits.dose_rate_change_mu_min_s:g} MU/min/s; spread the MU more evenly"
+            )
     return out
+
+
+def _sharpest(motion: NDArray, time_s: NDArray, most: float) -> tuple[tuple[int, ...], str] | None:
+    """Control point and axis whose acceleration is furthest above the limit, and the change in words.
+
+    `motion[segments, ...]` in mm; everything is at rest before the first and after the last segment.
+    """
+    shape = (-1,) + (1,) * (motion.ndim - 1)
+    time = np.maximum(time_s, 1e-9).reshape(shape)
+    still, none = np.zeros_like(motion[:1]), np.zeros_like(time[:1])
+    speed = np.concatenate([still, motion / time, still])
+    between = (np.concatenate([none, time]) + np.concatenate([time, none])) / 2
+    rounding = _POSITION_TOLERANCE_MM / time
+    unsure = np.concatenate([none, rounding]) + np.concatenate([rounding, none])
+    sharpness = (np.abs(np.diff(speed, axis=0)) - unsure) / between
+    at = _worst(sharpness, most * (1 + _RELATIVE_TOLERANCE), above=True, slack=0)
+    if at is None:
+        return None
+    after = (at[0] + 1, *at[1:])
+    return at, f"from {speed[at]:.1f} to {speed[after]:.1f} mm/s within {float(between.ravel()[at[0]]):.3f} s"

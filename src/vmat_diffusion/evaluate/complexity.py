@@ -1,0 +1,184 @@
+"""How hard a plan is to deliver and to compute: modulation, apertures, motion, and published values.
+
+Equations and limits: `docs/complexity.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Arc, Plan, timing
+
+# A pair that stands closer together than this is closed: parked, or waiting at the minimum gap.
+OPEN_GAP_MM = 1.0
+_SMALL_MM = (5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Metrics of a plan or of one beam; those of apertures are weighted by MU.
+
+    `mcs` is 1 for a steady rectangle and falls with modulation (Masi 2013). `edge_per_mm` is the length of
+    leaf sides over the area (Younge 2012). `small_5mm` and `small_10mm` are the shares of open pairs that
+    stand no further apart (Crowe 2014). `leaf_travel_mm` is the way of a leaf in the field, mean over
+    leaves and beams. None where a metric has no meaning: no dose given, or a gantry that rests.
+    """
+
+    mcs: float
+    mean_area_cm2: float
+    edge_per_mm: float
+    small_5mm: float
+    small_10mm: float
+    leaf_travel_mm: float
+    leaf_travel_mm_deg: float | None
+    mu_per_gy: float | None
+    mean_dose_rate_mu_min: float
+    mean_gantry_speed_deg_s: float | None
+
+    def record(self) -> dict[str, float | None]:
+        """Plain data."""
+        return {name: None if v is None else round(float(v), 4) for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a metric is called, and which values others reported for VMAT plans; empty where none is known."""
+
+    title: str
+    unit: str
+    values: str
+
+
+_PELVIS = "217 prostate plans, medians of three field sizes (1)"
+PUBLISHED: dict[str, Published] = {
+    "mcs": Published("Modulation complexity score", "", f"0.21 to 0.23: {_PELVIS}; 0.32 to 0.38: tongue (2)"),
+    "mean_area_cm2": Published(
+        "Mean aperture area", "cm²", f"23 to 60: {_PELVIS}; 56 to 66: nasopharynx, means (3)"
+    ),
+    "edge_per_mm": Published(
+        "Edge metric", "1/mm", "0.05 and 0.11: the two examples of the authors' script (4)"
+    ),
+    "small_5mm": Published("Small apertures, up to 5 mm", "", f"0.15 to 0.21: {_PELVIS}"),
+    "small_10mm": Published("Small apertures, up to 10 mm", "", ""),
+    "leaf_travel_mm": Published("Leaf travel per beam", "mm", f"180 to 390: {_PELVIS}"),
+    "leaf_travel_mm_deg": Published("Leaf travel per degree", "mm/°", ""),
+    "mu_per_gy": Published("MU per Gy of the prescription", "MU/Gy", "203 to 225: tongue (2)"),
+    "mean_dose_rate_mu_min": Published("Mean dose rate", "MU/min", ""),
+    "mean_gantry_speed_deg_s": Published("Mean gantry speed", "°/s", ""),
+}
+SOURCES = (
+    "(1) Kamperis, thesis, ekamperi.github.io/mrm_thesis, table of results",
+    "(2) medRxiv 2025.08.08.25332884, 20 patients, by setting of the aperture shape controller",
+    "(3) BMC Cancer 21:261 (2021), two linacs",
+    "(4) github.com/umro/Complexity, vmat.csv",
+)
+
+
+def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = None) -> Complexity:
+    """Metrics of a plan, of all its beams with MU together; for one beam give a plan of it alone.
+
+    `gy_per_fraction` is the highest prescribed dose of a fraction. Aperture metrics are means over the beams
+    weighted by MU, leaf travel a mean over the beams, speeds those of the fastest delivery.
+    """
+    arcs = [arc for arc in plan.arcs if arc.total_mu > 0]
+    mu = np.array([arc.total_mu for arc in arcs])
+    if not arcs:
+        return Complexity(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, 0.0, None)
+    shapes = np.array([_apertures(arc, machine) for arc in arcs])
+    mcs, area_mm2, edge, *small = (float(v) for v in mu @ shapes / mu.sum())
+    travel = np.array([_leaf_travel_mm(arc, machine) for arc in arcs])
+    turn = np.array([np.abs(np.diff(arc.gantry_deg)).sum() for arc in arcs])
+    seconds = sum(timing(arc, machine.limits, plan.dose_rate_mu_min).total_s for arc in arcs)
+    turns = float(turn.sum()) > 0
+    return Complexity(
+        mcs=mcs,
+        mean_area_cm2=area_mm2 / 100.0,
+        edge_per_mm=edge,
+        small_5mm=small[0],
+        small_10mm=small[1],
+        leaf_travel_mm=float(travel.mean()),
+        leaf_travel_mm_deg=float(travel.sum() / turn.sum()) if turns else None,
+        mu_per_gy=plan.total_mu / gy_per_fraction if gy_per_fraction else None,
+        mean_dose_rate_mu_min=60.0 * plan.total_mu / seconds,
+        mean_gantry_speed_deg_s=float(turn.sum() / seconds) if turns else None,
+    )
+
+
+def _strips(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
+    """Left and right edge of the opening and its height `[n, strips]` in mm, as jaws and all layers leave it.
+
+    A strip lies between two neighbouring leaf boundaries of any layer; where nothing is open, left = right.
+    """
+    edges, pairs = machine.row_edges_mm(), machine.row_pairs()
+    x1, x2, y1, y2 = (side[:, None] for side in arc.jaws_mm.T)
+    left, right = (np.broadcast_to(x, (len(x), len(pairs))).copy() for x in (x1, x2))
+    for layer in pairs.T:
+        there = layer >= 0
+        left[:, there] = np.maximum(left[:, there], arc.leaves_mm[:, 0, layer[there]])
+        right[:, there] = np.minimum(right[:, there], arc.leaves_mm[:, 1, layer[there]])
+    height = np.clip(np.minimum(edges[1:], y2) - np.maximum(edges[:-1], y1), 0.0, None)
+    is_open = (right - left > OPEN_GAP_MM) & (height > 0)
+    return np.where(is_open, left, 0.0), np.where(is_open, right, 0.0), np.where(is_open, height, 0.0)
+
+
+def _apertures(arc: Arc, machine: Machine) -> list[float]:
+    """MCSv, mean area in mm2, edge metric in 1/mm and small aperture scores of one arc."""
+    left, right, height = _strips(arc, machine)
+    gap, is_open = right - left, height > 0
+    area = (gap * height).sum(axis=1)
+    modulation = _between(_variability(left, right, is_open)) * _between(
+        _area_variability(left, right, is_open)
+    )
+    share = arc.mu / arc.total_mu
+    weight = (np.append(share, 0.0) + np.append(0.0, share)) / 2
+    edge = np.divide(_sides_mm(left, right), area, out=np.zeros_like(area), where=area > 0)
+    counted = np.maximum(is_open.sum(axis=1), 1)
+    small = [((gap <= mm) & is_open).sum(axis=1) / counted for mm in _SMALL_MM]
+    return [float(share @ modulation), *(float(weight @ values) for values in (area, edge, *small))]
+
+
+def _between(values: NDArray) -> NDArray[np.float64]:
+    """Mean of both ends of every segment."""
+    return (values[1:] + values[:-1]) / 2
+
+
+def _variability(left: NDArray, right: NDArray, is_open: NDArray) -> NDArray[np.float64]:
+    """Leaf sequence variability of each control point (McNiven 2010, equation 1): product over both banks."""
+    out = np.ones(len(left))
+    for k, used in enumerate(is_open):
+        for bank in (left[k, used], right[k, used]):
+            spread = np.ptp(bank) if bank.size else 0.0
+            if spread > 0:
+                out[k] *= np.mean(spread - np.abs(np.diff(bank))) / spread
+    return out * is_open.any(axis=1)
+
+
+def _area_variability(left: NDArray, right: NDArray, is_open: NDArray) -> NDArray[np.float64]:
+    """Aperture area variability (McNiven 2010, equation 2): openings over the widest ones of the arc."""
+    outer = np.where(is_open, right, -np.inf).max(axis=0) - np.where(is_open, left, np.inf).min(axis=0)
+    widest = np.where(is_open.any(axis=0), outer, 0.0).sum()
+    return (right - left).sum(axis=1) / widest if widest > 0 else np.zeros(len(left))
+
+
+def _sides_mm(left: NDArray, right: NDArray) -> NDArray[np.float64]:
+    """Length of the leaf sides, and of jaws beyond the last leaf, that bound the opening."""
+    closed = np.zeros((len(left), 1))
+    a, b = (np.hstack([closed, edge, closed]) for edge in (left, right))
+    overlap = np.clip(np.minimum(b[:, 1:], b[:, :-1]) - np.maximum(a[:, 1:], a[:, :-1]), 0.0, None)
+    return ((b - a)[:, 1:] + (b - a)[:, :-1] - 2 * overlap).sum(axis=1)
+
+
+def _leaf_travel_mm(arc: Arc, machine: Machine) -> float:
+    """Way of a leaf during the arc (Masi 2013), mean over both leaves of the pairs that open in the field."""
+    edges = [np.asarray(layer.boundaries_mm) for layer in machine.mlc.layers]
+    low, high = (np.concatenate([e[side] for e in edges]) for side in (slice(None, -1), slice(1, None)))
+    y1, y2 = arc.jaws_mm[:, 2, None], arc.jaws_mm[:, 3, None]
+    wide = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > OPEN_GAP_MM
+    used = (wide & (high > y1) & (low < y2)).any(axis=0)
+    if not used.any():
+        return 0.0
+    return float(np.abs(np.diff(arc.leaves_mm[:, :, used], axis=0)).sum(axis=0).mean())

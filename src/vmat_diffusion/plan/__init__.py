@@ -1,0 +1,19 @@
+"""Plans, the times that follow from a machine's limits, what would not work, and where things then are."""
+
+from vmat_diffusion.plan.arc import Arc, Plan
+from vmat_diffusion.plan.deliverability import turns_through, violations
+from vmat_diffusion.plan.timing import Timing, delivery_s, timing
+from vmat_diffusion.plan.trajectory import SAMPLE_S, Trajectory, trajectory
+
+__all__ = [
+    "SAMPLE_S",
+    "Arc",
+    "Plan",
+    "Timing",
+    "Trajectory",
+    "delivery_s",
+    "timing",
+    "trajectory",
+    "turns_through",
+    "violations",
+]
