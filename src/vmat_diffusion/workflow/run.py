@@ -106,6 +106,7 @@ def plan_case(
     settings: PlanSettings,
     *,
     overwrite: bool = False,
+    keep_interrupted: bool = True,
     progress: Progress | None = None,
 ) -> PlanRun:
     """Plan the case in a DICOM folder and write `FILES` into `out`.
@@ -113,7 +114,8 @@ def plan_case(
     Every plan is recomputed by Monte Carlo and judged. If only the engines disagree, the optimiser goes
     on from it once with their difference, and the new plan is judged. A plan that does not pass gets its
     report and RD.dcm, but no RP.dcm.
-    Ctrl-C while optimising keeps the best plan so far; at any other time nothing is left behind.
+    Ctrl-C while optimising keeps the best plan so far, unless not `keep_interrupted`; at any other time
+    nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = _Clock(progress)
@@ -127,10 +129,12 @@ def plan_case(
                 prior = prior_of(case, sheet, settings, clock.report)
         with clock.stage("optimise"):
             best = best_plan(case, sheet, machine, settings, prior, clock.report)
+        _respect_interrupt(best.optimized, keep_interrupted)
         clock.split("optimise", "dose", best.optimized.seconds.get("dose", 0.0))
         optimized, judged, first = _through_gate(
             folder, case, sheet, machine, settings, gate, best, prior.checks, clock
         )
+        _respect_interrupt(optimized, keep_interrupted)
         plan, dose = optimized.plan, optimized.dose
         run = PlanRun(
             case=case,
@@ -193,6 +197,12 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     machine = load_machine(settings.machine)
     machine.require_beam()
     return *read_with_goals(case_folder, settings.goals, settings.reading), machine
+
+
+def _respect_interrupt(made: Optimized, keep: bool) -> None:
+    """Go on with an interrupt that the optimiser answered with its best plan, if that is not to be kept."""
+    if made.outcome.name == "INTERRUPTED" and not keep:
+        raise KeyboardInterrupt
 
 
 def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
