@@ -18,7 +18,7 @@ from vmat_diffusion.files import sha256_of
 from vmat_diffusion.training.openkbp import read_patient
 from vmat_diffusion.workflow import benchmark
 from vmat_diffusion.workflow.benchmark import BenchmarkSettings, _depends_on, benchmark_openkbp
-from vmat_diffusion.workflow.benchmark_journal import Journal
+from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
 from vmat_diffusion.workflow.benchmark_patient import Task, judge_patient
 from vmat_diffusion.workflow.benchmark_steering import Steer
 
@@ -164,11 +164,11 @@ def test_a_stop_between_dose_and_result_leaves_no_dose_that_is_not_kept(
 def test_a_journal_without_results_binds_to_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"version": "0", "weights": "w", "seed": 1}\n{"key": "cut o')
-    assert len(Journal.opened(path, {"weights": "w", "seed": 2}, overwrite=False)) == 0
+    assert len(Journal.opened(path, {"weights": "w", "seed": 2}, PatientResult, overwrite=False)) == 0
     assert not path.exists()
     path.write_text('{"colour": "red"}\n')  # something else
     with pytest.raises(InputError, match="is no file of benchmark results"):
-        Journal.opened(path, {"weights": "w"}, overwrite=False)
+        Journal.opened(path, {"weights": "w"}, PatientResult, overwrite=False)
     assert path.exists()
 
 

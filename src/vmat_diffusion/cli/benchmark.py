@@ -218,6 +218,6 @@ def _steering(rows: list[dict[str, Any]]) -> str:
 
 
 def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
-    if found["low"] is None:
-        return f"{unit * found['value']:.2f}"
-    return f"{unit * found['value']:.2f} ({unit * found['low']:.2f} to {unit * found['high']:.2f})"
+    from vmat_diffusion.evaluate.bootstrap import interval_text
+
+    return interval_text(found, unit=unit)

@@ -16,6 +16,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.cli import (
     beam,
     benchmark,
+    benchmark_plans,
     benchmark_tg119,
     catalogue,
     checking,
@@ -25,6 +26,7 @@ from vmat_diffusion.cli import (
     planning,
     prediction,
     simulation,
+    trade_off,
     training,
 )
 from vmat_diffusion.errors import InputError
@@ -65,9 +67,7 @@ machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args
 beam_app = typer.Typer(help="The photon beam of a machine.", no_args_is_help=True)
 goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
 import_app = typer.Typer(help="Public data made ready for training.", no_args_is_help=True)
-benchmark_app = typer.Typer(
-    help="How good dose model and planner are, on public cases.", no_args_is_help=True
-)
+benchmark_app = typer.Typer(help="How good dose model and plans are, on public data.", no_args_is_help=True)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     planning.inspect,
     planning.phantom,
@@ -79,6 +79,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     checking.dose,
     checking.qa,
     checking.reference_check,
+    trade_off.trade_off,
     influence.influence,
     data.deidentify,
     data.preprocess,
@@ -98,6 +99,7 @@ import_app.command("openkbp")(imports.import_openkbp)
 import_app.command("dicom")(imports.import_dicom)
 benchmark_app.command("openkbp")(benchmark.benchmark_openkbp)
 benchmark_app.command("tg119")(benchmark_tg119.benchmark_tg119)
+benchmark_app.command("plans")(benchmark_plans.benchmark_plans)
 goals_app.command("list")(catalogue.goals_list)
 goals_app.command("show")(catalogue.goals_show)
 app.add_typer(machine_app, name="machine")

@@ -1,16 +1,18 @@
-"""Means over patients with bootstrap intervals."""
+"""Means and medians over patients with bootstrap intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `patients` and its 95 % interval, which is None below two patients."""
+    """A mean or median over `patients` and its 95 % interval, which is None below two patients."""
 
     value: float
     low: float | None
@@ -34,7 +36,39 @@ def pooled_mean(
     value = float(total.sum() / number.sum())
     if len(total) < 2:
         return Interval(value, None, None, len(total))
-    drawn = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
-    means = total[drawn].sum(axis=1) / number[drawn].sum(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Interval(value, float(low), float(high), len(total))
+    drawn = _drawn(len(total), draws, seed)
+    return _interval(value, total[drawn].sum(axis=1) / number[drawn].sum(axis=1), len(total))
+
+
+def pooled_median(points: Sequence[Sequence[float]], *, draws: int = 2000, seed: int = 0) -> Interval:
+    """The median of all points of all patients, `points[k]` being those of patient k, at least one each.
+
+    The interval is as in `pooled_mean`.
+    """
+    own = [np.asarray(p, float) for p in points]
+    if not own or min(p.size for p in own) < 1:
+        raise ValueError("a pooled median needs patients with at least one point each")
+    value = float(np.median(np.concatenate(own)))
+    if len(own) < 2:
+        return Interval(value, None, None, len(own))
+    medians = [np.median(np.concatenate([own[k] for k in one])) for one in _drawn(len(own), draws, seed)]
+    return _interval(value, np.array(medians), len(own))
+
+
+def interval_text(found: Mapping[str, Any], digits: int = 2, unit: float = 1.0) -> str:
+    """The plain data of an `Interval` as `1.20 (0.90 to 1.50)`, in `unit`s."""
+    value, low, high = (
+        None if found[name] is None else f"{unit * found[name]:.{digits}f}"
+        for name in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
+
+
+def _drawn(patients: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Sets of patients drawn with replacement, `[draws, patients]`."""
+    return np.random.default_rng(seed).integers(0, patients, (draws, patients))
+
+
+def _interval(value: float, drawn: NDArray[np.float64], patients: int) -> Interval:
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Interval(value, float(low), float(high), patients)

@@ -78,7 +78,7 @@ def draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: P
         xlim=(0, top), ylim=(0, 100.8), xlabel="Dose [Gy]", ylabel="Volume receiving at least the dose [%]"
     )
     axes.set_yticks(range(0, 101, 10))
-    _plain(axes)
+    plain_axes(axes)
     axes.grid(color=_GRID, lw=0.7)
     columns = 1 if len(handles) <= 26 else 2
     axes.legend(
@@ -99,7 +99,8 @@ def line_style(s: Look) -> dict[str, Any]:
     return {"color": s.colour, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Axes without a frame, in the colours of the report."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b4bcc6")
     axes.tick_params(which="both", labelcolor=INK, labelsize=8.5, color="#b4bcc6")
@@ -139,7 +140,7 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
             axes.axhline(limit, color=_LIMIT, lw=0.9, ls=(0, (4, 3)))
         axes.set_ylim(0, 1.12 * max(float(np.max(values)), limit or 0.0, 1e-9))
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
-        _plain(axes)
+        plain_axes(axes)
         axes.grid(axis="y", color=_GRID, lw=0.7)
         axes.locator_params(axis="y", nbins=4)
     panels[0].set_xlim(edges[0], edges[-1])
@@ -174,6 +175,6 @@ def history_figure(history: Sequence[float]) -> Figure:
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.set(xlabel="Iteration", ylabel="Objective", xlim=(0, max(len(values) - 1, 1)))
-    _plain(axes)
+    plain_axes(axes)
     axes.grid(color=_GRID, lw=0.7)
     return figure

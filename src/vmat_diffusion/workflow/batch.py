@@ -162,7 +162,7 @@ def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tup
     except MemoryError:
         return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
     except Exception as error:
-        return Done(key, reason=_unexpected(key, error), defect=True, trace=traceback.format_exc())
+        return Done(key, reason=unexpected(key, error), defect=True, trace=traceback.format_exc())
 
 
 def _lost(key: str, failure: Any, memory_gb: float) -> Done:
@@ -171,7 +171,7 @@ def _lost(key: str, failure: Any, memory_gb: float) -> Done:
 
     error = failure[1] if isinstance(failure, tuple) else failure
     killed = isinstance(error, KilledWorker)
-    return Done(key, reason=_too_large(key, memory_gb) if killed else _unexpected(key, error), defect=True)
+    return Done(key, reason=_too_large(key, memory_gb) if killed else unexpected(key, error), defect=True)
 
 
 def _too_large(key: str, memory_gb: float) -> str:
@@ -181,7 +181,8 @@ def _too_large(key: str, memory_gb: float) -> str:
     )
 
 
-def _unexpected(key: str, error: BaseException) -> str:
+def unexpected(key: str, error: BaseException) -> str:
+    """What a person is told of a job that failed by a defect."""
     return (
         f"{key}: {type(error).__name__}: {error}. This is a defect of vmat-diffusion: "
         "please report it with the output of the same command after `vmat-diffusion --debug`"

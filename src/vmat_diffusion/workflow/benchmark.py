@@ -212,7 +212,9 @@ def benchmark_openkbp(
         gamma=settings.gamma,
         csv_out=csv_out,
     )
-    journal = Journal.opened(journal_path(out, csv_out), _depends_on(settings, weights), overwrite=overwrite)
+    journal = Journal.opened(
+        journal_path(out, csv_out), _depends_on(settings, weights), PatientResult, overwrite=overwrite
+    )
     claim_places(out, csv_out, journal, overwrite=overwrite)
     results: list[PatientResult] = []
     left_out: list[Rejection] = []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +17,18 @@ from vmat_diffusion.evaluate.openkbp_tables import PatientScores
 from vmat_diffusion.evaluate.steering import Steered
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.workflow.raw_cases import files_key, listing
+
+
+class _OfPatient(Protocol):
+    """A dataclass that names its patient."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
+
+
+Result = TypeVar("Result", bound=_OfPatient)
 
 
 @dataclass(frozen=True)
@@ -33,18 +45,27 @@ class PatientResult:
     steered: tuple[Steered, ...] = ()
     csv_sha256: str | None = None
 
+    @property
+    def id(self) -> str:
+        """The patient."""
+        return self.scores.id
+
 
 @dataclass(frozen=True, eq=False)
-class Journal:
+class Journal(Generic[Result]):
     """Results by patient, which are good for the same settings and the same files; without path, none."""
 
     path: Path | None
     _head: Mapping[str, Any]
-    _results: dict[tuple[str, str], PatientResult]
+    _results: dict[tuple[str, str], Result]
 
     @classmethod
-    def opened(cls, path: Path | None, settings: Mapping[str, Any], *, overwrite: bool) -> Journal:
-        """The journal of a run with these settings; nothing is written before the first result.
+    def opened(
+        cls, path: Path | None, settings: Mapping[str, Any], kind: type[Result], *, overwrite: bool
+    ) -> Journal[Result]:
+        """The journal of a run with these settings and results of this kind, a dataclass.
+
+        Nothing is written before the first result.
 
         Raises InputError for one with results of other settings, which is begun anew with `overwrite`.
         """
@@ -54,22 +75,22 @@ class Journal:
         if overwrite:
             path.unlink()
             return cls(path, head, {})
-        return cls(path, head, _read(path, head))
+        return cls(path, head, _read(path, head, kind))
 
     def __len__(self) -> int:
         """How many results it held when it was opened."""
         return len(self._results)
 
     @property
-    def written(self) -> frozenset[str]:
-        """The patients whose dose was written."""
-        return frozenset(r.scores.id for r in self._results.values() if r.csv_sha256 is not None)
+    def results(self) -> tuple[Result, ...]:
+        """The results that it held when it was opened, also of files as they were before."""
+        return tuple(self._results.values())
 
-    def kept(self, patient: Path) -> PatientResult | None:
+    def kept(self, patient: Path) -> Result | None:
         """The result of a patient, if there is one of the files as they are now."""
         return self._results.get((patient.stem, _key(patient)))
 
-    def keep(self, patient: Path, result: PatientResult) -> PatientResult:
+    def keep(self, patient: Path, result: Result) -> Result:
         """Add a result to the file at once."""
         if self.path is not None:
             line = json.dumps({"key": _key(patient), "result": asdict(result)}) + "\n"
@@ -82,7 +103,7 @@ class Journal:
         return result
 
 
-def _read(path: Path, head: Mapping[str, Any]) -> dict[tuple[str, str], PatientResult]:
+def _read(path: Path, head: Mapping[str, Any], kind: type[Result]) -> dict[tuple[str, str], Result]:
     """The results in a journal; a line that was cut off by a crash ends them and is taken away."""
     try:
         first, _, rest = path.read_text(encoding="utf-8").partition("\n")
@@ -102,13 +123,13 @@ def _read(path: Path, head: Mapping[str, Any]) -> dict[tuple[str, str], PatientR
             f"{path.name} holds results of another {changed[0]}; pass --overwrite to begin anew or name "
             "another file"
         )
-    results: dict[tuple[str, str], PatientResult] = {}
+    results: dict[tuple[str, str], Result] = {}
     whole = [first]
     for line in rest.splitlines():
         try:
             record = json.loads(line)
-            found = TypeAdapter(PatientResult).validate_python(record["result"])
-            results[found.scores.id, record["key"]] = found
+            found = TypeAdapter(kind).validate_python(record["result"])
+            results[found.id, record["key"]] = found
         except (ValueError, KeyError, TypeError, ValidationError):
             break
         whole.append(line)

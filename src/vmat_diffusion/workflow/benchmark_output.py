@@ -28,7 +28,9 @@ def check_places(out: Path | None, csv_out: Path | None) -> None:
             raise InputError(f"{folder} is no folder and none can be made there; name another one")
 
 
-def claim_places(out: Path | None, csv_out: Path | None, journal: Journal, *, overwrite: bool) -> None:
+def claim_places(
+    out: Path | None, csv_out: Path | None, journal: Journal[PatientResult], *, overwrite: bool
+) -> None:
     """Make the folders, which hold no results but those of the journal.
 
     Raises InputError for a file that is not of this run; with `overwrite` doses are removed, so that
@@ -40,7 +42,8 @@ def claim_places(out: Path | None, csv_out: Path | None, journal: Journal, *, ov
             "--overwrite"
         )
     doses = [p for p in csv_out.iterdir() if _DOSE.fullmatch(p.name)] if csv_out and csv_out.is_dir() else []
-    foreign = sorted(p for p in doses if p.stem not in journal.written)
+    written = {r.id for r in journal.results if r.csv_sha256 is not None}
+    foreign = sorted(p for p in doses if p.stem not in written)
     if foreign and not overwrite:
         raise InputError(
             f"--csv-out {csv_out} holds {len(foreign)} doses that are not of this run, such as "

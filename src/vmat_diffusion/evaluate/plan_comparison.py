@@ -1,0 +1,129 @@
+"""A plan's dose against the clinical dose of the same patient: DVH points, and criteria met by each.
+
+Organs are compared at the same coverage: the plan's dose is multiplied by one number until D95 of the
+target with the highest prescription is that of the clinical dose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.evaluate.dvh import structure_dose_gy
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.evaluate.openkbp import dvh_points
+
+Points = Mapping[str, Mapping[str, float]]
+COVERAGE = "D95"
+
+# Lower limits of targets and upper limits of organs in Gy, as `plan_criteria_dict` of the published code of
+# Babier et al., Phys Med Biol 67:185012 (2022), github.com/ababier/open-kbp-opt, has them.
+CHALLENGE_LIMITS_GY: Mapping[tuple[str, str], float] = {
+    ("PTV_70", "D99"): 66.5,
+    ("PTV_63", "D99"): 59.85,
+    ("PTV_56", "D99"): 53.2,
+    ("Brainstem", "D0.1cc"): 50.0,
+    ("SpinalCord", "D0.1cc"): 45.0,
+    ("Bone_Mandible", "D0.1cc"): 73.5,
+    ("Parotid_R", "mean"): 26.0,
+    ("Parotid_L", "mean"): 26.0,
+    ("Esophagus", "mean"): 45.0,
+    ("Larynx", "mean"): 45.0,
+}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion's value on one dose, in its own unit, and whether its limit is kept."""
+
+    value: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class JudgedDose:
+    """DVH points in Gy by structure and metric, and criteria by their statement."""
+
+    points: Points
+    criteria: Mapping[str, Criterion]
+
+
+@dataclass(frozen=True)
+class PlanComparison:
+    """A plan against the clinical dose.
+
+    `factor` makes the `matched` dose of the `planned` one; `d95_percent` is by how much D95 of `target` is
+    above the clinical one before that.
+    """
+
+    target: str
+    factor: float
+    d95_percent: float
+    planned: JudgedDose
+    matched: JudgedDose
+    clinical: JudgedDose
+
+
+def compare_plan(planned: Dose, clinical: Dose, case: Case, sheet: GoalSheet) -> PlanComparison:
+    """The comparison on the voxels of the case, by a sheet that was fitted to it.
+
+    Raises PlanError where either dose leaves 5 % of the target without dose, so that none can be matched.
+    """
+    target = highest_target(sheet.prescription)
+    as_planned, reference = (judge_dose(dose, case, sheet) for dose in (planned, clinical))
+    ours, theirs = (j.points[target][COVERAGE] for j in (as_planned, reference))
+    if not min(ours, theirs) > 0:
+        raise PlanError(
+            f"{target} {COVERAGE} is {ours:.2f} Gy in the plan and {theirs:.2f} Gy in the clinical dose; "
+            "both must be above 0 to be matched, leave the patient out"
+        )
+    factor = theirs / ours
+    return PlanComparison(
+        target=target,
+        factor=factor,
+        d95_percent=100 * (ours / theirs - 1),
+        planned=as_planned,
+        matched=judge_dose(scaled(planned, factor), case, sheet),
+        clinical=reference,
+    )
+
+
+def highest_target(prescription: Prescription) -> str:
+    """The target with the highest prescription, the first of them."""
+    return max(prescription.target_gy, key=lambda name: prescription.target_gy[name])
+
+
+def scaled(dose: Dose, factor: float) -> Dose:
+    """The dose times a number."""
+    return replace(dose, gy=dose.gy * factor, std_gy=None if dose.std_gy is None else dose.std_gy * factor)
+
+
+def judge_dose(dose: Dose, case: Case, sheet: GoalSheet) -> JudgedDose:
+    """The challenge's DVH points of every target and organ, and the criteria on them and of the sheet."""
+    points = {
+        s.name: dvh_points(
+            structure_dose_gy(dose, s, case.grid), target=s.role == "target", voxel_cc=case.grid.voxel_cc
+        )
+        for s in case.structures.values()
+        if s.role in ("target", "organ") and s.voxels
+    }
+    own = {
+        str(r.goal): Criterion(r.value, r.status == "pass")
+        for r in evaluate(sheet, case, dose)
+        if r.value is not None
+    }
+    # A goal that both name is one criterion.
+    return JudgedDose(points, {**_on_points(points, case), **own})
+
+
+def _on_points(points: Points, case: Case) -> dict[str, Criterion]:
+    out: dict[str, Criterion] = {}
+    for (name, metric), limit in CHALLENGE_LIMITS_GY.items():
+        if name not in points:
+            continue
+        value, target = points[name][metric], case.structures[name].role == "target"
+        met = value >= limit if target else value <= limit
+        out[f"{name} {metric} {'>=' if target else '<='} {limit:g} Gy"] = Criterion(value, met)
+    return out
