@@ -24,7 +24,7 @@ from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
-from vmat_diffusion.workflow.optimising import best_plan
+from vmat_diffusion.workflow.optimising import plans_for
 from vmat_diffusion.workflow.predict import read_subject
 from vmat_diffusion.workflow.prior import Prior, prior_of
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
@@ -42,7 +42,8 @@ def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
     case, sheet, machine = subject.case, subject.sheet, load_machine(settings.machine)
     quiet = lambda stage, done, note: None  # noqa: E731
     prior = Prior() if settings.prior == "goals" else prior_of(case, sheet, settings, quiet)
-    made = best_plan(case, sheet, machine, settings, prior, quiet).optimized
+    (one,) = plans_for(case, sheet, machine, settings, prior, quiet)
+    made = one.optimized
     results = evaluate(sheet, case, made.dose)
     inside = {
         s.name: structure_dose_gy(made.dose, s, case.grid) for s in case.structures.values() if s.voxels

@@ -48,7 +48,7 @@ def replace_optimiser(
     replaced by one that finds the uniform dose times each of `engine` in turn.
     """
     import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.run as run
+    import vmat_diffusion.workflow.judging as judging
 
     def install(
         plan: Plan | None = None,
@@ -78,6 +78,7 @@ def replace_optimiser(
                 dose=Dose(
                     grid, np.full(grid.shape, UNIFORM_GY, np.float32), provenance={"engine": "uniform"}
                 ),
+                conflicts=(),
                 outcome=package.Outcome.CONVERGED,
                 history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
                 fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
@@ -85,7 +86,7 @@ def replace_optimiser(
             )
 
         monkeypatch.setattr(package, "optimize", optimize)
-        monkeypatch.setattr(run, "dose_engine", lambda name, machine, **settings: second)
+        monkeypatch.setattr(judging, "dose_engine", lambda name, machine, **settings: second)
         return calls
 
     return install

@@ -71,8 +71,8 @@ def test_summary_has_exactly_the_documented_keys(
     optimiser()
     summary = json.loads(json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS).summary()))
     assert set(summary) == {
-        "outcome", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity", "violations", "verdict",
-        "seconds", "peak_gb", "files",
+        "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
+        "violations", "verdict", "seconds", "peak_gb", "files",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {"goal", "structure", "value", "limit", "unit", "status"}
     assert summary["mu"] == pytest.approx(72.0)

@@ -174,7 +174,7 @@ def test_an_interrupt_while_optimising_ends_the_benchmark_before_the_gate(
     data: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.run as run
+    import vmat_diffusion.workflow.judging as judging
 
     optimiser(replace(open_arc(), fractions=35))
     handed_over = package.optimize
@@ -185,7 +185,7 @@ def test_an_interrupt_while_optimising_ends_the_benchmark_before_the_gate(
         return made
 
     monkeypatch.setattr(package, "optimize", interrupted)
-    monkeypatch.setattr(run, "pass_gate", lambda *_, **__: pytest.fail("the gate was asked"))
+    monkeypatch.setattr(judging, "pass_gate", lambda *_, **__: pytest.fail("the gate was asked"))
     with pytest.raises(KeyboardInterrupt):
         benchmark_plans(PlansSettings(data, 1, PLAN), out=tmp_path / "out")
     assert not (tmp_path / "out" / "plans").exists()

@@ -75,10 +75,11 @@ def test_a_plan_whose_files_are_gone_is_not_complete(runs: list[Path]) -> None:
     assert point.state == "passed, but without RP.dcm"
 
 
-def test_candidates_that_were_not_kept_are_named(runs: list[Path]) -> None:
-    made = [{"candidate": k, "chosen": k == 1, "missed_must": 0} for k in range(3)]
-    change(runs[0], lambda r: r.update(candidates=made))
-    assert "a keeps no plan of its candidates 0, 2, only how they met" in read_trade_off(runs).remarks[-1]
+def test_the_candidates_of_a_run_are_plans_of_their_own(runs: list[Path]) -> None:
+    shutil.copytree(runs[1], runs[0] / "candidate_2")
+    found = read_trade_off(runs[:1])
+    assert [p.name for p in found.plans] == ["a", "candidate_2"]
+    assert found.plans[1].values == read_trade_off(runs[1:2]).plans[0].values
 
 
 def test_different_cases_goals_and_folders_are_refused(runs: list[Path], tmp_path: Path) -> None:

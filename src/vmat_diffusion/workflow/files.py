@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) -> Iterator[Path]:
-    """A hidden folder beside `out` to write into; its files move to `out` at the end.
+    """A hidden folder beside `out` to write into; its files and folders move to `out` at the end.
 
     Of the files that `out` has already, those that are written anew are replaced and those in
     `names` that are not are deleted, so that no file of an earlier run is taken for this one's.
@@ -159,7 +159,10 @@ def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) ->
             raise PlanError(f"output folder {out} was filled by something else meanwhile; name another one")
         if out.is_dir():
             for name in names:  # first the old files go, so that old and new never stand side by side
-                (out / name).unlink(missing_ok=True)
+                if (out / name).is_dir():
+                    shutil.rmtree(out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)
             written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
             for file in written:
                 file.replace(out / file.name)

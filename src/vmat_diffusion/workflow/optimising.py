@@ -22,11 +22,12 @@ Progress = Callable[[str, float, str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of several plans: how it meets the goals, how its search ended, whether it is the one."""
+    """One of several plans: how it meets the goals, how its search ended, its gate, whether it is the one."""
 
     number: int
     score: GoalScore
     outcome: str
+    passed: bool
     chosen: bool = False
 
     def record(self) -> dict[str, Any]:
@@ -36,19 +37,19 @@ class Candidate:
             "chosen": self.chosen,
             **self.score.record(),
             "outcome": self.outcome,
+            "passed": self.passed,
         }
 
 
 @dataclass(frozen=True, eq=False)
-class BestPlan:
-    """The plan that is kept, the dose it aims at, and all plans that were made if there were several."""
+class Made:
+    """A plan and the dose that it aims at, if there is one."""
 
     optimized: Optimized
     target: Dose | None = None
-    candidates: tuple[Candidate, ...] = ()
 
 
-def best_plan(
+def plans_for(
     case: Case,
     sheet: GoalSheet,
     machine: Machine,
@@ -57,36 +58,31 @@ def best_plan(
     report: Progress,
     *,
     improve: Plan | None = None,
-) -> BestPlan:
-    """A plan for each of the prior's doses within the time limit, and the one that meets the goals best.
+) -> tuple[Made, ...]:
+    """A plan for each of the prior's doses, which share the time limit; one by the goals if there is none.
 
     `improve` is a plan to start from each time. After Ctrl-C no further one is begun.
     """
-    from vmat_diffusion.evaluate.goals import evaluate
-    from vmat_diffusion.evaluate.ranking import goal_score
     from vmat_diffusion.optimize import Outcome
 
     if len(prior.doses) < 2:
         target = prior.doses[0] if prior.doses else None
-        made = optimised(case, sheet, machine, settings, report, target=target, improve=improve)
-        return BestPlan(made, target)
+        return (
+            Made(optimised(case, sheet, machine, settings, report, target=target, improve=improve), target),
+        )
     count = len(prior.doses)
     share = replace(settings, max_minutes=settings.max_minutes / count)
-    tried: list[tuple[GoalScore, Optimized]] = []
-    for k in range(count):
+    out: list[Made] = []
+    for k, target in enumerate(prior.doses):
 
         def part(stage: str, done: float, note: str, first: str = f"{k + 1}/{count}") -> None:
             report(f"{first} {stage}", done, note)
 
-        made = optimised(case, sheet, machine, share, part, target=prior.doses[k], improve=improve)
-        tried.append((goal_score(evaluate(sheet, case, made.dose)), made))
+        made = optimised(case, sheet, machine, share, part, target=target, improve=improve)
+        out.append(Made(made, target))
         if made.outcome == Outcome.INTERRUPTED:
             break
-    best = min(range(len(tried)), key=lambda k: tried[k][0])
-    candidates = tuple(
-        Candidate(k, score, made.outcome.name, k == best) for k, (score, made) in enumerate(tried)
-    )
-    return BestPlan(tried[best][1], prior.doses[best], candidates)
+    return tuple(out)
 
 
 def optimised(

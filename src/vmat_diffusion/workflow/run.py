@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,8 @@ from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, timing, violations
-from vmat_diffusion.workflow.engines import Engine, dose_engine
+from vmat_diffusion.workflow.clock import Clock, Progress
+from vmat_diffusion.workflow.engines import dose_engine
 from vmat_diffusion.workflow.files import (
     appearing_whole,
     trajectory_name,
@@ -23,8 +22,9 @@ from vmat_diffusion.workflow.files import (
     write_json,
     write_trajectories,
 )
-from vmat_diffusion.workflow.gate import Judged, gate_limits, pass_gate
-from vmat_diffusion.workflow.optimising import BestPlan, Candidate, best_plan, optimised
+from vmat_diffusion.workflow.gate import gate_limits
+from vmat_diffusion.workflow.judging import Gated, through_gate
+from vmat_diffusion.workflow.optimising import Candidate, plans_for
 from vmat_diffusion.workflow.prior import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.reading import read_with_goals
@@ -36,16 +36,14 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
-    from vmat_diffusion.qa import Check, GateSettings, Verdict
+    from vmat_diffusion.qa import Verdict
 
 # torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
 # wrong input is refused at once.
 
-Progress = Callable[[str, float, str], None]
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
-# The most of the time limit that the correction of a plan may take.
-_CORRECTION_SHARE = 1 / 3
 FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
+_CANDIDATES = tuple(f"candidate_{k}" for k in range(16))
 _ASKED_FILES = tuple(trajectory_name(number) for number in range(1, 7))
 
 
@@ -140,13 +138,14 @@ def plan_case(
 
     Every plan is recomputed by Monte Carlo and judged. If only the engines disagree, the optimiser goes
     on from it once with their difference, and the new plan is judged. A plan that does not pass gets its
-    report and RD.dcm, but no RP.dcm.
+    report and RD.dcm, but no RP.dcm. Of several candidates each is judged and written whole, the best into
+    `out`, the others into folders in it.
     Ctrl-C while optimising keeps the best plan so far, unless `keep_interrupted` is false; at any other
     time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
-    clock = _Clock(progress)
-    with appearing_whole(out, overwrite=overwrite, names=(*FILES, *_ASKED_FILES)) as folder:
+    clock = Clock(progress)
+    with appearing_whole(out, overwrite=overwrite, names=(*FILES, *_ASKED_FILES, *_CANDIDATES)) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
@@ -156,78 +155,98 @@ def plan_case(
             with clock.stage("predict"):
                 prior = prior_of(case, sheet, settings, clock.report)
         with clock.stage("optimise"):
-            best = best_plan(case, sheet, machine, settings, prior, clock.report, improve=given)
-        _go_on(best.optimized, keep_interrupted=keep_interrupted)
-        clock.split("optimise", "dose", best.optimized.seconds.get("dose", 0.0))
-        optimized, judged, first = _through_gate(
-            folder, case, sheet, machine, settings, gate, best, prior.checks, clock
-        )
-        _go_on(optimized, keep_interrupted=keep_interrupted)
-        plan, dose = optimized.plan, optimized.dose
-        run = PlanRun(
-            case=case,
-            sheet=sheet,
-            machine=machine,
-            plan=plan,
-            dose=dose,
-            results=_evaluate(sheet, case, dose),
-            violations=tuple(violations(plan, machine)),
-            verdict=judged.verdict,
-            check=judged.check,
-            first_verdict=first,
-            outcome=optimized.outcome.name,
-            conflicts=tuple(map(str, optimized.conflicts)),
-            before=_score(sheet, case, machine, given, optimized.dose.grid) if given else None,
-            delivery_s=delivery_s(plan, machine),
-            complexity=_complexity(plan, machine, sheet),
-            seconds=clock.seconds,
-            peak_gb=None,
-            files=(),
-            provenance={**provenance(case_folder, case, settings), "gate": asdict(gate), **prior.record()},
-            candidates=best.candidates,
-        )
-        with clock.stage("write"):
-            write_control_points(folder / "control_points.csv", plan, machine)
-            write_fluence(folder / "fluence.npz", plan, machine, optimized.fluence)
-            if settings.trajectory and not run.violations:
-                write_trajectories(folder, plan, machine)
-        with clock.stage("report"):
-            _report(folder, run, optimized)
-        names = [name for name in (*FILES, *_ASKED_FILES) if name == "run.json" or (folder / name).exists()]
-        run = replace(
-            run,
-            peak_gb=peak_gb(),
-            seconds=dict(clock.seconds),
-            files=tuple(out.resolve() / name for name in names),
-        )
-        write_json(folder / "run.json", _run_record(run, optimized))
+            made = plans_for(case, sheet, machine, settings, prior, clock.report, improve=given)
+        _go_on([one.optimized for one in made], keep_interrupted=keep_interrupted)
+        clock.split("optimise", "dose", sum(one.optimized.seconds.get("dose", 0.0) for one in made))
+        places = [folder / name for name in _CANDIDATES[: len(made)]] if len(made) > 1 else [folder]
+        gated = []
+        for place, one in zip(places, made, strict=True):
+            place.mkdir(exist_ok=True)
+            gated.append(through_gate(place, case, sheet, machine, settings, gate, one, prior.checks, clock))
+        _go_on([one.optimized for one in gated], keep_interrupted=keep_interrupted)
+        before = _score(sheet, case, machine, given, gated[0].optimized.dose.grid) if given else None
+        origin = {**provenance(case_folder, case, settings), "gate": asdict(gate), **prior.record()}
+        runs = [_run(case, sheet, machine, one, clock, before, origin) for one in gated]
+        chosen, candidates = _chosen(runs)
+        for k, place in enumerate(places):
+            if len(prior.doses) > 1:
+                runs[k] = replace(runs[k], candidates=candidates)
+            home = out if k == chosen else out / place.name
+            runs[k] = _written(place, home, runs[k], gated[k].optimized, settings, clock)
+        if len(made) > 1:
+            for file in places[chosen].iterdir():
+                file.replace(folder / file.name)
+            places[chosen].rmdir()
+    return runs[chosen]
+
+
+def _run(
+    case: Case,
+    sheet: GoalSheet,
+    machine: Machine,
+    gated: Gated,
+    clock: Clock,
+    before: GoalScore | None,
+    origin: Mapping[str, Any],
+) -> PlanRun:
+    """What is known of a judged plan before its files are written."""
+    plan, dose = gated.optimized.plan, gated.optimized.dose
+    return PlanRun(
+        case=case,
+        sheet=sheet,
+        machine=machine,
+        plan=plan,
+        dose=dose,
+        results=_evaluate(sheet, case, dose),
+        violations=tuple(violations(plan, machine)),
+        verdict=gated.judged.verdict,
+        check=gated.judged.check,
+        first_verdict=gated.first,
+        outcome=gated.optimized.outcome.name,
+        conflicts=tuple(map(str, gated.optimized.conflicts)),
+        before=before,
+        delivery_s=delivery_s(plan, machine),
+        complexity=_complexity(plan, machine, sheet),
+        seconds=clock.seconds,
+        peak_gb=None,
+        files=(),
+        provenance=origin,
+    )
+
+
+def _chosen(runs: Sequence[PlanRun]) -> tuple[int, tuple[Candidate, ...]]:
+    """Which run is the best, those that passed the gate before others, and all as candidates."""
+    from vmat_diffusion.evaluate.ranking import goal_score
+
+    scores = [goal_score(run.results) for run in runs]
+    best = min(range(len(runs)), key=lambda k: (not runs[k].passed, scores[k]))
+    return best, tuple(
+        Candidate(k, score, run.outcome, run.passed, k == best)
+        for k, (score, run) in enumerate(zip(scores, runs, strict=True))
+    )
+
+
+def _written(
+    folder: Path, home: Path, run: PlanRun, optimized: Optimized, settings: PlanSettings, clock: Clock
+) -> PlanRun:
+    """The run with its files in `folder`, which will be called `home`."""
+    with clock.stage("write"):
+        write_control_points(folder / "control_points.csv", run.plan, run.machine)
+        write_fluence(folder / "fluence.npz", run.plan, run.machine, optimized.fluence)
+        if settings.trajectory and not run.violations:
+            write_trajectories(folder, run.plan, run.machine)
+    with clock.stage("report"):
+        _report(folder, run, optimized)
+    names = [name for name in (*FILES, *_ASKED_FILES) if name == "run.json" or (folder / name).exists()]
+    files = tuple(home.resolve() / name for name in names)
+    run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
+    write_json(folder / "run.json", _run_record(run, optimized))
     return run
 
 
-class _Clock:
-    """Times the stages and hands their progress on."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.report: Progress = progress or (lambda stage, fraction, note: None)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.report(name, 0.0, "")
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.report(name, 1.0, "")
-
-    def split(self, name: str, part: str, seconds: float) -> None:
-        """Count some of a stage's time as a stage of its own."""
-        self.seconds[name] -= seconds
-        self.seconds[part] = seconds
-
-
-def _go_on(made: Optimized, *, keep_interrupted: bool) -> None:
+def _go_on(made: Sequence[Optimized], *, keep_interrupted: bool) -> None:
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
-    if made.outcome.name == "INTERRUPTED" and not keep_interrupted:
+    if not keep_interrupted and any(one.outcome.name == "INTERRUPTED" for one in made):
         raise KeyboardInterrupt
 
 
@@ -261,78 +280,6 @@ def _score(sheet: GoalSheet, case: Case, machine: Machine, plan: Plan, grid: Gri
     from vmat_diffusion.evaluate.ranking import goal_score
 
     return goal_score(_evaluate(sheet, case, dose_engine("pencil-beam", machine)(plan, case, grid)))
-
-
-def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
-    """The independent engine for the plan and, with other random numbers, for a corrected one."""
-    first, second = (
-        dose_engine(
-            "monte-carlo",
-            machine,
-            uncertainty=settings.uncertainty,
-            max_minutes=settings.check_minutes,
-            seed=(settings.seed + again) % 2**32,
-        )
-        for again in (0, 1)
-    )
-    return first, second
-
-
-def _through_gate(
-    folder: Path,
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    gate: GateSettings,
-    best: BestPlan,
-    more: Sequence[Check],
-    clock: _Clock,
-) -> tuple[Optimized, Judged, Verdict | None]:
-    """The plan judged; if only the engines disagree, a corrected one judged, and the first verdict."""
-
-    def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
-        with clock.stage(stage):
-            return pass_gate(
-                folder,
-                case,
-                sheet,
-                machine,
-                candidate.plan,
-                candidate.dose,
-                engine=engine,
-                settings=gate,
-                more=more,
-                progress=lambda done, note: clock.report(stage, done, note),
-            )
-
-    first_engine, second_engine = _engines(machine, settings)
-    found = judged(best.optimized, first_engine, "check")
-    if not found.verdict.correctable:
-        return best.optimized, found, None
-    with clock.stage("optimise again"):
-        better = _corrected(case, sheet, machine, settings, best, found, clock.report)
-    return better, judged(better, second_engine, "check again"), found.verdict
-
-
-def _corrected(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    best: BestPlan,
-    judged: Judged,
-    report: Progress,
-) -> Optimized:
-    """The plan led on in the knowledge of what the independent engine finds."""
-    from vmat_diffusion.qa import smooth_difference
-
-    assert judged.check is not None  # or it would not be correctable
-    difference = smooth_difference(best.optimized.dose, judged.check)
-    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
-    return optimised(
-        case, sheet, machine, quick, report, target=best.target, difference=difference, start=best.optimized
-    )
 
 
 def _evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]:

@@ -85,11 +85,12 @@ class TradeOff:
 
 
 def read_trade_off(folders: Sequence[Path]) -> TradeOff:
-    """The plans of run folders of `plan`.
+    """The plans of run folders of `plan`, each with the candidates in it that were not chosen.
 
-    A run keeps nothing but the goal score of the candidates that it did not choose: a remark names them.
     Raises InputError for a folder without a run, and for runs of different cases or goals.
     """
+    folders = [one for folder in folders for one in (folder, *sorted(folder.glob(f"candidate_*/{RECORD}")))]
+    folders = [one.parent if one.name == RECORD else one for one in folders]
     records = [_record(folder) for folder in folders]
     for folder, record in zip(folders[1:], records[1:], strict=True):
         _refuse_different(folders[0], records[0], folder, record)
@@ -102,13 +103,6 @@ def read_trade_off(folders: Sequence[Path]) -> TradeOff:
             "with a goal such as D95% >= 66.5 Gy"
         )
     remarks = [f"{p.name} is not complete: {p.state}." for p in plans if not p.complete]
-    for name, record in zip(names, records, strict=True):
-        others = [str(c["candidate"]) for c in record.get("candidates", ()) if not c["chosen"]]
-        if others:
-            remarks.append(
-                f"{name} keeps no plan of its candidates {', '.join(others)}, only how they met the goals; "
-                "plan them with other seeds into folders of their own to see them here."
-            )
     return TradeOff(goals, tuple(plans), tuple(remarks))
 
 
