@@ -63,7 +63,7 @@ def _scores(found: Mapping[str, Any]) -> Iterator[str]:
         cells = " | ".join(interval(scores[key]) for key in ("dose", "dvh"))
         yield f"| {name} | {scores['dose']['patients']} | {cells} |"
     yield from _spread(found["calibration"])
-    yield from _steering(found.get("steering", ()))
+    yield from _steering(found.get("steering", ()), found.get("steering_samples", asked["samples"]))
 
 
 def _spread(found: Mapping[str, Any]) -> Iterator[str]:
@@ -82,11 +82,11 @@ def _spread(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {level} | {' | '.join(cells)} |"
 
 
-def _steering(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+def _steering(rows: list[Mapping[str, Any]], samples: int) -> Iterator[str]:
     if not rows:
         return
     yield ""
-    yield "Asked for another mean of an organ; achieved changes in Gy:"
+    yield f"Asked for another mean of an organ, {samples} samples each; achieved changes in Gy:"
     yield ""
     yield "| asked | way | patients | the organ | other organs | D95 of the targets |"
     yield "|---|---|---:|---|---|---|"
