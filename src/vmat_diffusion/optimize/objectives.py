@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.evaluate.dvh import Dvh
-from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization
+from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.geometry import Grid, average_onto, sample
 
 # Sampling: cubic millimetres per point and most points, by what the structure is for.
@@ -38,6 +38,9 @@ _STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
 _WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
 # A mean dose that is out of reach pulls with constant force beyond this relative excess.
 _MEAN_KNEE = 0.03
+# What the report finds on every voxel may be worse by this share than what the search sees on samples. Of
+# coverage it is little: sheets normalise to 0.2 % above it.
+_ROOM_ABOVE, _ROOM_BELOW = 0.005, 0.001
 # Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
 _POINT_CC = 0.2
 
@@ -195,44 +198,43 @@ class Objective:
         return None
 
     def adapt(self, dose: NDArray) -> int:
-        """Re-weigh the goals by how the normalised dose meets them; returns how many are missed.
+        """Re-weigh the goals by how the normalised dose meets them; returns how many miss their limit.
 
-        Missed goals grow, goals met with room ease. Goals rank by priority, targets before organs:
-        where a rank has a missed goal, missed goals of lower ranks weaken instead, so that they do
-        not stand in its way.
+        Goals rank by priority, targets before organs. As long as a goal fails, that is misses what is still
+        acceptable as well, those of the first rank with such a goal grow, failed goals of lower ranks weaken
+        so that they do not stand in its way, and goals of higher ranks that are acceptable stay as they are.
+        Where none fails, all that miss their limit grow by the same rule. Goals met with room ease.
         """
         self.factor = self._normalizing(dose)
         scaled = dose * np.float32(self.factor)
-        missed_before = 0
-        for priority in (1, 2, 3):
-            for of_targets in (True, False):
-                missed = 0
-                for term in self.terms:
-                    if term.goal.priority != priority or (term.goal.structure in self.targets) != of_targets:
-                        continue
-                    value = self.value(term.goal, term.region, scaled)
-                    if value is None:
-                        continue
-                    # A little inside the limit: the search sees samples, the report every voxel.
-                    room = 0.985 if term.goal.comparator == "<=" else 1.002
-                    limit = term.goal.limit * room
-                    if value <= limit if term.goal.comparator == "<=" else value >= limit:
-                        term.strength = max(term.strength * _EASE, _WEAKEST)
-                        continue
-                    if term.goal.status(value) != "pass":
-                        missed += 1
-                    if missed_before:
-                        term.strength = max(term.strength * _DECAY, _WEAKEST)
-                    else:
-                        term.strength = min(term.strength * _GROWTH[priority], _STRONGEST[priority])
-                missed_before += missed
-        return missed_before
+        found = []
+        for term in self.terms:
+            value = self.value(term.goal, term.region, scaled)
+            if value is not None:
+                # Targets before organs.
+                rank = (term.goal.priority, term.goal.structure not in self.targets)
+                found.append((rank, term, value, _status(term.goal, value)))
+        fails = [rank for rank, _, _, status in found if status == "fail"]
+        first = min(fails or (rank for rank, _, _, status in found if status != "pass"), default=None)
+        for rank, term, value, status in found:
+            # A little inside the limit: the search sees samples, the report every voxel.
+            at_most = term.goal.comparator == "<="
+            limit = term.goal.limit * (0.985 if at_most else 1.002)
+            priority = term.goal.priority
+            if value <= limit if at_most else value >= limit:
+                term.strength = max(term.strength * _EASE, _WEAKEST)
+            elif first is not None and rank > first:
+                if status != "pass":
+                    term.strength = max(term.strength * _DECAY, _WEAKEST)
+            elif not (fails and status == "acceptable"):
+                term.strength = min(term.strength * _GROWTH[priority], _STRONGEST[priority])
+        return sum(term.goal.status(value) != "pass" for _, term, value, _ in found)
 
     def missed(self, dose: NDArray) -> list[Goal]:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
         scaled = dose * np.float32(self._normalizing(dose))
         values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in self.terms)
-        return [goal for goal, value in values if value is not None and goal.status(value) == "fail"]
+        return [goal for goal, value in values if value is not None and _status(goal, value) == "fail"]
 
     def _normalizing(self, dose: NDArray) -> float:
         """The factor that brings the sheet's normalisation about, within 5 %; 1 where it says nothing."""
@@ -242,6 +244,11 @@ class Objective:
             return 1.0
         now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
         return float(np.clip(wish.gy / now, 0.95, 1.05)) if now else 1.0
+
+
+def _status(goal: Goal, value: float) -> Status:
+    """How a value on sampled points stands to a goal, with room for what the report will find beyond it."""
+    return goal.status(value * (1 + _ROOM_ABOVE) if goal.comparator == "<=" else value * (1 - _ROOM_BELOW))
 
 
 def build_objective(
