@@ -6,7 +6,7 @@ limits are held by projection after every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,9 +153,15 @@ class Judged:
     objective: float
 
     @property
-    def failed(self) -> tuple[int, ...]:
+    def failed(self) -> tuple[float, ...]:
         """How many of each priority, must, should and wish; the first difference decides."""
-        return tuple(sum(goal.priority == p for goal in self.missed) for p in (1, 2, 3))
+        return by_priority(self.missed)
+
+
+def by_priority(missed: Iterable[Goal]) -> tuple[float, ...]:
+    """How many goals of each priority are missed, must, should and wish."""
+    priorities = [goal.priority for goal in missed]
+    return tuple(priorities.count(p) for p in (1, 2, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,16 +259,19 @@ def search(
     keep_going: Callable[[], bool],
     report: Callable[[int, float, float, int, int], None],
     newest: list[Apertures],
-) -> Apertures:
-    """Projected Adam from the deliverable state `newest[0]` to a better one; all iterates are deliverable.
+) -> tuple[Apertures, Apertures]:
+    """Projected Adam from the deliverable state `newest[0]` to better ones; all iterates are deliverable.
 
-    Returns the best state by objective since the weights last changed; it is in `newest[0]` all the
-    time, for a caller who is interrupted. `report(iteration, objective, best, round, missed
+    Returns the best state by objective since the weights last changed, which is in `newest[0]` all the
+    time, for a caller who is interrupted; and of the states at which the weights changed the one that failed
+    fewest goals, higher priorities first. `report(iteration, objective, best, round, missed
     goals)` is called in each step, a round being what lies between two changes of the weights; the search
     stops early where `keep_going()` says no.
     """
     state = newest[0]
     best, best_value, turn = state, np.inf, 0
+    leader = state
+    fewest: tuple[float, ...] = (np.inf,)
     moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     b1, b2, missed = 0.85, 0.97, 0
@@ -280,7 +289,11 @@ def search(
             newest[0] = best
         report(k, now, best_value, turn, missed)
         if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
-            missed = problem.objective.adapt(dose.detach().numpy())
+            seen = dose.detach().numpy()
+            failed = by_priority(problem.objective.missed(seen))
+            if failed <= fewest:
+                leader, fewest = state, failed
+            missed = problem.objective.adapt(seen)
             best_value, turn = np.inf, turn + 1
         done = k / max(stage.iterations - 1, 1)
         leaf_step = stage.leaf_step_mm * (stage.leaf_step_end_mm / stage.leaf_step_mm) ** done
@@ -299,7 +312,7 @@ def search(
         state = problem.reach.project(
             Apertures(state.leaves_mm - leaf_step * steps[0], state.mu * np.exp(-mu_step * steps[1]))
         )
-    return best
+    return best, leader
 
 
 def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) -> Apertures:

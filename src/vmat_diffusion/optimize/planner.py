@@ -319,12 +319,12 @@ class _Run:
     def _refine(self, fine: Reach, stage: Stage) -> None:
         """Better the newest state at all control points, then its MU alone, on the full dose.
 
-        Of the state before, the best of the search and that with its MU refined, the one stays whose goals
-        are met best, higher priorities first.
+        Of the state before, the two that the search found, and those with their MU refined, the one stays
+        that fails fewest goals, higher priorities first.
         """
         problem = self._problem(fine, stage.name, self._correction)
-        tried = [self.newest[0], self._stage(problem, stage)]
-        tried.append(refine_mu(problem, tried[-1]))
+        before, (found, leader) = self.newest[0], self._stage(problem, stage)
+        tried = [before, leader, refine_mu(problem, leader), found, refine_mu(problem, found)]
         judged = [problem.judged(state) for state in tried]
         best = min(range(len(tried)), key=lambda k: (judged[k].failed, judged[k].objective))
         self.newest[0] = tried[best]
@@ -369,7 +369,7 @@ class _Run:
         )
         return replace(problem, correction=correct(problem)) if correct else problem
 
-    def _stage(self, problem: ApertureProblem, stage: Stage) -> Apertures:
+    def _stage(self, problem: ApertureProblem, stage: Stage) -> tuple[Apertures, Apertures]:
         stage = replace(stage, iterations=max(int(stage.iterations * self.settings.effort), 1))
 
         def report(k: int, value: float, best: float, turn: int, missed: int) -> None:
