@@ -40,7 +40,7 @@ _WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
 _MEAN_KNEE = 0.03
 # What the report finds on every voxel may be worse by this share than what the search sees on samples. Of
 # coverage it is little: sheets normalise to 0.2 % above it.
-_ROOM_ABOVE, _ROOM_BELOW = 0.005, 0.001
+_ROOM_ABOVE, _ROOM_BELOW = 0.012, 0.001
 # Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
 _POINT_CC = 0.2
 

@@ -22,6 +22,7 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import (
     ApertureProblem,
     Apertures,
+    Judged,
     Reach,
     Stage,
     Track,
@@ -324,12 +325,22 @@ class _Run:
         """
         problem = self._problem(fine, stage.name, self._correction)
         before, (found, leader) = self.newest[0], self._stage(problem, stage)
-        tried = [before, leader, refine_mu(problem, leader), found, refine_mu(problem, found)]
+        self._keep_best(
+            problem, [before, leader, refine_mu(problem, leader), found, refine_mu(problem, found)]
+        )
+        # The leaves have moved since the full dose was read. Read anew, it is made good by the MU alone.
+        problem = replace(problem, correction=self._correction(problem))
+        self.objective.adapt(problem.dose(self.newest[0]))
+        judged = self._keep_best(problem, [self.newest[0], refine_mu(problem, self.newest[0])])
+        if judged.missed:
+            self.seen = seen_conflicts(judged.missed, problem.pulls(self.newest[0]))
+
+    def _keep_best(self, problem: ApertureProblem, tried: list[Apertures]) -> Judged:
+        """Make the state the newest that fails fewest goals; of equals the one of the lowest objective."""
         judged = [problem.judged(state) for state in tried]
         best = min(range(len(tried)), key=lambda k: (judged[k].failed, judged[k].objective))
         self.newest[0] = tried[best]
-        if missed := judged[best].missed:
-            self.seen = seen_conflicts(missed, problem.pulls(tried[best]))
+        return judged[best]
 
     def _correction(self, problem: ApertureProblem) -> torch.Tensor:
         """What the full dose, read through its grid, has over the sampled dose of the newest state."""
