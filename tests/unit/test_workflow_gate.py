@@ -108,7 +108,7 @@ def test_monte_carlo_itself_judges_a_plan_in_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The stand-in's plan is an open arc, its dose is not: the engine finds out."""
-    import vmat_diffusion.workflow.run as module
+    import vmat_diffusion.workflow.judging as module
 
     optimiser()
     monkeypatch.setattr(module, "dose_engine", dose_engine)

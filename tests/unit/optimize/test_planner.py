@@ -15,7 +15,7 @@ from vmat_diffusion.optimize import Outcome, Settings, optimize
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import violations
 
-QUICK = Settings(effort=0.06, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
+QUICK = Settings(effort=0.1, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +83,16 @@ def test_a_plan_is_continued_with_a_difference_by_the_last_stage_alone(setup, qu
     """A second engine finds 4 % less: the plan led on makes it good, and starts from the first's arcs."""
     case, sheet, machine = setup
     missing = Dose(quick.dose.grid, (-0.04 * quick.dose.gy).astype(np.float32))
-    more = optimize(*setup, settings=QUICK, finalize=as_written, difference=missing, start=quick)
+    longer = replace(QUICK, effort=0.3)
+    more = optimize(*setup, settings=longer, finalize=as_written, difference=missing, start=quick)
     assert violations(more.plan, machine) == []
     assert more.history[: len(quick.history)] == quick.history
     assert {row["stage"] for row in more.history[len(quick.history) :]} == {"continue"}
-    # With an effort of 0.06 the leaves have 3 steps, of at most 0.7 mm: the arcs are still the first's.
+    # With an effort of 0.3 the leaves have 10 steps, of at most 0.7 mm: the arcs are still the first's.
     moved = [
         np.abs(a.leaves_mm - b.leaves_mm).max() for a, b in zip(quick.plan.arcs, more.plan.arcs, strict=True)
     ]
-    assert 0 < max(moved) < 3.0
+    assert 0 < max(moved) < 8.0
     d95 = structure_dvh(more.dose, case.structures["PTV"], case.grid).dose_at_percent_gy(95)
     assert d95 == pytest.approx(sheet.normalization.gy, rel=1e-3)
     # The last normalisation, here of about 1 %, scales the difference as well: 4 % are seen, not 0 %.
