@@ -16,7 +16,7 @@ from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
 from vmat_diffusion.dose.rays import Density, density_of
 from vmat_diffusion.errors import GoalError
-from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Grid, Point, sample
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import (
@@ -179,16 +179,16 @@ class _Run:
             finalize=self.finalize,
         )
         self._lap("dose", start)
-        proven = proven_conflicts(self.case, self.sheet)
+        conflicts = self._conflicts(dose)
         return Optimized(
             plan,
             dose,
-            self._outcome(infeasible=bool(proven)),
+            self._outcome(conflicts),
             tuple(self.history),
             fluence,
             self.seconds,
             tuple(term.strength for term in self.objective.terms),
-            merged(proven, self.seen),
+            conflicts,
         )
 
     def _frames(self) -> tuple[ArcFrame, ...]:
@@ -213,16 +213,23 @@ class _Run:
         self.seconds[name] = round(now - since, 2)
         return now
 
-    def _outcome(self, *, infeasible: bool) -> Outcome:
+    def _conflicts(self, dose: Dose) -> tuple[Conflict, ...]:
+        """The goals that fail on the final dose, with what is seen or proven to be in their way."""
+        seen = {str(conflict.goal): conflict for conflict in self.seen}
+        failed = [r.goal for r in evaluate(self.sheet, self.case, dose) if r.status == "fail"]
+        left = [seen.get(str(goal), Conflict(goal, ())) for goal in failed]
+        return merged(proven_conflicts(self.case, self.sheet), left)
+
+    def _outcome(self, conflicts: tuple[Conflict, ...]) -> Outcome:
         if self.interrupted:
             return Outcome.INTERRUPTED
         if self.truncated:
             return Outcome.OUT_OF_TIME
         if self.before is not None and self.before.outcome in (Outcome.INTERRUPTED, Outcome.OUT_OF_TIME):
             return self.before.outcome
-        if infeasible:
+        if any(conflict.proven for conflict in conflicts):
             return Outcome.INFEASIBLE
-        return Outcome.STALLED if self.seen else Outcome.CONVERGED
+        return Outcome.STALLED if conflicts else Outcome.CONVERGED
 
     @property
     def relative_per_mu(self) -> float:

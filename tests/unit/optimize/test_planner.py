@@ -9,7 +9,7 @@ from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.write import as_written
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.evaluate.dvh import structure_dvh
-from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.evaluate.goals import evaluate, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Outcome, Settings, optimize
 from vmat_diffusion.phantom import phantom
@@ -143,3 +143,19 @@ def test_the_best_of_a_round_never_rises(quick):
         best = [b for b, _ in rows]
         assert best == sorted(best, reverse=True)
         assert best[-1] == min(value for _, value in rows)
+
+
+def test_outcome_and_conflicts_are_what_the_final_dose_says(setup, quick):
+    case, sheet, _ = setup
+    failed = {str(r.goal) for r in evaluate(sheet, case, quick.dose) if r.status == "fail"}
+    assert {str(c.goal) for c in quick.conflicts} == failed
+    assert quick.outcome is (Outcome.STALLED if failed else Outcome.CONVERGED)
+    never = replace(
+        sheet,
+        goals=tuple(
+            replace(g, limit=1e-3, variation=None) if g.structure == "Core" else g for g in sheet.goals
+        ),
+    )
+    stuck = optimize(case, never, setup[2], settings=replace(QUICK, effort=0.02), finalize=as_written)
+    assert stuck.outcome is Outcome.STALLED
+    assert "Core D10% <= 0.001 Gy" in {str(c.goal) for c in stuck.conflicts}
