@@ -232,18 +232,18 @@ class Objective:
 
     def missed(self, dose: NDArray) -> list[Goal]:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
-        scaled = dose * np.float32(self._normalizing(dose))
+        scaled = dose * np.float32(self._normalizing(dose, most=0.25))
         values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in self.terms)
         return [goal for goal, value in values if value is not None and _status(goal, value) == "fail"]
 
-    def _normalizing(self, dose: NDArray) -> float:
-        """The factor that brings the sheet's normalisation about, within 5 %; 1 where it says nothing."""
+    def _normalizing(self, dose: NDArray, most: float = 0.05) -> float:
+        """The factor that brings the sheet's normalisation about, `most` off 1; 1 where it says nothing."""
         wish = self.normalization
         region = self.regions.get(wish.structure)
         if region is None:
             return 1.0
         now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
-        return float(np.clip(wish.gy / now, 0.95, 1.05)) if now else 1.0
+        return float(np.clip(wish.gy / now, 1 - most, 1 + most)) if now else 1.0
 
 
 def _status(goal: Goal, value: float) -> Status:

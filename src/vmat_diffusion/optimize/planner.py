@@ -57,6 +57,7 @@ _STAGES = (
     (Stage("refine", 2, 80, 1.2, 0.5, 0.04), 0.6),
     (Stage("finish", 1, 60, 0.7, 0.15, 0.03, adapt_every=15), 0.8),
 )
+_IMPROVE = Stage("improve", 1, 120, 1.2, 0.15, 0.04, adapt_every=15)
 _CONTINUE = Stage("continue", 1, 35, 0.7, 0.15, 0.03, adapt_every=10)
 _SEARCH_SHARE = _STAGES[-1][1]
 
@@ -166,7 +167,7 @@ class _Run:
                 fluence = self.before.fluence
                 state = self._continued(fine, own, self.before)
             else:
-                state = self._apertures(frames, fine, own, _STAGES[-1:])
+                state = self._apertures(frames, fine, own, ((_IMPROVE, _SEARCH_SHARE),))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
         plan = self.finalize(self._plan(fine.way, state))
