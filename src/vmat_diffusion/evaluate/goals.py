@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.errors import CaseError, GoalError
 from vmat_diffusion.evaluate.dvh import Dvh, isodose_volume_cc, outside_percent, structure_dvh
-from vmat_diffusion.evaluate.metrics import Metric, homogeneity, paddick
+from vmat_diffusion.evaluate.metrics import Metric, histogram_value, homogeneity, paddick
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -378,18 +378,13 @@ def evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]
 
 
 def _value(goal: Goal, dvh: Dvh, prescription: Prescription, case: Case, dose: Dose) -> float:
-    metric, x = goal.metric, goal.metric.value or 0.0
-    if metric.kind == "D%":
-        return dvh.dose_at_percent_gy(x)
-    if metric.kind == "Dcc":
-        return dvh.dose_at_cc_gy(x)
-    if metric.kind == "V":
-        level = x if metric.value_unit == "Gy" else x / 100 * prescription.target_gy[goal.structure]
-        at = dvh.volume_at_dose_cc if metric.result_unit == "cc" else dvh.volume_at_dose_percent
-        return float(at(level))
+    metric, level = goal.metric, goal.metric.value or 0.0
+    if metric.kind == "conformity" or (metric.kind == "V" and metric.value_unit != "Gy"):
+        level *= prescription.target_gy[goal.structure] / 100
     if metric.kind == "conformity":
-        level = x / 100 * prescription.target_gy[goal.structure]
         return paddick(dvh, level, isodose_volume_cc(dose, level, case.body, case.grid))
     if metric.kind == "homogeneity":
         return homogeneity(dvh)
-    return {"mean": dvh.mean_gy, "max": dvh.max_gy, "min": dvh.min_gy}[metric.kind]
+    value = histogram_value(metric, dvh, level)
+    assert value is not None  # every other kind has one
+    return value

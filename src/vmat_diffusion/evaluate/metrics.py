@@ -85,3 +85,18 @@ def homogeneity(dvh: Dvh) -> float:
     median = dvh.dose_at_percent_gy(50)
     spread = dvh.dose_at_percent_gy(2) - dvh.dose_at_percent_gy(98)
     return spread / median if median > 0 else math.nan
+
+
+def histogram_value(metric: Metric, dvh: Dvh, level_gy: float | None = None) -> float | None:
+    """A metric of a structure's histogram, in its result unit; `level_gy` is the dose of a V metric.
+
+    None for what no histogram alone says: conformity, homogeneity, and a V metric without a level.
+    """
+    if metric.kind == "D%" and metric.value is not None:
+        return dvh.dose_at_percent_gy(metric.value)
+    if metric.kind == "Dcc" and metric.value is not None:
+        return dvh.dose_at_cc_gy(metric.value)
+    if metric.kind == "V" and level_gy is not None:
+        at = dvh.volume_at_dose_cc if metric.result_unit == "cc" else dvh.volume_at_dose_percent
+        return float(at(level_gy))
+    return {"mean": dvh.mean_gy, "max": dvh.max_gy, "min": dvh.min_gy}.get(metric.kind)

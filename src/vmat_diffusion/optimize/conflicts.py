@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet
+from vmat_diffusion.evaluate.metrics import histogram_value
 
 # Pulls whose cosine is above this do not oppose each other.
 _OPPOSED = -0.2
@@ -90,19 +90,9 @@ def _least(
         return None
     gy = np.zeros(int(organ.sum()))
     gy[:warm] = level
-    dvh, metric = Dvh.of(gy, voxel_cc), goal.metric
-    if metric.kind == "mean":
-        return dvh.mean_gy
-    if metric.kind == "max":
-        return dvh.max_gy
-    if metric.kind == "Dcc" and metric.value is not None:
-        return dvh.dose_at_cc_gy(metric.value)
-    if metric.kind == "D%" and metric.value is not None:
-        return dvh.dose_at_percent_gy(metric.value)
-    if metric.kind == "V" and metric.value is not None and metric.value_unit == "Gy":
-        percent = float(dvh.volume_at_dose_percent(metric.value))
-        return percent if goal.unit == "%" else percent / 100 * len(gy) * voxel_cc
-    return None
+    # A V metric of the structure's own prescription is a target's, of which there is none here.
+    own_level = goal.metric.value if goal.metric.value_unit == "Gy" else None
+    return histogram_value(goal.metric, Dvh.of(gy, voxel_cc), own_level)
 
 
 def _level_gy(coverage: Goal) -> float | None:
@@ -131,5 +121,5 @@ def seen_conflicts(missed: Sequence[Goal], pulls: Mapping[str, NDArray[np.float6
 
 def merged(proven: Sequence[Conflict], seen: Sequence[Conflict]) -> tuple[Conflict, ...]:
     """One conflict for each goal, the proven before the seen."""
-    both = sorted([*proven, *seen], key=lambda c: (str(c.goal), not c.proven))
-    return tuple(next(group) for _, group in groupby(both, key=lambda c: str(c.goal)))
+    by_goal = {str(conflict.goal): conflict for conflict in (*seen, *proven)}
+    return tuple(by_goal[name] for name in sorted(by_goal))

@@ -18,6 +18,7 @@ from torch import Tensor
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
+from vmat_diffusion.evaluate.metrics import histogram_value
 from vmat_diffusion.geometry import Grid, average_onto, sample
 
 # Sampling: cubic millimetres per point and most points, by what the structure is for.
@@ -179,23 +180,9 @@ class Objective:
     def value(self, goal: Goal, region: Region, dose: NDArray) -> float | None:
         """The goal's metric on relative dose at the sampled points, in the goal's unit."""
         gy = dose[region.points] * self.reference_gy
-        dvh = Dvh.of(gy, region.volume_cc / len(gy))
-        metric = goal.metric
-        if metric.kind == "mean":
-            return dvh.mean_gy
-        if metric.kind == "max":
-            return dvh.max_gy
-        if metric.kind == "min":
-            return dvh.min_gy
-        if metric.kind == "Dcc" and metric.value is not None:
-            return dvh.dose_at_cc_gy(metric.value)
-        if metric.kind == "D%" and metric.value is not None:
-            return dvh.dose_at_percent_gy(metric.value)
         level = self._level(goal)
-        if metric.kind == "V" and level is not None:
-            percent = float(dvh.volume_at_dose_percent(level * self.reference_gy))
-            return percent if goal.unit == "%" else percent / 100 * region.volume_cc
-        return None
+        level_gy = None if level is None else level * self.reference_gy
+        return histogram_value(goal.metric, Dvh.of(gy, region.volume_cc / len(gy)), level_gy)
 
     def adapt(self, dose: NDArray) -> int:
         """Re-weigh the goals by how the normalised dose meets them; returns how many miss their limit.
