@@ -96,6 +96,11 @@ class Apertures:
     leaves_mm: NDArray[np.float64]
     mu: NDArray[np.float64]
 
+    def tensors(self, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+        """Leaves and MU in single precision, as the dose is computed from them."""
+        leaves, mu = torch.as_tensor(self.leaves_mm).float(), torch.as_tensor(self.mu).float()
+        return leaves.requires_grad_(differentiable), mu.requires_grad_(differentiable)
+
 
 @dataclass(frozen=True, eq=False)
 class Reach:
@@ -211,20 +216,18 @@ class ApertureProblem:
     def judged(self, state: Apertures) -> Judged:
         """How a state stands."""
         with torch.no_grad():
-            leaves, mu = torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float()
+            leaves, mu = state.tensors()
             dose = self.relative(leaves, mu)
             return Judged(tuple(self.objective.missed(dose.numpy())), float(self.value(dose, leaves, mu)))
 
     def dose(self, state: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""
         with torch.no_grad():
-            leaves, mu = torch.as_tensor(state.leaves_mm).float(), torch.as_tensor(state.mu).float()
-            return self.relative(leaves, mu).numpy()
+            return self.relative(*state.tensors()).numpy()
 
     def pulls(self, state: Apertures) -> dict[str, NDArray[np.float64]]:
         """How each part of the objective would move leaves and MU: its gradient, by the part's name."""
-        leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
-        mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+        leaves, mu = state.tensors(differentiable=True)
         dose = self.relative(leaves, mu)
         out = {}
         for name, part in self.objective.parts(dose).items():
@@ -278,8 +281,7 @@ def search(
     for k in range(stage.iterations):
         if not keep_going():
             break
-        leaves = torch.as_tensor(state.leaves_mm).float().requires_grad_(True)
-        mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+        leaves, mu = state.tensors(differentiable=True)
         dose = problem.relative(leaves, mu)
         value = problem.value(dose, leaves, mu)
         value.backward()

@@ -92,6 +92,7 @@ def arc_frames(
     count = max(round(turn / spacing_deg), 4)
     clockwise = start_deg + turn * np.arange(count + 1) / count
     parts = _outside(clockwise, avoid_deg)
+    free = np.concatenate(parts)
     points = target_points(case, targets)
     span = machine.limits.leaf_span_mm - 1.0
     if collimators_deg is None:
@@ -102,9 +103,7 @@ def arc_frames(
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
     for number, collimator in enumerate(collimators_deg):
-        forward = number % 2 == 0
-        gantry = np.concatenate(parts)
-        x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, gantry, collimator)
+        x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, free, collimator)
         if x2 - x1 > span:
             if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
                 raise PlanError(
@@ -114,7 +113,7 @@ def arc_frames(
             x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
         over = machine.limits.jaw_overtravel_x_mm
         x1, x2 = min(x1, over), max(x2, -over)
-        for part in parts if forward else [p[::-1] for p in reversed(parts)]:
+        for part in parts if number % 2 == 0 else [p[::-1] for p in reversed(parts)]:
             frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, (x1, x2, y1, y2)))
     return tuple(frames)
 

@@ -1,4 +1,4 @@
-"""A plan that exists as the start of a search: its arcs as frames, its control points as apertures."""
+"""Between plans and the search's state: a plan's arcs as frames and apertures, and apertures as a plan."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.errors import PlanError
+from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.optimize.aperture import Apertures
+from vmat_diffusion.optimize.aperture import Apertures, Track
 from vmat_diffusion.optimize.arcs import ArcFrame, refuse_machine
 from vmat_diffusion.plan import Arc, Plan
 
@@ -65,3 +66,36 @@ def apertures_of(plan: Plan, frames: tuple[ArcFrame, ...], pairs: NDArray[np.int
         leaves.append(own[index] * (1 - t) + own[index + 1] * t)
         mu.append(np.diff(np.interp(at, known, np.concatenate([[0.0], np.cumsum(arc.mu)]))))
     return Apertures(np.concatenate(leaves), np.concatenate(mu))
+
+
+def plan_of(
+    way: Track,
+    state: Apertures,
+    machine: Machine,
+    pairs: NDArray[np.intp],
+    isocenter_mm: Point,
+    fractions: int,
+    patient_position: str,
+) -> Plan:
+    """The search's strips put back into the full bank as the leaf `pairs`; all others wait closed."""
+    gap = machine.limits.leaf_gap_mm + 0.1
+    arcs = []
+    for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
+        n = end - begin
+        x1, x2, y1, y2 = frame.jaws_mm
+        leaves = np.empty((n, 2, machine.mlc.pairs))
+        leaves[:, 0], leaves[:, 1] = (x1 + x2 - gap) / 2, (x1 + x2 + gap) / 2
+        leaves[:, :, pairs] = state.leaves_mm[begin:end]
+        arcs.append(
+            Arc(
+                way.angles_deg[begin:end],
+                frame.collimator_deg,
+                0.0,
+                leaves,
+                np.tile(np.array([x1, x2, y1, y2]), (n, 1)),
+                state.mu[way.arc == number],
+                name=f"Arc {number + 1} {'CW' if frame.gantry_deg[-1] > frame.gantry_deg[0] else 'CCW'}",
+                number=number + 1,
+            )
+        )
+    return Plan(tuple(arcs), isocenter_mm, fractions, machine.name, patient_position=patient_position)

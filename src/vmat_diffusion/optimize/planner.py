@@ -35,7 +35,7 @@ from vmat_diffusion.optimize.aperture import (
 )
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
-from vmat_diffusion.optimize.existing import apertures_of, frames_of
+from vmat_diffusion.optimize.existing import apertures_of, frames_of, plan_of
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
 from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
@@ -47,7 +47,7 @@ from vmat_diffusion.optimize.sectors import (
     map_arrays,
     open_bixels,
 )
-from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.plan import Plan
 
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
@@ -418,33 +418,14 @@ class _Run:
         return self.machine.row_pairs()[self.model.strips, 0]
 
     def _plan(self, way: Track, state: Apertures) -> Plan:
-        """The search's strips put back into the full bank of leaves; leaves behind the jaws wait closed."""
-        gap = self.machine.limits.leaf_gap_mm + 0.1
-        arcs = []
-        for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
-            n = end - begin
-            x1, x2, y1, y2 = frame.jaws_mm
-            leaves = np.empty((n, 2, self.machine.mlc.pairs))
-            leaves[:, 0], leaves[:, 1] = (x1 + x2 - gap) / 2, (x1 + x2 + gap) / 2
-            leaves[:, :, self._inside] = state.leaves_mm[begin:end]
-            arcs.append(
-                Arc(
-                    way.angles_deg[begin:end],
-                    frame.collimator_deg,
-                    0.0,
-                    leaves,
-                    np.tile(np.array([x1, x2, y1, y2]), (n, 1)),
-                    state.mu[way.arc == number],
-                    name=f"Arc {number + 1} {'CW' if frame.gantry_deg[-1] > frame.gantry_deg[0] else 'CCW'}",
-                    number=number + 1,
-                )
-            )
-        return Plan(
-            tuple(arcs),
+        return plan_of(
+            way,
+            state,
+            self.machine,
+            self._inside,
             self.isocenter,
             self.sheet.prescription.fractions,
-            self.machine.name,
-            patient_position=self.case.patient_position,
+            self.case.patient_position,
         )
 
     def _full_dose(self, plan: Plan, grid: Grid) -> Dose:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.prior import Prior
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
     from vmat_diffusion.plan import Plan
-
-Progress = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True)

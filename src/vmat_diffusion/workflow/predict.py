@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.reading import fitted, read_with_goals
 from vmat_diffusion.workflow.settings import PredictSettings
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # open, 2.6 Gy for means and 3.3 Gy for D0.1cc of the organs of OpenKBP's 40 validation patients. Beyond, it
 # would answer to cases that it never saw.
 _MOST_ASKED_GY = 6.0
-
-Progress = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True, eq=False)

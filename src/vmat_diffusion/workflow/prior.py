@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.qa import Check
 
-Progress = Callable[[str, float, str], None]
 DOMAIN = "model's domain"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from vmat_diffusion.case import Case, Dose, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.engines import ENGINES, dose_engine
 from vmat_diffusion.workflow.files import appearing_whole, write_json
 from vmat_diffusion.workflow.gate import gate_limits
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.qa import Verdict
 
-Progress = Callable[[str, float, str], None]
 REFERENCE_KEYS = (
     "name",
     "mean_diff_pct",
