@@ -17,7 +17,7 @@ from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
 from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
-from vmat_diffusion.workflow.files import appearing_whole, write_control_points, write_fluence
+from vmat_diffusion.workflow.files import TRAJECTORIES, appearing_whole, write_control_points, write_fluence
 from vmat_diffusion.workflow.provenance import content_hash
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
@@ -291,3 +291,13 @@ def test_content_hash_knows_contents_not_names(tmp_path: Path) -> None:
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
     (tmp_path / "b" / "q").write_text("other")
     assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
+
+
+def test_overwriting_takes_away_what_an_earlier_run_left_by_a_pattern(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("trajectory_1.csv", "trajectory_9.csv", "mine.csv"):
+        (out / name).write_text("old")
+    with appearing_whole(out, overwrite=True, names=(TRAJECTORIES,)) as part:
+        (part / "trajectory_1.csv").write_text("new")
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"trajectory_1.csv": "new", "mine.csv": "old"}

@@ -57,16 +57,13 @@ def benchmark_plans(
 
 
 def _text(done: PlansResult) -> str:
-    from vmat_diffusion.workflow.plans_output import criteria_rows, metric_rows, patient_row, sentences
+    from vmat_diffusion.workflow.plans_output import criteria_rows, metric_rows, patient_rows, sentences
 
     summary = done.summary()
     parts = ["\n".join(sentences(summary))]
     if done.patients:
-        rows = [patient_row(p) for p in done.patients]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        cells = [["" if row.get(name) is None else row[name] for name in names] for row in rows]
         parts += [
-            table(names, cells, left=2),
+            table(*patient_rows(done.patients), left=2),
             "DVH points, coverage matched\n" + table(*metric_rows(summary), left=2),
             "Patients who meet a criterion\n" + table(*criteria_rows(summary), left=1),
         ]

@@ -158,12 +158,12 @@ class Judged:
     objective: float
 
     @property
-    def failed(self) -> tuple[float, ...]:
+    def failed(self) -> tuple[int, ...]:
         """How many of each priority, must, should and wish; the first difference decides."""
         return by_priority(self.missed)
 
 
-def by_priority(missed: Iterable[Goal]) -> tuple[float, ...]:
+def by_priority(missed: Iterable[Goal]) -> tuple[int, ...]:
     """How many goals of each priority are missed, must, should and wish."""
     priorities = [goal.priority for goal in missed]
     return tuple(priorities.count(p) for p in (1, 2, 3))
@@ -274,7 +274,7 @@ def search(
     state = newest[0]
     best, best_value, turn = state, np.inf, 0
     leader = state
-    fewest: tuple[float, ...] = (np.inf,)
+    fewest: tuple[int, ...] | None = None
     moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
     b1, b2, missed = 0.85, 0.97, 0
@@ -293,7 +293,7 @@ def search(
         if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
             seen = dose.detach().numpy()
             failed = by_priority(problem.objective.missed(seen))
-            if failed <= fewest:
+            if fewest is None or failed <= fewest:
                 leader, fewest = state, failed
             missed = problem.objective.adapt(seen)
             best_value, turn = np.inf, turn + 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from vmat_diffusion.workflow.batch import unexpected
 from vmat_diffusion.workflow.benchmark_journal import Journal
 from vmat_diffusion.workflow.benchmark_output import check_places, journal_path
 from vmat_diffusion.workflow.dataset import Rejection, rejection
+from vmat_diffusion.workflow.files import kept_or_temporary
 from vmat_diffusion.workflow.plans_output import write_results
 from vmat_diffusion.workflow.plans_patient import CASES, PLANS, PlannedPatient, plan_patient, read_plannable
 from vmat_diffusion.workflow.provenance import git_revision
@@ -141,7 +140,7 @@ def benchmark_plans(
     journal = Journal.opened(
         journal_path(None, out), _depends_on(settings.plan), PlannedPatient, overwrite=overwrite
     )
-    with _folder(out) as folder:
+    with kept_or_temporary(out) as folder:
         patients, failed, left_out = _plan_all(paths, settings, journal, folder, report)
     result = PlansResult(settings, patients, failed, left_out, time.perf_counter() - started)
     _refuse_empty(result, len(paths))
@@ -204,17 +203,6 @@ def _depends_on(plan: PlanSettings) -> dict[str, Any]:
     used = plan.prior == "diffusion"
     weights = sha256_of(weights_path(plan.weights)) if used else None
     return {"benchmark": _STAGE, **asdict(plan), "weights": weights}
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """The folder of the runs, one for this time only without `out`."""
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="vmat_plans_") as folder:
-        yield Path(folder)
 
 
 def _refuse_foreign(out: Path, *, overwrite: bool) -> None:

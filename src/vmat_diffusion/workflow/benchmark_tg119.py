@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.tg119 import CASES, SOURCE, ScoredGoal, Tg119Case
-from vmat_diffusion.workflow.files import appearing_whole
+from vmat_diffusion.workflow.files import appearing_whole, kept_or_temporary
 from vmat_diffusion.workflow.provenance import content_hash, git_revision
 from vmat_diffusion.workflow.run import Progress, plan_case
 from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
@@ -117,7 +115,7 @@ def benchmark_tg119(
     wanted = [case for case in CASES.values() if case.name in settings.cases]
     asked = {case.name: settings.of_plan(case) for case in wanted}
     done: list[CaseResult] = []
-    with _folder(out) as folder:
+    with kept_or_temporary(out) as folder:
         places = {case.name: folder / case.name for case in wanted}
         kept: dict[str, dict[str, Any] | None] = {}
         if not overwrite:  # what is in the way of a later case is said before time goes into an earlier one
@@ -130,17 +128,6 @@ def benchmark_tg119(
             so_far = f"{count} of {len(wanted)}, {sum(one.passed for one in done)} passed"
             report("benchmark", count / len(wanted), so_far)
     return Tg119Result(settings, tuple(done))
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="vmat_tg119_") as folder:
-            yield Path(folder)
-    elif any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
-        raise InputError(f"--out {out} is no folder and none can be made there; name another one")
-    else:
-        yield out
 
 
 def _planned(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
@@ -52,9 +53,13 @@ def _position_names(pairs: int) -> list[str]:
     return [*jaws, *(f"{bank}_leaf_{k + 1}_mm" for bank in ("x1", "x2") for k in range(pairs))]
 
 
+# The files of all arcs' expected positions, as a pattern.
+TRAJECTORIES = "trajectory_*.csv"
+
+
 def trajectory_name(arc_number: int) -> str:
     """The file of one arc's expected positions."""
-    return f"trajectory_{arc_number}.csv"
+    return TRAJECTORIES.replace("*", str(arc_number))
 
 
 def write_trajectories(folder: Path, plan: Plan, machine: Machine) -> tuple[Path, ...]:
@@ -140,8 +145,8 @@ def _plain(value: Any) -> Any:
 def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; its files and folders move to `out` at the end.
 
-    Of the files that `out` has already, those that are written anew are replaced and those in
-    `names` that are not are deleted, so that no file of an earlier run is taken for this one's.
+    Of the files that `out` has already, those that are written anew are replaced and those that match
+    one of `names` and are not are deleted, so that no file of an earlier run is taken for this one's.
     On any failure it is removed again, with the parents that were made for it. Raises PlanError
     where `out` is a file, or not empty and not to be overwritten.
     """
@@ -158,11 +163,12 @@ def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) ->
         if out.is_dir() and not overwrite and any(out.iterdir()):
             raise PlanError(f"output folder {out} was filled by something else meanwhile; name another one")
         if out.is_dir():
-            for name in names:  # first the old files go, so that old and new never stand side by side
-                if (out / name).is_dir():
-                    shutil.rmtree(out / name)
+            # First the old files go, so that old and new never stand side by side.
+            for old in {path for name in names for path in out.glob(name)}:
+                if old.is_dir():
+                    shutil.rmtree(old)
                 else:
-                    (out / name).unlink(missing_ok=True)
+                    old.unlink()
             written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
             for file in written:
                 file.replace(out / file.name)
@@ -175,3 +181,19 @@ def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) ->
                 parent.rmdir()
         raise
     shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def kept_or_temporary(out: Path | None) -> Iterator[Path]:
+    """The folder of a benchmark's runs: `out`, which is made, or without one a folder for this time only.
+
+    Raises InputError where a file is in the place of a folder.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="vmat_") as folder:
+            yield Path(folder)
+        return
+    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
+        raise InputError(f"--out {out} is no folder and none can be made there; name another one")
+    out.mkdir(parents=True, exist_ok=True)
+    yield out

@@ -38,7 +38,7 @@ def write_results(
         write_plan_boxes(out / BOXES_PNG, [p.comparison for p in patients])
 
 
-def patient_row(patient: PlannedPatient) -> dict[str, Any]:
+def _patient_row(patient: PlannedPatient) -> dict[str, Any]:
     """A patient's plan in a line; the change of the organs' means is their median, at matched coverage."""
     found = patient.comparison
     change = organ_change([found])
@@ -56,6 +56,13 @@ def patient_row(patient: PlannedPatient) -> dict[str, Any]:
         "met as planned": criteria_met(found.planned.criteria),
         "met clinically": criteria_met(found.clinical.criteria),
     }
+
+
+def patient_rows(patients: Sequence[PlannedPatient]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the patients."""
+    rows = [_patient_row(p) for p in patients]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return names, [["" if row.get(n) is None else str(row[n]) for n in names] for row in rows]
 
 
 def _write_csv(
@@ -105,7 +112,7 @@ def markdown(summary: Mapping[str, Any], patients: Sequence[PlannedPatient]) -> 
     """The summary as Markdown tables, with failed and left-out patients."""
     parts = ["# OpenKBP patients planned, against their clinical doses", *sentences(summary)]
     if patients:
-        parts += ["## Patients", _patients_table(patients)]
+        parts += ["## Patients", _table(*patient_rows(patients))]
         parts += ["## DVH points, coverage matched", _table(*metric_rows(summary))]
         parts += ["## Criteria, number of patients who meet them", _table(*criteria_rows(summary))]
     for title, key in (("Failed", "failed"), ("Left out", "left_out")):
@@ -175,12 +182,6 @@ def criteria_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]
         for label, c in summary["criteria"].items()
     ]
     return header, rows
-
-
-def _patients_table(patients: Sequence[PlannedPatient]) -> str:
-    rows = [patient_row(p) for p in patients]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return _table(names, [["" if row.get(n) is None else str(row[n]) for n in names] for row in rows])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.workflow.clock import Clock, Progress
 from vmat_diffusion.workflow.engines import dose_engine
 from vmat_diffusion.workflow.files import (
+    TRAJECTORIES,
     appearing_whole,
     trajectory_name,
     write_control_points,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
 FILES = ("RP.dcm", "RD.dcm", "report.html", "control_points.csv", "fluence.npz", "run.json")
 _CANDIDATES = tuple(f"candidate_{k}" for k in range(16))
-_ASKED_FILES = tuple(trajectory_name(number) for number in range(1, 7))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
-    with appearing_whole(out, overwrite=overwrite, names=(*FILES, *_ASKED_FILES, *_CANDIDATES)) as folder:
+    with appearing_whole(out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, *_CANDIDATES)) as folder:
         with clock.stage("read"):
             case, sheet, machine = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
@@ -237,7 +237,8 @@ def _written(
             write_trajectories(folder, run.plan, run.machine)
     with clock.stage("report"):
         _report(folder, run, optimized)
-    names = [name for name in (*FILES, *_ASKED_FILES) if name == "run.json" or (folder / name).exists()]
+    asked = (trajectory_name(arc.number) for arc in run.plan.arcs)
+    names = [name for name in (*FILES, *asked) if name == "run.json" or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
     write_json(folder / "run.json", _run_record(run, optimized))
