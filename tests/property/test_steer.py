@@ -26,7 +26,7 @@ def sheet_of(goals: dict[str, list[str]]):
     lines = [
         'title = "t"\nsite = "head_neck"\nsource = "s"\nfractions = 35',
         "[prescription_gy]\nPTV_70 = 70.0\nPTV_56 = 56.0",
-        '[normalization]\nPTV_70 = "D95% = 68.5 Gy"',
+        '[normalization]\nPTV_70 = "D95% = 70 Gy"',
     ]
     for name, own in goals.items():
         lines += [f'[[goals]]\nstructure = "{name}"\ngoal = "{g}"\npriority = 2\nsource = "s"' for g in own]

@@ -101,7 +101,7 @@ def test_goals_pull_organs_that_the_model_does_not_know(weights: Path, tmp_path:
     sheet.write_text(
         'title = "One organ"\nsite = "head_neck"\nfractions = 35\nsource = "test"\n'
         "[prescription_gy]\nPTV_70 = 70.0\nPTV_56 = 56.0\n"
-        '[normalization]\nPTV_70 = "D95% = 68.5 Gy"\n'
+        '[normalization]\nPTV_70 = "D95% = 70 Gy"\n'
         '[[goals]]\nstructure = "Gland"\ngoal = "mean <= 5 Gy"\npriority = 2\nsource = "test"\n'
     )
 

@@ -17,6 +17,7 @@ from vmat_diffusion.plan import turns_through
 _MARGIN_MM = 7.0
 _LEAST_ARC_DEG = 20.0
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
+_TILT_DEG = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,10 @@ def arc_frames(
 ) -> tuple[ArcFrame, ...]:
     """Frames of alternating direction between two gantry angles, clockwise from start to stop first.
 
-    Collimators default to mirrored pairs, as far from 0 as the leaf span allows for these targets.
-    A target wider than the span is shared: odd arcs take its left part, even arcs its right. From no angle
-    clockwise from the first to the second of a pair of `avoid_deg` does any beam come: arcs end before such
-    a sector and others begin after it.
+    Collimators default to pairs at right angles where the leaf span allows for these targets, else to
+    mirrored pairs as far from 0 as it allows. A target wider than the span is shared: odd arcs take its left
+    part, even arcs its right. From no angle clockwise from the first to the second of a pair of `avoid_deg`
+    does any beam come: arcs end before such a sector and others begin after it.
     """
     if not 1 <= arcs <= 6:
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
@@ -181,13 +182,20 @@ def _collimators(
     arcs: int,
     span: float,
 ) -> tuple[float, ...]:
-    """Mirrored angles, the largest whose field fits the leaf span; spread over pairs of arcs."""
-    chosen = _COLLIMATORS_DEG[-1]
-    for angle in _COLLIMATORS_DEG:
+    """Crossed pairs where their fields fit the leaf span, else mirrored ones, the largest that fit.
+
+    A row of leaves cannot shield what lies between two open parts of it; the leaves of the other arc, at a
+    right angle, can.
+    """
+
+    def fits(angle: float) -> bool:
         x1, x2, _, _ = _box(points, isocenter_mm, machine, position, gantry, angle)
-        if x2 - x1 <= span:
-            chosen = angle
-            break
+        return x2 - x1 <= span
+
     pairs = math.ceil(arcs / 2)
+    crossed = [_TILT_DEG + 45.0 * k / pairs + turn for k in range(pairs) for turn in (0.0, 90.0)][:arcs]
+    if arcs > 1 and all(map(fits, crossed)):
+        return tuple(crossed)
+    chosen = next(filter(fits, _COLLIMATORS_DEG), _COLLIMATORS_DEG[-1])
     spread = [chosen * (pairs - k) / pairs for k in range(pairs)]
     return tuple(angle if side == 0 else 360.0 - angle for angle in spread for side in range(2))[:arcs]

@@ -19,8 +19,10 @@ from vmat_diffusion.geometry import Point, beam_axes, project
 from vmat_diffusion.optimize.objectives import Objective
 
 _COLUMN_MM = 5.0
-_ROUGHNESS = 3e-4
-_ROUNDS = 4
+_ROUGHNESS = 1e-3
+_ROUNDS = 6
+# No bixel gives more than this many times what a uniform field would: sweeps have little time for peaks.
+_HIGHEST = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,7 @@ def optimize_fluence(
     x = np.ones(len(index))
     for _ in range(_ROUNDS):
         x = minimize(
-            cost, x, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(x),
+            cost, x, jac=True, method="L-BFGS-B", bounds=[(0, _HIGHEST)] * len(x),
             options={"maxfun": iterations // _ROUNDS, "maxiter": iterations, "maxcor": 12},
         ).x  # fmt: skip
         with torch.no_grad():

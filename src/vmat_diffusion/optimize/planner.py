@@ -53,7 +53,7 @@ Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
 # From coarse to fine, each with the share of the time limit by which it must have ended.
 _STAGES = (
-    (Stage("apertures", 3, 120, 3.0, 1.0, 0.08), 0.35),
+    (Stage("apertures", 3, 200, 3.0, 1.0, 0.08), 0.4),
     (Stage("refine", 2, 80, 1.2, 0.5, 0.04), 0.6),
     (Stage("finish", 1, 60, 0.7, 0.15, 0.03, adapt_every=15), 0.8),
 )
@@ -272,7 +272,7 @@ class _Run:
         )
         return optimize_fluence(
             self.objective, sampled, self.model, sectors.jaws_mm[:, 2:], opened, self.relative_per_mu,
-            iterations=max(int(160 * min(self.settings.effort, 1.5)), 20),
+            iterations=max(int(400 * min(self.settings.effort, 1.5)), 30),
             progress=lambda done, note: self.progress("fluence maps", done, note),
         )  # fmt: skip
 

@@ -54,7 +54,10 @@ def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:
     for number, frame in enumerate(frames):
         count = len(frame.gantry_deg) - 1
         parts = max(round(abs(frame.gantry_deg[-1] - frame.gantry_deg[0]) / _SECTOR_DEG), 1)
-        borders = np.round(np.linspace(0, count, parts + 1)).astype(int)
+        # Every other arc is cut in between, so that the maps of both come from twice as many angles.
+        between = np.concatenate([[0.0], np.arange(parts) + 0.5, [parts]])
+        cuts = between if number % 2 else np.arange(parts + 1.0)
+        borders = np.round(cuts * count / parts).astype(int)
         each += [Sector(number, int(a), int(b)) for a, b in itertools.pairwise(borders)]
     return Sectors(frames, tuple(each))
 

@@ -31,7 +31,21 @@ def test_two_arcs_turn_both_ways_over_the_same_angles(case):
     assert np.allclose(np.diff(first.gantry_deg), 2.0) and np.allclose(np.diff(second.gantry_deg), -2.0)
     assert first.gantry_deg[0] % 360 == 182 and first.gantry_deg[-1] % 360 == 178
     np.testing.assert_allclose(first.gantry_deg, second.gantry_deg[::-1])
-    assert (first.collimator_deg + second.collimator_deg) % 360 == 0
+
+
+def test_collimators_are_crossed_where_the_fields_fit_and_mirrored_elsewhere(case):
+    """The C-shape is 80 mm long and 74 mm wide."""
+    assert [frame.collimator_deg for frame in frames_of(case)] == [5, 95]
+    assert [frame.collimator_deg for frame in frames_of(case, arcs=4)] == [5, 95, 27.5, 117.5]
+    (single,) = frames_of(case, arcs=1)
+    assert single.collimator_deg == 30
+    full = load_machine("generic_6mv")
+    narrow = replace(full, limits=replace(full.limits, leaf_span_mm=96.0))
+    one, two = arc_frames(
+        case, ("PTV",), isocenter_of(case, ("PTV",)), narrow,
+        arcs=2, start_deg=182.0, stop_deg=178.0, spacing_deg=2.0, collimators_deg=None,
+    )  # fmt: skip
+    assert one.collimator_deg < 30 and one.collimator_deg + two.collimator_deg == 360
 
 
 def test_a_partial_arc_covers_what_was_asked(case):
