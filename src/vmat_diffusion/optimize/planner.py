@@ -238,6 +238,11 @@ class _Run:
         beam = self.machine.require_beam()
         return beam.gy_per_mu * self.sheet.prescription.fractions / self.objective.reference_gy
 
+    @property
+    def effort(self) -> float:
+        """What multiplies the steps of the search: the wish of the user, more for more structures."""
+        return self.settings.effort * float(np.clip(len(self.objective.regions) / 4, 1.0, 2.0))
+
     def _mu_cap(self, frames: tuple[ArcFrame, ...]) -> float:
         """Most MU per degree: what full gantry speed allows, or more for doses that need a slower gantry."""
         limits = self.machine.limits
@@ -389,7 +394,12 @@ class _Run:
         return replace(problem, correction=correct(problem)) if correct else problem
 
     def _stage(self, problem: ApertureProblem, stage: Stage) -> tuple[Apertures, Apertures]:
-        stage = replace(stage, iterations=max(int(stage.iterations * self.settings.effort), 1))
+        # A longer search takes longer rounds, not more of them: the weights end where a short one's do.
+        stage = replace(
+            stage,
+            iterations=max(int(stage.iterations * self.effort), 1),
+            adapt_every=int(stage.adapt_every * max(self.effort, 1.0)),
+        )
 
         def report(k: int, value: float, best: float, turn: int, missed: int) -> None:
             self.history.append(
