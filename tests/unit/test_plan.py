@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import Machine, load_machine, parse_machine
-from vmat_diffusion.plan import Arc, Plan, delivery_s, timing, violations
+from vmat_diffusion.plan import Arc, Plan, at_pace_of_leaves, delivery_s, timing, violations
 
 MACHINE = load_machine("generic_6mv")
 LIMITS = MACHINE.limits
@@ -478,3 +478,17 @@ def test_the_gantry_does_not_turn_through_its_stop(start, ok):
     )
     found = [v for v in violations(plan_of(wide), MACHINE) if "through 180 deg" in v]
     assert (found == []) is ok
+
+
+def test_leaves_that_keep_up_leave_the_dose_rate_alone() -> None:
+    assert at_pace_of_leaves(plan_of(good_arc()), LIMITS).dose_rate_mu_min is None
+
+
+def test_the_dose_rate_falls_until_leaves_keep_up() -> None:
+    """10 mm take 0.444 s at 22.5 mm/s; 2 MU in that time are 270 MU/min. At 600 they are given in 1/3 s."""
+    plan = plan_of(leaves(lambda array: array.__setitem__((slice(5, None), 1, 30), 30.0)))
+    assert any("leaf" in sentence for sentence in violations(plan, MACHINE))
+    slowed = at_pace_of_leaves(plan, LIMITS)
+    assert slowed.dose_rate_mu_min == 270.0
+    assert violations(slowed, MACHINE) == []
+    assert timing(slowed.arcs[0], LIMITS, 270.0).time_s[4] == pytest.approx(2 / 270 * 60)

@@ -104,6 +104,9 @@ def plan(
         list[str] | None,
         typer.Option(metavar="FROM:TO", help="Sector that no beam comes from, clockwise, deg. Repeatable."),
     ] = None,
+    seconds_per_turn: Annotated[
+        float, typer.Option(help="Beam time of a full turn; the longer, the further leaves can move.")
+    ] = 100.0,
     grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
@@ -143,6 +146,7 @@ def plan(
         arc_stop_deg=arc_stop,
         collimator_deg=tuple(collimator) if collimator else None,
         avoid_deg=tuple(_sector(text) for text in avoid or ()),
+        seconds_per_turn=seconds_per_turn,
         grid_mm=grid_mm,
         seed=seed,
         device=device,

@@ -104,17 +104,22 @@ class Apertures:
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """What the machine can deliver along a track, as a projection."""
+    """What the machine can deliver along a track at a dose rate, as a projection.
+
+    Gantry and dose rate set the pace: leaves may travel as far as they get while the gantry turns at full
+    speed or the MU are given, whichever takes longer.
+    """
 
     way: Track
     machine: Machine
     mu_cap_per_deg: float
+    dose_rate_mu_min: float
 
-    def travel_mm(self, arc: int) -> NDArray[np.float64]:
-        """How far a leaf may travel in each segment of an arc with the gantry at full speed."""
+    def travel_mm(self, mu: NDArray) -> NDArray[np.float64]:
+        """How far a leaf may travel in each segment, given its MU."""
         limits = self.machine.limits
-        rotation = self.way.rotation_deg[self.way.arc == arc]
-        return _REACH_MARGIN * limits.leaf_speed_mm_s * rotation / limits.gantry_speed_deg_s
+        turning = self.way.rotation_deg / limits.gantry_speed_deg_s
+        return _REACH_MARGIN * limits.leaf_speed_mm_s * np.maximum(turning, 60 * mu / self.dose_rate_mu_min)
 
     @property
     def mu_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -122,14 +127,25 @@ class Reach:
         low = self.machine.limits.mu_per_deg_min * 1.02 * self.way.rotation_deg
         return low, self.mu_cap_per_deg * self.way.rotation_deg
 
+    def least_mu(self, state: Apertures) -> NDArray[np.float64]:
+        """Least MU of each segment with which the leaves of a projected state keep up."""
+        way, limits = self.way, self.machine.limits
+        travel = np.abs(state.leaves_mm[way.last] - state.leaves_mm[way.first]).max(axis=(1, 2))
+        seconds = travel / (_REACH_MARGIN * limits.leaf_speed_mm_s)
+        slowed = seconds > way.rotation_deg / limits.gantry_speed_deg_s
+        needed = np.where(slowed, seconds * self.dose_rate_mu_min / 60, 0.0)
+        return np.minimum(np.maximum(self.mu_bounds[0], needed), state.mu)
+
     def project(self, state: Apertures) -> Apertures:
         """The nearest apertures and MU that the machine can deliver."""
         gap = self.machine.limits.leaf_gap_mm + _GAP_MARGIN_MM
-        leaves = state.leaves_mm.copy()
+        leaves, mu = state.leaves_mm.copy(), np.clip(state.mu, *self.mu_bounds)
+        travel = self.travel_mm(mu)
         for number, (begin, end) in enumerate(self.way.bounds):
             x1, x2 = self.way.frames[number].jaws_mm[:2]
-            leaves[begin:end] = deliverable(leaves[begin:end], self.travel_mm(number), gap, x1, x2)
-        return Apertures(leaves, np.clip(state.mu, *self.mu_bounds))
+            own = travel[self.way.arc == number]
+            leaves[begin:end] = deliverable(leaves[begin:end], own, gap, x1, x2)
+        return Apertures(leaves, mu)
 
 
 def interpolated(coarse: Track, fine: Track, state: Apertures) -> Apertures:
@@ -322,7 +338,8 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
     with torch.no_grad():
         unit = problem.field(torch.as_tensor(state.leaves_mm).float(), torch.ones(len(state.mu)))
         per_mu = problem.sampled.by_exposure(unit) * problem.relative_per_mu
-    low, high = (torch.as_tensor(bound).float() for bound in problem.reach.mu_bounds)
+    bounds = problem.reach.least_mu(state), problem.reach.mu_bounds[1]
+    low, high = (torch.as_tensor(bound).float() for bound in bounds)
     mu = torch.as_tensor(state.mu).float().requires_grad_(True)
     best, best_value = mu.detach().clone(), np.inf
     adam = torch.optim.Adam([mu], lr=0.03 * float(state.mu.mean()), betas=(0.8, 0.95))

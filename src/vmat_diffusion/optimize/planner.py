@@ -47,15 +47,15 @@ from vmat_diffusion.optimize.sectors import (
     map_arrays,
     open_bixels,
 )
-from vmat_diffusion.plan import Plan
+from vmat_diffusion.plan import Plan, at_pace_of_leaves
 
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
 # From coarse to fine, each with the share of the time limit by which it must have ended.
 _STAGES = (
-    (Stage("apertures", 3, 200, 3.0, 1.0, 0.08), 0.4),
-    (Stage("refine", 2, 80, 1.2, 0.5, 0.04), 0.6),
-    (Stage("finish", 1, 60, 0.7, 0.15, 0.03, adapt_every=15), 0.8),
+    (Stage("apertures", 3, 150, 3.0, 1.0, 0.08, adapt_every=15), 0.4),
+    (Stage("refine", 2, 60, 1.2, 0.5, 0.04, adapt_every=15), 0.6),
+    (Stage("finish", 1, 45, 0.7, 0.15, 0.03, adapt_every=11), 0.8),
 )
 _IMPROVE = Stage("improve", 1, 120, 1.2, 0.15, 0.04, adapt_every=15)
 _CONTINUE = Stage("continue", 1, 35, 0.7, 0.15, 0.03, adapt_every=10)
@@ -150,7 +150,8 @@ class _Run:
         self.model: FluenceModel = fluence_model(self.machine, box, _SEARCH_STEP_MM, blur_mm2)
         self.mu_cap_per_deg = self._mu_cap(frames)
         start = self._lap("prepare", start)
-        fine = Reach(track(frames, 1), self.machine, self.mu_cap_per_deg)
+        self.dose_rate_mu_min = self._dose_rate()
+        fine = self._reach_of(track(frames, 1))
         fluence: Mapping[str, NDArray] = {}
         if self.given is None:
             sectors = cut_into_sectors(frames)
@@ -170,14 +171,17 @@ class _Run:
                 state = self._apertures(frames, fine, own, ((_IMPROVE, _SEARCH_SHARE),))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
-        plan = self.finalize(self._plan(fine.way, state))
+        def written(plan: Plan) -> Plan:
+            return self.finalize(at_pace_of_leaves(plan, self.machine.limits))
+
+        plan = written(self._plan(fine.way, state))
         plan, dose = normalized(
             plan,
             lambda plan: self._full_dose(plan, grid),
             self.case,
             self.sheet,
             self.machine.limits,
-            finalize=self.finalize,
+            finalize=written,
         )
         self._lap("dose", start)
         conflicts = self._conflicts(dose)
@@ -241,7 +245,7 @@ class _Run:
     @property
     def effort(self) -> float:
         """What multiplies the steps of the search: the wish of the user, more for more structures."""
-        return self.settings.effort * float(np.clip(len(self.objective.regions) / 4, 1.0, 2.0))
+        return self.settings.effort * float(np.clip(len(self.objective.regions) / 3, 1.0, 2.0))
 
     def _mu_cap(self, frames: tuple[ArcFrame, ...]) -> float:
         """Most MU per degree: what full gantry speed allows, or more for doses that need a slower gantry."""
@@ -251,6 +255,11 @@ class _Run:
         fraction_gy = self.objective.reference_gy / self.sheet.prescription.fractions
         wanted = 4.5 * fraction_gy / self.machine.require_beam().gy_per_mu / turn
         return min(max(at_full_speed, wanted), limits.mu_per_deg_max * 0.99)
+
+    def _dose_rate(self) -> float:
+        """At this rate segments of the most MU last as long as asked; leaves may use that time."""
+        per_s = self.mu_cap_per_deg * 360 / self.settings.seconds_per_turn
+        return min(60 * per_s, self.machine.limits.dose_rate_mu_min)
 
     def _sampled(self, way: Track, name: str) -> SampledDose:
         return sampled_dose(
@@ -316,7 +325,10 @@ class _Run:
         return fine.project(state)
 
     def _reach(self, frames: tuple[ArcFrame, ...], every: int, fine: Reach) -> Reach:
-        return fine if every == 1 else Reach(track(frames, every), self.machine, self.mu_cap_per_deg)
+        return fine if every == 1 else self._reach_of(track(frames, every))
+
+    def _reach_of(self, way: Track) -> Reach:
+        return Reach(way, self.machine, self.mu_cap_per_deg, self.dose_rate_mu_min)
 
     def _continued(self, fine: Reach, start: Apertures, before: Optimized) -> Apertures:
         """The last stage alone, shortened, with the weights that an earlier search ended with."""

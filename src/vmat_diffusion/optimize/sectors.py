@@ -16,7 +16,7 @@ from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, column_edges_mm, target_shadow
 from vmat_diffusion.optimize.sequence import Sector, sweep_arc
 
-_SECTOR_DEG = 36.0
+_SECTOR_DEG = 45.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Sectors:
 
 
 def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:
-    """Sectors of about 36 degrees that begin and end at control points."""
+    """Sectors of about 45 degrees that begin and end at control points."""
     each: list[Sector] = []
     for number, frame in enumerate(frames):
         count = len(frame.gantry_deg) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ STILL_DEG = 1e-6
 # Each round only lengthens times, by less and less; a handful is usual.
 _ROUNDS = 200
 _SETTLED = 1e-9
+# A plan's own dose rate is a multiple of this, in MU/min.
+_RATE_STEP = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,22 @@ def timing(arc: Arc, limits: Limits, dose_rate_mu_min: float | None = None) -> T
 def delivery_s(plan: Plan, machine: Machine) -> float:
     """Beam-on time of the whole plan in seconds, without set-up between arcs."""
     return sum(timing(arc, machine.limits, plan.dose_rate_mu_min).total_s for arc in plan.arcs)
+
+
+def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
+    """The plan with the highest dose rate set, in whole tens, at which no leaf falls behind.
+
+    With full rate where the leaves keep up anyway. Only a segment that a slower gantry cannot help, as it has
+    too few MU, still breaks the limit of leaf speed.
+    """
+    most = limits.dose_rate_mu_min
+    for arc in plan.arcs:
+        travel = np.abs(np.diff(arc.leaves_mm, axis=0)).reshape(len(arc.mu), -1).max(axis=1, initial=0.0)
+        seconds = travel / limits.leaf_speed_mm_s
+        late = (seconds > np.abs(np.diff(arc.gantry_deg)) / limits.gantry_speed_deg_s) & (arc.mu > 0)
+        most = min(most, float((60 * arc.mu[late] / seconds[late]).min(initial=most)))
+    kept = most < limits.dose_rate_mu_min
+    return replace(plan, dose_rate_mu_min=max(_RATE_STEP * (most // _RATE_STEP), _RATE_STEP) if kept else None)
 
 
 def _with_gantry(time: NDArray, rotation: NDArray, acceleration: float) -> NDArray[np.float64]:

@@ -104,6 +104,7 @@ def optimised(
         arcs=settings.arcs,
         collimator_deg=collimators,
         avoid_deg=settings.avoid_deg,
+        seconds_per_turn=settings.seconds_per_turn,
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,

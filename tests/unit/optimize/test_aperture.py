@@ -1,0 +1,46 @@
+"""What the search holds to be deliverable, against the check of plans."""
+
+import numpy as np
+import pytest
+
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.optimize.aperture import Apertures, Reach, track
+from vmat_diffusion.optimize.arcs import ArcFrame
+
+MACHINE = load_machine("generic_6mv")
+RATE_MU_MIN = 300.0
+STEP_DEG, STRIPS = 2.0, 4
+
+
+@pytest.fixture()
+def reach() -> Reach:
+    frame = ArcFrame(np.arange(0.0, 42.0, STEP_DEG), 10.0, (-60.0, 60.0, -10.0, 10.0))
+    return Reach(track((frame,), 1), MACHINE, 2.0, RATE_MU_MIN)
+
+
+def test_leaves_travel_while_the_gantry_turns_or_the_mu_are_given(reach: Reach) -> None:
+    speed, turning_s = MACHINE.limits.leaf_speed_mm_s, STEP_DEG / MACHINE.limits.gantry_speed_deg_s
+    few, many = 0.5, 3.0
+    travel = reach.travel_mm(np.array([few, many]).repeat(10))
+    assert many / RATE_MU_MIN * 60 > turning_s > few / RATE_MU_MIN * 60
+    np.testing.assert_allclose(travel[:10], 0.99 * speed * turning_s)
+    np.testing.assert_allclose(travel[10:], 0.99 * speed * many / RATE_MU_MIN * 60)
+
+
+def test_a_projected_state_keeps_the_travel_that_its_mu_allow(reach: Reach) -> None:
+    rng = np.random.default_rng(0)
+    leaves = np.sort(rng.uniform(-60, 60, (21, 2, STRIPS)), axis=1)
+    state = reach.project(Apertures(leaves, rng.uniform(0, 5, 20)))
+    moved = np.abs(np.diff(state.leaves_mm, axis=0)).max(axis=(1, 2))
+    assert np.all(moved <= reach.travel_mm(state.mu) + 1e-9)
+    assert moved.max() > 0.9 * reach.travel_mm(state.mu).max()
+
+
+def test_the_least_mu_still_give_the_leaves_their_time(reach: Reach) -> None:
+    rng = np.random.default_rng(1)
+    leaves = np.sort(rng.uniform(-60, 60, (21, 2, STRIPS)), axis=1)
+    state = reach.project(Apertures(leaves, rng.uniform(1, 5, 20)))
+    least = reach.least_mu(state)
+    assert np.all(least <= state.mu) and np.any(least < 0.9 * state.mu)
+    moved = np.abs(np.diff(state.leaves_mm, axis=0)).max(axis=(1, 2))
+    assert np.all(moved <= reach.travel_mm(least) + 1e-9)
