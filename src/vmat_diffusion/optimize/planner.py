@@ -171,6 +171,7 @@ class _Run:
                 state = self._apertures(frames, fine, own, ((_IMPROVE, _SEARCH_SHARE),))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
+
         def written(plan: Plan) -> Plan:
             return self.finalize(at_pace_of_leaves(plan, self.machine.limits))
 

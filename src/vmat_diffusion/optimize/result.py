@@ -31,7 +31,8 @@ class Settings:
     Angles in degrees, IEC; `avoid_deg` holds sectors, clockwise from first to second. `collimator_deg` None
     chooses mirrored angles that the leaf span allows. `spacing_deg` is the distance of the control points in
     the output. `seconds_per_turn` is how long a full turn of the gantry may take where the MU do not ask for
-    more: leaves reach further the slower it turns. `effort` scales all iterations. `prices` weigh what restless apertures cost.
+    more: leaves reach further the slower it turns. `effort` scales all iterations. `prices` weigh what
+    restless apertures cost.
     The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 

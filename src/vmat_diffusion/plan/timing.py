@@ -91,8 +91,9 @@ def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
         seconds = travel / limits.leaf_speed_mm_s
         late = (seconds > np.abs(np.diff(arc.gantry_deg)) / limits.gantry_speed_deg_s) & (arc.mu > 0)
         most = min(most, float((60 * arc.mu[late] / seconds[late]).min(initial=most)))
-    kept = most < limits.dose_rate_mu_min
-    return replace(plan, dose_rate_mu_min=max(_RATE_STEP * (most // _RATE_STEP), _RATE_STEP) if kept else None)
+    if most >= limits.dose_rate_mu_min:
+        return replace(plan, dose_rate_mu_min=None)
+    return replace(plan, dose_rate_mu_min=max(most // _RATE_STEP, 1) * _RATE_STEP)
 
 
 def _with_gantry(time: NDArray, rotation: NDArray, acceleration: float) -> NDArray[np.float64]:
