@@ -48,7 +48,7 @@ _EARLY, _NEAR_TARGET = 0.985, 0.95
 # A near-maximum is pushed from this share of its limit on, and counts as if so many points were too hot.
 _NEAR_MAXIMUM, _HOT_SHARE, _HOT_POINTS = 0.97, 0.1, 40
 # What the report finds on every voxel may be worse by this share than what the search sees on samples. Of
-# coverage it is little: sheets normalise to 0.2 % above it.
+# coverage it is little: sheets normalise to 0.2 % above it or more.
 _ROOM_ABOVE, _ROOM_BELOW = 0.012, 0.001
 # Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
 _POINT_CC = 0.2
