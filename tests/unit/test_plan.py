@@ -492,3 +492,9 @@ def test_the_dose_rate_falls_until_leaves_keep_up() -> None:
     assert slowed.dose_rate_mu_min == 270.0
     assert violations(slowed, MACHINE) == []
     assert timing(slowed.arcs[0], LIMITS, 270.0).time_s[4] == pytest.approx(2 / 270 * 60)
+
+
+def test_the_dose_rate_is_one_that_the_machine_has() -> None:
+    limits = replace(LIMITS, dose_rate_levels_mu_min=(75.0, 150.0, 300.0, 600.0))
+    plan = plan_of(leaves(lambda array: array.__setitem__((slice(5, None), 1, 30), 30.0)))
+    assert at_pace_of_leaves(plan, limits).dose_rate_mu_min == 150.0

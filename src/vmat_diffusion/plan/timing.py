@@ -80,9 +80,9 @@ def delivery_s(plan: Plan, machine: Machine) -> float:
 
 
 def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
-    """The plan with the highest dose rate set, in whole tens, at which no leaf falls behind.
+    """A plan with the highest dose rate set at which no leaf falls behind: whole tens or a machine's level.
 
-    With full rate where the leaves keep up anyway. Only a segment that a slower gantry cannot help, as it has
+    At full rate where the leaves keep up anyway. Only a segment that a slower gantry cannot help, as it has
     too few MU, still breaks the limit of leaf speed.
     """
     most = limits.dose_rate_mu_min
@@ -93,7 +93,9 @@ def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
         most = min(most, float((60 * arc.mu[late] / seconds[late]).min(initial=most)))
     if most >= limits.dose_rate_mu_min:
         return replace(plan, dose_rate_mu_min=None)
-    return replace(plan, dose_rate_mu_min=max(most // _RATE_STEP, 1) * _RATE_STEP)
+    tens = _RATE_STEP * np.arange(1, max(most // _RATE_STEP, 1) + 1)
+    levels = limits.dose_rate_levels_mu_min or tuple(tens)
+    return replace(plan, dose_rate_mu_min=float(max((x for x in levels if x <= most), default=min(levels))))
 
 
 def _with_gantry(time: NDArray, rotation: NDArray, acceleration: float) -> NDArray[np.float64]:
