@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import beam
+import clinical
 import model
 import monte_carlo
 import peers
@@ -220,6 +221,7 @@ def save(figures: dict[str, Any]) -> None:
                 [
                     *page(ordered),
                     *tg119.section(),
+                    *clinical.section(),
                     *beam.section(),
                     *monte_carlo.section(),
                     *peers.section(),

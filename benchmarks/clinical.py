@@ -1,0 +1,50 @@
+"""The lines of docs/benchmarks.md about plans of OpenKBP patients against their clinical doses.
+
+    python benchmarks/clinical.py DIR      # keep the tables of `benchmark plans --out DIR`
+
+They are kept in docs/benchmarks_clinical.json; `plans.py --page` writes the page with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vmat_diffusion.files import written_whole
+from vmat_diffusion.workflow.plans_output import SUMMARY_MD
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_clinical.json"
+
+
+def section() -> Iterator[str]:
+    """The lines of docs/benchmarks.md about these plans; none without tables."""
+    if not FIGURES.is_file():
+        return
+    kept = json.loads(FIGURES.read_text(encoding="utf-8"))
+    yield ""
+    for line in kept["tables"].splitlines():
+        yield f"#{line}" if line.startswith("#") else line
+    yield ""
+    yield "What the columns mean: [Plans against clinical doses](plans_benchmark.md)."
+    yield f"Measured on {kept['date']} on {kept['machine']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="folder that `benchmark plans` wrote")
+    from plans import machine
+
+    tables = (parser.parse_args().results / SUMMARY_MD).read_text(encoding="utf-8")
+    kept = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine(), "tables": tables}
+    with written_whole(FIGURES) as part:
+        part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(section()))
+
+
+if __name__ == "__main__":
+    main()
