@@ -9,13 +9,12 @@ from small_case import small_case
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import dose_grid
-from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate, fit_to_case, load_goals
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, fit_to_case, load_goals
 from vmat_diffusion.geometry import sample
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize import Optimized, Settings, optimize
 from vmat_diffusion.optimize.objectives import build_objective
 
-Results = tuple[GoalResult, ...]
 QUICK = Settings(effort=0.3, spacing_deg=4.0, grid_mm=5.0, max_minutes=None)
 
 
@@ -39,12 +38,8 @@ def made(case: Case, sheet: GoalSheet, machine: Machine) -> Optimized:
     return optimize(case, sheet, machine, settings=QUICK)
 
 
-def assert_same_score(sheet: GoalSheet, found: Results, expected: Results) -> None:
-    """Within what rounding alone makes of a short search; beyond its goal an organ is spared more or less."""
-    for one, two in zip(expected, found, strict=True):
-        organ = one.goal.structure not in sheet.prescription.target_gy
-        assert two.status == one.status
-        assert two.value == pytest.approx(one.value, abs=(0.1 if organ else 0.03) * one.goal.limit)
+def values(case: Case, sheet: GoalSheet, made: Optimized) -> dict[str, float]:
+    return {str(r.goal): r.value for r in evaluate(sheet, case, made.dose) if r.value is not None}
 
 
 def turned(case: Case) -> Case:
@@ -64,8 +59,10 @@ def test_a_plan_turned_with_its_patient_scores_the_same(
     free = replace(machine, limits=replace(machine.limits, gantry_stop_deg=None))
     settings = replace(QUICK, arc_start_deg=272.0, arc_stop_deg=268.0)
     other = turned(case)
-    found = evaluate(sheet, other, optimize(other, sheet, free, settings=settings).dose)
-    assert_same_score(sheet, found, evaluate(sheet, case, made.dose))
+    found = values(other, sheet, optimize(other, sheet, free, settings=settings))
+    limits = {str(goal): goal.limit for goal in sheet.goals}
+    for goal, value in values(case, sheet, made).items():
+        assert found[goal] == pytest.approx(value, abs=0.03 * limits[goal]), goal
 
 
 def test_slower_leaves_never_make_a_better_plan(
@@ -89,5 +86,7 @@ def test_a_goal_that_is_met_from_the_start_changes_nothing(
 ) -> None:
     easy = replace(next(g for g in sheet.goals if g.structure == "Core"), limit=500.0)
     more = replace(sheet, goals=(*sheet.goals, easy))
-    found = evaluate(sheet, case, optimize(case, more, machine, settings=QUICK).dose)
-    assert_same_score(sheet, found, evaluate(sheet, case, made.dose))
+    found = optimize(case, more, machine, settings=QUICK)
+    for a, b in zip(found.plan.arcs, made.plan.arcs, strict=True):
+        np.testing.assert_allclose(a.leaves_mm, b.leaves_mm, atol=1e-6)
+        np.testing.assert_allclose(a.mu, b.mu, rtol=1e-6)

@@ -111,8 +111,11 @@ class Objective:
         self.held = self.ceiling / _HOT_MARGIN
 
     def __call__(self, dose: Tensor) -> Tensor:
-        """The scalar to minimise, for relative dose at all points."""
-        return torch.stack(list(self.parts(dose).values())).sum()
+        """The scalar to minimise, for relative dose at all points.
+
+        Added one by one, so that a goal that is met, and so 0, does not even change the rounding.
+        """
+        return sum(self.parts(dose).values(), start=dose.new_zeros(()))
 
     def parts(self, dose: Tensor) -> dict[str, Tensor]:
         """What the objective adds up, by name; the part of a goal has the goal's words as its name."""
