@@ -14,6 +14,8 @@ from pydantic.dataclasses import dataclass as checked
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3
+from vmat_diffusion.dose.rays import density_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.dvh import outside_percent, structure_dose_gy
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
@@ -186,12 +188,13 @@ def judge(
     if check is None:
         checks.append(Check("independent dose", False, None, None, "", "no independent dose was computed"))
         return Verdict(tuple(checks))
-    if (sigma := uncertainty_percent(check, dose)) is not None:
+    tissue = _tissue(case, check.grid)
+    if (sigma := uncertainty_percent(check, dose, tissue)) is not None:
         limit = settings.uncertainty_percent
-        why = "mean sigma of the independent dose where the plan has more than half of its maximum"
+        why = "mean sigma of the independent dose in tissue where the plan has more than half of its maximum"
         checks.append(Check("statistical uncertainty", sigma <= limit, sigma, limit, "%", why))
     alone = all(c.passed for c in checks)
-    main, engines = _gammas(case, dose, check, settings)
+    main, engines = _gammas(tissue, dose, check, settings)
     engines += _target_means(case, sheet, dose, check, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:
@@ -202,12 +205,13 @@ def judge(
     return replace(verdict, correctable=alone and near and not verdict.passed)
 
 
-def uncertainty_percent(check: Dose, dose: Dose) -> float | None:
+def uncertainty_percent(check: Dose, dose: Dose, tissue: Mask) -> float | None:
     """Mean sigma of `check` in percent of `dose` where that is above half its maximum; None without sigmas.
 
+    Only `tissue`, on the grid of `check`, counts: the run has gone on until it was known, not until air was.
     The maximum of a noisy dose would be that of some voxel of air.
     """
-    planned = dose.on(check.grid)
+    planned = np.where(tissue, dose.on(check.grid), np.float32(0))
     if check.std_gy is None or not planned.max() > 0:
         return None
     high = planned > 0.5 * planned.max()
@@ -355,10 +359,9 @@ def _dose_differences(dose: Dose, other: Dose) -> list[str]:
 
 
 def _gammas(
-    case: Case, dose: Dose, check: Dose, settings: GateSettings
+    tissue: Mask, dose: Dose, check: Dose, settings: GateSettings
 ) -> tuple[GammaResult | None, list[Check]]:
-    """The judged and the reported gamma inside the body: how well `dose` meets the independent dose."""
-    body = _on(case.body.mask, case.grid, check.grid)
+    """The judged and the reported gamma in tissue: how well `dose` meets the independent dose."""
     main: GammaResult | None = None
     checks: list[Check] = []
     for percent, mm, limit, most in (
@@ -375,7 +378,7 @@ def _gammas(
                 local=settings.gamma_local,
                 threshold_percent=settings.gamma_threshold_percent,
                 max_gamma=most,
-                mask=body,
+                mask=tissue,
                 maximum_gy=float(dose.gy.max()),
                 sigmas=settings.gamma_sigmas,
             )
@@ -384,14 +387,19 @@ def _gammas(
             continue
         # A voxel without any planned dose near it is no voxel that agrees.
         value = result.pass_percent * result.points / (result.points + result.outside)
-        why = (
-            f"{result.criteria}, {result.points + result.outside} voxels of the independent dose in the body"
-        )
+        why = f"{result.criteria}, {result.points + result.outside} voxels of tissue"
         if limit is None:
             why += "; reported only"
         main = main or result
         checks.append(Check(name, limit is None or value >= limit, value, limit, "%", why))
     return main, checks
+
+
+def _tissue(case: Case, grid: Grid) -> Mask:
+    """The voxels of the body that are not air; all of it where there is nothing else."""
+    body = _on(case.body.mask, case.grid, grid)
+    dense = body & (density_of(case, grid).g_cm3 >= AIR_BELOW_G_CM3)
+    return dense if dense.any() else body
 
 
 def _on(mask: Mask, grid: Grid, other: Grid) -> Mask:

@@ -20,7 +20,7 @@ from vmat_diffusion.dicom.write import as_written, write_dose, write_plan
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Arc, Plan
@@ -242,14 +242,38 @@ def test_required_goals_are_asked_of_the_independent_dose(
 
 def test_a_noisy_independent_dose_may_not_judge(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     known, unsure = (replace(dose, std_gy=(s * dose.gy).astype(np.float32)) for s in (0.015, 0.04))
-    assert uncertainty_percent(known, dose) == pytest.approx(1.5, rel=1e-4)
+    everywhere = np.ones(dose.grid.shape, bool)
+    assert uncertainty_percent(known, dose, everywhere) == pytest.approx(1.5, rel=1e-4)
     # A voxel of air that a single electron met says nothing about the rest.
     gy, std_gy = known.gy.copy(), np.array(known.std_gy)
     gy[0, 0, 0] = std_gy[0, 0, 0] = 5 * float(gy.max())
-    assert uncertainty_percent(replace(known, gy=gy, std_gy=std_gy), dose) == pytest.approx(1.5, rel=1e-4)
+    struck = replace(known, gy=gy, std_gy=std_gy)
+    assert uncertainty_percent(struck, dose, everywhere) == pytest.approx(1.5, rel=1e-4)
     assert judge(case, None, plan, machine, dose, known).passed
     verdict = judge(case, None, plan, machine, dose, unsure)
     assert failed(verdict) == {"statistical uncertainty"} and not verdict.correctable
+
+
+def test_the_air_of_a_cavity_is_not_judged_but_lung_is(
+    case: Case, plan: Plan, machine: Machine, dose: Dose
+) -> None:
+    def verdict_in(hu: float) -> Verdict:
+        """A quarter of the slices is filled with these HU; the independent dose there is but noise."""
+        z = case.grid.points_mm(np.arange(case.hu.size))[:, 2].reshape(case.grid.shape)
+        cavity = z > np.quantile(z[case.structures["PTV"].mask], 0.75)
+        hollow = replace(case, hu=np.where(cavity, np.float32(hu), case.hu))
+        there = average_onto(cavity, case.grid, dose.grid) > 0.999
+        rng = np.random.default_rng(0)
+        # Half of it too high and half too low, by 20 %, so that means agree.
+        factor = np.where(there, rng.permuted(np.resize([0.8, 1.2], dose.gy.shape)), 1.0)
+        sigma = np.where(there, 0.2, 0.015) * dose.gy
+        noisy = replace(dose, gy=(dose.gy * factor).astype(np.float32), std_gy=sigma.astype(np.float32))
+        return judge(hollow, None, plan, machine, dose, noisy)
+
+    air = verdict_in(-1000.0)
+    assert "statistical uncertainty" not in {c.name for c in air.failed}
+    assert air.gamma is not None and air.gamma.pass_percent > 99.9
+    assert "statistical uncertainty" in failed(verdict_in(-750.0))
 
 
 def test_engines_that_differ_a_little_leave_the_plan_correctable(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 MEDIA = ("water", "lung", "soft_tissue", "adipose", "bone_soft", "bone_cortical", "air", "titanium")
 ELECTRON_MEV = 0.51099895
+# What is thinner is the air of cavities: no tissue takes its dose. Lung is above 0.1 even when inflated.
+AIR_BELOW_G_CM3 = 0.1
 
 # Energies in MeV, all kinetic. Electrons below ECUT and photons below PCUT are absorbed where they
 # are; collisions that set free more than ECUT and bremsstrahlung above BREMS are single events.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.materials import MEDIA, tables
+from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3, MEDIA, tables
 from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, collect, run_batches
 from vmat_diffusion.dose.rays import Progress
 from vmat_diffusion.errors import CaseError
@@ -17,7 +17,6 @@ GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
-_JUDGED_G_CM3 = 0.2
 _ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
@@ -91,9 +90,9 @@ def simulate(
     total, square = np.zeros(voxels), np.zeros(voxels)
     mass = phantom.mass_g().ravel()
     inside = mass > 0
-    # Thin voxels are noisy without meaning much; they neither set the maximum nor hold up the run.
+    # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
     flat_density = phantom.density_g_cm3.ravel()
-    judged = flat_density >= min(_JUDGED_G_CM3, float(flat_density.max()))
+    judged = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
     # One small batch first, so that compiling does not count as computing.
     run_batches(0, 1, seed, split, part, source, geometry, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
