@@ -39,6 +39,7 @@ _Section = TypeVar("_Section")
 class Limits:
     """What the linac can do. All speeds are maxima; accelerations bound changes of speed.
 
+    With `jaw_tracking` jaws may move while the beam is on.
     `gantry_stop_deg` is the angle that a C-arm cannot turn through; a ring has none. Of the other optional
     fields None means that nothing is known to limit it: `dose_rate_change_mu_min_s` is the most that the
     dose rate changes in a second; `dose_rate_levels_mu_min`, ascending, are the only rates there are;
@@ -60,6 +61,7 @@ class Limits:
     jaw_overtravel_x_mm: _Number
     jaw_overtravel_y_mm: _Number
     control_points_max: Annotated[int, Field(strict=True, ge=2)]
+    jaw_tracking: Annotated[bool, Field(strict=True)] = False
     gantry_stop_deg: float | None = None
     leaf_acceleration_mm_s2: _Positive | None = None
     jaw_acceleration_mm_s2: _Positive | None = None

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.optimize.aperture import Apertures, Track
 from vmat_diffusion.optimize.arcs import ArcFrame, refuse_machine
+from vmat_diffusion.optimize.reach import Apertures, Track
 from vmat_diffusion.plan import Arc, Plan
 
 # Control points closer than this are kept as they are; sparser ones get others between them.
@@ -82,7 +82,7 @@ def plan_of(
     arcs = []
     for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
         n = end - begin
-        x1, x2, y1, y2 = frame.jaws_mm
+        x1, x2, _, _ = frame.jaws_mm
         leaves = np.empty((n, 2, machine.mlc.pairs))
         leaves[:, 0], leaves[:, 1] = (x1 + x2 - gap) / 2, (x1 + x2 + gap) / 2
         leaves[:, :, pairs] = state.leaves_mm[begin:end]
@@ -92,7 +92,7 @@ def plan_of(
                 frame.collimator_deg,
                 0.0,
                 leaves,
-                np.tile(np.array([x1, x2, y1, y2]), (n, 1)),
+                way.jaws_mm[begin:end],
                 state.mu[way.arc == number],
                 name=f"Arc {number + 1} {'CW' if frame.gantry_deg[-1] > frame.gantry_deg[0] else 'CCW'}",
                 number=number + 1,

@@ -19,26 +19,16 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Grid, Point, sample
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.optimize.aperture import (
-    ApertureProblem,
-    Apertures,
-    Judged,
-    Reach,
-    Stage,
-    Track,
-    angles_only,
-    interpolated,
-    jaws_of,
-    refine_mu,
-    search,
-    track,
-)
+from vmat_diffusion.optimize.aperture import ApertureProblem, Judged, Stage, refine_mu, search
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
 from vmat_diffusion.optimize.existing import apertures_of, frames_of, plan_of
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
+from vmat_diffusion.optimize.jaws import following, tracking
 from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
+from vmat_diffusion.optimize.pace import pace_of
+from vmat_diffusion.optimize.reach import Apertures, Reach, Track, angles_only, interpolated, jaws_of, track
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.optimize.sectors import (
     Sectors,
@@ -51,6 +41,8 @@ from vmat_diffusion.plan import Plan, at_pace_of_leaves
 
 Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
+# Between jaws and open leaves while these are searched for, and in the plan.
+_JAW_ROOM_MM, _JAW_MARGIN_MM = 8.0, 2.0
 # From coarse to fine, each with the share of the time limit by which it must have ended.
 _STAGES = (
     (Stage("apertures", 3, 150, 3.0, 1.0, 0.08, adapt_every=15), 0.4),
@@ -142,16 +134,16 @@ class _Run:
         self.isocenter: Point = (
             self.given.isocenter_mm if self.given else isocenter_of(self.case, self.targets)
         )
-        frames = self._frames()
+        self.tracking = tracking(self.machine, settings.jaw_tracking)
+        self.frames = frames = self._frames()
         boxes = np.array([f.jaws_mm for f in frames])
         box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
         # The report reads doses between the nodes of the dose grid, which blurs them like h^2/6 does.
         blur_mm2 = settings.grid_mm**2 / 6
         self.model: FluenceModel = fluence_model(self.machine, box, _SEARCH_STEP_MM, blur_mm2)
-        self.mu_cap_per_deg = self._mu_cap(frames)
+        fraction_gy = self.objective.reference_gy / self.sheet.prescription.fractions
+        self.pace = pace_of(frames, self.machine, fraction_gy, settings.seconds_per_turn)
         start = self._lap("prepare", start)
-        self.dose_rate_mu_min = self._dose_rate()
-        fine = self._reach_of(track(frames, 1))
         fluence: Mapping[str, NDArray] = {}
         if self.given is None:
             sectors = cut_into_sectors(frames)
@@ -159,23 +151,23 @@ class _Run:
             fluence = map_arrays(sectors, maps, self.model.row_edges_mm)
             start = self._lap("fluence maps", start)
             every = _STAGES[0][0].every
-            swept = first_apertures(sectors, maps, self.machine.limits, self.mu_cap_per_deg, every)
-            state = self._apertures(frames, fine, swept, _STAGES)
+            swept = first_apertures(sectors, maps, self.machine.limits, self.pace.mu_cap_per_deg, every)
+            way, state = self._apertures(swept, _STAGES)
         else:
             own = apertures_of(self.given, frames, self._inside)
             own.mu *= self.given.fractions / self.sheet.prescription.fractions
             if self.before is not None:
                 fluence = self.before.fluence
-                state = self._continued(fine, own, self.before)
+                way, state = self._continued(own, self.before)
             else:
-                state = self._apertures(frames, fine, own, ((_IMPROVE, _SEARCH_SHARE),))
+                way, state = self._apertures(own, ((_IMPROVE, _SEARCH_SHARE),))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
 
         def written(plan: Plan) -> Plan:
             return self.finalize(at_pace_of_leaves(plan, self.machine.limits))
 
-        plan = written(self._plan(fine.way, state))
+        plan = written(self._plan(way, state))
         plan, dose = normalized(
             plan,
             lambda plan: self._full_dose(plan, grid),
@@ -248,20 +240,6 @@ class _Run:
         """What multiplies the steps of the search: the wish of the user, more for more structures."""
         return self.settings.effort * float(np.clip(len(self.objective.regions) / 3, 1.0, 2.0))
 
-    def _mu_cap(self, frames: tuple[ArcFrame, ...]) -> float:
-        """Most MU per degree: what full gantry speed allows, or more for doses that need a slower gantry."""
-        limits = self.machine.limits
-        at_full_speed = limits.dose_rate_mu_min / 60 / limits.gantry_speed_deg_s
-        turn = sum(abs(f.gantry_deg[-1] - f.gantry_deg[0]) for f in frames)
-        fraction_gy = self.objective.reference_gy / self.sheet.prescription.fractions
-        wanted = 4.5 * fraction_gy / self.machine.require_beam().gy_per_mu / turn
-        return min(max(at_full_speed, wanted), limits.mu_per_deg_max * 0.99)
-
-    def _dose_rate(self) -> float:
-        """At this rate segments of the most MU last as long as asked; leaves may use that time."""
-        per_s = self.mu_cap_per_deg * 360 / self.settings.seconds_per_turn
-        return min(60 * per_s, self.machine.limits.dose_rate_mu_min)
-
     def _sampled(self, way: Track, name: str) -> SampledDose:
         return sampled_dose(
             self.machine,
@@ -292,69 +270,73 @@ class _Run:
         )  # fmt: skip
 
     def _apertures(
-        self,
-        frames: tuple[ArcFrame, ...],
-        fine: Reach,
-        start: Apertures,
-        stages: tuple[tuple[Stage, float], ...],
-    ) -> Apertures:
+        self, start: Apertures, stages: tuple[tuple[Stage, float], ...]
+    ) -> tuple[Track, Apertures]:
         """Search at few control points, then at more, at last at all of them.
 
         However it ends, the newest deliverable state is returned at all control points.
         """
-        reach = self._reach(frames, stages[0][0].every, fine)
-        self.newest = [reach.project(start)]
+        self._set(track(self.frames, stages[0][0].every), start, follow=self.given is not None)
         try:
             for stage, share in stages:
-                finer = self._reach(frames, stage.every, fine)
-                if finer is not reach:
-                    state = finer.project(interpolated(reach.way, finer.way, self.newest[0]))
-                    self.newest, reach = [state], finer
+                self._at_every(stage.every)
                 self.share = share
                 self.truncated |= not self.keep_going()
                 if not self.keep_going():
                     continue
                 if stage.every > 1:
-                    self._stage(self._problem(reach, stage.name), stage)
+                    self._stage(self._problem(stage.name), stage)
                 else:
-                    self._refine(fine, stage)
+                    self._refine(stage)
         except KeyboardInterrupt:
             self.interrupted = True
-        state = self.newest[0]
-        if reach is not fine:
-            state = interpolated(reach.way, fine.way, state)
-        return fine.project(state)
+        self._at_every(1)
+        return self.reach.way, self.newest[0]
 
-    def _reach(self, frames: tuple[ArcFrame, ...], every: int, fine: Reach) -> Reach:
-        return fine if every == 1 else self._reach_of(track(frames, every))
-
-    def _reach_of(self, way: Track) -> Reach:
-        return Reach(way, self.machine, self.mu_cap_per_deg, self.dose_rate_mu_min)
-
-    def _continued(self, fine: Reach, start: Apertures, before: Optimized) -> Apertures:
+    def _continued(self, start: Apertures, before: Optimized) -> tuple[Track, Apertures]:
         """The last stage alone, shortened, with the weights that an earlier search ended with."""
-        self.newest = [fine.project(start)]
+        self._set(track(self.frames, 1), start, follow=True)
         for term, strength in zip(self.objective.terms, before.strengths, strict=True):
             term.strength = strength
         self.share = _SEARCH_SHARE
         try:
-            self._refine(fine, _CONTINUE)
+            self._refine(_CONTINUE)
         except KeyboardInterrupt:
             self.interrupted = True
-        return fine.project(self.newest[0])
+        return self.reach.way, self.newest[0]
 
-    def _refine(self, fine: Reach, stage: Stage) -> None:
+    def _at_every(self, every: int) -> None:
+        """The newest state at every n-th control point, with jaws that follow it, unless it is there."""
+        way = track(self.frames, every)
+        if len(way.angles_deg) != len(self.reach.way.angles_deg):
+            self._set(way, interpolated(self.reach.way, way, self.newest[0]), follow=True)
+
+    def _set(self, way: Track, state: Apertures, *, follow: bool, room_mm: float = _JAW_ROOM_MM) -> None:
+        """A state and a track as the newest; the jaws follow the leaves where asked and where they can."""
+        state = self._reach_of(way).project(state)
+        if follow and self.tracking:
+            way = following(way, state, self.machine, self.model.row_edges_mm, room_mm)
+        self.reach = self._reach_of(way)
+        self.newest = [self.reach.project(state)]
+
+    def _reach_of(self, way: Track) -> Reach:
+        return Reach(way, self.machine, self.pace)
+
+    def _refine(self, stage: Stage) -> None:
         """Better the newest state at all control points, then its MU alone, on the full dose.
 
         Of the state before, the two that the search found, and those with their MU refined, the one stays
         that fails fewest goals, higher priorities first.
         """
-        problem = self._problem(fine, stage.name, self._correction)
+        problem = self._problem(stage.name, self._correction)
         before, (found, leader) = self.newest[0], self._stage(problem, stage)
         self._keep_best(
             problem, [before, leader, refine_mu(problem, leader), found, refine_mu(problem, found)]
         )
-        # The leaves have moved since the full dose was read. Read anew, it is made good by the MU alone.
+        # The leaves have moved since the full dose was read, and the jaws have come nearer. Read anew, it is
+        # made good by the MU alone.
+        self._set(track(self.frames, 1), self.newest[0], follow=True, room_mm=_JAW_MARGIN_MM)
+        problem = problem.along(self.reach)
         problem = replace(problem, correction=self._correction(problem))
         self.objective.adapt(problem.dose(self.newest[0]))
         judged = self._keep_best(problem, [self.newest[0], refine_mu(problem, self.newest[0])])
@@ -392,16 +374,16 @@ class _Run:
         return torch.as_tensor(gy / self.objective.reference_gy).float()
 
     def _problem(
-        self, reach: Reach, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
+        self, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
     ) -> ApertureProblem:
         problem = ApertureProblem(
-            reach,
+            self.reach,
             self.model,
-            self._sampled(reach.way, name),
+            self._sampled(self.reach.way, name),
             self.objective,
             self.relative_per_mu,
             self._base(),
-            jaw_parts(self.model, jaws_of(reach.way)),
+            jaw_parts(self.model, jaws_of(self.reach.way)),
             self.settings.prices,
         )
         return replace(problem, correction=correct(problem)) if correct else problem

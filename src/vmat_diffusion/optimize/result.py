@@ -31,8 +31,8 @@ class Settings:
     Angles in degrees, IEC; `avoid_deg` holds sectors, clockwise from first to second. `collimator_deg` None
     chooses mirrored angles that the leaf span allows. `spacing_deg` is the distance of the control points in
     the output. `seconds_per_turn` is how long a full turn of the gantry may take where the MU do not ask for
-    more: leaves reach further the slower it turns. `effort` scales all iterations. `prices` weigh what
-    restless apertures cost.
+    more: leaves reach further the slower it turns. With `jaw_tracking` jaws follow the leaves; None lets
+    them where the machine can. `effort` scales all iterations. `prices` weigh what restless apertures cost.
     The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 
@@ -43,6 +43,7 @@ class Settings:
     avoid_deg: tuple[tuple[float, float], ...] = ()
     spacing_deg: float = 2.0
     seconds_per_turn: float = 100.0
+    jaw_tracking: bool | None = None
     grid_mm: float = 3.0
     seed: int = 0
     max_minutes: float | None = 5.0

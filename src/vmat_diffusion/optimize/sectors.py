@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from vmat_diffusion.dose.fluence import FluenceModel
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Limits
-from vmat_diffusion.optimize.aperture import Apertures, Track
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, column_edges_mm, target_shadow
+from vmat_diffusion.optimize.reach import Apertures, Track
 from vmat_diffusion.optimize.sequence import Sector, sweep_arc
 
 _SECTOR_DEG = 45.0
@@ -45,7 +45,8 @@ class Sectors:
     def middles(self) -> Track:
         """The middle of every sector as a control point of its own."""
         arc, middle = self.arc, self.ends_deg.mean(axis=1)
-        return Track(self.frames, middle, (), arc, arc, middle, np.ones(len(arc)), arc)
+        index = np.arange(len(arc))
+        return Track(self.frames, middle, self.jaws_mm, (), index, index, middle, np.ones(len(arc)), arc)
 
 
 def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:

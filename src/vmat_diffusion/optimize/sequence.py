@@ -136,28 +136,35 @@ def lipschitz(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
     leaves trajectories that already keep the limit untouched and never moves one by more than half
     of its worst excess.
     """
-    shape = (-1,) + (1,) * (positions.ndim - 1)
-    step = np.asarray(reach_mm).reshape(shape)
-    upper, lower = positions.astype(np.float64).copy(), positions.astype(np.float64).copy()
-    for k in range(1, len(positions)):
-        np.minimum(upper[k], upper[k - 1] + step[k - 1], out=upper[k])
-        np.maximum(lower[k], lower[k - 1] - step[k - 1], out=lower[k])
-    for k in range(len(positions) - 2, -1, -1):
-        np.minimum(upper[k], upper[k + 1] + step[k], out=upper[k])
-        np.maximum(lower[k], lower[k + 1] - step[k], out=lower[k])
-    return (upper + lower) / 2
+    return (below(positions, reach_mm) + above(positions, reach_mm)) / 2
+
+
+def below(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
+    """The greatest trajectories nowhere above `positions[n, ...]` that move at most `reach_mm[k]`."""
+    step = np.asarray(reach_mm).reshape((-1,) + (1,) * (positions.ndim - 1))
+    out = positions.astype(np.float64)
+    for k in range(1, len(out)):
+        np.minimum(out[k], out[k - 1] + step[k - 1], out=out[k])
+    for k in range(len(out) - 2, -1, -1):
+        np.minimum(out[k], out[k + 1] + step[k], out=out[k])
+    return out
+
+
+def above(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
+    """The least trajectories nowhere below `positions[n, ...]` that move at most `reach_mm[k]`."""
+    return -below(-positions, reach_mm)
 
 
 def deliverable(
-    leaves_mm: NDArray, reach_mm: NDArray, gap_mm: float, low_mm: float, high_mm: float
+    leaves_mm: NDArray, reach_mm: NDArray, gap_mm: float, low_mm: NDArray | float, high_mm: NDArray | float
 ) -> NDArray:
-    """Leaves `(n, 2, rows)` moved onto the limits of travel, gap and range; all hold exactly.
+    """Leaves `(n, 2, rows)` moved onto the limits of travel, gap and range `[n, 1]`; all hold exactly.
 
     The minimum of two trajectories within the travel limit keeps it, so opening a pair that is too
     narrow, by half on either side, keeps it too.
     """
-    smooth = np.clip(lipschitz(leaves_mm, reach_mm), low_mm, high_mm)
-    left, right = smooth[:, 0], smooth[:, 1]
+    smooth = lipschitz(leaves_mm, reach_mm)
+    left, right = (np.clip(smooth[:, bank], low_mm, high_mm) for bank in (0, 1))
     middle = np.clip((left + right) / 2, low_mm + gap_mm / 2, high_mm - gap_mm / 2)
     return np.stack([np.minimum(left, middle - gap_mm / 2), np.maximum(right, middle + gap_mm / 2)], axis=1)
 

@@ -76,8 +76,8 @@ def write_influence(
     from vmat_diffusion.dose.influence_matrix import influence_matrix
     from vmat_diffusion.dose.pencil_beam import dose_grid, jaw_box
     from vmat_diffusion.dose.rays import density_of
-    from vmat_diffusion.optimize.aperture import angles_only, track
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
+    from vmat_diffusion.optimize.reach import angles_only, track
 
     table = load_ct_table(ct_table)
     case = replace(read_case(case_folder, mapping=mapping), ct_table=table)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.optimize.aperture import Apertures, Reach, track
 from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.pace import Pace
+from vmat_diffusion.optimize.reach import Apertures, Reach, track
 
 MACHINE = load_machine("generic_6mv")
 RATE_MU_MIN = 300.0
@@ -15,7 +16,7 @@ STEP_DEG, STRIPS = 2.0, 4
 @pytest.fixture()
 def reach() -> Reach:
     frame = ArcFrame(np.arange(0.0, 42.0, STEP_DEG), 10.0, (-60.0, 60.0, -10.0, 10.0))
-    return Reach(track((frame,), 1), MACHINE, 2.0, RATE_MU_MIN)
+    return Reach(track((frame,), 1), MACHINE, Pace(2.0, RATE_MU_MIN))
 
 
 def test_leaves_travel_while_the_gantry_turns_or_the_mu_are_given(reach: Reach) -> None:

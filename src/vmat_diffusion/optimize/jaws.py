@@ -1,0 +1,93 @@
+"""Jaws that follow the leaves: closed leaves let through what a jaw behind them does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import Limits, Machine
+from vmat_diffusion.optimize.reach import Apertures, Track
+from vmat_diffusion.optimize.sequence import above, below
+
+# A pair this much wider than the least gap is open.
+_OPEN_MM = 0.3
+# Jaws never stand closer than this: beams are measured and fitted down to 3 x 3 cm.
+_LEAST_FIELD_MM = 30.0
+_REACH_MARGIN = 0.99
+
+
+def tracking(machine: Machine, asked: bool | None) -> bool:
+    """Whether jaws are to follow the leaves: as asked, or as the machine can.
+
+    Raises PlanError where it is asked of a machine that cannot.
+    """
+    can = machine.limits.jaw_tracking
+    if asked and not can:
+        raise PlanError(
+            f"machine {machine.name} has no jaw tracking (jaw_tracking in its limits); ask for fixed jaws"
+        )
+    return can if asked is None else asked
+
+
+def following(way: Track, state: Apertures, machine: Machine, row_edges_mm: NDArray, room_mm: float) -> Track:
+    """The track with its jaws `room_mm` outside the open leaves, as near as their speed allows.
+
+    Within a segment leaves and jaws move linearly in meterset, so jaws that enclose the openings at both of
+    its ends enclose them in between; a pair that opens or closes in a segment counts at both ends. Jaws stay
+    within those of `way.frames`, and at least 3 cm apart where these are. `row_edges_mm` bound the strips.
+    """
+    limits = machine.limits
+    jaws = np.empty_like(way.jaws_mm)
+    for number, (begin, end) in enumerate(way.bounds):
+        box = np.array(way.frames[number].jaws_mm)
+        low, high = _openings(state.leaves_mm[begin:end], limits.leaf_gap_mm + _OPEN_MM, row_edges_mm)
+        low, high = low - room_mm, high + room_mm
+        lacking = np.maximum(_LEAST_FIELD_MM - (high - low), 0.0) / 2
+        low, high = low - lacking, high + lacking
+        over = np.array([limits.jaw_overtravel_x_mm, limits.jaw_overtravel_y_mm])
+        reach = _jaw_travel_mm(limits, way.rotation_deg[way.arc == number])
+        low = np.maximum(below(np.minimum(low, over), reach), box[[0, 2]])
+        high = np.minimum(above(np.maximum(high, -over), reach), box[[1, 3]])
+        jaws[begin:end] = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+    return replace(way, jaws_mm=jaws)
+
+
+def _openings(leaves: NDArray, open_mm: float, row_edges_mm: NDArray) -> tuple[NDArray, NDArray]:
+    """Lowest and highest x and y `[control points, 2]` of the pairs open here or next to here in time."""
+    wide = leaves[:, 1] - leaves[:, 0] > open_mm
+    opened = wide.copy()
+    opened[1:] |= wide[:-1]
+    opened[:-1] |= wide[1:]
+    some = opened.any(axis=1)
+    if not some.any():
+        opened[:], some[:] = True, True
+    inf = np.inf
+    low = np.stack(
+        [
+            np.where(opened, leaves[:, 0], inf).min(axis=1),
+            np.where(opened, row_edges_mm[:-1], inf).min(axis=1),
+        ],
+        axis=1,
+    )
+    high = np.stack(
+        [
+            np.where(opened, leaves[:, 1], -inf).max(axis=1),
+            np.where(opened, row_edges_mm[1:], -inf).max(axis=1),
+        ],
+        axis=1,
+    )
+    # Where all pairs are closed the jaws are on their way from one opening to the next.
+    index = np.arange(len(some))
+    for edge in (low, high):
+        for axis in (0, 1):
+            edge[:, axis] = np.interp(index, index[some], edge[some, axis])
+    return low, high
+
+
+def _jaw_travel_mm(limits: Limits, rotation_deg: NDArray) -> NDArray[np.float64]:
+    """How far a jaw may travel in each segment at full gantry speed; leaves must be able to keep up."""
+    speed = min(limits.jaw_speed_mm_s, limits.leaf_speed_mm_s)
+    return _REACH_MARGIN * speed * rotation_deg / limits.gantry_speed_deg_s
