@@ -200,19 +200,20 @@ def section() -> Iterator[str]:
     if rows := figures.get("pydosert"):
         yield from _dose_lines(rows)
     computers = dict.fromkeys(row["machine"] for rows in figures.values() for row in rows)
-    yield from _paragraph(
+    yield from paragraph(
         f"""Measured on {"; ".join(computers)}. Programs ran one after another; "others" is how many cores
         the rest of the computer kept busy meanwhile: above 0.1 do not trust the wall clock."""
     )[:-1]
 
 
-def _paragraph(text: str) -> list[str]:
+def paragraph(text: str) -> list[str]:
+    """The text wrapped, between empty lines."""
     return ["", *textwrap.wrap(" ".join(text.split()), 110), ""]
 
 
 def _matrix_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     peer, ours = rows[-1]["peer"], rows[-1]["ours"]
-    yield from _paragraph(
+    yield from paragraph(
         f"""**Influence matrix against pyRadPlan {peer["version"]}** (with numba), {rows[-1]["date"]}: its
         TG-119 phantom, {peer["beams"]} beams, beamlets of 5 mm, its dose grid of 3 mm. Seconds of wall clock
         after a call with one beam, which compiles and reads beam data, for both. Ours: all
@@ -238,12 +239,12 @@ def _matrix_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         wall, cpu = ratios(row, "seconds")
         yield f"| {row['threads']} | **ratio** | **{wall:.1f}** | {cpu:.1f} | | | | | | |"
     best = best_ratio(rows, "seconds")
-    yield from _paragraph(f"Each with the number of threads that suits it best: {best:.1f} times.")[:-1]
+    yield from paragraph(f"Each with the number of threads that suits it best: {best:.1f} times.")[:-1]
 
 
 def _dose_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     last = rows[-1]
-    yield from _paragraph(
+    yield from paragraph(
         f"""**Dose and gradient against PyDoseRT {last["peer"]["version"]}** (`DoseEngine`, FFT
         convolution, torch {last["peer"]["torch"]}), {last["date"]}: a water cylinder that fills the grid,
         a clinical plan of two arcs with the HD120 collimator. Seconds of wall clock, the best of
@@ -282,11 +283,11 @@ def _dose_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     for size in dict.fromkeys(tuple(row["grid"]) for row in rows):
         same = [row for row in rows if tuple(row["grid"]) == size]
         forward, both = best_ratio(same, "forward"), best_ratio(same, "gradient")
-        yield from _paragraph(
+        yield from paragraph(
             f"""Each with the number of threads that suits it best, {size[3]:g} mm: forward {forward:.1f}
             times, forward + backward {both:.1f} times."""
         )[:-1]
-    yield from _paragraph(
+    yield from paragraph(
         f"""Above a tenth of the maximum the two doses differ by {last["differs_percent"]:.1f} % of it on
         average, after one factor: the same plan was computed."""
     )[:-1]

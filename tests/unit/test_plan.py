@@ -223,6 +223,16 @@ def test_leaves_that_turn_round_are_given_the_time_they_need() -> None:
     assert violations(plan_of(arc), tight) == []
 
 
+def test_jaws_move_only_on_a_machine_that_has_jaw_tracking() -> None:
+    array = good_arc().jaws_mm.copy()
+    array[4:, 3] += 1.5
+    moving = plan_of(good_arc(jaws_mm=array))
+    assert violations(moving, with_limits(jaw_tracking=True)) == []
+    (sentence,) = violations(moving, with_limits(jaw_tracking=False))
+    assert "segment 3: a Y jaw moves by 1.5 mm" in sentence and "no jaw tracking" in sentence
+    assert violations(plan_of(good_arc()), with_limits(jaw_tracking=False)) == []
+
+
 def test_a_jaw_starts_from_rest() -> None:
     """2 mm in the first segment from rest: 2 = a t^2 / 2, so 1 mm/s2 asks for 2 s and the arc has 1.15 s."""
     array = good_arc().jaws_mm.copy()

@@ -107,6 +107,9 @@ def plan(
     seconds_per_turn: Annotated[
         float, typer.Option(help="Beam time of a full turn; the longer, the further leaves can move.")
     ] = 100.0,
+    jaws: Annotated[
+        str | None, typer.Option(help="tracking or fixed; unless given, as the machine can.")
+    ] = None,
     grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
@@ -147,6 +150,7 @@ def plan(
         collimator_deg=tuple(collimator) if collimator else None,
         avoid_deg=tuple(_sector(text) for text in avoid or ()),
         seconds_per_turn=seconds_per_turn,
+        jaws=jaws,
         grid_mm=grid_mm,
         seed=seed,
         device=device,

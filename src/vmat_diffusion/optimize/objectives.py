@@ -30,7 +30,7 @@ _TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
 # Normal tissue may receive: 1 at the target's border, falling to the far level with this length.
 _FALLOFF_MM, _FALLOFF_FAR, _FALLOFF_GRACE_MM = 18.0, 0.30, 2.0
 _HOT_MARGIN = 1.03
-_UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 120.0, 60.0, 25.0, 40.0, 0.2
+_UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 240.0, 60.0, 25.0, 40.0, 0.4
 # A dose to aim at: its weight, below that of a missed goal, and the dose below which nothing is asked of an
 # organ, as a prediction ends where an arc's scatter does not.
 _AIM, _LEAST_AIM = 10.0, 0.03

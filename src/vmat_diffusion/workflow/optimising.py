@@ -105,6 +105,7 @@ def optimised(
         collimator_deg=collimators,
         avoid_deg=settings.avoid_deg,
         seconds_per_turn=settings.seconds_per_turn,
+        jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.max_minutes,

@@ -24,7 +24,8 @@ class PlanSettings:
     `diffusion` the plan aims at the dose that `weights` predict, or with several `candidates` one plan each
     at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
     holds one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam comes from.
-    A full turn of the gantry takes about `seconds_per_turn`; the longer, the further leaves can move.
+    A full turn of the gantry takes about `seconds_per_turn`; the longer, the further leaves can move. `jaws`
+    follow the leaves or stay fixed during an arc.
     `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
     dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML file
     of limits. `improve` is an RTPLAN file to start from. With `trajectory` the expected positions of every
@@ -44,6 +45,7 @@ class PlanSettings:
         tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]], ...
     ] = ()
     seconds_per_turn: Annotated[float, Field(ge=30, le=600)] = 100.0
+    jaws: Literal["tracking", "fixed"] | None = None
     grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
