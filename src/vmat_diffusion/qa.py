@@ -183,6 +183,8 @@ def judge(
     checks = [*more, _deliverable(plan, machine), *_coverage(case, dose, settings)]
     if (origin := _same_patient(case, plan, dose)) is not None:
         checks.append(origin)
+    if turned := _turned_couch(plan):
+        checks.append(warning("couch", turned, ""))
     if files is not None:
         checks.append(_round_trip(files, case, plan, machine, dose))
     if check is None:
@@ -295,6 +297,15 @@ def _same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
         return None
     why = "; ".join(faults) or "CT, plan and dose belong together"
     return Check("one patient, one plan", not faults, float(len(faults)), 0.0, "faults", why)
+
+
+def _turned_couch(plan: Plan) -> list[str]:
+    """What must be read of beams with the couch turned: no check here knows where gantry and couch meet."""
+    angles = {arc.couch_deg for arc in plan.arcs if abs((arc.couch_deg + 180.0) % 360.0 - 180.0) > 0.05}
+    if not angles:
+        return []
+    listed = ", ".join(f"{angle:g}" for angle in sorted(angles))
+    return [f"the couch stands at {listed} deg; look whether gantry and couch or patient can meet"]
 
 
 def _round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:

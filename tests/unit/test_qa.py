@@ -217,6 +217,12 @@ def test_a_missing_independent_dose_is_no_pass(case: Case, plan: Plan, machine: 
     assert failed(judge(case, None, plan, machine, dose, None)) == {"independent dose"}
 
 
+def test_a_turned_couch_is_something_to_look_at(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
+    turned = every(plan, lambda arc: replace(arc, couch_deg=345.0))
+    (check,) = (c for c in judge(case, None, turned, machine, dose, dose).checks if c.name == "couch")
+    assert check.passed and check.warns and "345 deg" in check.why
+
+
 def test_an_empty_dose_is_judged_and_not_raised(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     nothing = replace(dose, gy=np.zeros_like(dose.gy))
     assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, nothing, dose))

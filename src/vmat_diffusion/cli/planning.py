@@ -100,6 +100,12 @@ def plan(
     collimator: Annotated[
         list[float] | None, typer.Option(help="Collimator angle, deg; once for all arcs or once per arc.")
     ] = None,
+    couch: Annotated[
+        list[float] | None, typer.Option(help="Couch angle, deg; once for all arcs or once per arc.")
+    ] = None,
+    span: Annotated[
+        str, typer.Option(help="full, or partial: arcs round the side of the targets only.")
+    ] = "full",
     avoid: Annotated[
         list[str] | None,
         typer.Option(metavar="FROM:TO", help="Sector that no beam comes from, clockwise, deg. Repeatable."),
@@ -147,7 +153,9 @@ def plan(
         arcs=arcs,
         arc_start_deg=arc_start,
         arc_stop_deg=arc_stop,
+        span=span,
         collimator_deg=tuple(collimator) if collimator else None,
+        couch_deg=tuple(couch) if couch else None,
         avoid_deg=tuple(_sector(text) for text in avoid or ()),
         seconds_per_turn=seconds_per_turn,
         jaws=jaws,

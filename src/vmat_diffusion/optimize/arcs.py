@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import Point, beam_axes, project
+from vmat_diffusion.geometry import Point, beam_axes, project, source_position_mm
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import turns_through
 
@@ -18,18 +18,23 @@ _MARGIN_MM = 7.0
 _LEAST_ARC_DEG = 20.0
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
 _TILT_DEG = 5.0
+_COUCH_MOST_DEG = 90.0
+# Partial arcs, clockwise: from the back over the target's side to this far beyond the front.
+_PARTIAL_DEG = {90.0: (330.0, 178.0), 270.0: (182.0, 30.0)}
+_MIDLINE_MM = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class ArcFrame:
     """One arc before it has apertures: unwrapped gantry angle of each control point, and its box.
 
-    `jaws_mm` is X1, X2, Y1, Y2 at the isocentre plane, fixed during the arc.
+    `jaws_mm` is X1, X2, Y1, Y2 at the isocentre plane: the most that jaws open during the arc.
     """
 
     gantry_deg: NDArray[np.float64]
     collimator_deg: float
     jaws_mm: tuple[float, float, float, float]
+    couch_deg: float = 0.0
 
     def thinned(self, every: int) -> NDArray[np.intp]:
         """Indices of every n-th control point, the last one included."""
@@ -55,6 +60,25 @@ def target_points(case: Case, targets: tuple[str, ...], most: int = 20000) -> ND
     return np.concatenate([points[::step], points[ends]])
 
 
+def partial_span(case: Case, targets: tuple[str, ...], isocenter_mm: Point) -> tuple[float, float]:
+    """Start and stop of arcs on the side of the body where the targets are, which spare the other side.
+
+    Raises PlanError where the targets lie in the middle.
+    """
+    z, y, x = np.nonzero(case.body.mask)
+    body = case.grid.axes_mm[0][x].mean(), case.grid.axes_mm[1][y].mean(), case.grid.axes_mm[2][z].mean()
+    offset = target_points(case, targets).mean(axis=0) - body
+    source = np.array(source_position_mm(90.0, isocenter_mm, 1.0, 0.0, case.patient_position)) - isocenter_mm
+    aside_mm = float(offset @ source)
+    if abs(aside_mm) < _MIDLINE_MM:
+        raise PlanError(
+            f"the targets lie {abs(aside_mm):.0f} mm beside the middle of {case.body.name}, within "
+            f"{_MIDLINE_MM:g} mm: a partial arc has no side to be on; ask for full arcs or give start and "
+            "stop"
+        )
+    return _PARTIAL_DEG[90.0 if aside_mm > 0 else 270.0]
+
+
 def arc_frames(
     case: Case,
     targets: tuple[str, ...],
@@ -66,13 +90,15 @@ def arc_frames(
     stop_deg: float,
     spacing_deg: float,
     collimators_deg: tuple[float, ...] | None,
+    couches_deg: tuple[float, ...] | None = None,
     avoid_deg: tuple[tuple[float, float], ...] = (),
 ) -> tuple[ArcFrame, ...]:
     """Frames of alternating direction between two gantry angles, clockwise from start to stop first.
 
     Collimators default to pairs at right angles where the leaf span allows for these targets, else to
     mirrored pairs as far from 0 as it allows. A target wider than the span is shared: odd arcs take its left
-    part, even arcs its right. From no angle clockwise from the first to the second of a pair of `avoid_deg`
+    part, even arcs its right. `couches_deg` are the couch angles, 0 unless given; whether gantry and couch
+    can meet is not looked at. From no angle clockwise from the first to the second of a pair of `avoid_deg`
     does any beam come: arcs end before such a sector and others begin after it.
     """
     if not 1 <= arcs <= 6:
@@ -96,15 +122,23 @@ def arc_frames(
     free = np.concatenate(parts)
     points = target_points(case, targets)
     span = machine.limits.leaf_span_mm - 1.0
+    couches_deg = couches_deg or (0.0,) * arcs
+    if len(couches_deg) != arcs:
+        raise PlanError(f"{len(couches_deg)} couch angles for {arcs} arcs; give one for each")
+    for couch in couches_deg:
+        if abs((couch + 180.0) % 360.0 - 180.0) > _COUCH_MOST_DEG:
+            raise PlanError(
+                f"a couch at {couch:g} deg is outside +-{_COUCH_MOST_DEG:g} deg; give an angle within, "
+                "or other arcs"
+            )
+    views = tuple(_View(isocenter_mm, machine, case.patient_position, couch) for couch in couches_deg)
     if collimators_deg is None:
-        collimators_deg = _collimators(
-            points, isocenter_mm, machine, case.patient_position, clockwise, arcs, span
-        )
+        collimators_deg = _collimators(points, views, clockwise, span)
     if len(collimators_deg) != arcs:
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
-    for number, collimator in enumerate(collimators_deg):
-        x1, x2, y1, y2 = _box(points, isocenter_mm, machine, case.patient_position, free, collimator)
+    for number, (collimator, view) in enumerate(zip(collimators_deg, views, strict=True)):
+        x1, x2, y1, y2 = view.box(points, free, collimator)
         if x2 - x1 > span:
             if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
                 raise PlanError(
@@ -115,7 +149,8 @@ def arc_frames(
         over = machine.limits.jaw_overtravel_x_mm
         x1, x2 = min(x1, over), max(x2, -over)
         for part in parts if number % 2 == 0 else [p[::-1] for p in reversed(parts)]:
-            frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, (x1, x2, y1, y2)))
+            jaws = (x1, x2, y1, y2)
+            frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, jaws, view.couch_deg % 360.0))
     return tuple(frames)
 
 
@@ -135,27 +170,36 @@ def _outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> 
     return parts
 
 
-def _box(
-    points: NDArray, isocenter_mm: Point, machine: Machine, position: str, gantry: NDArray, collimator: float
-) -> tuple[float, float, float, float]:
-    """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
-    low, high = np.full(2, np.inf), np.full(2, -np.inf)
-    for angle in gantry[:: max(len(gantry) // 36, 1)]:
-        uv = project(points, beam_axes(angle, collimator, 0.0, position), isocenter_mm, machine.sad_mm)[:, :2]
-        low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
-    low, high = np.floor(low - _MARGIN_MM), np.ceil(high + _MARGIN_MM)
-    reach = machine.limits.jaw_position_mm
-    leaf = min(reach, machine.limits.leaf_position_mm)
-    rows = machine.row_edges_mm()
-    least, most = np.array([-leaf, max(-reach, rows[0])]), np.array([leaf, min(reach, rows[-1])])
-    cut = float(np.maximum(least - low, high - most).max())
-    if cut > _MARGIN_MM:
-        raise PlanError(
-            f"the targets reach {cut - _MARGIN_MM:.0f} mm beyond the largest field of machine "
-            f"{machine.name}; plan a part of them or use two isocentres"
-        )
-    low, high = np.maximum(low, least), np.minimum(high, most)
-    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+@dataclass(frozen=True)
+class _View:
+    """What all angles of one arc have in common as they look at the targets."""
+
+    isocenter_mm: Point
+    machine: Machine
+    position: str
+    couch_deg: float
+
+    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> tuple[float, float, float, float]:
+        """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
+        machine = self.machine
+        low, high = np.full(2, np.inf), np.full(2, -np.inf)
+        for angle in gantry[:: max(len(gantry) // 36, 1)]:
+            axes = beam_axes(angle, collimator, self.couch_deg, self.position)
+            uv = project(points, axes, self.isocenter_mm, machine.sad_mm)[:, :2]
+            low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
+        low, high = np.floor(low - _MARGIN_MM), np.ceil(high + _MARGIN_MM)
+        reach = machine.limits.jaw_position_mm
+        leaf = min(reach, machine.limits.leaf_position_mm)
+        rows = machine.row_edges_mm()
+        least, most = np.array([-leaf, max(-reach, rows[0])]), np.array([leaf, min(reach, rows[-1])])
+        cut = float(np.maximum(least - low, high - most).max())
+        if cut > _MARGIN_MM:
+            raise PlanError(
+                f"the targets reach {cut - _MARGIN_MM:.0f} mm beyond the largest field of machine "
+                f"{machine.name}; plan a part of them or use two isocentres"
+            )
+        low, high = np.maximum(low, least), np.minimum(high, most)
+        return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
 def refuse_machine(machine: Machine) -> None:
@@ -174,13 +218,7 @@ def refuse_machine(machine: Machine) -> None:
 
 
 def _collimators(
-    points: NDArray,
-    isocenter_mm: Point,
-    machine: Machine,
-    position: str,
-    gantry: NDArray,
-    arcs: int,
-    span: float,
+    points: NDArray, views: tuple[_View, ...], gantry: NDArray, span: float
 ) -> tuple[float, ...]:
     """Crossed pairs where their fields fit the leaf span, else mirrored ones, the largest that fit.
 
@@ -189,9 +227,10 @@ def _collimators(
     """
 
     def fits(angle: float) -> bool:
-        x1, x2, _, _ = _box(points, isocenter_mm, machine, position, gantry, angle)
-        return x2 - x1 <= span
+        boxes = (view.box(points, gantry, angle) for view in dict.fromkeys(views))
+        return all(x2 - x1 <= span for x1, x2, _, _ in boxes)
 
+    arcs = len(views)
     pairs = math.ceil(arcs / 2)
     crossed = [_TILT_DEG + 45.0 * k / pairs + turn for k in range(pairs) for turn in (0.0, 90.0)][:arcs]
     if arcs > 1 and all(map(fits, crossed)):

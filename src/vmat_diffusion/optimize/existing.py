@@ -20,8 +20,8 @@ _LEAST_ROTATION_DEG = 10.0
 def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFrame, ...]:
     """The plan's arcs with control points about `spacing_deg` apart, jaws as wide as each arc's widest.
 
-    Raises PlanError for what cannot be searched: beams that do not rotate one way all the time, a couch that
-    is turned, a machine that the optimiser cannot plan for.
+    Raises PlanError for what cannot be searched: beams that do not rotate one way all the time, a machine
+    that the optimiser cannot plan for.
     """
     refuse_machine(machine)
     frames = []
@@ -34,14 +34,9 @@ def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFram
                 f"{name} rotates over {rotation:.0f} deg and not one way all the time; only arcs of "
                 f"{_LEAST_ROTATION_DEG:g} deg and more can be bettered, plan this case anew"
             )
-        if abs(arc.couch_deg) > 1e-3:
-            raise PlanError(
-                f"{name} has the couch at {arc.couch_deg:g} deg; only arcs with the couch at 0 can be "
-                "bettered, plan this case anew"
-            )
         low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)
         box = (float(low[0]), float(high[1]), float(low[2]), float(high[3]))
-        frames.append(ArcFrame(_angles(arc, spacing_deg), arc.collimator_deg, box))
+        frames.append(ArcFrame(_angles(arc, spacing_deg), arc.collimator_deg, box, arc.couch_deg))
     return tuple(frames)
 
 
@@ -90,7 +85,7 @@ def plan_of(
             Arc(
                 way.angles_deg[begin:end],
                 frame.collimator_deg,
-                0.0,
+                frame.couch_deg,
                 leaves,
                 way.jaws_mm[begin:end],
                 state.mu[way.arc == number],

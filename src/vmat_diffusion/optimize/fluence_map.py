@@ -45,6 +45,7 @@ def target_shadow(
     targets_mm: NDArray,
     gantry_deg: float,
     collimator_deg: float,
+    couch_deg: float,
     isocenter_mm: Point,
     patient_position: str,
     sad_mm: float,
@@ -53,7 +54,7 @@ def target_shadow(
     grow_mm: float = 7.0,
 ) -> NDArray[np.bool_]:
     """Which bixels a beam needs: those within `grow_mm` of the projected targets; (strips, columns)."""
-    axes = beam_axes(gantry_deg, collimator_deg, 0.0, patient_position)
+    axes = beam_axes(gantry_deg, collimator_deg, couch_deg, patient_position)
     uv = project(targets_mm, axes, isocenter_mm, sad_mm)
     fine = 2.5
     v0, u0 = row_edges_mm[0] - 20, columns_mm[0] - 20

@@ -203,6 +203,7 @@ class _Run:
             stop_deg=settings.arc_stop_deg,
             spacing_deg=settings.spacing_deg,
             collimators_deg=settings.collimator_deg,
+            couches_deg=settings.couch_deg,
             avoid_deg=settings.avoid_deg,
         )
 

@@ -71,7 +71,7 @@ def angles_only(way: Track) -> Exposures:
     return Exposures(
         way.gantry_deg,
         np.array([way.frames[a].collimator_deg for a in way.arc]),
-        np.zeros(n),
+        np.array([way.frames[a].couch_deg for a in way.arc]),
         np.zeros((n, 2, 2, 1)),
         jaws_of(way).numpy(),
         np.ones(n),

@@ -28,11 +28,12 @@ class Outcome(str, Enum):
 class Settings:
     """What a user may ask of the optimiser; the defaults are meant for clinical targets.
 
-    Angles in degrees, IEC; `avoid_deg` holds sectors, clockwise from first to second. `collimator_deg` None
-    chooses mirrored angles that the leaf span allows. `spacing_deg` is the distance of the control points in
-    the output. `seconds_per_turn` is how long a full turn of the gantry may take where the MU do not ask for
-    more: leaves reach further the slower it turns. With `jaw_tracking` jaws follow the leaves; None lets
-    them where the machine can. `effort` scales all iterations. `prices` weigh what restless apertures cost.
+    Angles in degrees, IEC; `couch_deg` one for each arc, 0 unless given; `avoid_deg` holds sectors,
+    clockwise from first to second. `collimator_deg` None chooses crossed angles, or mirrored ones that the
+    leaf span allows. `spacing_deg` is the distance of the control points in the output. `seconds_per_turn` is
+    how long a full turn of the gantry may take where the MU do not ask for more: leaves reach further the
+    slower it turns. With `jaw_tracking` jaws follow the leaves; None lets them where the machine can.
+    `effort` scales all iterations. `prices` weigh what restless apertures cost.
     The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
     """
 
@@ -40,6 +41,7 @@ class Settings:
     arc_start_deg: float = 182.0
     arc_stop_deg: float = 178.0
     collimator_deg: tuple[float, ...] | None = None
+    couch_deg: tuple[float, ...] | None = None
     avoid_deg: tuple[tuple[float, float], ...] = ()
     spacing_deg: float = 2.0
     seconds_per_turn: float = 100.0

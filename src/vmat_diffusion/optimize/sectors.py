@@ -76,8 +76,8 @@ def open_bixels(
     opened = np.stack(
         [
             target_shadow(
-                targets_mm, gantry, sectors.frames[a].collimator_deg, isocenter_mm, patient_position, sad_mm,
-                rows, edges,
+                targets_mm, gantry, sectors.frames[a].collimator_deg, sectors.frames[a].couch_deg,
+                isocenter_mm, patient_position, sad_mm, rows, edges,
             )
             for gantry, a in zip(sectors.middles.gantry_deg, sectors.arc, strict=True)
         ]

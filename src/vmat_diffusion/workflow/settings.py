@@ -23,9 +23,10 @@ class PlanSettings:
     `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. With the prior
     `diffusion` the plan aims at the dose that `weights` predict, or with several `candidates` one plan each
     at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
-    holds one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam comes from.
-    A full turn of the gantry takes about `seconds_per_turn`; the longer, the further leaves can move. `jaws`
-    follow the leaves or stay fixed during an arc.
+    and `couch_deg` hold one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam
+    comes from. Arcs of the `span` partial go round the side of the targets only. A full turn of the gantry
+    takes about `seconds_per_turn`; the longer, the further leaves can move. `jaws` follow the leaves or stay
+    fixed during an arc.
     `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
     dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML file
     of limits. `improve` is an RTPLAN file to start from. With `trajectory` the expected positions of every
@@ -40,7 +41,9 @@ class PlanSettings:
     arcs: Annotated[int, Field(ge=1, le=6)] = 2
     arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
+    span: Literal["full", "partial"] = "full"
     collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
+    couch_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
     avoid_deg: tuple[
         tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]], ...
     ] = ()
@@ -113,12 +116,13 @@ def plan_settings(**values: Any) -> PlanSettings:
     settings = _checked(PlanSettings, "plan", values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
-    if settings.improve and (
-        settings.arc_start_deg is not None or settings.collimator_deg or settings.avoid_deg
-    ):
+    if settings.span == "partial" and settings.arc_start_deg is not None:
+        raise InputError("plan settings: start and stop say where arcs go; leave them out or --span partial")
+    angles = (settings.collimator_deg, settings.couch_deg, settings.avoid_deg)
+    if settings.improve and (settings.arc_start_deg is not None or settings.span != "full" or any(angles)):
         raise InputError(
             f"plan settings: the arcs of {settings.improve} are kept, so angles have no effect; leave out "
-            "--arc-start, --arc-stop, --collimator and --avoid or --improve"
+            "--arc-start, --arc-stop, --span, --collimator, --couch and --avoid or --improve"
         )
     if settings.candidates > 1 and settings.prior == "goals":
         raise InputError(

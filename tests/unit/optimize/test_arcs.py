@@ -9,7 +9,7 @@ import pytest
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import beam_axes, project
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of, target_points
+from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of, partial_span, target_points
 from vmat_diffusion.phantom import phantom
 
 
@@ -18,11 +18,11 @@ def case():
     return phantom("tg119_cshape")
 
 
-def frames_of(case, arcs=2, collimators=None, start=182.0, stop=178.0, avoid=()):
+def frames_of(case, arcs=2, collimators=None, start=182.0, stop=178.0, avoid=(), couches=None):
     return arc_frames(
         case, ("PTV",), isocenter_of(case, ("PTV",)), load_machine("generic_6mv"),
         arcs=arcs, start_deg=start, stop_deg=stop, spacing_deg=2.0, collimators_deg=collimators,
-        avoid_deg=avoid,
+        avoid_deg=avoid, couches_deg=couches,
     )  # fmt: skip
 
 
@@ -46,6 +46,38 @@ def test_collimators_are_crossed_where_the_fields_fit_and_mirrored_elsewhere(cas
         arcs=2, start_deg=182.0, stop_deg=178.0, spacing_deg=2.0, collimators_deg=None,
     )  # fmt: skip
     assert one.collimator_deg < 30 and one.collimator_deg + two.collimator_deg == 360
+
+
+def test_jaws_enclose_the_target_as_seen_with_the_couch_turned(case):
+    machine, isocenter = load_machine("generic_6mv"), isocenter_of(case, ("PTV",))
+    straight, turned = frames_of(case, couches=(0.0, 60.0), collimators=(0.0, 0.0))
+    assert (straight.couch_deg, turned.couch_deg) == (0.0, 60.0) and straight.jaws_mm != turned.jaws_mm
+    for angle in turned.gantry_deg[::9]:
+        axes = beam_axes(angle, 0.0, 60.0, "HFS")
+        u, v, _ = project(target_points(case, ("PTV",)), axes, isocenter, machine.sad_mm).T
+        x1, x2, y1, y2 = turned.jaws_mm
+        assert x1 < u.min() and u.max() < x2 and y1 < v.min() and v.max() < y2
+    with pytest.raises(PlanError, match="1 couch angles for 2 arcs"):
+        frames_of(case, couches=(10.0,))
+    with pytest.raises(PlanError, match="a couch at 120 deg"):
+        frames_of(case, couches=(0.0, 120.0))
+
+
+@pytest.mark.parametrize(("side", "span"), [(1, (330.0, 178.0)), (-1, (182.0, 30.0))])
+def test_partial_arcs_go_round_the_side_of_the_target(case, side, span):
+    x = case.grid.points_mm(np.arange(case.hu.size))[:, 0].reshape(case.grid.shape)
+    ptv = case.structures["PTV"]
+    lateral = replace(ptv, mask=ptv.mask & (side * x > 15.0))
+    aside = replace(case, structures={**case.structures, "PTV": lateral})
+    assert partial_span(aside, ("PTV",), isocenter_of(aside, ("PTV",))) == span
+    feet_first = replace(aside, patient_position="FFS")
+    other = partial_span(feet_first, ("PTV",), isocenter_of(feet_first, ("PTV",)))
+    assert other == {(330.0, 178.0): (182.0, 30.0), (182.0, 30.0): (330.0, 178.0)}[span]
+
+
+def test_targets_in_the_middle_have_no_side(case):
+    with pytest.raises(PlanError, match="no side"):
+        partial_span(case, ("PTV",), isocenter_of(case, ("PTV",)))
 
 
 def test_a_partial_arc_covers_what_was_asked(case):
