@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
@@ -105,6 +105,7 @@ class GoalSheet:
     `normalizations` are in order of preference: the first whose target is present holds.
     `optional_targets` may be absent from a case, though not all prescribed targets at once.
     `unions` name structures that are the sum of others where they are not contoured themselves.
+    In a `stereotactic` plan the target may be hot within, for a steeper falloff around it.
     """
 
     name: str
@@ -116,6 +117,7 @@ class GoalSheet:
     source: str
     optional_targets: tuple[str, ...] = ()
     unions: Mapping[str, tuple[str, ...]] | None = None
+    stereotactic: bool = False
 
     @property
     def normalization(self) -> Normalization:
@@ -157,6 +159,7 @@ class _SheetText:
     prescription_gy: dict[StrictStr, StrictFloat]
     normalization: dict[StrictStr, StrictStr]
     goals: list[_GoalText]
+    stereotactic: StrictBool = False
     optional_targets: list[StrictStr] | None = None
     unions: dict[StrictStr, list[StrictStr]] | None = None
 
@@ -217,6 +220,7 @@ def parse_goals(text: str, name: str) -> GoalSheet:
         source=raw.source,
         optional_targets=tuple(raw.optional_targets or ()),
         unions={k: tuple(v) for k, v in (raw.unions or {}).items()},
+        stereotactic=raw.stereotactic,
     )
     _check(label, sheet)
     return sheet

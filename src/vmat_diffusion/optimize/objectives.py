@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.evaluate.metrics import histogram_value
-from vmat_diffusion.geometry import Grid, average_onto, sample
+from vmat_diffusion.geometry import Grid, sample
+from vmat_diffusion.optimize.falloff import ceiling_of, falloff_of
 
 # Sampling: cubic millimetres per point and most points, by what the structure is for. A search that
 # sees every other voxel of a small target overfits them: D99 of the others was 2 % lower.
@@ -27,9 +27,6 @@ _TARGET_SAMPLING = (10.0, 7000)
 _TAIL_SAMPLING = (8.0, 4000)
 _MEAN_SAMPLING = (30.0, 1500)
 _TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
-# Normal tissue may receive: 1 at the target's border, falling to the far level with this length.
-_FALLOFF_MM, _FALLOFF_FAR, _FALLOFF_GRACE_MM = 18.0, 0.30, 2.0
-_HOT_MARGIN = 1.03
 _UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 240.0, 60.0, 25.0, 40.0, 0.4
 # A dose to aim at: its weight, below that of a missed goal, and the dose below which nothing is asked of an
 # organ, as a prediction ends where an arc's scatter does not.
@@ -105,10 +102,7 @@ class Objective:
     aims: list[Aim] = field(default_factory=list)
     reference_gy: float = 1.0
     factor: float = 1.0
-    held: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.held = self.ceiling / _HOT_MARGIN
+    held: Tensor = field(kw_only=True)
 
     def __call__(self, dose: Tensor) -> Tensor:
         """The scalar to minimise, for relative dose at all points.
@@ -292,7 +286,8 @@ def build_objective(
     """
     reference = max(sheet.prescription.target_gy.values())
     targets = {n: gy / reference for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
-    ceiling_map, distance = _ceiling(case, targets, grid)
+    falloffs = {name: falloff_of(name, sheet, case) for name in targets}
+    ceiling_map, distance = ceiling_of(case, targets, falloffs, grid)
     union = np.zeros(case.grid.shape, bool)
     for name in targets:
         union |= case.structures[name].mask
@@ -317,10 +312,12 @@ def build_objective(
     tissue_points = _tissue(distance, grid, rng)
     points.append(tissue_points)
     where = np.concatenate(points)
-    ceiling = sample(ceiling_map, grid, where, fill=_FALLOFF_FAR)
+    most = sample(ceiling_map, grid, where, fill=min(f.far for f in falloffs.values()))
+    hot = max(falloff.hot for falloff in falloffs.values())
     for name, level in targets.items():
         own = regions[name].points
-        ceiling[own] = np.maximum(ceiling[own], level * _HOT_MARGIN)
+        most[own] = np.maximum(most[own], level * falloffs[name].hot)
+    ceiling = torch.as_tensor(most, dtype=torch.float32)
     terms = [GoalTerm(g, regions[g.structure]) for g in sheet.goals if g.structure in regions]
     wish = sheet.normalization
     if wish.structure in regions:
@@ -331,12 +328,13 @@ def build_objective(
         where,
         regions,
         targets,
-        torch.as_tensor(ceiling, dtype=torch.float32),
+        ceiling,
         slice(count, count + len(tissue_points)),
         sheet.normalization,
         terms,
         [] if target is None else [_aim(target, region, where, reference) for region in organs],
         reference,
+        held=ceiling / hot,
     )
 
 
@@ -359,30 +357,6 @@ def _draw(
     if wanted >= len(flat):
         return flat
     return flat[((np.arange(wanted) + rng.uniform()) * (len(flat) / wanted)).astype(int)]
-
-
-def _ceiling(case: Case, targets: dict[str, float], grid: Grid) -> tuple[NDArray, NDArray]:
-    """On the dose grid: the relative dose that each voxel may receive, and the distance to any target.
-
-    The ceiling falls from each target's level exponentially with distance; the highest counts.
-    Outside the body the distance is infinite.
-    """
-    ceiling = np.full(grid.shape, 0.0, np.float32)
-    nearest = np.full(grid.shape, np.inf, np.float32)
-    spacing = grid.spacing_mm[::-1]
-    top = max(targets.values())
-    for name, level in targets.items():
-        share = average_onto(case.structures[name].mask, case.grid, grid)
-        # A target smaller than a dose voxel still has its place.
-        inside = share > min(0.5, 0.5 * float(share.max()))
-        away = ndimage.distance_transform_edt(~inside, sampling=spacing).astype(np.float32)
-        fall = np.exp(-np.maximum(away - _FALLOFF_GRACE_MM, 0) / _FALLOFF_MM)
-        far = _FALLOFF_FAR * level
-        ceiling = np.maximum(ceiling, far + (level * (_HOT_MARGIN if level == top else 1.02) - far) * fall)
-        nearest = np.minimum(nearest, away)
-    body = average_onto(case.body.mask, case.grid, grid) > 0.5
-    nearest[~body] = np.inf
-    return ceiling, nearest
 
 
 def _tissue(distance: NDArray, grid: Grid, rng: np.random.Generator) -> NDArray[np.float64]:

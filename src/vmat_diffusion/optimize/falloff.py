@@ -1,0 +1,84 @@
+"""The most that each voxel may receive: targets up to a margin, and around them a fall with distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from vmat_diffusion.case import Case
+from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.geometry import Grid, average_onto
+
+# What a target may get at its border, of its own level, and one of a lower level than others.
+_BORDER, _LOWER_BORDER = 1.03, 1.02
+# A stereotactic target may be so hot unless its sheet says how hot: the prescription at 80 % of the maximum.
+_STEREOTACTIC_HOT, _STEREOTACTIC_FAR, _STEREOTACTIC_GRACE_MM = 1.25, 0.2, 1.0
+# Volume of the half-prescription isodose over that of the target (R50 %), without deviation, by target
+# volume: RTOG 0813 and 0915 protocols (recalled, verify).
+_TARGET_CC = (1.8, 3.8, 7.4, 13.2, 22.0, 34.0, 50.0, 70.0, 95.0, 126.0, 163.0)
+_R50 = (5.9, 5.5, 5.1, 4.7, 4.5, 4.3, 4.0, 3.5, 3.3, 3.1, 2.9)
+
+
+@dataclass(frozen=True)
+class Falloff:
+    """Relative to a target's level: `hot` inside, then falling to `far` as exp(-(r - grace) / length)."""
+
+    length_mm: float = 18.0
+    far: float = 0.30
+    grace_mm: float = 2.0
+    hot: float = _BORDER
+
+
+def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
+    """How dose may fall off from a target: as is usual, or as the protocols of stereotactic plans ask.
+
+    There the half-prescription isodose lies where R50 % of the target's volume has it, were both spheres, and
+    the target may be as hot as the strictest upper goal of the sheet says.
+    """
+    if not sheet.stereotactic:
+        return Falloff()
+    cc = case.structures[target].voxels * case.grid.voxel_cc
+    r50 = float(np.interp(cc, _TARGET_CC, _R50))
+    half_mm = 10.0 * (3.0 * cc / (4.0 * math.pi)) ** (1 / 3) * (r50 ** (1 / 3) - 1.0)
+    far = _STEREOTACTIC_FAR
+    length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((1.0 - far) / (0.5 - far))
+    level = sheet.prescription.target_gy[target]
+    upper = [
+        g.limit / level
+        for g in sheet.goals
+        if g.structure == target and g.comparator == "<=" and g.metric.kind in ("max", "D%", "Dcc")
+    ]
+    return Falloff(max(length, 1.0), far, _STEREOTACTIC_GRACE_MM, min(upper, default=_STEREOTACTIC_HOT))
+
+
+def ceiling_of(
+    case: Case, targets: Mapping[str, float], falloffs: Mapping[str, Falloff], grid: Grid
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """On the dose grid: the relative dose that each voxel may receive, and the distance to any target.
+
+    The ceiling falls from each target's level with distance; the highest counts. Outside the body the
+    distance is infinite.
+    """
+    ceiling = np.full(grid.shape, 0.0, np.float32)
+    nearest = np.full(grid.shape, np.inf, np.float32)
+    spacing = grid.spacing_mm[::-1]
+    top = max(targets.values())
+    for name, level in targets.items():
+        share = average_onto(case.structures[name].mask, case.grid, grid)
+        # A target smaller than a dose voxel still has its place.
+        inside = share > min(0.5, 0.5 * float(share.max()))
+        away = ndimage.distance_transform_edt(~inside, sampling=spacing).astype(np.float32)
+        own = falloffs[name]
+        fall = np.exp(-np.maximum(away - own.grace_mm, 0) / own.length_mm)
+        far = own.far * level
+        border = level * (_BORDER if level == top else _LOWER_BORDER)
+        ceiling = np.maximum(ceiling, far + (border - far) * fall)
+        nearest = np.minimum(nearest, away)
+    body = average_onto(case.body.mask, case.grid, grid) > 0.5
+    nearest[~body] = np.inf
+    return ceiling, nearest
