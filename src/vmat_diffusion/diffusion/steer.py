@@ -50,7 +50,7 @@ class Aim:
 def aims_of(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[Aim, ...]:
     """The goals of a fitted sheet that are limits on dose or volume, for a case on the model's grid.
 
-    Conformity and homogeneity, and structures without voxels in the box, are left out.
+    gEUD, conformity and homogeneity, and structures without voxels in the box, are left out.
     """
     in_targets = np.zeros(case.grid.shape, bool)
     for name in sheet.prescription.target_gy:

@@ -58,6 +58,17 @@ class Dvh:
         """Mean dose."""
         return float(self.gy.mean(dtype=np.float64))
 
+    def geud_gy(self, exponent: float) -> float:
+        """Generalised equivalent uniform dose, the power mean: 1 is the mean, large ones near the maximum.
+
+        Negative exponents, for targets, near the minimum; 0 where a voxel has none. Niemierko, Med Phys
+        26:1100 (1999).
+        """
+        top = self.max_gy if exponent > 0 else self.min_gy
+        if not top > 0:
+            return 0.0
+        return top * float(((self.gy.astype(np.float64) / top) ** exponent).mean() ** (1.0 / exponent))
+
     @property
     def std_gy(self) -> float:
         """Standard deviation of the dose over the structure."""

@@ -10,11 +10,12 @@ from typing import Literal
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
 
-Kind = Literal["D%", "Dcc", "V", "mean", "max", "min", "conformity", "homogeneity"]
+Kind = Literal["D%", "Dcc", "V", "mean", "max", "min", "gEUD", "conformity", "homogeneity"]
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _DOSE_AT = re.compile(rf"D{_NUMBER}(%|cc)")
 _VOLUME_AT = re.compile(rf"V{_NUMBER}(Gy|%)(?:\[(%|cc)\])?")
+_GEUD = re.compile(r"gEUD(-?\d+(?:\.\d+)?)")
 _CONFORMITY = re.compile(rf"conformity(?:{_NUMBER}%)?")
 _CONFORMITY_LEVEL_PERCENT = 95.0
 
@@ -24,8 +25,8 @@ class Metric:
     """What is measured on a structure.
 
     `value` is the volume of a D metric, the dose of a V metric or the isodose of conformity, in
-    `value_unit`; percent of dose means percent of the structure's own prescription. `result_unit`
-    is Gy, %, cc or "" for an index.
+    `value_unit`, or the exponent of a gEUD; percent of dose means percent of the structure's own
+    prescription. `result_unit` is Gy, %, cc or "" for an index.
     """
 
     kind: Kind
@@ -35,7 +36,7 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """The metric of `D95%`, `D0.03cc`, `V20Gy`, `V20Gy[cc]`, `V95%`, `mean`, `max`, `min`,
+        """The metric of `D95%`, `D0.03cc`, `V20Gy`, `V20Gy[cc]`, `V95%`, `mean`, `max`, `min`, `gEUD8`,
         `conformity`, `conformity100%` or `homogeneity`; GoalError otherwise.
         """
         if text in ("mean", "max", "min"):
@@ -46,6 +47,8 @@ class Metric:
             level = float(match[1] or _CONFORMITY_LEVEL_PERCENT)
             if level > 0:
                 return cls("conformity", level, "%", "")
+        if (match := _GEUD.fullmatch(text)) and float(match[1]):
+            return cls("gEUD", float(match[1]))
         if match := _DOSE_AT.fullmatch(text):
             percent = match[2] == "%"
             if not percent or float(match[1]) <= 100:
@@ -54,7 +57,7 @@ class Metric:
             return cls("V", float(match[1]), match[2], match[3] or "%")  # type: ignore[arg-type]
         raise GoalError(
             f"metric {text!r} is not known; write D95%, D0.03cc, V20Gy, V20Gy[cc], V95%, mean, max, min, "
-            "conformity or homogeneity"
+            "gEUD8, conformity or homogeneity"
         )
 
     @property
@@ -67,6 +70,8 @@ class Metric:
             return f"V{self.value:g}{self.value_unit}" + ("[cc]" if self.result_unit == "cc" else "")
         if self.kind in ("D%", "Dcc"):
             return f"D{self.value:g}{self.value_unit}"
+        if self.kind == "gEUD":
+            return f"gEUD{self.value:g}"
         return self.kind if self.value is None else f"{self.kind}{self.value:g}%"
 
 
@@ -96,6 +101,8 @@ def histogram_value(metric: Metric, dvh: Dvh, level_gy: float | None = None) -> 
         return dvh.dose_at_percent_gy(metric.value)
     if metric.kind == "Dcc" and metric.value is not None:
         return dvh.dose_at_cc_gy(metric.value)
+    if metric.kind == "gEUD" and metric.value is not None:
+        return dvh.geud_gy(metric.value)
     if metric.kind == "V" and level_gy is not None:
         at = dvh.volume_at_dose_cc if metric.result_unit == "cc" else dvh.volume_at_dose_percent
         return float(at(level_gy))

@@ -47,6 +47,8 @@ _NEAR_MAXIMUM, _HOT_SHARE, _HOT_POINTS = 0.97, 0.1, 40
 # What the report finds on every voxel may be worse by this share than what the search sees on samples. Of
 # coverage it is little: sheets normalise to 0.2 % above it or more.
 _ROOM_ABOVE, _ROOM_BELOW = 0.012, 0.001
+# No dose is below this for a mean of powers.
+_LEAST_DOSE = 1e-4
 # Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
 _POINT_CC = 0.2
 
@@ -147,8 +149,9 @@ class Objective:
         limit = goal.limit / self.reference_gy
         if goal.priority > 1 and not at_least:
             d = self._outside_targets(region, d, self._level(goal) if kind in ("D%", "V") else None)
-        if kind == "mean":
-            gap = (limit * 1.005 - d.mean()) if at_least else (d.mean() - limit * 0.985)
+        if kind in ("mean", "gEUD"):
+            mean = d.mean() if kind == "mean" else _power_mean(d, goal.metric.value or 1.0)
+            gap = (limit * 1.005 - mean) if at_least else (mean - limit * 0.985)
             excess = gap.clamp_min(0) / _MEAN_KNEE
             return _MEAN * _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1)
         if kind in ("max", "min") or (kind == "Dcc" and goal.metric.value <= _POINT_CC):  # type: ignore[operator]
@@ -269,6 +272,13 @@ class Objective:
             return 1.0
         now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
         return float(np.clip(wish.gy / now, 1 - most, 1 + most)) if now else 1.0
+
+
+def _power_mean(d: Tensor, exponent: float) -> Tensor:
+    """The generalised equivalent uniform dose, scaled so that no power over- or underflows."""
+    d = d.clamp_min(_LEAST_DOSE)
+    top = (d.max() if exponent > 0 else d.min()).detach()
+    return top * (d / top).pow(exponent).mean().pow(1 / exponent)
 
 
 def _status(goal: Goal, value: float) -> Status:

@@ -78,6 +78,19 @@ def test_impossible_volumes_are_refused(percent: float) -> None:
         _ten().dose_at_percent_gy(percent)
 
 
+def test_equivalent_uniform_dose_lies_between_the_extremes() -> None:
+    doses = [20.0, 40.0, 60.0, 80.0]
+    dvh = Dvh.of(doses, 1.0)
+    assert dvh.geud_gy(1.0) == pytest.approx(dvh.mean_gy)
+    assert dvh.geud_gy(2.0) == pytest.approx(np.sqrt(np.mean(np.square(doses))))
+    assert dvh.geud_gy(-1.0) == pytest.approx(4 / sum(1 / d for d in doses))
+    values = [dvh.geud_gy(a) for a in (-400.0, -8.0, -1.0, 1.0, 8.0, 400.0)]
+    assert values == sorted(values) and values[0] > 20.0 and values[-1] < 80.0
+    assert values[0] == pytest.approx(20.0, rel=0.01) and values[-1] == pytest.approx(80.0, rel=0.01)
+    assert Dvh.of([30.0, 30.0], 1.0).geud_gy(12.0) == pytest.approx(30.0)
+    assert Dvh.of([0.0, 50.0], 1.0).geud_gy(-5.0) == 0.0 and Dvh.of([0.0, 0.0], 1.0).geud_gy(3.0) == 0.0
+
+
 def test_an_empty_structure_has_no_dvh() -> None:
     grid = Grid((3, 4, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     empty = Structure("Lens_L", "organ", np.zeros(grid.shape, bool))

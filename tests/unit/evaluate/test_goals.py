@@ -80,6 +80,9 @@ def _step_dose(case: Case) -> Dose:
         ("max", "max", None, None, "Gy"),
         ("min", "min", None, None, "Gy"),
         ("conformity95%", "conformity", 95.0, "%", ""),
+        ("gEUD8", "gEUD", 8.0, None, "Gy"),
+        ("gEUD-10", "gEUD", -10.0, None, "Gy"),
+        ("gEUD0.5", "gEUD", 0.5, None, "Gy"),
         ("homogeneity", "homogeneity", None, None, ""),
     ],
 )
@@ -96,7 +99,22 @@ def test_conformity_means_the_95_percent_isodose() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["D95", "95%", "V20", "D120%", "Vmax", "d95%", "D-1cc", "", "mean%", "conformity0%"]
+    "text",
+    [
+        "D95",
+        "95%",
+        "V20",
+        "D120%",
+        "Vmax",
+        "d95%",
+        "D-1cc",
+        "",
+        "mean%",
+        "conformity0%",
+        "gEUD",
+        "gEUD0",
+        "gEUD8%",
+    ],
 )
 def test_unknown_metrics_are_refused(text: str) -> None:
     with pytest.raises(GoalError, match="is not known; write D95%"):

@@ -9,6 +9,7 @@ import torch
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose import dose_grid
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import sample
 from vmat_diffusion.optimize.objectives import build_objective
 from vmat_diffusion.phantom import phantom
@@ -75,6 +76,26 @@ def test_the_gradient_is_that_of_the_function_where_organs_lie_in_targets():
     assert_gradient_is_exact(objective, seed=2)
     objective.adapt(np.random.default_rng(3).uniform(0, 1.2, len(objective.points_mm)).astype(np.float32))
     assert_gradient_is_exact(objective, seed=2)
+
+
+@pytest.mark.parametrize(("goal", "worse"), [("gEUD8 <= 10 Gy", 1.1), ("gEUD-10 >= 40 Gy", 0.9)])
+def test_an_equivalent_uniform_dose_is_a_goal(goal, worse):
+    case = phantom("tg119_cshape")
+    sheet = load_goals("tg119_cshape_easy")
+    metric, comparator, limit, _ = goal.split()
+    term = next(g for g in sheet.goals if g.structure == "Core")
+    wish = replace(
+        term, metric=Metric.parse(metric), comparator=comparator, limit=float(limit), variation=None
+    )
+    sheet = fit_to_case(replace(sheet, goals=(*sheet.goals, wish)), case)
+    objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
+    uniform = torch.full((len(objective.points_mm),), float(limit) / objective.reference_gy)
+    better, bad = uniform / worse, uniform * worse
+    objective.factor = 1.0
+    assert hinge(objective, str(wish), better) == 0 < hinge(objective, str(wish), bad)
+    value = objective.value(wish, objective.regions["Core"], bad.numpy())
+    assert value == pytest.approx(float(limit) * worse, rel=1e-5)
+    assert_gradient_is_exact(objective, seed=4)
 
 
 def test_the_level_of_the_plan_is_searched_for_and_not_left_to_scaling(objective):
