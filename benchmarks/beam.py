@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from computer import today
 
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Dose
@@ -186,7 +186,7 @@ def main() -> None:
     if not found and not reference:
         print("beam: left out, no scans or reference doses in VMAT_SHARED_DATA", file=sys.stderr)
         return
-    date = datetime.now(timezone.utc).date().isoformat()
+    date = today()
     figures = {"scans": found, "reference": reference, "speed": speed(), "date": date}
     part = FIGURES.with_suffix(".part")
     text = json.dumps(figures, indent=1, default=lambda v: np.asarray(v).item())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
+
+from computer import stamp
 
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.workflow.plans_output import SUMMARY_MD
@@ -37,10 +38,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, help="folder that `benchmark plans` wrote")
-    from plans import machine
-
     tables = (parser.parse_args().results / SUMMARY_MD).read_text(encoding="utf-8")
-    kept = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine(), "tables": tables}
+    kept = stamp() | {"tables": tables}
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import ablation
 import priors
+from computer import stamp
 
 from vmat_diffusion.files import written_whole
 
@@ -136,12 +136,11 @@ def _plans(found: Mapping[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("found", type=Path, help="what `benchmark openkbp --out` wrote")
-    from plans import machine
 
     found = json.loads(parser.parse_args().found.read_text(encoding="utf-8"))
     kept = {key: value for key, value in found.items() if key not in _LEFT_OUT}
     kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("data", "train_data")}
-    kept |= {"machine": machine(), "date": datetime.now(timezone.utc).date().isoformat()}
+    kept |= stamp()
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))

@@ -15,12 +15,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from computer import today
 
 from vmat_diffusion.dose.monte_carlo.engine import SPLIT, Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import Openings, frames, sampled
@@ -96,7 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=3.0, help="at most for each reference case")
     minutes = parser.parse_args().minutes
-    figures: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "speed": speed()}
+    figures: dict[str, Any] = {"date": today(), "speed": speed()}
     folder = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "reference_dose"
     if folder.is_dir():
         figures["cases"] = check_references(folder, uncertainty=0.01, max_minutes=minutes)["cases"]

@@ -20,11 +20,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from computer import stamp
 from peers import driver, environment, paragraph
 
 from vmat_diffusion.case import Case, Dose
@@ -227,13 +227,11 @@ def main() -> None:
     parser.add_argument("--venvs", type=Path, default=ROOT / ".venv-peers", help="folder of the environments")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the peer's search")
     arguments = parser.parse_args()
-    import plans  # which imports `section` from here
-
     python = environment("pydosert", arguments.venvs.resolve())
     if python is None:
         sys.exit(1)
     row = measure(python, arguments.minutes, cores)
-    row |= {"date": datetime.now(timezone.utc).date().isoformat(), "machine": plans.machine()}
+    row |= stamp()
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))

@@ -22,12 +22,12 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from computer import stamp
 
 from vmat_diffusion.dicom.read import read_plan
 from vmat_diffusion.machine import load_machine
@@ -329,7 +329,7 @@ def main() -> None:
     import plans  # which imports `section` from here
 
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-    stamp = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": plans.machine()}
+    today = stamp()
     for peer in arguments.only:
         if peer == "pydosert" and not plan_file.is_file():
             print(f"pydosert: left out, {PLAN} is not in VMAT_SHARED_DATA", file=sys.stderr)
@@ -353,7 +353,7 @@ def main() -> None:
                 raise
             print(f"{peer}: left out, it ended with exit code {failed.returncode}", file=sys.stderr)
             continue
-        figures[peer] = [stamp | row for row in rows]
+        figures[peer] = [today | row for row in rows]
         save(figures)
     print("\n".join(section()))
     plans.save(plans.load())

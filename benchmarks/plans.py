@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tarfile
@@ -22,8 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ import peers
 import prediction
 import preprocess
 import tg119
+from computer import stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks.json"
@@ -105,27 +103,12 @@ def measure(bench: Bench, work: Path, keep: Path | None) -> dict[str, Any] | Non
         ]
     else:
         record["failed"] = f"ended with exit code {done.returncode}"
-    return record | {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
+    return record | stamp()
 
 
 def _processor_s() -> float:
     """Processor seconds of all processes started here that have ended; 0 where the system does not say."""
     return sum(os.times()[2:4])
-
-
-def machine() -> str:
-    """The computer and the versions the figures hold for."""
-    model = platform.processor() or platform.machine()
-    memory = ""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
-        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB memory"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba"))
-    return f"{model}, {cores} cores{memory}; Python {platform.python_version()}, {versions}"
 
 
 def page(figures: dict[str, Any]) -> Iterator[str]:
@@ -225,6 +208,7 @@ def save(figures: dict[str, Any]) -> None:
                     *beam.section(),
                     *monte_carlo.section(),
                     *peers.section(),
+                    *peer_plans.section(),
                     *preprocess.section(),
                     *prediction.section(),
                     *model.section(),

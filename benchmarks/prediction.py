@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from computer import stamp
 
 from vmat_diffusion.diffusion.encode import encode
 from vmat_diffusion.diffusion.model import DoseModel, load_model
@@ -119,7 +119,6 @@ def main() -> None:
         sys.exit("prediction: OpenKBP is not in VMAT_SHARED_DATA; nothing is measured")
     torch.set_num_threads(given.threads)
     from peers import busy_s
-    from plans import machine
 
     case, model = read_openkbp(file), load_model(given.weights).to(given.device)
     row: dict[str, Any] = {"steps": given.steps}
@@ -130,7 +129,7 @@ def main() -> None:
     others = busy_s() - before - (sum(os.times()[:4]) - own)
     row["others"] = max(0.0, others / (time.perf_counter() - started))
     name = f"{given.threads} cores" if given.device == "cpu" else torch.cuda.get_device_name()
-    row |= {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
+    row |= stamp()
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps({**figures, name: row}, indent=1) + "\n", encoding="utf-8")

@@ -20,11 +20,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from computer import today
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
@@ -302,7 +302,7 @@ def main() -> None:
             figures["small"] = small_cases(work, given.small)
         if "index" in given.only:
             figures["index"] = index(work, given.entries)
-    figures["date"] = datetime.now(timezone.utc).date().isoformat()
+    figures["date"] = today()
     part = FIGURES.with_suffix(".part")
     part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     part.replace(FIGURES)

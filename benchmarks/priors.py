@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from computer import today
 
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.goals import evaluate
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FIGURES)
     asked = parser.parse_args()
     done = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    done |= {"max_minutes": asked.max_minutes, "date": datetime.now(timezone.utc).date().isoformat()}
+    done |= {"max_minutes": asked.max_minutes, "date": today()}
     plans = done.setdefault("plans", {})
     for name in asked.cases:
         for prior in PRIORS:

@@ -14,9 +14,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from computer import stamp
 
 from vmat_diffusion.evaluate.tg119 import CASES
 from vmat_diffusion.files import written_whole
@@ -84,13 +85,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES), help="cases to measure")
     parser.add_argument("--keep", type=Path, help="keep the plans in this folder")
     arguments = parser.parse_args()
-    from plans import machine
-
     figures = load()
     for name in arguments.only or CASES:
         print(f"== {name}", file=sys.stderr, flush=True)
-        stamp = {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
-        figures[name] = measure(name, arguments.keep) | stamp
+        figures[name] = measure(name, arguments.keep) | stamp()
         ordered = {known: figures[known] for known in CASES if known in figures}
         with written_whole(FIGURES) as part:
             part.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")

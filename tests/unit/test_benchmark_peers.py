@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
 from pathlib import Path
@@ -17,15 +17,10 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Plan
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-
 
 @pytest.fixture(scope="module")
 def peers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peers", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("peers")
     return module
 
 

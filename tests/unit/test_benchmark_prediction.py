@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,15 +13,10 @@ from tiny_model import tiny_model
 
 from vmat_diffusion.training.openkbp import read_openkbp
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "prediction.py"
-
 
 @pytest.fixture
 def prediction() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prediction", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("prediction")
     return module
 
 

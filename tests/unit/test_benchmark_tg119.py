@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +11,10 @@ import pytest
 
 from vmat_diffusion.evaluate.tg119 import CASES
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "tg119.py"
-
 
 @pytest.fixture
 def tg119(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tg119", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("tg119")
     monkeypatch.setattr(module, "FIGURES", tmp_path / "figures.json")
     return module
 
