@@ -37,6 +37,7 @@ from vmat_diffusion.geometry import Grid, average_onto, beam_axes, mask_bounds_m
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize import Settings, optimize
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
+from vmat_diffusion.optimize.falloff import Falloff, ceiling_of
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Arc, Plan, violations
 
@@ -44,7 +45,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks_peer_plans.json"
 SHEET, MACHINE, TARGET, ORGAN = "tg119_cshape_hard", "generic_6mv", "PTV", "Core"
 SPACING_DEG, PEER_GRID_MM, MARGIN_MM, CLOSED_MM = 6.0, 5.0, 3.0, 1.0
-FALLOFF_MM, FAR = 18.0, 0.3
 
 
 def frames_of(case: Case, machine: Machine, spacing_deg: float) -> tuple[ArcFrame, ...]:
@@ -90,13 +90,11 @@ def peer_grid(case: Case) -> Grid:
 
 def peer_case(case: Case, machine: Machine, file: Path) -> tuple[tuple[ArcFrame, ...], Grid]:
     """What the peer's driver reads: density, structures and first apertures on a grid of its own."""
-    from scipy import ndimage
-
     frames = frames_of(case, machine, SPACING_DEG)
     grid = peer_grid(case)
     inside = {n: average_onto(case.structures[n].mask, case.grid, grid) > 0.5 for n in (TARGET, ORGAN)}
     density = density_of(case, grid).g_cm3
-    away = ndimage.distance_transform_edt(~inside[TARGET], sampling=PEER_GRID_MM)
+    ceiling, away = ceiling_of(case, {TARGET: 1.0}, {TARGET: Falloff()}, grid)
     counts = [len(f.gantry_deg) for f in frames]
     np.savez(
         file,
@@ -104,10 +102,10 @@ def peer_case(case: Case, machine: Machine, file: Path) -> tuple[tuple[ArcFrame,
         ptv=inside[TARGET],
         core=inside[ORGAN],
         around=(density > 0.1) & ~inside[TARGET] & (away < 60),
-        ceiling=FAR + (1 - FAR) * np.exp(-away / FALLOFF_MM),
+        ceiling=ceiling,
         arc_start=np.cumsum([0, *counts])[:-1],
         arc_stop=np.cumsum(counts),
-        gantry_deg=np.concatenate([f.gantry_deg % 360 for f in frames]),
+        gantry_deg=np.concatenate([f.gantry_deg for f in frames]),
         collimator_deg=np.repeat([f.collimator_deg for f in frames], counts),
         leaves_mm=np.concatenate([conformal(case, machine, f) for f in frames]).transpose(0, 2, 1),
         jaws_y_mm=np.repeat([f.jaws_mm[2:] for f in frames], counts, axis=0),
@@ -235,6 +233,9 @@ def main() -> None:
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))
+    import plans  # which imports `section` from here
+
+    plans.save(plans.load())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import beam
 import clinical
 import model
 import monte_carlo
+import peer_plans
 import peers
 import prediction
 import preprocess

@@ -87,8 +87,8 @@ def main(minutes: float, case_file: str, plan_file: str, figures: str) -> None:
     with torch.no_grad():
         unit = float(engine.compute_dose(beams(), density_image=density)[0][ptv].mean())
     adam = torch.optim.Adam([leaves, raw_mu], lr=STEP)
-    best, kept, history = np.inf, (physical(), template), []
-    while time.perf_counter() - begun < 60 * minutes:
+    best, kept, history = np.inf, None, []
+    while kept is None or time.perf_counter() - begun < 60 * minutes:
         adam.zero_grad()
         dose = engine.compute_dose(beams(), density_image=density)[0] / unit
         # Goals relative to the prescription: PTV D95 >= 1 and D10 <= 1.1, core D10 <= 0.2, falloff around.
@@ -101,11 +101,11 @@ def main(minutes: float, case_file: str, plan_file: str, figures: str) -> None:
         value.backward()
         history.append(round(value.item(), 5))
         if history[-1] < best:
-            best, kept = history[-1], (tuple(t.detach().clone() for t in physical()), None)
-            kept_dose = dose.detach().numpy().copy()
+            best = history[-1]
+            kept = [t.detach().numpy().copy() for t in (*physical(), dose)]
         adam.step()
-    (made, mu), _ = kept
-    np.savez(plan_file, leaves_mm=made.numpy().transpose(0, 2, 1), mu=mu.numpy(), dose=kept_dose)
+    made, mu, found = kept
+    np.savez(plan_file, leaves_mm=made.transpose(0, 2, 1), mu=mu, dose=found)
     report(
         figures,
         {

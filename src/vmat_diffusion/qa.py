@@ -190,13 +190,15 @@ def judge(
     if check is None:
         checks.append(Check("independent dose", False, None, None, "", "no independent dose was computed"))
         return Verdict(tuple(checks))
-    tissue = _tissue(case, check.grid)
+    body = _on(case.body.mask, case.grid, check.grid)
+    tissue = _tissue(body, case, check.grid)
+    air = 100.0 * (1.0 - tissue.sum() / max(int(body.sum()), 1))
     if (sigma := uncertainty_percent(check, dose, tissue)) is not None:
         limit = settings.uncertainty_percent
         why = "mean sigma of the independent dose in tissue where the plan has more than half of its maximum"
         checks.append(Check("statistical uncertainty", sigma <= limit, sigma, limit, "%", why))
     alone = all(c.passed for c in checks)
-    main, engines = _gammas(tissue, dose, check, settings)
+    main, engines = _gammas(tissue, air, dose, check, settings)
     engines += _target_means(case, sheet, dose, check, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:
@@ -370,9 +372,12 @@ def _dose_differences(dose: Dose, other: Dose) -> list[str]:
 
 
 def _gammas(
-    tissue: Mask, dose: Dose, check: Dose, settings: GateSettings
+    tissue: Mask, air: float, dose: Dose, check: Dose, settings: GateSettings
 ) -> tuple[GammaResult | None, list[Check]]:
-    """The judged and the reported gamma in tissue: how well `dose` meets the independent dose."""
+    """The judged and the reported gamma: how well `dose` meets the independent dose in tissue.
+
+    `air` is the percentage of the body that is none.
+    """
     main: GammaResult | None = None
     checks: list[Check] = []
     for percent, mm, limit, most in (
@@ -398,7 +403,10 @@ def _gammas(
             continue
         # A voxel without any planned dose near it is no voxel that agrees.
         value = result.pass_percent * result.points / (result.points + result.outside)
-        why = f"{result.criteria}, {result.points + result.outside} voxels of tissue"
+        why = (
+            f"{result.criteria}, {result.points + result.outside} voxels of tissue; "
+            f"{air:.1f} % of the body is air and not counted"
+        )
         if limit is None:
             why += "; reported only"
         main = main or result
@@ -406,9 +414,8 @@ def _gammas(
     return main, checks
 
 
-def _tissue(case: Case, grid: Grid) -> Mask:
+def _tissue(body: Mask, case: Case, grid: Grid) -> Mask:
     """The voxels of the body that are not air; all of it where there is nothing else."""
-    body = _on(case.body.mask, case.grid, grid)
     dense = body & (density_of(case, grid).g_cm3 >= AIR_BELOW_G_CM3)
     return dense if dense.any() else body
 

@@ -93,6 +93,8 @@ def test_settings_reach_the_optimiser(
         arc_start_deg=200,
         arc_stop_deg=20,
         collimator_deg=[15],
+        couch_deg=[10, 0, 350 - 360],
+        jaws="fixed",
         grid_mm=4,
         seed=7,
         max_minutes=2,
@@ -102,8 +104,18 @@ def test_settings_reach_the_optimiser(
     (call,) = calls
     given = call["settings"]
     assert (given.arcs, given.arc_start_deg, given.arc_stop_deg) == (3, 200.0, 20.0)
-    assert given.collimator_deg == (15.0, 15.0, 15.0)
+    assert given.collimator_deg == (15.0, 15.0, 15.0) and given.couch_deg == (10.0, 0.0, -10.0)
+    assert given.jaw_tracking is False and not given.partial
     assert (given.grid_mm, given.seed, given.max_minutes) == (4.0, 7, 2.0)
+
+
+def test_jaws_are_left_to_the_machine_and_arcs_can_be_partial(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser()
+    plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy", span="partial"))
+    given = calls[0]["settings"]
+    assert given.partial and given.jaw_tracking is None and given.couch_deg is None
 
 
 def test_an_undeliverable_plan_gets_a_report_and_its_dose_but_no_plan_file(
@@ -236,6 +248,11 @@ def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
         ({"prior": "magic"}, "prior"),
         ({"max_minutes": 0}, "max_minutes"),
         ({"arc_start_deg": 10}, "both"),
+        ({"couch_deg": (0, 10, 20)}, "3 couch angles for 2 arcs"),
+        ({"couch_deg": (120,)}, "couch_deg"),
+        ({"jaws": "loose"}, "jaws"),
+        ({"span": "partial", "arc_start_deg": 10, "arc_stop_deg": 90}, "leave them out or --span partial"),
+        ({"span": "partial", "improve": "RP.dcm"}, "arcs of RP.dcm are kept"),
         ({"arcs": 3, "collimator_deg": (10, 20)}, "2 collimator angles for 3 arcs"),
         ({"patient_position": "SITTING"}, "patient_position"),
         ({"no_such_setting": 1}, "no_such_setting"),

@@ -42,6 +42,7 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
                 title=f"{base.title}, with the collimator of: {other.title}",
                 limits=replace(
                     other.limits,
+                    jaw_tracking=base.limits.jaw_tracking and other.limits.jaw_tracking,
                     dose_rate_mu_min=base.limits.dose_rate_mu_min,
                     dose_rate_change_mu_min_s=base.limits.dose_rate_change_mu_min_s,
                     dose_rate_levels_mu_min=base.limits.dose_rate_levels_mu_min,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 MEDIA = ("water", "lung", "soft_tissue", "adipose", "bone_soft", "bone_cortical", "air", "titanium")
 ELECTRON_MEV = 0.51099895
-# What is thinner is the air of cavities: no tissue takes its dose. Lung is above 0.1 even when inflated.
-AIR_BELOW_G_CM3 = 0.1
+# What is thinner is air, as the band of that medium says: no tissue takes its dose. It is at about -950 HU,
+# where emphysema begins; inflated lung lies above.
+AIR_BELOW_G_CM3 = 0.05
 
 # Energies in MeV, all kinetic. Electrons below ECUT and photons below PCUT are absorbed where they
 # are; collisions that set free more than ECUT and bremsstrahlung above BREMS are single events.
@@ -34,7 +35,7 @@ _BOHR_MEV = 3.7289e-3  # hbar c / Bohr radius in MeV
 
 # Density bands in g/cm3 by which a voxel's medium is chosen. Pure water is a narrow band around 1 so
 # that phantoms stay water; the bands' borders follow the HU ranges of ICRU 44 tissues.
-_BAND_TOP = np.array([0.05, 0.75, 0.985, 0.995, 1.005, 1.11, 1.45, 2.6])
+_BAND_TOP = np.array([AIR_BELOW_G_CM3, 0.75, 0.985, 0.995, 1.005, 1.11, 1.45, 2.6])
 _BAND = (
     "air",
     "lung",

@@ -12,12 +12,14 @@ from scipy import ndimage
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import Grid, average_onto
 
 # What a target may get at its border, of its own level, and one of a lower level than others.
-_BORDER, _LOWER_BORDER = 1.03, 1.02
+BORDER, _LOWER_BORDER = 1.03, 1.02
 # A stereotactic target may be so hot unless its sheet says how hot: the prescription at 80 % of the maximum.
 _STEREOTACTIC_HOT, _STEREOTACTIC_FAR, _STEREOTACTIC_GRACE_MM = 1.25, 0.2, 1.0
+_NEAR_MAXIMUM_PERCENT = 5.0
 # Volume of the half-prescription isodose over that of the target (R50 %), without deviation, by target
 # volume: RTOG 0813 and 0915 protocols (recalled, verify).
 _TARGET_CC = (1.8, 3.8, 7.4, 13.2, 22.0, 34.0, 50.0, 70.0, 95.0, 126.0, 163.0)
@@ -31,14 +33,14 @@ class Falloff:
     length_mm: float = 18.0
     far: float = 0.30
     grace_mm: float = 2.0
-    hot: float = _BORDER
+    hot: float = BORDER
 
 
 def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
     """How dose may fall off from a target: as is usual, or as the protocols of stereotactic plans ask.
 
     There the half-prescription isodose lies where R50 % of the target's volume has it, were both spheres, and
-    the target may be as hot as the strictest upper goal of the sheet says.
+    the target may be as hot as the strictest goal on its near-maximum (max, Dcc, D5% and above) says.
     """
     if not sheet.stereotactic:
         return Falloff()
@@ -46,14 +48,19 @@ def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
     r50 = float(np.interp(cc, _TARGET_CC, _R50))
     half_mm = 10.0 * (3.0 * cc / (4.0 * math.pi)) ** (1 / 3) * (r50 ** (1 / 3) - 1.0)
     far = _STEREOTACTIC_FAR
-    length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((1.0 - far) / (0.5 - far))
+    length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((BORDER - far) / (0.5 - far))
     level = sheet.prescription.target_gy[target]
     upper = [
         g.limit / level
         for g in sheet.goals
-        if g.structure == target and g.comparator == "<=" and g.metric.kind in ("max", "D%", "Dcc")
+        if g.structure == target and g.comparator == "<=" and _near_maximum(g.metric)
     ]
     return Falloff(max(length, 1.0), far, _STEREOTACTIC_GRACE_MM, min(upper, default=_STEREOTACTIC_HOT))
+
+
+def _near_maximum(metric: Metric) -> bool:
+    share = metric.value or 0.0
+    return metric.kind in ("max", "Dcc") or (metric.kind == "D%" and share <= _NEAR_MAXIMUM_PERCENT)
 
 
 def ceiling_of(
@@ -76,7 +83,7 @@ def ceiling_of(
         own = falloffs[name]
         fall = np.exp(-np.maximum(away - own.grace_mm, 0) / own.length_mm)
         far = own.far * level
-        border = level * (_BORDER if level == top else _LOWER_BORDER)
+        border = level * (BORDER if level == top else _LOWER_BORDER)
         ceiling = np.maximum(ceiling, far + (border - far) * fall)
         nearest = np.minimum(nearest, away)
     body = average_onto(case.body.mask, case.grid, grid) > 0.5

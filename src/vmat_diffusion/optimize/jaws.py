@@ -43,21 +43,26 @@ def following(way: Track, state: Apertures, machine: Machine, row_edges_mm: NDAr
     jaws = np.empty_like(way.jaws_mm)
     for number, (begin, end) in enumerate(way.bounds):
         box = np.array(way.frames[number].jaws_mm)
-        low, high = _openings(state.leaves_mm[begin:end], limits.leaf_gap_mm + _OPEN_MM, row_edges_mm)
+        least_low, most_high = box[[0, 2]], box[[1, 3]]
+        seen = (row_edges_mm[1:] > least_low[1]) & (row_edges_mm[:-1] < most_high[1])
+        wide = np.diff(state.leaves_mm[begin:end], axis=1)[:, 0] > limits.leaf_gap_mm + _OPEN_MM
+        low, high = _openings(state.leaves_mm[begin:end], wide & seen, row_edges_mm)
         low, high = low - room_mm, high + room_mm
-        lacking = np.maximum(_LEAST_FIELD_MM - (high - low), 0.0) / 2
-        low, high = low - lacking, high + lacking
+        least = np.minimum(_LEAST_FIELD_MM, most_high - least_low)
+        lacking = np.maximum(least - (high - low), 0.0) / 2
+        # Widened on both sides, but on one alone where the other is at the frame.
+        low = np.minimum(low - lacking, most_high - least)
+        high = np.maximum(high + lacking, np.maximum(low, least_low) + least)
         over = np.array([limits.jaw_overtravel_x_mm, limits.jaw_overtravel_y_mm])
         reach = _jaw_travel_mm(limits, way.rotation_deg[way.arc == number])
-        low = np.maximum(below(np.minimum(low, over), reach), box[[0, 2]])
-        high = np.minimum(above(np.maximum(high, -over), reach), box[[1, 3]])
+        low = np.maximum(below(np.minimum(low, over), reach), least_low)
+        high = np.minimum(above(np.maximum(high, -over), reach), most_high)
         jaws[begin:end] = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     return replace(way, jaws_mm=jaws)
 
 
-def _openings(leaves: NDArray, open_mm: float, row_edges_mm: NDArray) -> tuple[NDArray, NDArray]:
-    """Lowest and highest x and y `[control points, 2]` of the pairs open here or next to here in time."""
-    wide = leaves[:, 1] - leaves[:, 0] > open_mm
+def _openings(leaves: NDArray, wide: NDArray, row_edges_mm: NDArray) -> tuple[NDArray, NDArray]:
+    """Lowest and highest x and y `[control points, 2]` of the pairs open (`wide`) here or next to here."""
     opened = wide.copy()
     opened[1:] |= wide[:-1]
     opened[:-1] |= wide[1:]

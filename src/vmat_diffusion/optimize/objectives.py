@@ -19,7 +19,7 @@ from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.evaluate.metrics import histogram_value
 from vmat_diffusion.geometry import Grid, sample
-from vmat_diffusion.optimize.falloff import ceiling_of, falloff_of
+from vmat_diffusion.optimize.falloff import BORDER, ceiling_of, falloff_of
 
 # Sampling: cubic millimetres per point and most points, by what the structure is for. A search that
 # sees every other voxel of a small target overfits them: D99 of the others was 2 % lower.
@@ -323,10 +323,11 @@ def build_objective(
     points.append(tissue_points)
     where = np.concatenate(points)
     most = sample(ceiling_map, grid, where, fill=min(f.far for f in falloffs.values()))
-    hot = max(falloff.hot for falloff in falloffs.values())
+    held = most.copy()
     for name, level in targets.items():
         own = regions[name].points
         most[own] = np.maximum(most[own], level * falloffs[name].hot)
+        held[own] = np.maximum(held[own], level * BORDER)
     ceiling = torch.as_tensor(most, dtype=torch.float32)
     terms = [GoalTerm(g, regions[g.structure]) for g in sheet.goals if g.structure in regions]
     wish = sheet.normalization
@@ -344,7 +345,7 @@ def build_objective(
         terms,
         [] if target is None else [_aim(target, region, where, reference) for region in organs],
         reference,
-        held=ceiling / hot,
+        held=torch.as_tensor(held / BORDER, dtype=torch.float32),
     )
 
 

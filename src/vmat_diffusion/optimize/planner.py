@@ -20,7 +20,7 @@ from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Grid, Point, sample
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import ApertureProblem, Judged, Stage, refine_mu, search
-from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, target_points
+from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, partial_span, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
 from vmat_diffusion.optimize.existing import apertures_of, frames_of, plan_of
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
@@ -127,6 +127,7 @@ class _Run:
     def run(self) -> Optimized:
         settings, rng = self.settings, np.random.default_rng(self.settings.seed)
         start = time.monotonic()
+        self.tracking = tracking(self.machine, settings.jaw_tracking)
         self.progress("prepare", 0.0, "sampling structures")
         grid = dose_grid(self.case, settings.grid_mm)
         self.density: Density = density_of(self.case, grid)
@@ -134,7 +135,6 @@ class _Run:
         self.isocenter: Point = (
             self.given.isocenter_mm if self.given else isocenter_of(self.case, self.targets)
         )
-        self.tracking = tracking(self.machine, settings.jaw_tracking)
         self.frames = frames = self._frames()
         boxes = np.array([f.jaws_mm for f in frames])
         box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
@@ -187,20 +187,26 @@ class _Run:
             self.seconds,
             tuple(term.strength for term in self.objective.terms),
             conflicts,
+            self.frames,
         )
 
     def _frames(self) -> tuple[ArcFrame, ...]:
         settings = self.settings
+        if self.before is not None and self.before.frames:
+            return self.before.frames
         if self.given is not None:
             return frames_of(self.given, self.machine, settings.spacing_deg)
+        start, stop = settings.arc_start_deg, settings.arc_stop_deg
+        if settings.partial:
+            start, stop = partial_span(self.case, self.targets, self.isocenter)
         return arc_frames(
             self.case,
             self.targets,
             self.isocenter,
             self.machine,
             arcs=settings.arcs,
-            start_deg=settings.arc_start_deg,
-            stop_deg=settings.arc_stop_deg,
+            start_deg=start,
+            stop_deg=stop,
             spacing_deg=settings.spacing_deg,
             collimators_deg=settings.collimator_deg,
             couches_deg=settings.couch_deg,
@@ -277,7 +283,7 @@ class _Run:
 
         However it ends, the newest deliverable state is returned at all control points.
         """
-        self._set(track(self.frames, stages[0][0].every), start, follow=self.given is not None)
+        self._set(stages[0][0].every, start, follow=self.given is not None)
         try:
             for stage, share in stages:
                 self._at_every(stage.every)
@@ -296,7 +302,7 @@ class _Run:
 
     def _continued(self, start: Apertures, before: Optimized) -> tuple[Track, Apertures]:
         """The last stage alone, shortened, with the weights that an earlier search ended with."""
-        self._set(track(self.frames, 1), start, follow=True)
+        self._set(1, start, follow=True)
         for term, strength in zip(self.objective.terms, before.strengths, strict=True):
             term.strength = strength
         self.share = _SEARCH_SHARE
@@ -308,17 +314,20 @@ class _Run:
 
     def _at_every(self, every: int) -> None:
         """The newest state at every n-th control point, with jaws that follow it, unless it is there."""
-        way = track(self.frames, every)
-        if len(way.angles_deg) != len(self.reach.way.angles_deg):
-            self._set(way, interpolated(self.reach.way, way, self.newest[0]), follow=True)
+        if every != self.every:
+            way = track(self.frames, every)
+            self._set(every, interpolated(self.reach.way, way, self.newest[0]), follow=True)
 
-    def _set(self, way: Track, state: Apertures, *, follow: bool, room_mm: float = _JAW_ROOM_MM) -> None:
-        """A state and a track as the newest; the jaws follow the leaves where asked and where they can."""
+    def _set(self, every: int, state: Apertures, *, follow: bool, room_mm: float = _JAW_ROOM_MM) -> None:
+        """A state of every n-th control point as the newest; the jaws follow its leaves where they can."""
+        way = track(self.frames, every)
         state = self._reach_of(way).project(state)
         if follow and self.tracking:
             way = following(way, state, self.machine, self.model.row_edges_mm, room_mm)
-        self.reach = self._reach_of(way)
-        self.newest = [self.reach.project(state)]
+        reach = self._reach_of(way)
+        newest = reach.project(state)
+        # All at once, so that whoever is interrupted finds a state at its own control points.
+        self.reach, self.newest, self.every = reach, [newest], every
 
     def _reach_of(self, way: Track) -> Reach:
         return Reach(way, self.machine, self.pace)
@@ -336,7 +345,7 @@ class _Run:
         )
         # The leaves have moved since the full dose was read, and the jaws have come nearer. Read anew, it is
         # made good by the MU alone.
-        self._set(track(self.frames, 1), self.newest[0], follow=True, room_mm=_JAW_MARGIN_MM)
+        self._set(1, self.newest[0], follow=True, room_mm=_JAW_MARGIN_MM)
         problem = problem.along(self.reach)
         problem = replace(problem, correction=self._correction(problem))
         self.objective.adapt(problem.dose(self.newest[0]))

@@ -9,6 +9,7 @@ from enum import Enum
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.conflicts import Conflict
 from vmat_diffusion.optimize.modulation import Prices
 from vmat_diffusion.plan import Plan
@@ -28,7 +29,8 @@ class Outcome(str, Enum):
 class Settings:
     """What a user may ask of the optimiser; the defaults are meant for clinical targets.
 
-    Angles in degrees, IEC; `couch_deg` one for each arc, 0 unless given; `avoid_deg` holds sectors,
+    Angles in degrees, IEC; `partial` arcs, in place of start and stop, go round the side of the targets;
+    `couch_deg` one for each arc, 0 unless given; `avoid_deg` holds sectors,
     clockwise from first to second. `collimator_deg` None chooses crossed angles, or mirrored ones that the
     leaf span allows. `spacing_deg` is the distance of the control points in the output. `seconds_per_turn` is
     how long a full turn of the gantry may take where the MU do not ask for more: leaves reach further the
@@ -40,6 +42,7 @@ class Settings:
     arcs: int = 2
     arc_start_deg: float = 182.0
     arc_stop_deg: float = 178.0
+    partial: bool = False
     collimator_deg: tuple[float, ...] | None = None
     couch_deg: tuple[float, ...] | None = None
     avoid_deg: tuple[tuple[float, float], ...] = ()
@@ -61,7 +64,7 @@ class Optimized:
     missed, seconds. The weights of goals change between rounds, so only within one do objectives compare.
     `fluence` holds the ideal map of every arc sector: `mu[maps, strips, columns]` and its axes.
     `strengths` are the weights that the sheet's goals had in the end; `conflicts` the goals that stay
-    open with what is in their way.
+    open with what is in their way; `frames` the arcs with the most that their jaws may open.
     """
 
     plan: Plan
@@ -72,3 +75,4 @@ class Optimized:
     seconds: Mapping[str, float] = field(default_factory=dict)
     strengths: tuple[float, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    frames: tuple[ArcFrame, ...] = ()

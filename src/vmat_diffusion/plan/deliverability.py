@@ -124,7 +124,7 @@ def _jaws(arc: Arc, machine: Machine) -> list[str]:
     ):
         if f"ASYM{label}" not in machine.jaws and label not in machine.jaws:
             continue
-        moved = np.abs(np.diff(np.stack([low, high]), axis=1)).max(axis=0, initial=0.0)
+        moved = np.abs(np.diff(np.stack([low, high]), axis=1)).max(axis=0) * (arc.mu > 0)
         if not limits.jaw_tracking and (at := _worst(moved, 0.0, above=True, slack=mm)) is not None:
             out.append(
                 f"segment {at[0]}: {one} moves by {moved[at]:.1f} mm, and machine {machine.name} has no jaw "

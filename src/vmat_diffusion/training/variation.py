@@ -67,7 +67,8 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
     found = []
     for name in goal_sheet_names():
         sheet = load_goals(name)
-        if sheet.site != case.site:
+        # A target drawn for a course of many fractions is no stereotactic one.
+        if sheet.site != case.site or sheet.stereotactic:
             continue
         try:
             fitted = fit_to_case(sheet, relabelled(case, sheet))

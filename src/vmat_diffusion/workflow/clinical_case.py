@@ -236,7 +236,8 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
     """The goals that hold for a case, and the step taken to find them.
 
     Limits are those of a fractionation: of the shipped goals only those with the case's number of
-    fractions are taken; goals that the user names are kept, and the step says so.
+    fractions are taken, stereotactic ones only where it is known; goals that the user names are kept, and the
+    step says so.
     """
     if goals:
         named = fit_to_case(load_goals(goals), case)
@@ -244,7 +245,8 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
         return named, [f"goals-of-other-fractions: {named.name}"] if other else []
     fitting = []
     for sheet in _shipped_sheets():
-        if fractions not in (None, sheet.prescription.fractions):
+        known = fractions is not None or not sheet.stereotactic
+        if not known or fractions not in (None, sheet.prescription.fractions):
             continue
         if sheet.site == site and _levels(sheet) and (fitted := _fitted(sheet, case)):
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))

@@ -96,13 +96,13 @@ def optimised(
     """The plan exactly as its file will hold it, with the dose of that plan; `start` is handed on."""
     from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.optimize import Settings, optimize
-    from vmat_diffusion.optimize.arcs import isocenter_of, partial_span
 
     def for_each_arc(angles: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return angles * settings.arcs if angles is not None and len(angles) == 1 else angles
 
     own = Settings(
         arcs=settings.arcs,
+        partial=settings.span == "partial",
         collimator_deg=for_each_arc(settings.collimator_deg),
         couch_deg=for_each_arc(settings.couch_deg),
         avoid_deg=settings.avoid_deg,
@@ -114,10 +114,6 @@ def optimised(
     )
     if settings.arc_start_deg is not None and settings.arc_stop_deg is not None:
         own = replace(own, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)
-    if settings.span == "partial":
-        targets = tuple(n for n in sheet.prescription.target_gy if n in case.structures)
-        first, last = partial_span(case, targets, isocenter_of(case, targets))
-        own = replace(own, arc_start_deg=first, arc_stop_deg=last)
     return optimize(
         case,
         sheet,

@@ -43,7 +43,7 @@ class PlanSettings:
     arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
     span: Literal["full", "partial"] = "full"
     collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
-    couch_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
+    couch_deg: tuple[Annotated[float, Field(ge=-90, le=90)], ...] | None = None
     avoid_deg: tuple[
         tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]], ...
     ] = ()
@@ -135,9 +135,10 @@ def plan_settings(**values: Any) -> PlanSettings:
             f"candidates of at least {_LEAST_MINUTES:g} minute each; give --max-minutes "
             f"{_LEAST_MINUTES * settings.candidates:g} or fewer --candidates"
         )
-    if settings.collimator_deg is not None and len(settings.collimator_deg) not in (1, settings.arcs):
-        raise InputError(
-            f"plan settings: {len(settings.collimator_deg)} collimator angles for {settings.arcs} arcs; "
-            "give one for all or one for each"
-        )
+    for what, given in (("collimator", settings.collimator_deg), ("couch", settings.couch_deg)):
+        if given is not None and len(given) not in (1, settings.arcs):
+            raise InputError(
+                f"plan settings: {len(given)} {what} angles for {settings.arcs} arcs; "
+                "give one for all or one for each"
+            )
     return settings

@@ -65,9 +65,17 @@ def test_a_small_opening_beside_the_axis_keeps_the_least_field_and_the_range(way
     # X jaws pass the axis by 20 mm at most.
     np.testing.assert_allclose(x1, MACHINE.limits.jaw_overtravel_x_mm)
     np.testing.assert_allclose(x2, 78.0)
-    # The opening's 14 mm become 30 as far as the frame allows.
+    # The opening's 14 mm become 30, to the one side where the frame leaves room.
     np.testing.assert_allclose(y1, BOX[2])
-    np.testing.assert_allclose(y2, -60.0)
+    np.testing.assert_allclose(y2, BOX[2] + 30.0)
+
+
+def test_pairs_beyond_the_frame_of_their_arc_do_not_count(way: Track) -> None:
+    leaves = closed()
+    leaves[:, 0, 4:9], leaves[:, 1, 4:9] = -30.0, 25.0
+    leaves[:, 0, 15], leaves[:, 1, 15] = -70.0, 70.0
+    low = track((ArcFrame(np.arange(POINTS) * 2.0, 10.0, (-90.0, 90.0, -80.0, 60.0)),), 1)
+    np.testing.assert_allclose(jaws_around(low, leaves, 2.0), [[-32.0, 27.0, -42.0, 12.0]] * POINTS)
 
 
 def test_jaws_of_closed_leaves_go_from_one_opening_to_the_next(way: Track) -> None:

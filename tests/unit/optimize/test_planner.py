@@ -12,6 +12,7 @@ from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import evaluate, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Outcome, Settings, optimize
+from vmat_diffusion.optimize.reach import Reach
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import violations
 
@@ -66,6 +67,62 @@ def test_interrupting_keeps_the_best_deliverable_plan(setup):
     result = optimize(*setup, settings=QUICK, progress=interrupt, finalize=as_written)
     assert result.outcome is Outcome.INTERRUPTED
     assert violations(result.plan, setup[2]) == []
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_interrupting_between_two_levels_keeps_a_deliverable_plan(setup, monkeypatch, turn):
+    """Where states are handed from few control points to more, every projection in turn is interrupted."""
+    whole, calls = Reach.project, []
+
+    def project(reach, state):
+        if len(reach.way.angles_deg) > 2 * 21:  # more than every third control point of both arcs
+            calls.append(reach)
+            if len(calls) == turn:
+                raise KeyboardInterrupt
+        return whole(reach, state)
+
+    monkeypatch.setattr(Reach, "project", project)
+    result = optimize(*setup, settings=replace(QUICK, effort=0.02), finalize=as_written)
+    assert result.outcome is Outcome.INTERRUPTED and len(calls) >= turn
+    assert violations(result.plan, setup[2]) == []
+
+
+def test_jaws_follow_the_leaves_and_enclose_every_opening(setup, quick):
+    machine = setup[2]
+    rows, pairs = machine.row_edges_mm(), machine.row_pairs()[:, 0]
+    for arc in quick.plan.arcs:
+        assert np.ptp(arc.jaws_mm, axis=0).max() > 5.0
+        leaves = arc.leaves_mm[:, :, pairs]
+        x1, x2, y1, y2 = arc.jaws_mm.T[:, :, None]
+        open_pairs = (leaves[:, 1] - leaves[:, 0] > 1.0) & (rows[:-1] < y2) & (rows[1:] > y1)
+        assert open_pairs.any(axis=1).mean() > 0.9
+        outside = np.maximum(x1 - leaves[:, 0], leaves[:, 1] - x2)[open_pairs].max()
+        beyond = np.maximum(y1 - rows[:-1], rows[1:] - y2)[open_pairs].max()
+        # The frame's own rows at its ends are cut where the frame is.
+        assert outside < 0.02 and beyond < 10.0
+
+
+def test_jaws_stay_where_they_are_asked_to_or_where_the_machine_has_no_tracking(setup):
+    case, sheet, machine = setup
+    older = replace(machine, limits=replace(machine.limits, jaw_tracking=False))
+    short = replace(QUICK, effort=0.02)
+    for at, settings in ((machine, replace(short, jaw_tracking=False)), (older, short)):
+        made = optimize(case, sheet, at, settings=settings, finalize=as_written)
+        assert all(np.ptp(arc.jaws_mm, axis=0).max() == 0 for arc in made.plan.arcs)
+        assert violations(made.plan, at) == []
+
+
+def test_arcs_with_a_turned_couch_are_planned(setup):
+    case, sheet, machine = setup
+    settings = replace(QUICK, couch_deg=(20.0, 340.0), arc_start_deg=330.0, arc_stop_deg=170.0)
+    made = optimize(case, sheet, machine, settings=settings, finalize=as_written)
+    assert [arc.couch_deg for arc in made.plan.arcs] == [20.0, 340.0]
+    assert violations(made.plan, machine) == []
+    again = PencilBeam(machine)(made.plan, case, made.dose.grid)
+    np.testing.assert_allclose(again.gy, made.dose.gy, atol=1e-3 * made.dose.gy.max())
+    ptv = structure_dvh(made.dose, case.structures["PTV"], case.grid)
+    # Sought with the couch turned: were it not, the dose would miss the target's ends.
+    assert ptv.dose_at_percent_gy(99) > 0.8 * sheet.normalization.gy
 
 
 def test_a_time_limit_ends_the_search_with_a_deliverable_plan(setup):
