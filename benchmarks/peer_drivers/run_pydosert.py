@@ -1,8 +1,6 @@
 """Forward dose and gradient of PyDoseRT; run by peers.py with the Python of the peer's venv.
 
-    run_pydosert.py REPEATS CASE.npz DOSE.npy FIGURES.json
-
-The engine is set as is quickest on processors: FFT convolution, no head scatter, penumbra or output factors.
+run_pydosert.py REPEATS CASE.npz DOSE.npy FIGURES.json
 """
 
 from __future__ import annotations
@@ -13,13 +11,8 @@ from importlib import metadata
 import numpy as np
 import torch
 from clock import report, timed
-from pydosert import DoseEngine, MachineConfig
 from pydosert.data import BeamSequence
-
-FIELD_MM = 400
-KERNEL_VOXELS = 51  # as in its manual; by FFT the cost hardly depends on it
-CHUNK = 6  # beams at once
-TPR_20_10 = 0.676
+from pydosert_engine import FIELD_MM, engine_for
 
 
 def sequence(case: dict[str, np.ndarray]) -> tuple[BeamSequence, list[float]]:
@@ -48,23 +41,7 @@ def main(repeats: int, case_file: str, dose_file: str, figures: str) -> None:
     case = dict(np.load(case_file))
     beams, widths = sequence(case)
     density = torch.as_tensor(case["density"], dtype=torch.float32)
-    machine = MachineConfig(
-        tpr_20_10=TPR_20_10,
-        number_of_leaf_pairs=len(widths),
-        leaf_widths=widths,
-        mlc_transmission=float(case["transmission"]),
-    )
-    engine = DoseEngine(
-        machine,
-        kernel_size=KERNEL_VOXELS,
-        dose_grid_spacing=tuple(case["spacing_zyx_mm"].tolist()),
-        dose_grid_shape=tuple(density.shape),
-        beam_template=beams,
-        device="cpu",
-        dtype=torch.float32,
-        beam_chunk_size=CHUNK,
-        conv_backend="fft",
-    )
+    engine = engine_for(case, widths, beams)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():

@@ -3,8 +3,8 @@
     run_pydosert_plan.py MINUTES CASE.npz PLAN.npz FIGURES.json
 
 Its engine, its map from free variables to apertures (`condition_beam_params`) and its objectives, with
-Adam as in its example of inverse planning; head scatter, penumbra and output factors off, FFT convolution:
-as is quickest on processors. The dose is in units of that of the first apertures: it needs no calibration.
+Adam as in its example of inverse planning. The dose is in units of that of the first apertures: it needs no
+calibration.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from importlib import metadata
 import numpy as np
 import torch
 from clock import report
-from pydosert import DoseEngine, MachineConfig
 from pydosert.data import BeamSequence
 from pydosert.data.beam import condition_beam_params
 from pydosert.objectives.losses import lower_penalty, upper_penalty
+from pydosert_engine import FIELD_MM, engine_for
 
-FIELD_MM, OPENING_MM = 400, 100.0
-KERNEL_VOXELS, CHUNK, TPR_20_10 = 51, 6, 0.676
+OPENING_MM = 100.0
 STEP = 0.1  # of the free variables: up to 2.5 mm of a leaf
 
 
@@ -68,22 +67,7 @@ def main(minutes: float, case_file: str, plan_file: str, figures: str) -> None:
     with torch.no_grad():
         template = beams()
     widths = np.diff(case["leaf_edges_mm"]).tolist()
-    engine = DoseEngine(
-        MachineConfig(
-            tpr_20_10=TPR_20_10,
-            number_of_leaf_pairs=len(widths),
-            leaf_widths=widths,
-            mlc_transmission=float(case["transmission"]),
-        ),
-        kernel_size=KERNEL_VOXELS,
-        dose_grid_spacing=tuple(case["spacing_zyx_mm"].tolist()),
-        dose_grid_shape=tuple(density.shape),
-        beam_template=template,
-        device="cpu",
-        dtype=torch.float32,
-        beam_chunk_size=CHUNK,
-        conv_backend="fft",
-    )
+    engine = engine_for(case, widths, template)
     with torch.no_grad():
         unit = float(engine.compute_dose(beams(), density_image=density)[0][ptv].mean())
     adam = torch.optim.Adam([leaves, raw_mu], lr=STEP)
