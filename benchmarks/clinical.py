@@ -1,6 +1,6 @@
 """The lines of docs/benchmarks.md about plans of OpenKBP patients against their clinical doses.
 
-    python benchmarks/clinical.py DIR      # keep the tables of `benchmark plans --out DIR`
+    python benchmarks/clinical.py DIR [--remark TEXT]   # keep the tables of `benchmark plans --out DIR`
 
 They are kept in docs/benchmarks_clinical.json; `plans.py --page` writes the page with them.
 """
@@ -30,7 +30,7 @@ def section() -> Iterator[str]:
         yield f"#{line}" if line.startswith("#") else line
     yield ""
     yield "What the columns mean: [Plans against clinical doses](plans_benchmark.md)."
-    yield f"Measured on {kept['date']} on {kept['machine']}"
+    yield f"Measured on {kept['date']} on {kept['machine']}. {kept['remark']}".rstrip()
 
 
 def main() -> None:
@@ -38,8 +38,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, help="folder that `benchmark plans` wrote")
-    tables = (parser.parse_args().results / SUMMARY_MD).read_text(encoding="utf-8")
-    kept = stamp() | {"tables": tables}
+    parser.add_argument("--remark", default="", help="what a reader of the page must know of this run")
+    given = parser.parse_args()
+    tables = (given.results / SUMMARY_MD).read_text(encoding="utf-8")
+    kept = stamp() | {"tables": tables, "remark": given.remark}
     with written_whole(FIGURES) as part:
         part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print("\n".join(section()))
