@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import Point, beam_axes, project, source_position_mm
+from vmat_diffusion.geometry import Point, beam_axes, project
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import turns_through
 
@@ -60,7 +60,7 @@ def target_points(case: Case, targets: tuple[str, ...], most: int = 20000) -> ND
     return np.concatenate([points[::step], points[ends]])
 
 
-def partial_span(case: Case, targets: tuple[str, ...], isocenter_mm: Point) -> tuple[float, float]:
+def partial_span(case: Case, targets: tuple[str, ...]) -> tuple[float, float]:
     """Start and stop of arcs on the side of the body where the targets are, which spare the other side.
 
     Raises PlanError where the targets lie in the middle.
@@ -68,8 +68,7 @@ def partial_span(case: Case, targets: tuple[str, ...], isocenter_mm: Point) -> t
     z, y, x = np.nonzero(case.body.mask)
     body = case.grid.axes_mm[0][x].mean(), case.grid.axes_mm[1][y].mean(), case.grid.axes_mm[2][z].mean()
     offset = target_points(case, targets).mean(axis=0) - body
-    source = np.array(source_position_mm(90.0, isocenter_mm, 1.0, 0.0, case.patient_position)) - isocenter_mm
-    aside_mm = float(offset @ source)
+    aside_mm = float(offset @ beam_axes(90.0, patient_position=case.patient_position).to_source)
     if abs(aside_mm) < _MIDLINE_MM:
         raise PlanError(
             f"the targets lie {abs(aside_mm):.0f} mm beside the middle of {case.body.name}, within "

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import Limits, Machine
-from vmat_diffusion.optimize.reach import Apertures, Track
+from vmat_diffusion.optimize.reach import REACH_MARGIN, Apertures, Track
 from vmat_diffusion.optimize.sequence import above, below
 
 # A pair this much wider than the least gap is open.
 _OPEN_MM = 0.3
 # Jaws never stand closer than this: beams are measured and fitted down to 3 x 3 cm.
 _LEAST_FIELD_MM = 30.0
-_REACH_MARGIN = 0.99
 
 
 def tracking(machine: Machine, asked: bool | None) -> bool:
@@ -69,21 +68,10 @@ def _openings(leaves: NDArray, wide: NDArray, row_edges_mm: NDArray) -> tuple[ND
     some = opened.any(axis=1)
     if not some.any():
         opened[:], some[:] = True, True
-    inf = np.inf
-    low = np.stack(
-        [
-            np.where(opened, leaves[:, 0], inf).min(axis=1),
-            np.where(opened, row_edges_mm[:-1], inf).min(axis=1),
-        ],
-        axis=1,
-    )
-    high = np.stack(
-        [
-            np.where(opened, leaves[:, 1], -inf).max(axis=1),
-            np.where(opened, row_edges_mm[1:], -inf).max(axis=1),
-        ],
-        axis=1,
-    )
+    lower = np.stack(np.broadcast_arrays(leaves[:, 0], row_edges_mm[:-1]), axis=1)
+    upper = np.stack(np.broadcast_arrays(leaves[:, 1], row_edges_mm[1:]), axis=1)
+    low = np.where(opened[:, None], lower, np.inf).min(axis=2)
+    high = np.where(opened[:, None], upper, -np.inf).max(axis=2)
     # Where all pairs are closed the jaws are on their way from one opening to the next.
     index = np.arange(len(some))
     for edge in (low, high):
@@ -95,4 +83,4 @@ def _openings(leaves: NDArray, wide: NDArray, row_edges_mm: NDArray) -> tuple[ND
 def _jaw_travel_mm(limits: Limits, rotation_deg: NDArray) -> NDArray[np.float64]:
     """How far a jaw may travel in each segment at full gantry speed; leaves must be able to keep up."""
     speed = min(limits.jaw_speed_mm_s, limits.leaf_speed_mm_s)
-    return _REACH_MARGIN * speed * rotation_deg / limits.gantry_speed_deg_s
+    return REACH_MARGIN * speed * rotation_deg / limits.gantry_speed_deg_s

@@ -152,22 +152,22 @@ class _Run:
             start = self._lap("fluence maps", start)
             every = _STAGES[0][0].every
             swept = first_apertures(sectors, maps, self.machine.limits, self.pace.mu_cap_per_deg, every)
-            way, state = self._apertures(swept, _STAGES)
+            self._apertures(swept, _STAGES)
         else:
             own = apertures_of(self.given, frames, self._inside)
             own.mu *= self.given.fractions / self.sheet.prescription.fractions
             if self.before is not None:
                 fluence = self.before.fluence
-                way, state = self._continued(own, self.before)
+                self._continued(own, self.before)
             else:
-                way, state = self._apertures(own, ((_IMPROVE, _SEARCH_SHARE),))
+                self._apertures(own, ((_IMPROVE, _SEARCH_SHARE),))
         start = self._lap("apertures", start)
         self.progress("dose", 0.0, "final dose")
 
         def written(plan: Plan) -> Plan:
             return self.finalize(at_pace_of_leaves(plan, self.machine.limits))
 
-        plan = written(self._plan(way, state))
+        plan = written(self._plan(self.reach.way, self.newest[0]))
         plan, dose = normalized(
             plan,
             lambda plan: self._full_dose(plan, grid),
@@ -198,7 +198,7 @@ class _Run:
             return frames_of(self.given, self.machine, settings.spacing_deg)
         start, stop = settings.arc_start_deg, settings.arc_stop_deg
         if settings.partial:
-            start, stop = partial_span(self.case, self.targets, self.isocenter)
+            start, stop = partial_span(self.case, self.targets)
         return arc_frames(
             self.case,
             self.targets,
@@ -276,14 +276,12 @@ class _Run:
             progress=lambda done, note: self.progress("fluence maps", done, note),
         )  # fmt: skip
 
-    def _apertures(
-        self, start: Apertures, stages: tuple[tuple[Stage, float], ...]
-    ) -> tuple[Track, Apertures]:
+    def _apertures(self, start: Apertures, stages: tuple[tuple[Stage, float], ...]) -> None:
         """Search at few control points, then at more, at last at all of them.
 
-        However it ends, the newest deliverable state is returned at all control points.
+        However it ends, the newest deliverable state is one of all control points.
         """
-        self._set(stages[0][0].every, start, follow=self.given is not None)
+        self._set(track(self.frames, stages[0][0].every), start, follow=self.given is not None)
         try:
             for stage, share in stages:
                 self._at_every(stage.every)
@@ -298,11 +296,10 @@ class _Run:
         except KeyboardInterrupt:
             self.interrupted = True
         self._at_every(1)
-        return self.reach.way, self.newest[0]
 
-    def _continued(self, start: Apertures, before: Optimized) -> tuple[Track, Apertures]:
+    def _continued(self, start: Apertures, before: Optimized) -> None:
         """The last stage alone, shortened, with the weights that an earlier search ended with."""
-        self._set(1, start, follow=True)
+        self._set(track(self.frames, 1), start, follow=True)
         for term, strength in zip(self.objective.terms, before.strengths, strict=True):
             term.strength = strength
         self.share = _SEARCH_SHARE
@@ -310,24 +307,22 @@ class _Run:
             self._refine(_CONTINUE)
         except KeyboardInterrupt:
             self.interrupted = True
-        return self.reach.way, self.newest[0]
 
     def _at_every(self, every: int) -> None:
         """The newest state at every n-th control point, with jaws that follow it, unless it is there."""
-        if every != self.every:
-            way = track(self.frames, every)
-            self._set(every, interpolated(self.reach.way, way, self.newest[0]), follow=True)
-
-    def _set(self, every: int, state: Apertures, *, follow: bool, room_mm: float = _JAW_ROOM_MM) -> None:
-        """A state of every n-th control point as the newest; the jaws follow its leaves where they can."""
         way = track(self.frames, every)
+        if not np.array_equal(way.angles_deg, self.reach.way.angles_deg):
+            self._set(way, interpolated(self.reach.way, way, self.newest[0]), follow=True)
+
+    def _set(self, way: Track, state: Apertures, *, follow: bool, room_mm: float = _JAW_ROOM_MM) -> None:
+        """A state along a track as the newest; the jaws follow its leaves where they can."""
         state = self._reach_of(way).project(state)
         if follow and self.tracking:
             way = following(way, state, self.machine, self.model.row_edges_mm, room_mm)
         reach = self._reach_of(way)
         newest = reach.project(state)
-        # All at once, so that whoever is interrupted finds a state at its own control points.
-        self.reach, self.newest, self.every = reach, [newest], every
+        # Both at once, so that whoever is interrupted finds a state at its own control points.
+        self.reach, self.newest = reach, [newest]
 
     def _reach_of(self, way: Track) -> Reach:
         return Reach(way, self.machine, self.pace)
@@ -345,7 +340,7 @@ class _Run:
         )
         # The leaves have moved since the full dose was read, and the jaws have come nearer. Read anew, it is
         # made good by the MU alone.
-        self._set(1, self.newest[0], follow=True, room_mm=_JAW_MARGIN_MM)
+        self._set(track(self.frames, 1), self.newest[0], follow=True, room_mm=_JAW_MARGIN_MM)
         problem = problem.along(self.reach)
         problem = replace(problem, correction=self._correction(problem))
         self.objective.adapt(problem.dose(self.newest[0]))

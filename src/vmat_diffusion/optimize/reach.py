@@ -16,7 +16,8 @@ from vmat_diffusion.optimize.pace import Pace
 from vmat_diffusion.optimize.sequence import deliverable
 
 _GAP_MARGIN_MM = 0.05
-_REACH_MARGIN = 0.99
+# Leaves and jaws travel a little less far than they could.
+REACH_MARGIN = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ class Reach:
         limits = self.machine.limits
         turning = self.way.rotation_deg / limits.gantry_speed_deg_s
         return (
-            _REACH_MARGIN * limits.leaf_speed_mm_s * np.maximum(turning, 60 * mu / self.pace.dose_rate_mu_min)
+            REACH_MARGIN * limits.leaf_speed_mm_s * np.maximum(turning, 60 * mu / self.pace.dose_rate_mu_min)
         )
 
     @property
@@ -126,7 +127,7 @@ class Reach:
         """Least MU of each segment with which the leaves of a projected state keep up."""
         way, limits = self.way, self.machine.limits
         travel = np.abs(state.leaves_mm[way.last] - state.leaves_mm[way.first]).max(axis=(1, 2))
-        seconds = travel / (_REACH_MARGIN * limits.leaf_speed_mm_s)
+        seconds = travel / (REACH_MARGIN * limits.leaf_speed_mm_s)
         slowed = seconds > way.rotation_deg / limits.gantry_speed_deg_s
         needed = np.where(slowed, seconds * self.pace.dose_rate_mu_min / 60, 0.0)
         return np.minimum(np.maximum(self.mu_bounds[0], needed), state.mu)

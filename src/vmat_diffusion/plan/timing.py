@@ -50,7 +50,7 @@ def timing(arc: Arc, limits: Limits, dose_rate_mu_min: float | None = None) -> T
     """
     rotation = np.diff(arc.gantry_deg)
     turn = np.abs(rotation)
-    leaves = np.diff(arc.leaves_mm, axis=0).reshape(len(turn), -1)
+    leaves = _leaf_motion_mm(arc)
     jaws = np.diff(arc.jaws_mm, axis=0)
     leaf_travel = np.abs(leaves).max(axis=1, initial=0.0)
     jaw_travel = np.abs(jaws).max(axis=1, initial=0.0)
@@ -87,8 +87,7 @@ def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
     """
     most = limits.dose_rate_mu_min
     for arc in plan.arcs:
-        travel = np.abs(np.diff(arc.leaves_mm, axis=0)).reshape(len(arc.mu), -1).max(axis=1, initial=0.0)
-        seconds = travel / limits.leaf_speed_mm_s
+        seconds = np.abs(_leaf_motion_mm(arc)).max(axis=1, initial=0.0) / limits.leaf_speed_mm_s
         late = (seconds > np.abs(np.diff(arc.gantry_deg)) / limits.gantry_speed_deg_s) & (arc.mu > 0)
         most = min(most, float((60 * arc.mu[late] / seconds[late]).min(initial=most)))
     if most >= limits.dose_rate_mu_min:
@@ -96,6 +95,11 @@ def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
     tens = _RATE_STEP * np.arange(1, max(most // _RATE_STEP, 1) + 1)
     levels = limits.dose_rate_levels_mu_min or tuple(tens)
     return replace(plan, dose_rate_mu_min=float(max((x for x in levels if x <= most), default=min(levels))))
+
+
+def _leaf_motion_mm(arc: Arc) -> NDArray[np.float64]:
+    """Signed motion `[segments, leaves]` of every leaf of both banks."""
+    return np.diff(arc.leaves_mm, axis=0).reshape(len(arc.mu), -1)
 
 
 def _with_gantry(time: NDArray, rotation: NDArray, acceleration: float) -> NDArray[np.float64]:
