@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,6 +17,7 @@ from scipy import ndimage
 
 from vmat_diffusion.errors import CaseError, PlanError
 
+_Angle = TypeVar("_Angle", float, NDArray[np.float64])
 Point = tuple[float, float, float]
 Volume = Float[np.ndarray, "nz ny nx"]
 Mask = Bool[np.ndarray, "nz ny nx"]
@@ -231,6 +233,11 @@ class BeamAxes:
     x: NDArray
     y: NDArray
     to_source: NDArray
+
+
+def signed_deg(angle_deg: _Angle) -> _Angle:
+    """The same direction from -180 up to, but not including, 180 degrees."""
+    return (angle_deg + 180.0) % 360.0 - 180.0
 
 
 def beam_axes(

@@ -20,7 +20,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.dvh import outside_percent, structure_dose_gy
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate
-from vmat_diffusion.geometry import Grid, Mask, resample
+from vmat_diffusion.geometry import Grid, Mask, resample, signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 
@@ -303,7 +303,7 @@ def _same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
 
 def _turned_couch(plan: Plan) -> list[str]:
     """What must be read of beams with the couch turned: no check here knows where gantry and couch meet."""
-    angles = {arc.couch_deg for arc in plan.arcs if abs((arc.couch_deg + 180.0) % 360.0 - 180.0) > 0.05}
+    angles = {arc.couch_deg for arc in plan.arcs if abs(signed_deg(arc.couch_deg)) > 0.05}
     if not angles:
         return []
     listed = ", ".join(f"{angle:g}" for angle in sorted(angles))
@@ -348,7 +348,7 @@ def plan_differences(plan: Plan, other: Plan) -> list[str]:
             (a.collimator_deg, b.collimator_deg),
             (a.couch_deg, b.couch_deg),
         ]
-        turned = [np.abs((np.asarray(x) - np.asarray(y) + 180.0) % 360.0 - 180.0).max() for x, y in angles]
+        turned = [np.abs(signed_deg(np.asarray(x) - np.asarray(y))).max() for x, y in angles]
         for name, same in (
             ("leaf positions", np.allclose(a.leaves_mm, b.leaves_mm, rtol=0, atol=_POSITION_MM)),
             ("jaw positions", np.allclose(a.jaws_mm, b.jaws_mm, rtol=0, atol=_POSITION_MM)),

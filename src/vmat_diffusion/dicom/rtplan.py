@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from vmat_diffusion.dicom.attributes import about, has, integer, items, number, numbers, text
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import PATIENT_POSITIONS, Point
+from vmat_diffusion.geometry import PATIENT_POSITIONS, Point, signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan
 
@@ -209,12 +209,12 @@ def _inherited(points: Sequence[Dataset], keyword: str, default: float | None = 
 def _constant(points: Sequence[Dataset], keyword: str, what: str, only: float | None = None) -> float:
     """An angle in degrees that must not change within the beam."""
     values = np.array(_inherited(points, keyword, 0.0))
-    turn = (values - values[0] + 180.0) % 360.0 - 180.0
+    turn = signed_deg(values - values[0])
     if np.max(np.abs(turn)) > _ANGLE_DEG:
         raise PlanError(
             f"the {what} turns by {np.max(np.abs(turn)):.2f} degrees within the beam; it must be fixed"
         )
-    if only is not None and abs((values[0] - only + 180) % 360 - 180) > _ANGLE_DEG:
+    if only is not None and abs(signed_deg(values[0] - only)) > _ANGLE_DEG:
         raise PlanError(f"the {what} is {values[0]:g} degrees, only {only:g} can be represented")
     return float(values[0])
 
@@ -226,7 +226,7 @@ def _gantry(points: Sequence[Dataset]) -> NDArray[np.float64]:
     way = "NONE"
     for k, point in enumerate(points[:-1]):
         way = text(point, "GantryRotationDirection", way)
-        step = (angles[k + 1] - angles[k] + 180.0) % 360.0 - 180.0
+        step = signed_deg(angles[k + 1] - angles[k])
         if way not in ("CW", "CC", "NONE"):
             raise PlanError(
                 f"control point {k}: GantryRotationDirection (300A,011F) is {way!r}, not CW, CC or NONE"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import Point, beam_axes, project
+from vmat_diffusion.geometry import Point, beam_axes, project, signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import turns_through
 
@@ -125,7 +125,7 @@ def arc_frames(
     if len(couches_deg) != arcs:
         raise PlanError(f"{len(couches_deg)} couch angles for {arcs} arcs; give one for each")
     for couch in couches_deg:
-        if abs((couch + 180.0) % 360.0 - 180.0) > _COUCH_MOST_DEG:
+        if abs(signed_deg(couch)) > _COUCH_MOST_DEG:
             raise PlanError(
                 f"a couch at {couch:g} deg is outside +-{_COUCH_MOST_DEG:g} deg; give an angle within, "
                 "or other arcs"
