@@ -10,6 +10,7 @@ import typer
 
 from vmat_diffusion.cli.display import progress_bar, show, stdout_kept, table
 from vmat_diffusion.cli.options import AsJson, CheckMinutes, MachineName, Overwrite, Seed, Uncertainty
+from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.benchmark_plans import PlansResult
@@ -24,6 +25,13 @@ def benchmark_plans(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for plans, tables and plots.")] = None,
     prior: Annotated[str, typer.Option(metavar="goals|diffusion", help="As of `plan`.")] = "goals",
     weights: Annotated[str, typer.Option(help="Of the prior diffusion.")] = "shipped",
+    level: Annotated[
+        str,
+        typer.Option(
+            metavar="clinical|sheet",
+            help="At the clinical coverage where that is above the goal sheet's, or at the sheet's.",
+        ),
+    ] = "clinical",
     machine: MachineName = "generic_6mv",
     arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
     max_minutes: Annotated[float, typer.Option(help="Of optimisation for each plan.")] = 5.0,
@@ -50,7 +58,11 @@ def benchmark_plans(
         uncertainty=uncertainty,
         check_minutes=check_minutes,
     )
-    settings = PlansSettings(data=data, cases=cases, first=first, plan=plan)
+    if level not in ("clinical", "sheet"):
+        raise InputError(f"--level {level!r} is not known; choose clinical or sheet")
+    settings = PlansSettings(
+        data=data, cases=cases, first=first, plan=plan, level="clinical" if level == "clinical" else "sheet"
+    )
     with stdout_kept(), progress_bar() as progress:
         done = run(settings, out=out, overwrite=overwrite, progress=progress)
     show(json.dumps(done.summary()) if as_json else _text(done))

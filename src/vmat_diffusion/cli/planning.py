@@ -116,6 +116,10 @@ def plan(
     jaws: Annotated[
         str | None, typer.Option(help="tracking or fixed; unless given, as the machine can.")
     ] = None,
+    normalize_gy: Annotated[
+        float | None,
+        typer.Option(help="Dose for the sheet's normalisation in place of its own."),
+    ] = None,
     grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
@@ -159,6 +163,7 @@ def plan(
         avoid_deg=tuple(_sector(text) for text in avoid or ()),
         seconds_per_turn=seconds_per_turn,
         jaws=jaws,
+        normalize_gy=normalize_gy,
         grid_mm=grid_mm,
         seed=seed,
         device=device,

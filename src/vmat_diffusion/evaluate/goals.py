@@ -31,6 +31,8 @@ Status = Literal["pass", "acceptable", "fail", "not evaluated"]
 _STATEMENT = re.compile(r"(\S+)\s*(>=|<=|=)\s*(\d+(?:\.\d+)?)\s*(Gy|%|cc)?")
 # float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
 _ROUNDING = 1e-6
+# So far off the sheet's may the dose of a normalisation be chosen.
+_LEVEL_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,31 @@ def fit_to_case(sheet: GoalSheet, case: Case) -> GoalSheet:
         goals=tuple(goal for goal in sheet.goals if goal.structure not in absent),
         optional_targets=tuple(t for t in sheet.optional_targets if t not in absent),
     )
+
+
+def normalization_gy(dose: Dose, case: Case, sheet: GoalSheet) -> float:
+    """The metric that the sheet normalises, in Gy; GoalError if it is neither a mean nor a D%."""
+    wish = sheet.normalization
+    value = histogram_value(wish.metric, structure_dvh(dose, case.structures[wish.structure], case.grid))
+    if wish.metric.kind not in ("mean", "D%") or value is None:
+        raise GoalError(f"goal sheet {sheet.name}: normalisation {wish} must be a mean or a D% metric")
+    return value
+
+
+def normalized_at(sheet: GoalSheet, gy: float) -> GoalSheet:
+    """The sheet with another dose for its normalisation, such as 71 Gy for `D95% = 70 Gy`; the goals stay.
+
+    Raises GoalError for a dose that is more than a fifth off the sheet's, as no other plan would meet its
+    goals.
+    """
+    wish = sheet.normalization
+    low, high = ((1.0 + side * _LEVEL_SHARE) * wish.gy for side in (-1, 1))
+    if not low <= gy <= high:
+        raise GoalError(
+            f"goal sheet {sheet.name}: normalisation at {gy:g} Gy is outside {low:g} to {high:g} Gy, a fifth "
+            f"off its {wish}; choose a dose within or another sheet"
+        )
+    return replace(sheet, normalizations=(replace(wish, gy=gy), *sheet.normalizations[1:]))
 
 
 def add_unions(sheet: GoalSheet, case: Case) -> Case:

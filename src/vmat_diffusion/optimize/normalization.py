@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.errors import GoalError, PlanError
-from vmat_diffusion.evaluate.dvh import structure_dvh
-from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.evaluate.goals import GoalSheet, normalization_gy
 from vmat_diffusion.machine import Limits
 from vmat_diffusion.plan import Arc, Plan
 
@@ -37,7 +36,7 @@ def normalized(
     dose = dose_of(plan)
     total = 1.0
     for _ in range(_ROUNDS):
-        value = _value_gy(dose, case, sheet)
+        value = normalization_gy(dose, case, sheet)
         if not value > 0:
             raise PlanError(
                 f"{wish.structure} {wish.metric} is {value:.2f} Gy where {wish.gy:g} Gy is asked, so no "
@@ -57,17 +56,6 @@ def normalized(
         # Segments at their least MU do not scale: the dose must be computed anew and looked at again.
         plan, dose = final, dose_of(final)
     return plan, dose
-
-
-def _value_gy(dose: Dose, case: Case, sheet: GoalSheet) -> float:
-    """The metric that the sheet normalises, in Gy."""
-    wish = sheet.normalization
-    dvh = structure_dvh(dose, case.structures[wish.structure], case.grid)
-    if wish.metric.kind == "mean":
-        return dvh.mean_gy
-    if wish.metric.kind == "D%" and wish.metric.value is not None:
-        return dvh.dose_at_percent_gy(wish.metric.value)
-    raise GoalError(f"goal sheet {sheet.name}: normalisation {wish} must be a mean or a D% metric")
 
 
 def _scaled_mu(arc: Arc, factor: float, limits: Limits) -> NDArray[np.float64]:

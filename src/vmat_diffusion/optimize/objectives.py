@@ -7,6 +7,7 @@ the targets, and every organ as low as the rest allows. Equations: `docs/optimis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,19 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.evaluate.metrics import histogram_value
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.optimize.falloff import BORDER, ceiling_of, falloff_of
+from vmat_diffusion.optimize.sampling import Region, Shape, draw_samples, is_near_maximum
 
-# Sampling: cubic millimetres per point and most points, by what the structure is for. A search that
-# sees every other voxel of a small target overfits them: D99 of the others was 2 % lower.
-_TARGET_SAMPLING = (10.0, 7000)
-_TAIL_SAMPLING = (8.0, 4000)
-_MEAN_SAMPLING = (30.0, 1500)
-_TISSUE_POINTS = ((15.0, 4500), (50.0, 4000), (np.inf, 2500))
 _UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 240.0, 60.0, 25.0, 40.0, 0.4
 # A dose to aim at: its weight, below that of a missed goal, and the dose below which nothing is asked of an
 # organ, as a prediction ends where an arc's scatter does not.
@@ -36,6 +32,8 @@ _GROWTH = {1: 1.6, 2: 1.4, 3: 1.25}
 _STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
 _TARGETS_FIRST = 2.0
 _WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
+# Of the strongest: what a goal weighs at least that a finished plan misses when it is searched on.
+_RESUMED = 0.3
 # Above this the search has to lift the dose that sets the plan's level, not leave it to the normalisation.
 _LEVEL_FACTOR = 1.003
 # A mean dose that is out of reach pulls with constant force beyond this relative excess.
@@ -49,18 +47,6 @@ _NEAR_MAXIMUM, _HOT_SHARE, _HOT_POINTS = 0.97, 0.1, 40
 _ROOM_ABOVE, _ROOM_BELOW = 0.012, 0.001
 # No dose is below this for a mean of powers.
 _LEAST_DOSE = 1e-4
-# Up to this volume a D goal is a near-maximum: whatever lies above the limit is pushed.
-_POINT_CC = 0.2
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """Sampled points of one structure: their index range, which lie in a target, its volume."""
-
-    name: str
-    points: slice
-    in_target: NDArray[np.bool_]
-    volume_cc: float
 
 
 @dataclass(eq=False)
@@ -154,7 +140,7 @@ class Objective:
             gap = (limit * 1.005 - mean) if at_least else (mean - limit * 0.985)
             excess = gap.clamp_min(0) / _MEAN_KNEE
             return _MEAN * _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1)
-        if kind in ("max", "min") or (kind == "Dcc" and goal.metric.value <= _POINT_CC):  # type: ignore[operator]
+        if kind == "min" or is_near_maximum(goal):
             # Near-maximum and near-minimum: all points beyond the limit, a little early.
             gap = (limit * 1.01 - d) if at_least else (d - limit * _NEAR_MAXIMUM)
             if kind == "min" or not at_least:
@@ -214,13 +200,13 @@ class Objective:
     def adapt(self, dose: NDArray) -> int:
         """Re-weigh the goals by how the normalised dose meets them; returns how many miss their limit.
 
-        Goals rank by priority, targets before organs. As long as a goal fails, that is misses what is still
-        acceptable as well, those of the first rank with such a goal grow, failed goals of lower ranks weaken
-        so that they do not stand in its way, and organ goals of higher ranks that are acceptable stay as they
-        are. Where none fails, all that miss their limit grow by the same rule. Goals met with room ease.
+        Goals rank by priority; the musts are of one rank, below them targets come before organs. As long as
+        a goal fails, that is misses what is still acceptable as well, those of the first rank with such a
+        goal grow, failed goals of lower ranks weaken so that they do not stand in its way, and organ goals of
+        higher ranks that are acceptable stay as they are. Where none fails, all that miss their limit grow by
+        the same rule. Goals met with room ease.
         """
-        self.factor = self._normalizing(dose)
-        self.held = torch.as_tensor(np.array(dose, np.float32))
+        self._hold(dose)
         scaled = dose * np.float32(self.factor)
         found = []
         for term in self.terms:
@@ -229,8 +215,8 @@ class Objective:
                 continue
             value = self.value(term.goal, term.region, scaled)
             if value is not None:
-                # Targets before organs.
-                rank = (term.goal.priority, term.goal.structure not in self.targets)
+                priority = term.goal.priority
+                rank = (priority, priority > 1 and term.goal.structure not in self.targets)
                 found.append((rank, term, value, _status(term.goal, value)))
         fails = [rank for rank, _, _, status in found if status == "fail"]
         first = min(fails or (rank for rank, _, _, status in found if status != "pass"), default=None)
@@ -247,6 +233,11 @@ class Objective:
                 self._strengthen(term, met=False)
         return sum(term.goal.status(value) != "pass" for _, term, value, _ in found)
 
+    def _hold(self, dose: NDArray) -> None:
+        """Keep what the plan's normalisation would make of a dose, and the dose of points inside targets."""
+        self.factor = self._normalizing(dose)
+        self.held = torch.as_tensor(np.array(dose, np.float32))
+
     def _strengthen(self, term: GoalTerm, *, met: bool) -> None:
         """A goal that is met eases, one that is not grows up to the bound of its priority."""
         priority = term.goal.priority
@@ -257,6 +248,16 @@ class Objective:
         if priority > 1 and term.goal.structure in self.targets:
             most *= _TARGETS_FIRST
         term.strength = min(term.strength * _GROWTH[priority], most)
+
+    def resume(self, strengths: Sequence[float], dose: NDArray) -> None:
+        """Take up the weights of an earlier search; what `dose` then misses weighs much from the start."""
+        for term, strength in zip(self.terms, strengths, strict=True):
+            term.strength = strength
+        self._hold(dose)
+        missed = {str(goal) for goal in self.missed(dose)}
+        for term in self.terms:
+            if str(term.goal) in missed:
+                term.strength = max(term.strength, _RESUMED * _STRONGEST[term.goal.priority])
 
     def missed(self, dose: NDArray) -> list[Goal]:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
@@ -298,30 +299,8 @@ def build_objective(
     targets = {n: gy / reference for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
     falloffs = {name: falloff_of(name, sheet, case) for name in targets}
     ceiling_map, distance = ceiling_of(case, targets, falloffs, grid)
-    union = np.zeros(case.grid.shape, bool)
-    for name in targets:
-        union |= case.structures[name].mask
-    # A mean needs few samples; the tail of a histogram lives in few voxels and needs most of them.
-    tails = {g.structure for g in sheet.goals if g.metric.kind != "mean"}
-    wanted = dict.fromkeys([*targets, *(g.structure for g in sheet.goals if g.structure in case.structures)])
-    points, regions, in_target = [], {}, []
-    count = 0
-    for name in wanted:
-        structure = case.structures[name]
-        if structure.role == "body" or structure.voxels == 0:
-            continue
-        rule = _TARGET_SAMPLING if name in targets else _TAIL_SAMPLING if name in tails else _MEAN_SAMPLING
-        flat = _draw(structure, case.grid, *rule, rng)
-        inside = union.ravel()[flat] if name not in targets else np.zeros(len(flat), bool)
-        regions[name] = Region(
-            name, slice(count, count + len(flat)), inside, structure.voxels * case.grid.voxel_cc
-        )
-        points.append(case.grid.points_mm(flat))
-        in_target.append(inside)
-        count += len(flat)
-    tissue_points = _tissue(distance, grid, rng)
-    points.append(tissue_points)
-    where = np.concatenate(points)
+    drawn = draw_samples(case, sheet, tuple(targets), Shape(grid, ceiling_map, distance), rng)
+    where, regions = drawn.points_mm, drawn.regions
     most = sample(ceiling_map, grid, where, fill=min(f.far for f in falloffs.values()))
     held = most.copy()
     for name, level in targets.items():
@@ -329,7 +308,7 @@ def build_objective(
         most[own] = np.maximum(most[own], level * falloffs[name].hot)
         held[own] = np.maximum(held[own], level * BORDER)
     ceiling = torch.as_tensor(most, dtype=torch.float32)
-    terms = [GoalTerm(g, regions[g.structure]) for g in sheet.goals if g.structure in regions]
+    terms = [GoalTerm(g, drawn.region_of(g)) for g in sheet.goals if g.structure in regions]
     wish = sheet.normalization
     if wish.structure in regions:
         asked = Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy")
@@ -340,7 +319,7 @@ def build_objective(
         regions,
         targets,
         ceiling,
-        slice(count, count + len(tissue_points)),
+        drawn.tissue,
         sheet.normalization,
         terms,
         [] if target is None else [_aim(target, region, where, reference) for region in organs],
@@ -353,28 +332,3 @@ def _aim(target: Dose, region: Region, points_mm: NDArray, reference_gy: float) 
     gy = sample(target.gy, target.grid, points_mm[region.points])
     relative = torch.as_tensor(np.sort(gy) / reference_gy, dtype=torch.float32)
     return Aim(region, relative.clamp_min(_LEAST_AIM))
-
-
-def _draw(
-    structure: Structure, grid: Grid, mm3: float, most: int, rng: np.random.Generator
-) -> NDArray[np.intp]:
-    """Evenly spread voxels of the structure, one per `mm3` but at most `most`, as flat indices.
-
-    A systematic sample in raster order with a random start: every slice and row gets its share, so
-    that percentiles of the sample follow those of all voxels far closer than a random draw's.
-    """
-    flat = np.flatnonzero(structure.mask)
-    wanted = int(min(most, max(60, len(flat) * grid.voxel_cc * 1000 / mm3)))
-    if wanted >= len(flat):
-        return flat
-    return flat[((np.arange(wanted) + rng.uniform()) * (len(flat) / wanted)).astype(int)]
-
-
-def _tissue(distance: NDArray, grid: Grid, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Points in normal tissue, denser near the targets."""
-    flat, low, chosen = distance.ravel(), 0.0, []
-    for high, most in _TISSUE_POINTS:
-        shell = np.flatnonzero((flat > low) & (flat <= high) & np.isfinite(flat))
-        chosen.append(shell if len(shell) <= most else rng.choice(shell, most, replace=False))
-        low = high
-    return grid.points_mm(np.sort(np.concatenate(chosen)))

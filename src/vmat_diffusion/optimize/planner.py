@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -300,11 +300,9 @@ class _Run:
     def _continued(self, start: Apertures, before: Optimized) -> None:
         """The last stage alone, shortened, with the weights that an earlier search ended with."""
         self._set(track(self.frames, 1), start, follow=True)
-        for term, strength in zip(self.objective.terms, before.strengths, strict=True):
-            term.strength = strength
         self.share = _SEARCH_SHARE
         try:
-            self._refine(_CONTINUE)
+            self._refine(_CONTINUE, before.strengths)
         except KeyboardInterrupt:
             self.interrupted = True
 
@@ -327,13 +325,15 @@ class _Run:
     def _reach_of(self, way: Track) -> Reach:
         return Reach(way, self.machine, self.pace)
 
-    def _refine(self, stage: Stage) -> None:
+    def _refine(self, stage: Stage, strengths: Sequence[float] = ()) -> None:
         """Better the newest state at all control points, then its MU alone, on the full dose.
 
         Of the state before, the two that the search found, and those with their MU refined, the one stays
-        that fails fewest goals, higher priorities first.
+        that fails fewest goals, higher priorities first. `strengths` are the weights to begin with.
         """
         problem = self._problem(stage.name, self._correction)
+        if strengths:
+            self.objective.resume(strengths, problem.dose(self.newest[0]))
         before, (found, leader) = self.newest[0], self._stage(problem, stage)
         self._keep_best(
             problem, [before, leader, refine_mu(problem, leader), found, refine_mu(problem, found)]

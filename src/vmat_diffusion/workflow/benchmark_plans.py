@@ -28,7 +28,14 @@ from vmat_diffusion.workflow.benchmark_output import check_places, journal_path
 from vmat_diffusion.workflow.dataset import Rejection, rejection
 from vmat_diffusion.workflow.files import kept_or_temporary
 from vmat_diffusion.workflow.plans_output import write_results
-from vmat_diffusion.workflow.plans_patient import CASES, PLANS, PlannedPatient, plan_patient, read_plannable
+from vmat_diffusion.workflow.plans_patient import (
+    CASES,
+    PLANS,
+    Level,
+    PlannedPatient,
+    plan_patient,
+    read_plannable,
+)
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run import Progress
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -40,13 +47,17 @@ _COVERAGE_PERCENT = 1.0
 
 @dataclass(frozen=True)
 class PlansSettings:
-    """Which patients are planned and how: `cases` of the split, by number from `first` on."""
+    """Which patients are planned and how: `cases` of the split, by number from `first` on.
+
+    `level` says at which dose: the goal sheet's, or that of each clinical plan where it is higher.
+    """
 
     data: Path
     cases: int
     plan: PlanSettings
     first: int = 1
     split: Split = "validation"
+    level: Level = "clinical"
 
     def __post_init__(self) -> None:
         if self.cases < 1:
@@ -138,7 +149,7 @@ def benchmark_plans(
     if out is not None:
         _refuse_foreign(out, overwrite=overwrite)
     journal = Journal.opened(
-        journal_path(None, out), _depends_on(settings.plan), PlannedPatient, overwrite=overwrite
+        journal_path(None, out), _depends_on(settings), PlannedPatient, overwrite=overwrite
     )
     with kept_or_temporary(out) as folder:
         patients, failed, left_out = _plan_all(paths, settings, journal, folder, report)
@@ -175,7 +186,7 @@ def _plan_all(
             continue
         try:
             told = _within(report, path.stem, count, settings.cases)
-            made = plan_patient(training, folder, settings.plan, progress=told)
+            made = plan_patient(training, folder, settings.plan, level=settings.level, progress=told)
         except InputError as error:
             failed.append(rejection(path.stem, str(error)))
         except Exception as error:
@@ -195,14 +206,15 @@ def _within(report: Progress, patient: str, count: int, cases: int) -> Progress:
     return tell
 
 
-def _depends_on(plan: PlanSettings) -> dict[str, Any]:
+def _depends_on(settings: PlansSettings) -> dict[str, Any]:
     """What a plan depends on, beside the patient's own files."""
     from vmat_diffusion.diffusion.model import weights_path
     from vmat_diffusion.files import sha256_of
 
+    plan = settings.plan
     used = plan.prior == "diffusion"
     weights = sha256_of(weights_path(plan.weights)) if used else None
-    return {"benchmark": _STAGE, **asdict(plan), "weights": weights}
+    return {"benchmark": _STAGE, "level": settings.level, **asdict(plan), "weights": weights}
 
 
 def _refuse_foreign(out: Path, *, overwrite: bool) -> None:

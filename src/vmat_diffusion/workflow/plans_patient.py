@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.evaluate.plan_comparison import PlanComparison, compare_plan
 from vmat_diffusion.training.cases import TrainingCase
 from vmat_diffusion.training.openkbp import read_openkbp
@@ -17,6 +19,8 @@ from vmat_diffusion.workflow.settings import PlanSettings
 from vmat_diffusion.workflow.simulate import must_be_plannable
 
 CASES, PLANS = "cases", "plans"
+# The dose at which a plan is normalised: the goal sheet's, or the clinical one where that is higher.
+Level = Literal["sheet", "clinical"]
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,28 @@ def read_plannable(path: Path) -> TrainingCase:
 
 
 def plan_patient(
-    training: TrainingCase, out: Path, settings: PlanSettings, *, progress: Progress | None = None
+    training: TrainingCase,
+    out: Path,
+    settings: PlanSettings,
+    *,
+    level: Level = "clinical",
+    progress: Progress | None = None,
 ) -> PlannedPatient:
     """Plan a patient of `read_plannable` and compare the plan with the clinical dose.
+
+    At the `clinical` level the plan covers its highest target at least as the clinical dose does.
 
     The patient as DICOM files goes to `out/cases/ID`, the run to `out/plans/ID`. The comparison is on the
     patient's own voxels and structures, not on those that come back from contours. Ctrl-C leaves no run.
     Raises InputError for a patient that cannot be planned.
     """
-    from vmat_diffusion.evaluate.goals import load_goals
-
     started = time.perf_counter()
     clinical = training.case.reference_dose
     assert clinical is not None  # as `read_plannable` makes sure
     case, sheet = fitted(training.case, load_goals(settings.goals))
+    if level == "clinical":
+        highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
+        settings = replace(settings, normalize_gy=highest)
     folder = out / CASES / case.id
     with appearing_whole(folder, overwrite=True) as part:
         write_case(part, case)

@@ -255,7 +255,12 @@ def _read(case_folder: Path, settings: PlanSettings) -> tuple[Case, GoalSheet, M
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
     machine = load_machine(settings.machine)
     machine.require_beam()
-    return *read_with_goals(case_folder, settings.goals, settings.reading), machine
+    case, sheet = read_with_goals(case_folder, settings.goals, settings.reading)
+    if settings.normalize_gy is not None:
+        from vmat_diffusion.evaluate.goals import normalized_at
+
+        sheet = normalized_at(sheet, settings.normalize_gy)
+    return case, sheet, machine
 
 
 def _given(settings: PlanSettings, case: Case, machine: Machine) -> tuple[Plan | None, Machine]:

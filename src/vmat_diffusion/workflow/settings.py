@@ -27,10 +27,10 @@ class PlanSettings:
     comes from. Arcs of the `span` partial go round the side of the targets only. A full turn of the gantry
     takes about `seconds_per_turn`; the longer, the further leaves can move. `jaws` follow the leaves or stay
     fixed during an arc.
-    `patient_position` stands in where the CT does not state it. `uncertainty` is asked of the Monte Carlo
-    dose that the plan is judged with, which ends after `check_minutes` at the latest; `gate` is a TOML file
-    of limits. `improve` is an RTPLAN file to start from. With `trajectory` the expected positions of every
-    arc are written too.
+    `normalize_gy` takes the place of the dose in the sheet's normalisation. `patient_position` stands in
+    where the CT does not state it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged
+    with, which ends after `check_minutes` at the latest; `gate` is a TOML file of limits. `improve` is an
+    RTPLAN file to start from. With `trajectory` the expected positions of every arc are written too.
     """
 
     goals: str
@@ -49,6 +49,7 @@ class PlanSettings:
     ] = ()
     seconds_per_turn: Annotated[float, Field(ge=30, le=600)] = 100.0
     jaws: Literal["tracking", "fixed"] | None = None
+    normalize_gy: Annotated[float, Field(gt=0)] | None = None
     grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
