@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,10 +65,15 @@ class GoalTerm:
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """The relative doses of an organ's points in a dose to aim at, ascending."""
+    """The relative doses of an organ's points in a dose to aim at: each point's, and in ascending order."""
 
     region: Region
-    ascending: Tensor
+    at_points: Tensor
+
+    @cached_property
+    def ascending(self) -> Tensor:
+        """The same doses by rank."""
+        return self.at_points.sort().values
 
 
 @dataclass(eq=False)
@@ -77,7 +83,8 @@ class Objective:
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
     highest prescription, in which all relative doses are measured. `factor` is what the plan's
     normalisation would multiply the dose by, and `held` the dose, as of the last call of `adapt`; organ goals
-    count the factor in, and of their points inside targets the dose held.
+    count the factor in, and of their points inside targets the dose held. While `voxelwise`, each point of
+    an organ is held below its own dose in the one to aim at, else the organ's histogram.
     """
 
     points_mm: NDArray[np.float64]
@@ -90,6 +97,7 @@ class Objective:
     aims: list[Aim] = field(default_factory=list)
     reference_gy: float = 1.0
     factor: float = 1.0
+    voxelwise: bool = False
     held: Tensor = field(kw_only=True)
 
     def __call__(self, dose: Tensor) -> Tensor:
@@ -121,9 +129,10 @@ class Objective:
         return out
 
     def _excess(self, aim: Aim, dose: Tensor) -> Tensor:
-        """By how much an organ's histogram lies above that of the dose to aim at: rank by rank, squared."""
+        """By how much an organ lies above the dose to aim at, squared: point by point or rank by rank."""
         d = self._outside_targets(aim.region, dose[aim.region.points] * self.factor)
-        return (d.sort().values - aim.ascending).clamp_min(0).square().mean()
+        above = d - aim.at_points if self.voxelwise else d.sort().values - aim.ascending
+        return above.clamp_min(0).square().mean()
 
     def _hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
         """Zero where the goal is met with a small margin, growing quadratically beyond."""
@@ -330,5 +339,5 @@ def build_objective(
 
 def _aim(target: Dose, region: Region, points_mm: NDArray, reference_gy: float) -> Aim:
     gy = sample(target.gy, target.grid, points_mm[region.points])
-    relative = torch.as_tensor(np.sort(gy) / reference_gy, dtype=torch.float32)
+    relative = torch.as_tensor(gy / reference_gy, dtype=torch.float32)
     return Aim(region, relative.clamp_min(_LEAST_AIM))

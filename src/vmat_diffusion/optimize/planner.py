@@ -260,7 +260,12 @@ class _Run:
         )
 
     def _fluence(self, sectors: Sectors) -> FluenceMaps:
-        """Fluence maps at the middle of every sector."""
+        """Fluence maps at the middle of every sector.
+
+        They aim at a predicted dose where it lies; what follows, leaves of arcs where it is one of fixed
+        fields, at its histograms.
+        """
+        self.objective.voxelwise = True
         sampled = self._sampled(sectors.middles, "fluence maps")
         opened = open_bixels(
             sectors,
@@ -270,11 +275,13 @@ class _Run:
             self.machine.sad_mm,
             self.model,
         )
-        return optimize_fluence(
+        maps = optimize_fluence(
             self.objective, sampled, self.model, sectors.jaws_mm[:, 2:], opened, self.relative_per_mu,
             iterations=max(int(400 * min(self.settings.effort, 1.5)), 30),
             progress=lambda done, note: self.progress("fluence maps", done, note),
         )  # fmt: skip
+        self.objective.voxelwise = False
+        return maps
 
     def _apertures(self, start: Apertures, stages: tuple[tuple[Stage, float], ...]) -> None:
         """Search at few control points, then at more, at last at all of them.

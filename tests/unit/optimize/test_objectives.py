@@ -185,6 +185,24 @@ def test_a_dose_to_aim_at_bounds_the_organs_histograms_and_leaves_targets_alone(
     assert float(objective._excess(aim, dose)) == 0  # less is never too little
 
 
+def test_point_by_point_the_place_of_the_dose_counts(aimed):
+    objective, target = aimed
+    pointwise = replace(objective, voxelwise=True)
+    (aim,) = pointwise.aims
+    core = aim.region.points
+    gy = sample(target.gy, target.grid, objective.points_mm[core])
+    dose = torch.ones(len(objective.points_mm))
+    dose[core] = torch.from_numpy(gy / objective.reference_gy).float()
+    assert float(pointwise._excess(aim, dose)) == 0
+    dose[core] *= 0.5  # less is never too little
+    assert float(pointwise._excess(aim, dose)) == 0
+    moved = dose.clone()
+    moved[core] = 2 * dose[core].flip(0)
+    assert float(objective._excess(aim, moved)) == pytest.approx(0, abs=1e-12)
+    assert float(pointwise._excess(aim, moved)) > 1e-3
+    assert_gradient_is_exact(pointwise, seed=4)
+
+
 def test_aiming_adds_to_the_objective_what_lies_above(aimed):
     with_aim, _ = aimed
     dose = torch.full((len(with_aim.points_mm),), 0.9)
