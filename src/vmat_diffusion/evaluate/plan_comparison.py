@@ -124,6 +124,8 @@ def _on_points(points: Points, case: Case) -> dict[str, Criterion]:
         if name not in points:
             continue
         value, target = points[name][metric], case.structures[name].role == "target"
+        # As a goal sheet writes it: D99 is of a share of the volume, D0.1cc is not.
+        statement = f"{metric}%" if metric[1:].isdigit() else metric
         met = value >= limit if target else value <= limit
-        out[f"{name} {metric} {'>=' if target else '<='} {limit:g} Gy"] = Criterion(value, met)
+        out[f"{name} {statement} {'>=' if target else '<='} {limit:g} Gy"] = Criterion(value, met)
     return out
