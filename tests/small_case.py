@@ -45,10 +45,16 @@ def replace_optimiser(
     """A function that installs a stand-in: it hands over a given plan with a uniform dose, or fails.
 
     It returns the list in which the stand-in notes its keyword arguments. The independent engine is
-    replaced by one that finds the uniform dose times each of `engine` in turn.
+    replaced by one that finds the uniform dose times each of `engine` in turn. Several plans are made one
+    after the other in this process, each on a third of the time.
     """
     import vmat_diffusion.optimize as package
     import vmat_diffusion.workflow.judging as judging
+    import vmat_diffusion.workflow.optimising as optimising
+    from vmat_diffusion.workflow.candidates import Job
+
+    def one_by_one(jobs: list[Job], report: object) -> list[object]:
+        return [job.function(*job.arguments, report, **job.keywords) for job in jobs]
 
     def install(
         plan: Plan | None = None,
@@ -86,6 +92,8 @@ def replace_optimiser(
             )
 
         monkeypatch.setattr(package, "optimize", optimize)
+        monkeypatch.setattr(optimising, "made_together", one_by_one)
+        monkeypatch.setattr(optimising, "turns_of", lambda jobs: 3)
         monkeypatch.setattr(judging, "dose_engine", lambda name, machine, **settings: second)
         return calls
 

@@ -20,7 +20,7 @@ from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.workflow import plan_case, plan_settings
+from vmat_diffusion.workflow import candidates, optimising, plan_case, plan_settings
 from vmat_diffusion.workflow.model_grid import near_targets
 from vmat_diffusion.workflow.prior import DOMAIN
 
@@ -113,20 +113,17 @@ def test_candidates_share_the_time_and_the_best_is_kept(
     assert "1, chosen" in run_text(run)
 
 
-def test_an_interrupt_begins_no_further_candidate(
+def test_a_candidate_that_an_interrupt_left_without_a_plan_is_left_out(
     case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = optimiser()
-    stand_in = package.optimize
-
-    def interrupted(*given: object, **keywords: object):
-        made = stand_in(*given, **keywords)
-        made.outcome = package.Outcome.INTERRUPTED
-        return made
-
-    monkeypatch.setattr(package, "optimize", interrupted)
+    optimiser()
+    together = optimising.made_together
+    monkeypatch.setattr(
+        optimising, "made_together", lambda jobs, report: [None, *together(jobs[1:2], report), None]
+    )
     run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3))
-    assert len(calls) == len(run.candidates) == 1
+    assert [c.chosen for c in run.candidates] == [True]
+    assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
 
 
 def test_a_usual_case_passes_the_domain_check_without_a_warning(
@@ -184,10 +181,11 @@ def test_candidates_need_weights_with_diffusion(
     assert not calls
 
 
-def test_each_candidate_needs_a_minute() -> None:
-    with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* --max-minutes 16 or fewer"):
+def test_each_candidate_needs_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates.os, "cpu_count", lambda: 2)
+    with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --max-minutes 8"):
         plan_settings(goals="x", prior="diffusion", candidates=16, max_minutes=5)
-    assert plan_settings(goals="x", prior="diffusion", candidates=5, max_minutes=5).candidates == 5
+    assert plan_settings(goals="x", prior="diffusion", candidates=10, max_minutes=5).candidates == 10
     assert plan_settings(goals="x", max_minutes=0.5).max_minutes == 0.5
 
 

@@ -7,6 +7,7 @@ its job from a file, tells its progress in lines on its standard output, and lea
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.workflow.clock import Progress
 
 if TYPE_CHECKING:
@@ -43,15 +44,20 @@ class Job:
 
 
 def workers_for(jobs: int) -> int:
-    """How many jobs run at a time: one for each core. A search on one core wastes nothing on waiting."""
+    """How many of so many jobs run at a time: one for each core, as a search on one core never waits."""
     return max(min(jobs, os.cpu_count() or 1), 1)
+
+
+def turns_of(jobs: int) -> int:
+    """How many times the cores are shared out anew until all of so many jobs are done."""
+    return math.ceil(jobs / workers_for(jobs))
 
 
 def made_together(jobs: Sequence[Job], report: Progress) -> list[Optimized | None]:
     """The plans of all jobs, in their order; None for one that Ctrl-C ended before it had a plan.
 
     After Ctrl-C those under way end with the best plan that they have, and no further one is begun. Raises
-    KeyboardInterrupt if no job has a plan then, PlanError if one fails.
+    KeyboardInterrupt if no job has a plan then, InputError as a job does, PlanError if one fails otherwise.
     """
     workers = workers_for(len(jobs))
     threads = max((os.cpu_count() or 1) // workers, 1)
@@ -101,19 +107,19 @@ class _Process:
     """One job in a process of its own."""
 
     def __init__(self, number: int, job: Job, folder: Path, threads: int) -> None:
-        self.number, self.threads = number, threads
-        self.note, self.share = "", 0.0
+        self.number, self.note, self.share = number, "", 0.0
+        self._threads = threads
         self._job, self._result = folder / f"{number}.job", folder / f"{number}.plan"
         self._job.write_bytes(pickle.dumps(job))
         self._complaint = folder / f"{number}.txt"
         self._process: subprocess.Popen[str] | None = None
 
     def started(self) -> _Process:
-        """Begin; a session of its own keeps Ctrl-C of the terminal from it, which is handed on by `interrupt`."""
+        """Begin, in a session of its own: Ctrl-C of a terminal reaches it through `interrupt` alone."""
         with self._complaint.open("w") as complaint:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self._job), str(self._result)],
-                env={**os.environ, **dict.fromkeys(_THREADS, str(self.threads))},
+                [sys.executable, "-c", f"from {__name__} import main; main()", self._job, self._result],
+                env={**os.environ, **dict.fromkeys(_THREADS, str(self._threads))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaint,
@@ -146,7 +152,10 @@ class _Process:
     def result(self, *, interrupted: bool) -> Optimized | None:
         """The plan; None for one that was interrupted before there was any."""
         if self._result.exists():
-            return pickle.loads(self._result.read_bytes())
+            made = pickle.loads(self._result.read_bytes())
+            if isinstance(made, InputError):
+                raise made
+            return made
         if interrupted:
             return None
         lines = self._complaint.read_text().strip().splitlines()
@@ -171,6 +180,8 @@ def main() -> None:
         made = job.function(*job.arguments, report, **job.keywords)
     except KeyboardInterrupt:
         sys.exit(_NOTHING_YET)
+    except InputError as error:
+        made = type(error)(str(error))
     part = Path(sys.argv[2]).with_suffix(".part")
     part.write_bytes(pickle.dumps(made))
     part.replace(sys.argv[2])

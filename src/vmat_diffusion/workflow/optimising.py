@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.workflow.candidates import Job, made_together, turns_of
 from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.prior import Prior
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -57,30 +58,23 @@ def plans_for(
     *,
     improve: Plan | None = None,
 ) -> tuple[Made, ...]:
-    """A plan for each of the prior's doses, which share the time limit; one by the goals if there is none.
+    """A plan for each of the prior's doses, made at the same time; one by the goals if there is none.
 
-    `improve` is a plan to start from each time. After Ctrl-C no further one is begun.
+    All together end within the time limit. `improve` is a plan to start from each time. After Ctrl-C those
+    that have no plan yet are left out.
     """
-    from vmat_diffusion.optimize import Outcome
-
     if len(prior.doses) < 2:
         target = prior.doses[0] if prior.doses else None
         return (
             Made(optimised(case, sheet, machine, settings, report, target=target, improve=improve), target),
         )
-    count = len(prior.doses)
-    share = replace(settings, max_minutes=settings.max_minutes / count)
-    out: list[Made] = []
-    for k, target in enumerate(prior.doses):
-
-        def part(stage: str, done: float, note: str, first: str = f"{k + 1}/{count}") -> None:
-            report(f"{first} {stage}", done, note)
-
-        made = optimised(case, sheet, machine, share, part, target=target, improve=improve)
-        out.append(Made(made, target))
-        if made.outcome == Outcome.INTERRUPTED:
-            break
-    return tuple(out)
+    share = replace(settings, max_minutes=settings.max_minutes / turns_of(len(prior.doses)))
+    jobs = [
+        Job(optimised, (case, sheet, machine, share), {"target": target, "improve": improve})
+        for target in prior.doses
+    ]
+    found = zip(made_together(jobs, report), prior.doses, strict=True)
+    return tuple(Made(one, target) for one, target in found if one is not None)
 
 
 def optimised(

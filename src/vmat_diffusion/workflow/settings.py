@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.workflow.candidates import turns_of, workers_for
 from vmat_diffusion.workflow.reading import Reading
 
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
@@ -130,11 +131,12 @@ def plan_settings(**values: Any) -> PlanSettings:
             f"plan settings: {settings.candidates} candidates need as many doses to aim at, which the prior "
             "goals does not give; choose --prior diffusion or one candidate"
         )
-    if settings.candidates > 1 and settings.max_minutes < _LEAST_MINUTES * settings.candidates:
+    least = _LEAST_MINUTES * turns_of(settings.candidates)
+    if settings.candidates > 1 and settings.max_minutes < least:
         raise InputError(
             f"plan settings: {settings.max_minutes:g} minutes are too short for {settings.candidates} "
-            f"candidates of at least {_LEAST_MINUTES:g} minute each; give --max-minutes "
-            f"{_LEAST_MINUTES * settings.candidates:g} or fewer --candidates"
+            f"candidates of at least {_LEAST_MINUTES:g} minute each, {workers_for(settings.candidates)} at a "
+            f"time; give --max-minutes {least:g} or fewer --candidates"
         )
     for what, given in (("collimator", settings.collimator_deg), ("couch", settings.couch_deg)):
         if given is not None and len(given) not in (1, settings.arcs):
