@@ -99,8 +99,10 @@ def test_settings_reach_the_optimiser(
         seed=7,
         max_minutes=2,
         device="cpu",
+        normalize_gy=51.5,
     )
-    plan_case(case_folder, tmp_path / "out", chosen)
+    run = plan_case(case_folder, tmp_path / "out", chosen)
+    assert run.sheet.normalization.gy == 51.5
     (call,) = calls
     given = call["settings"]
     assert (given.arcs, given.arc_start_deg, given.arc_stop_deg) == (3, 200.0, 20.0)
@@ -255,6 +257,7 @@ def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
         ({"span": "partial", "improve": "RP.dcm"}, "arcs of RP.dcm are kept"),
         ({"arcs": 3, "collimator_deg": (10, 20)}, "2 collimator angles for 3 arcs"),
         ({"patient_position": "SITTING"}, "patient_position"),
+        ({"normalize_gy": 0}, "normalize_gy"),
         ({"no_such_setting": 1}, "no_such_setting"),
     ],
 )

@@ -15,13 +15,16 @@ import pytest
 from openkbp_files import arrays, write_npz
 from small_case import UNIFORM_GY, open_arc
 
+import vmat_diffusion.optimize as package
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.evaluate.plan_comparison import Criterion, JudgedDose, PlanComparison
 from vmat_diffusion.training.openkbp import GOALS, read_openkbp
 from vmat_diffusion.workflow import benchmark_plans as module
 from vmat_diffusion.workflow import plan_settings
 from vmat_diffusion.workflow.benchmark_plans import PlansSettings, benchmark_plans
-from vmat_diffusion.workflow.plans_patient import PlannedPatient
+from vmat_diffusion.workflow.plans_patient import Level, PlannedPatient, plan_patient
 
 PLAN = plan_settings(goals=GOALS)
 
@@ -106,6 +109,39 @@ def test_a_patient_goes_the_whole_road_and_is_compared(
     assert "not passed: " in (out / "plans.md").read_text()
 
 
+@pytest.mark.parametrize(("level", "clinical_gy", "asked_gy"), [
+    ("clinical", 73.0, 73.0), ("clinical", 68.0, 70.0), ("sheet", 73.0, 70.0),
+])  # fmt: skip
+def test_a_plan_covers_its_target_at_least_as_the_clinical_one(
+    data: Path,
+    tmp_path: Path,
+    optimiser: Callable[..., list[dict]],
+    monkeypatch: pytest.MonkeyPatch,
+    level: Level,
+    clinical_gy: float,
+    asked_gy: float,
+) -> None:
+    sheets = []
+    optimiser(replace(open_arc(), fractions=35))
+    handed_over = package.optimize
+
+    def optimize(case: Case, sheet: GoalSheet, *more: Any, **keywords: Any) -> Any:
+        sheets.append(sheet)
+        return handed_over(case, sheet, *more, **keywords)
+
+    monkeypatch.setattr(package, "optimize", optimize)
+    training = read_openkbp(data / "validation" / "pt_203.npz")
+    case = training.case
+    clinical = Dose(case.grid, np.full(case.grid.shape, clinical_gy, np.float32))
+    training = replace(training, case=replace(case, reference_dose=clinical))
+    plan_patient(training, tmp_path, PLAN, level=level)
+    sheet = sheets[0]
+    assert sheet.normalization.structure == "PTV_70"
+    assert sheet.normalization.gy == pytest.approx(asked_gy, abs=1e-4)
+    # Goals judge as before.
+    assert "PTV_70 D95% >= 66.5 Gy" in {str(goal) for goal in sheet.goals}
+
+
 def test_who_cannot_be_planned_is_named_and_does_not_count(
     data: Path, tmp_path: Path, planner: Callable[..., list[str]]
 ) -> None:
@@ -163,6 +199,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     planned.clear()
     fewer = benchmark_plans(replace(settings, cases=1), out=out)
     assert planned == [] and [p.id for p in fewer.patients] == ["pt_201"]
+    with pytest.raises(InputError, match="holds results of another level; pass --overwrite"):
+        benchmark_plans(replace(settings, level="sheet"), out=out)
     other = replace(settings, plan=replace(PLAN, max_minutes=2.0))
     with pytest.raises(InputError, match="holds results of another max_minutes; pass --overwrite"):
         benchmark_plans(other, out=out)

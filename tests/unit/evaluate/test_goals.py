@@ -18,6 +18,8 @@ from vmat_diffusion.evaluate.goals import (
     fit_to_case,
     goal_sheet_names,
     load_goals,
+    normalization_gy,
+    normalized_at,
     parse_goals,
 )
 from vmat_diffusion.evaluate.metrics import Metric, homogeneity, paddick
@@ -308,6 +310,27 @@ def test_optional_levels_are_left_out_and_normalisation_falls_to_the_next() -> N
     assert str(low.normalization) == "PTV_63 D95% = 63 Gy"
     with pytest.raises(GoalError, match="PTV_70 and PTV_63 and PTV_56"):
         fit_to_case(sheet, _case(GTV=("target", slice(8, 12))))
+
+
+def test_a_sheet_can_be_normalised_at_another_dose_near_its_own() -> None:
+    sheet = load_goals("head_neck_70_63_56")
+    higher = normalized_at(sheet, 71.5)
+    assert str(higher.normalization) == "PTV_70 D95% = 71.5 Gy"
+    assert higher.goals == sheet.goals and higher.prescription == sheet.prescription
+    assert str(higher.normalizations[1]) == "PTV_63 D95% = 63 Gy"
+    for gy in (55.9, 84.1):
+        with pytest.raises(GoalError, match=rf"normalisation at {gy:g} Gy is outside 56 to 84 Gy"):
+            normalized_at(sheet, gy)
+
+
+def test_what_the_sheet_normalises_is_measured_on_a_dose() -> None:
+    case = _case(PTV=("target", slice(0, 10)))
+    sheet = parse_goals(SHEET, "mine")
+    dose = Dose(case.grid, np.full(case.grid.shape, 61.0, np.float32))
+    assert normalization_gy(dose, case, sheet) == pytest.approx(61.0)
+    maximum = replace(sheet, normalizations=(replace(sheet.normalization, metric=Metric.parse("max")),))
+    with pytest.raises(GoalError, match="must be a mean or a D% metric"):
+        normalization_gy(dose, case, maximum)
 
 
 def test_unions_fill_in_only_what_is_not_contoured() -> None:

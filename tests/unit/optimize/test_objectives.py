@@ -147,6 +147,37 @@ def test_a_target_goal_within_its_variation_stands_in_no_one_s_way(hot_gy, yield
     assert [g.structure for g in objective.missed(dose)] == (["PTV", "Core"] if yields else ["Core"])
 
 
+def test_musts_of_targets_and_organs_are_of_one_rank():
+    """Where both fail neither yields: the gate asks for both."""
+    case = phantom("tg119_cshape")
+    sheet = load_goals("tg119_cshape_easy")
+    musts = tuple(replace(goal, priority=1, variation=None) for goal in sheet.goals)
+    sheet = fit_to_case(replace(sheet, goals=musts), case)
+    objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
+    dose = np.ones(len(objective.points_mm), np.float32)
+    dose[objective.regions["PTV"].points] = np.linspace(0.5, 1.5, objective.regions["PTV"].points.stop)
+    assert {g.structure for g in objective.missed(dose)} == {"PTV", "Core"}
+    before = {str(t.goal): t.strength for t in objective.terms}
+    objective.adapt(dose)
+    grown = {str(t.goal): t.strength / before[str(t.goal)] for t in objective.terms}
+    assert grown["Core D10% <= 25 Gy"] == grown["PTV D95% >= 50 Gy"] == pytest.approx(1.6)
+
+
+def test_a_search_that_is_taken_up_again_weighs_at_once_what_is_missed(objective):
+    dose = np.full(len(objective.points_mm), 1.004, np.float32)
+    dose[objective.regions["Core"].points] = 0.2
+    strengths = [0.5] * len(objective.terms)
+    objective.resume(strengths, dose)
+    assert {t.strength for t in objective.terms} == {0.5}
+    assert objective.factor == pytest.approx(1.0, abs=1e-3)
+    dose[objective.regions["Core"].points] = 0.9
+    objective.resume(strengths, dose)
+    heavy = {str(t.goal): t.strength for t in objective.terms if t.strength > 0.5}
+    assert heavy == {"Core D10% <= 25 Gy": pytest.approx(0.3 * 25)}
+    objective.resume([9.0] * len(strengths), dose)
+    assert {t.strength for t in objective.terms} == {9.0}
+
+
 def test_goals_are_judged_on_the_normalised_dose(objective):
     dose = np.full(len(objective.points_mm), 0.98, np.float32)
     dose[objective.regions["Core"].points] = 0.1
