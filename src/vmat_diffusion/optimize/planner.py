@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
 from vmat_diffusion.dose.influence import SampledDose, sampled_dose
-from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
+from vmat_diffusion.dose.pencil_beam import dose_grid
 from vmat_diffusion.dose.rays import Density, density_of
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
-from vmat_diffusion.geometry import Grid, Point, sample
+from vmat_diffusion.geometry import Point, sample
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture import ApertureProblem, Judged, Stage, refine_mu, search
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, partial_span, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
 from vmat_diffusion.optimize.existing import apertures_of, frames_of, plan_of
 from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
+from vmat_diffusion.optimize.full_dose import FullDose
 from vmat_diffusion.optimize.jaws import following, tracking
 from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.objectives import Objective, build_objective
@@ -101,7 +102,8 @@ class _Run:
         improve: Plan | None,
     ) -> None:
         self.case, self.sheet, self.machine, self.settings = case, sheet, machine, settings
-        self.progress, self.finalize, self.difference = progress, finalize, difference
+        self.progress, self.finalize = progress, finalize
+        self.full_dose = FullDose(machine, case, difference)
         self.target, self.before = target, before
         # The plan to search from, if there is one.
         self.given = before.plan if before else improve
@@ -170,7 +172,7 @@ class _Run:
         plan = written(self._plan(self.reach.way, self.newest[0]))
         plan, dose = normalized(
             plan,
-            lambda plan: self._full_dose(plan, grid),
+            lambda plan: self.full_dose(plan, grid, lambda done, note: self.progress("dose", done, note)),
             self.case,
             self.sheet,
             self.machine.limits,
@@ -365,25 +367,9 @@ class _Run:
     def _correction(self, problem: ApertureProblem) -> torch.Tensor:
         """What the full dose, read through its grid, has over the sampled dose of the newest state."""
         state = self.newest[0]
-        full = self._with_difference(
-            PencilBeam(self.machine)(self._plan(problem.way, state), self.case, self.density.grid)
-        )
+        full = self.full_dose(self._plan(problem.way, state), self.density.grid)
         read = sample(full.gy, full.grid, self.objective.points_mm) / self.objective.reference_gy
         return problem.correction + torch.as_tensor(read - problem.dose(state)).float()
-
-    def _with_difference(self, dose: Dose) -> Dose:
-        if self.difference is None:
-            return dose
-        gy = np.maximum(dose.gy + self.difference.on(dose.grid), 0).astype(np.float32)
-        return replace(dose, gy=gy, provenance={**dose.provenance, "difference_added": True})
-
-    def _base(self) -> torch.Tensor:
-        """The given difference at the objective's points, relative as its doses are."""
-        points = self.objective.points_mm
-        if self.difference is None:
-            return torch.zeros(len(points))
-        gy = sample(self.difference.gy, self.difference.grid, points)
-        return torch.as_tensor(gy / self.objective.reference_gy).float()
 
     def _problem(
         self, name: str, correct: Callable[[ApertureProblem], torch.Tensor] | None = None
@@ -394,7 +380,7 @@ class _Run:
             self._sampled(self.reach.way, name),
             self.objective,
             self.relative_per_mu,
-            self._base(),
+            self.full_dose.difference_at(self.objective.points_mm, self.objective.reference_gy),
             jaw_parts(self.model, jaws_of(self.reach.way)),
             self.settings.prices,
         )
@@ -443,12 +429,4 @@ class _Run:
             self.isocenter,
             self.sheet.prescription.fractions,
             self.case.patient_position,
-        )
-
-    def _full_dose(self, plan: Plan, grid: Grid) -> Dose:
-        report = self.progress
-        return self._with_difference(
-            PencilBeam(self.machine)(
-                plan, self.case, grid, progress=lambda done, note: report("dose", done, note)
-            )
         )
