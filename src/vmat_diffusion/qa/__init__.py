@@ -1,0 +1,21 @@
+"""The gate: what must hold before a plan may be written, and why it does not. See `docs/gate.md`."""
+
+from vmat_diffusion.qa.engines import denoised, smooth_difference, uncertainty_percent
+from vmat_diffusion.qa.files import PlanFiles, plan_differences
+from vmat_diffusion.qa.gate import judge
+from vmat_diffusion.qa.limits import GateSettings, load_gate
+from vmat_diffusion.qa.verdict import Check, Verdict, warning
+
+__all__ = [
+    "Check",
+    "GateSettings",
+    "PlanFiles",
+    "Verdict",
+    "denoised",
+    "judge",
+    "load_gate",
+    "plan_differences",
+    "smooth_difference",
+    "uncertainty_percent",
+    "warning",
+]

@@ -1,0 +1,108 @@
+"""What the files read again must hold: this plan, this dose, one patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.geometry import signed_deg
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Plan
+from vmat_diffusion.qa.verdict import Check
+
+# Re-read numbers may differ by the rounding of DICOM's decimal strings and 32-bit doses.
+_POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
+
+
+@dataclass(frozen=True)
+class PlanFiles:
+    """The RTPLAN and RTDOSE that are to be handed on; `dose` is None where there is none."""
+
+    plan: Path
+    dose: Path | None = None
+
+
+def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
+    """Frames of reference and the dose's plan, as far as the files say; None where none does."""
+    own = case.source.frame_of_reference_uid
+    faults, asked = [], 0
+    for what, thing in (("plan", plan), ("dose", dose)):
+        frame = thing.provenance.get("frame_of_reference_uid")
+        if own and frame:
+            asked += 1
+            if frame != own:
+                faults.append(f"the {what} has another frame of reference than the CT")
+    made, belongs = plan.provenance.get("sop_instance_uid"), dose.provenance.get("plan_uid")
+    if made and belongs:
+        asked += 1
+        if made != belongs:
+            faults.append("the dose belongs to another plan")
+    if not asked:
+        return None
+    why = "; ".join(faults) or "CT, plan and dose belong together"
+    return Check("one patient, one plan", not faults, float(len(faults)), 0.0, "faults", why)
+
+
+def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:
+    """The files read again hold this plan and this dose, and belong together."""
+    from vmat_diffusion.dicom.read import read_dose, read_plan
+
+    faults: list[str] = []
+    try:
+        back = read_plan(files.plan, machine)
+        faults += plan_differences(plan, back)
+        if files.dose is not None:
+            again = read_dose(files.dose)
+            faults += _dose_differences(dose, again)
+            together = same_patient(case, back, again)
+            if together is not None and not together.passed:
+                faults.append(together.why)
+    except InputError as error:
+        faults.append(str(error))
+    why = "; ".join(faults) or "the files read again hold this plan and this dose"
+    return Check("files agree", not faults, float(len(faults)), 0.0, "faults", why)
+
+
+def plan_differences(plan: Plan, other: Plan) -> list[str]:
+    """What distinguishes two plans beyond the rounding of a file, in words; [] where nothing does."""
+    if len(plan.arcs) != len(other.arcs):
+        return [f"{len(other.arcs)} beams in the file, {len(plan.arcs)} in the plan"]
+    out = []
+    if plan.fractions != other.fractions:
+        out.append(f"{other.fractions} fractions in the file, {plan.fractions} in the plan")
+    if not np.allclose(plan.isocenter_mm, other.isocenter_mm, rtol=0, atol=_POSITION_MM):
+        out.append("the isocentre differs")
+    for a, b in zip(plan.arcs, other.arcs, strict=True):
+        if a.leaves_mm.shape != b.leaves_mm.shape:
+            out.append(f"beam {a.number}: numbers of control points or leaves differ")
+            continue
+        angles = [
+            (a.gantry_deg, b.gantry_deg),
+            (a.collimator_deg, b.collimator_deg),
+            (a.couch_deg, b.couch_deg),
+        ]
+        turned = [np.abs(signed_deg(np.asarray(x) - np.asarray(y))).max() for x, y in angles]
+        for name, same in (
+            ("leaf positions", np.allclose(a.leaves_mm, b.leaves_mm, rtol=0, atol=_POSITION_MM)),
+            ("jaw positions", np.allclose(a.jaws_mm, b.jaws_mm, rtol=0, atol=_POSITION_MM)),
+            ("MU", np.allclose(a.mu, b.mu, rtol=_MU_SHARE, atol=_MU_SHARE)),
+            ("angles", max(turned) <= _ANGLE_DEG),
+            (
+                "direction of rotation",
+                np.allclose(np.diff(a.gantry_deg), np.diff(b.gantry_deg), atol=_ANGLE_DEG),
+            ),
+        ):
+            if not same:
+                out.append(f"beam {a.number}: the {name} differ")
+    return out
+
+
+def _dose_differences(dose: Dose, other: Dose) -> list[str]:
+    if not dose.grid.matches(other.grid, tolerance_mm=_POSITION_MM):
+        return ["the dose in the file lies on another grid"]
+    most = float(np.abs(dose.gy - other.gy).max())
+    return [f"the doses differ by {most:.3g} Gy"] if most > _DOSE_SHARE * float(dose.gy.max()) else []

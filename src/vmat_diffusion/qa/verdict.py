@@ -1,0 +1,87 @@
+"""A question with its answer, and all of them of one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vmat_diffusion.evaluate.gamma import GammaResult
+from vmat_diffusion.evaluate.goals import GoalResult
+
+_WARNINGS = "warnings"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer; `value` and `limit` are in `unit`. No limit: reported, not judged."""
+
+    name: str
+    passed: bool
+    value: float | None
+    limit: float | None
+    unit: str
+    why: str
+
+    @property
+    def warns(self) -> bool:
+        """Whether it stops no plan but holds what a person must read."""
+        return self.passed and self.unit == _WARNINGS and bool(self.value)
+
+    @property
+    def word(self) -> str:
+        """The result in a word."""
+        if self.warns or not self.passed:
+            return "warning" if self.passed else "fail"
+        return "reported" if self.limit is None else "pass"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data with the value rounded."""
+        value = None if self.value is None else round(self.value, 4)
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "result": self.word,
+            "value": value,
+            "limit": self.limit,
+            "unit": self.unit,
+            "why": self.why,
+        }
+
+
+def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:
+    """A check that stops no plan and says what is unusual, or `otherwise` where nothing is."""
+    why = "; ".join(sentences) or otherwise
+    return Check(name, True, float(len(sentences)), None, _WARNINGS, why)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """All checks of one plan. `gamma` and `results` (goals on the second dose) are there if computed.
+
+    `correctable` says that nothing but the two engines' disagreement keeps the plan from passing, and
+    that they disagree no more than engines may.
+    """
+
+    checks: tuple[Check, ...]
+    gamma: GammaResult | None = None
+    results: tuple[GoalResult, ...] = ()
+    correctable: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "passed": self.passed,
+            "checks": [check.record() for check in self.checks],
+            "gamma": self.gamma.summary() if self.gamma else None,
+        }
