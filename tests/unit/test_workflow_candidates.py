@@ -56,7 +56,7 @@ def crashing(report: Progress) -> str:
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes find this module, and two cores."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *_paths()]))
-    monkeypatch.setattr(candidates.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(candidates, "cores", lambda: 2)
 
 
 def _paths() -> list[str]:
@@ -115,6 +115,6 @@ def test_a_job_that_crashes_is_named_with_its_last_words(two_cores: None) -> Non
 
 
 def test_cores_are_shared_out_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(candidates, "cores", lambda: 4)
     assert (workers_for(2), workers_for(9)) == (2, 4)
     assert (turns_of(4), turns_of(5), turns_of(9)) == (1, 2, 3)

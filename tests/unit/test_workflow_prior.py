@@ -182,7 +182,7 @@ def test_candidates_need_weights_with_diffusion(
 
 
 def test_each_candidate_needs_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(candidates, "cores", lambda: 2)
     with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --max-minutes 8"):
         plan_settings(goals="x", prior="diffusion", candidates=16, max_minutes=5)
     assert plan_settings(goals="x", prior="diffusion", candidates=10, max_minutes=5).candidates == 10

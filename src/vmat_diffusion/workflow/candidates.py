@@ -24,12 +24,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.workflow.clock import Progress
+from vmat_diffusion.workflow.cluster import THREADS, cores
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
 
-# Words that set how many threads the libraries of a process use.
-_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _TELL_S, _LOOK_S = 0.3, 0.1
 _NOTHING_YET = 130
 
@@ -45,7 +44,7 @@ class Job:
 
 def workers_for(jobs: int) -> int:
     """How many of so many jobs run at a time: one for each core, as a search on one core never waits."""
-    return max(min(jobs, os.cpu_count() or 1), 1)
+    return max(min(jobs, cores()), 1)
 
 
 def turns_of(jobs: int) -> int:
@@ -60,7 +59,7 @@ def made_together(jobs: Sequence[Job], report: Progress) -> list[Optimized | Non
     KeyboardInterrupt if no job has a plan then, InputError as a job does, PlanError if one fails otherwise.
     """
     workers = workers_for(len(jobs))
-    threads = max((os.cpu_count() or 1) // workers, 1)
+    threads = max(cores() // workers, 1)
     with tempfile.TemporaryDirectory(prefix="vmat-candidates-") as name, _processes() as running:
         waiting = [_Process(k, job, Path(name), threads) for k, job in enumerate(jobs)]
         done: dict[int, Optimized | None] = {}
@@ -119,7 +118,7 @@ class _Process:
         with self._complaint.open("w") as complaint:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from {__name__} import main; main()", self._job, self._result],
-                env={**os.environ, **dict.fromkeys(_THREADS, str(self._threads))},
+                env={**os.environ, **dict.fromkeys(THREADS, str(self._threads))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaint,

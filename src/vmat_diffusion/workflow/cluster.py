@@ -29,9 +29,9 @@ _LEAVE_EARLY_S, _LEAVE_SPREAD_S = 180, 60  # before the walltime a worker hands 
 _RENEW_S = 30
 _LOGS = "cluster_logs"
 
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-}
+# In its environment, what says how many threads the libraries of a process use.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_ONE_THREAD = dict.fromkeys(THREADS, "1")
 # Jobs hold their memory themselves: there is nothing to spill, and a paused worker would never wake.
 _WORKER_MEMORY = {
     "distributed.worker.memory.target": False,
@@ -119,7 +119,7 @@ class Cluster:
 
         there_gb = MEMORY_LIMIT / 1e9
         fitting = int(there_gb // self.memory_gb)
-        workers = min(self.workers or max(1, min(_cores(), fitting)), jobs)
+        workers = min(self.workers or max(1, min(cores(), fitting)), jobs)
         if workers > fitting:
             raise InputError(
                 f"--workers {workers} with --memory-gb {self.memory_gb:g} need "
@@ -128,7 +128,7 @@ class Cluster:
         return workers
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, fewer where the queueing system granted fewer."""
     granted = os.environ.get("NSLOTS") or os.environ.get("SLURM_CPUS_PER_TASK") or ""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
