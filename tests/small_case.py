@@ -61,7 +61,7 @@ def replace_optimiser(
         *,
         failing: BaseException | None = None,
         noise: str = "",
-        engine: tuple[float, ...] = (1.0, 1.0),
+        engine: tuple[float, ...] = (1.0, 1.0, 1.0),
     ) -> list[dict]:
         calls: list[dict] = []
         factors = list(engine)

@@ -61,12 +61,28 @@ def test_engines_that_disagree_lead_to_one_correction(
     assert [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]] == ["mean dose of PTV"]
 
 
-def test_a_plan_is_corrected_only_once_and_then_kept_back(
+def test_a_second_correction_knows_what_both_checks_found(
     case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
 ) -> None:
-    calls = optimiser(engine=(1.025, 0.975))
+    calls = optimiser(engine=(0.96, 0.975, 1.0))
     run = plan_case(case_folder, tmp_path / "out", SETTINGS)
-    assert len(calls) == 2 and not run.verdict.passed
+    assert run.passed and run.corrected and len(calls) == 3
+    found = [float(np.median(c["difference"].gy)) for c in calls[1:]]
+    assert found == [
+        pytest.approx(-0.04 * UNIFORM_GY, rel=1e-3),
+        pytest.approx(-0.065 * UNIFORM_GY, rel=1e-3),
+    ]
+    assert calls[2]["start"] is not calls[1]["start"]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]] == ["mean dose of PTV"]
+
+
+def test_a_plan_is_corrected_twice_and_then_kept_back(
+    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+) -> None:
+    calls = optimiser(engine=(1.025, 0.975, 1.025))
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    assert len(calls) == 3 and not run.verdict.passed
     names = {f.name for f in (tmp_path / "out").iterdir()}
     assert "RP.dcm" not in names and {"RD.dcm", "report.html", "run.json"} <= names
     assert not read_dose(tmp_path / "out" / "RD.dcm").provenance["plan_uid"]
@@ -132,7 +148,7 @@ def test_limits_come_from_a_file_and_are_recorded(
 ) -> None:
     file = tmp_path / "gate.toml"
     file.write_text("target_mean_percent = 0.5\n")
-    optimiser(engine=(1.01, 1.01))
+    optimiser(engine=(1.01, 1.01, 1.01))
     run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, gate=str(file)))
     assert [c.name for c in run.verdict.failed] == ["mean dose of PTV"]
     assert run.provenance["gate"]["target_mean_percent"] == 0.5

@@ -25,7 +25,7 @@ def made(case_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         install = replace_optimiser(patch)
         for name, engine, core in (("a", 1.0, 20.0), ("b", 1.5, 10.0)):
-            install(engine=(engine, engine))
+            install(engine=(engine,) * 3)
             plan_case(case_folder, root / name, EASY)
             change(root / name, lambda r, core=core: r["goals"][2].update(value=core))
     return root

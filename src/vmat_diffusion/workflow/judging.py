@@ -1,4 +1,4 @@
-"""A plan through the gate, and once more where only the engines disagree."""
+"""A plan through the gate, and again where only the engines disagree."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmat_diffusion.case import Case
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.workflow.clock import Clock, Progress
+from vmat_diffusion.workflow.clock import Clock
 from vmat_diffusion.workflow.engines import Engine, dose_engine
 from vmat_diffusion.workflow.gate import Judged, pass_gate
 from vmat_diffusion.workflow.optimising import Made, optimised
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-# The most of the time limit that the correction of a plan may take.
-_CORRECTION_SHARE = 1 / 3
+# The most of the time limit that a correction of a plan may take, and how many there may be: the difference
+# found belongs to the plan before, and where it is large, as in the air of a target, one is not enough.
+_CORRECTION_SHARE, _CORRECTIONS = 1 / 3, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +34,15 @@ class Gated:
     first: Verdict | None = None
 
 
-def _engines(machine: Machine, settings: PlanSettings) -> tuple[Engine, Engine]:
-    """The independent engine for the plan and, with other random numbers, for a corrected one."""
-    first, second = (
-        dose_engine(
-            "monte-carlo",
-            machine,
-            uncertainty=settings.uncertainty,
-            max_minutes=settings.check_minutes,
-            seed=(settings.seed + again) % 2**32,
-        )
-        for again in (0, 1)
+def _engine(machine: Machine, settings: PlanSettings, again: int) -> Engine:
+    """The independent engine, with other random numbers for each correction of a plan."""
+    return dose_engine(
+        "monte-carlo",
+        machine,
+        uncertainty=settings.uncertainty,
+        max_minutes=settings.check_minutes,
+        seed=(settings.seed + again) % 2**32,
     )
-    return first, second
 
 
 def through_gate(
@@ -59,7 +56,14 @@ def through_gate(
     more: Sequence[Check],
     clock: Clock,
 ) -> Gated:
-    """The plan judged, its files in `folder` if it passes; if only the engines disagree, a corrected one."""
+    """The plan judged, its files in `folder` if it passes.
+
+    If only the engines disagree it is led on in the knowledge of what the independent engine finds, and
+    judged again, at most twice.
+    """
+    from vmat_diffusion.qa import smooth_difference
+
+    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
 
     def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
         with clock.stage(stage):
@@ -76,30 +80,22 @@ def through_gate(
                 progress=lambda done, note: clock.report(stage, done, note),
             )
 
-    first_engine, second_engine = _engines(machine, settings)
-    found = judged(made.optimized, first_engine, "check")
-    if not found.verdict.correctable:
-        return Gated(made.optimized, found)
-    with clock.stage("optimise again"):
-        better = _corrected(case, sheet, machine, settings, made, found, clock.report)
-    return Gated(better, judged(better, second_engine, "check again"), found.verdict)
+    now, first, difference = made.optimized, None, None
+    found = judged(now, _engine(machine, settings, 0), "check")
+    for again in range(1, _CORRECTIONS + 1):
+        if not found.verdict.correctable or found.check is None:
+            break
+        first = first or found.verdict
+        difference = _more(smooth_difference(now.dose, found.check), difference)
+        with clock.stage("optimise again"):
+            now = optimised(
+                case, sheet, machine, quick, clock.report,
+                target=made.target, difference=difference, start=now,
+            )  # fmt: skip
+        found = judged(now, _engine(machine, settings, again), "check again")
+    return Gated(now, found, first)
 
 
-def _corrected(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    made: Made,
-    judged: Judged,
-    report: Progress,
-) -> Optimized:
-    """The plan led on in the knowledge of what the independent engine finds."""
-    from vmat_diffusion.qa import smooth_difference
-
-    assert judged.check is not None  # or it would not be correctable
-    difference = smooth_difference(made.optimized.dose, judged.check)
-    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
-    return optimised(
-        case, sheet, machine, quick, report, target=made.target, difference=difference, start=made.optimized
-    )
+def _more(found: Dose, before: Dose | None) -> Dose:
+    """What is to be added to the fast engine's dose: what a check finds, beside what was added before."""
+    return found if before is None else replace(found, gy=found.gy + before.on(found.grid))
