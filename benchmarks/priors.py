@@ -1,6 +1,6 @@
 """Plans driven by the goals alone against plans that also aim at the predicted dose.
 
-    python benchmarks/priors.py DATA [--cases pt_201 ...] [--weights shipped] [--max-minutes 2] [--out FILE]
+    python benchmarks/priors.py DATA [--cases pt_201 ...] [--weights shipped] [--max-minutes 5] [--out FILE]
 
 DATA is a data set folder as `import openkbp` writes it. Each case is planned twice with the same
 settings; doses are those of the planning engine, and no gate is asked. Kept case by case, so that an
@@ -31,7 +31,8 @@ from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_priors.json"
 GOALS = "head_neck_70_63_56"
-CASES = ("pt_201", "pt_205", "pt_210", "pt_215", "pt_222", "pt_230")
+# The first validation patients with a CT.
+CASES = ("pt_201", "pt_202", "pt_203", "pt_204", "pt_206", "pt_207")
 PRIORS: tuple[Literal["goals", "diffusion"], ...] = ("goals", "diffusion")
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--weights", default="shipped")
-    parser.add_argument("--max-minutes", type=float, default=2.0)
+    parser.add_argument("--max-minutes", type=float, default=5.0)
     parser.add_argument("--out", type=Path, default=FIGURES)
     asked = parser.parse_args()
     done = json.loads(asked.out.read_text()) if asked.out.exists() else {}
