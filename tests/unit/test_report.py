@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
 from vmat_diffusion.evaluate.goals import Goal, GoalResult
@@ -21,7 +22,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.report import plan_picture, write_report
-from vmat_diffusion.report.charts import png
+from vmat_diffusion.report.charts import control_points_figure, png
 from vmat_diffusion.report.content import reference_gy, shown_structures
 from vmat_diffusion.report.planes import planes_figure
 
@@ -286,3 +287,15 @@ def test_a_failed_report_leaves_the_old_one(
 def test_no_global_plotting_state_is_touched() -> None:
     code = "import sys, vmat_diffusion.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_segments_in_which_all_leaves_are_closed_are_drawn() -> None:
+    """As where a stereotactic target is left alone from some angles."""
+    plan = open_arc()
+    (arc,) = plan.arcs
+    leaves = arc.leaves_mm.copy()
+    leaves[5:9, 0], leaves[5:9, 1] = -0.3, 0.3
+    leaves[12:, :, 26:34] += 1.0
+    figure = control_points_figure(replace(arc, leaves_mm=leaves), plan, load_machine("generic_6mv"))
+    travel = figure.axes[-1].patches[0].get_data().values
+    assert travel[5:8] == pytest.approx(0.0) and travel[11] == pytest.approx(1.0)

@@ -115,8 +115,9 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
     travel = np.abs(np.diff(arc.leaves_mm, axis=0))
     seconds = np.maximum(pace.time_s, 1e-9)
     open_pair = _open_pairs(arc)
-    moving = np.where(open_pair[:, None, :], travel, np.nan)
-    mean_travel = np.nanmean(moving, axis=(1, 2)) if open_pair.any() else np.zeros(len(arc.mu))
+    # Of the leaves of open pairs; in a segment in which all are closed none counts as moving.
+    counted = np.maximum(2 * open_pair.sum(axis=1), 1)
+    mean_travel = np.where(open_pair[:, None, :], travel, 0.0).sum(axis=(1, 2)) / counted
     figure = Figure(figsize=(11.0, 6.0), facecolor="white")
     panels = figure.subplots(5, 1, sharex=True)
     figure.subplots_adjust(left=0.115, right=0.985, top=0.93, bottom=0.085, hspace=0.22)
