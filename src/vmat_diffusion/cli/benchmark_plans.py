@@ -14,6 +14,7 @@ from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.benchmark_plans import PlansResult
+    from vmat_diffusion.workflow.plans_patient import Level
 
 
 def benchmark_plans(
@@ -58,14 +59,19 @@ def benchmark_plans(
         uncertainty=uncertainty,
         check_minutes=check_minutes,
     )
-    if level not in ("clinical", "sheet"):
-        raise InputError(f"--level {level!r} is not known; choose clinical or sheet")
-    settings = PlansSettings(
-        data=data, cases=cases, first=first, plan=plan, level="clinical" if level == "clinical" else "sheet"
-    )
+    settings = PlansSettings(data=data, cases=cases, first=first, plan=plan, level=_level(level))
     with stdout_kept(), progress_bar() as progress:
         done = run(settings, out=out, overwrite=overwrite, progress=progress)
     show(json.dumps(done.summary()) if as_json else _text(done))
+
+
+def _level(name: str) -> Level:
+    """A level by its name; InputError for any other."""
+    from vmat_diffusion.workflow.plans_patient import LEVELS
+
+    if name not in LEVELS:
+        raise InputError(f"--level {name!r} is not known; choose {' or '.join(LEVELS)}")
+    return name
 
 
 def _text(done: PlansResult) -> str:

@@ -23,6 +23,7 @@ from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.workflow.clock import Progress
 from vmat_diffusion.workflow.cluster import THREADS, cores
 
@@ -35,7 +36,7 @@ _NOTHING_YET = 130
 
 @dataclass(frozen=True)
 class Job:
-    """A function of this package with its arguments; its keyword `report` is a Progress."""
+    """A function that a new process can import, with its arguments; after these it takes a Progress."""
 
     function: Callable[..., Optimized]
     arguments: tuple[Any, ...]
@@ -67,7 +68,9 @@ def made_together(jobs: Sequence[Job], report: Progress) -> list[Optimized | Non
         while waiting or running:
             try:
                 while waiting and len(running) < workers and not interrupted:
-                    running.append(waiting.pop(0).started())
+                    # In the list first: what an interrupt meets half started is ended with the others.
+                    running.append(waiting.pop(0))
+                    running[-1].start()
                 time.sleep(_LOOK_S)
                 _tell(report, running, len(done), len(jobs))
             except KeyboardInterrupt:
@@ -113,7 +116,7 @@ class _Process:
         self._complaint = folder / f"{number}.txt"
         self._process: subprocess.Popen[str] | None = None
 
-    def started(self) -> _Process:
+    def start(self) -> None:
         """Begin, in a session of its own: Ctrl-C of a terminal reaches it through `interrupt` alone."""
         with self._complaint.open("w") as complaint:
             self._process = subprocess.Popen(
@@ -126,7 +129,6 @@ class _Process:
                 start_new_session=True,
             )
         Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
-        return self
 
     def _listen(self, lines: IO[str]) -> None:
         for line in lines:
@@ -134,8 +136,8 @@ class _Process:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is over."""
-        return self._process is not None and self._process.poll() is not None
+        """Whether nothing runs: the process is over, or an interrupt came before it began."""
+        return self._process is None or self._process.poll() is not None
 
     def interrupt(self) -> None:
         """Ask for the best plan so far."""
@@ -181,10 +183,5 @@ def main() -> None:
         sys.exit(_NOTHING_YET)
     except InputError as error:
         made = type(error)(str(error))
-    part = Path(sys.argv[2]).with_suffix(".part")
-    part.write_bytes(pickle.dumps(made))
-    part.replace(sys.argv[2])
-
-
-if __name__ == "__main__":
-    main()
+    with written_whole(Path(sys.argv[2])) as part:
+        part.write_bytes(pickle.dumps(made))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
@@ -20,7 +20,8 @@ from vmat_diffusion.workflow.simulate import must_be_plannable
 
 CASES, PLANS = "cases", "plans"
 # The dose at which a plan is normalised: the goal sheet's, or the clinical one where that is higher.
-Level = Literal["sheet", "clinical"]
+Level = Literal["clinical", "sheet"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
