@@ -23,17 +23,17 @@ from computer import today
 
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Dose
+from vmat_diffusion.commissioning.beam_fit import absolute
+from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
 from vmat_diffusion.dicom.read import read_plan
-from vmat_diffusion.dose.beam_fit import absolute
 from vmat_diffusion.dose.fluence import exposures
 from vmat_diffusion.dose.influence_matrix import influence_matrix
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid, jaw_box
 from vmat_diffusion.dose.rays import density_of
-from vmat_diffusion.dose.reference import pencil_beam_engine, reference_check
-from vmat_diffusion.dose.scans import read_curves, read_output_factors
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.qa.reference_doses import pencil_beam_engine, reference_check
 from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 ROOT = Path(__file__).resolve().parents[1]

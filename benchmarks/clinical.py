@@ -14,8 +14,8 @@ from pathlib import Path
 
 from computer import stamp
 
+from vmat_diffusion.benchmark.plans_tables import SUMMARY_MD
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.workflow.plans_output import SUMMARY_MD
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_clinical.json"
 

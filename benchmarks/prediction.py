@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from computer import stamp
 
+from vmat_diffusion.dataset.cases import TrainingCase, save_case
+from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.diffusion.encode import encode
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.training.cases import TrainingCase, save_case
-from vmat_diffusion.training.openkbp import GOALS, read_openkbp
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks_prediction.json"

@@ -28,14 +28,14 @@ from computer import today
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dataset.cases import load_case, save_case
+from vmat_diffusion.dataset.clinical_case import Preparation
+from vmat_diffusion.dataset.prepare import common_shape, cut_to, extent_of, on_spacing, restored
+from vmat_diffusion.dataset.raw_cases import RawCase
 from vmat_diffusion.dicom.read import read_case
 from vmat_diffusion.geometry import average_onto
-from vmat_diffusion.training.cases import load_case, save_case
-from vmat_diffusion.training.prepare import common_shape, cut_to, extent_of, on_spacing, restored
+from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.workflow import preprocess as module
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.clinical_case import Preparation
-from vmat_diffusion.workflow.raw_cases import RawCase
 from vmat_diffusion.workflow.states import WORK, write_state
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,9 +24,8 @@ from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
-from vmat_diffusion.workflow.optimising import plans_for
-from vmat_diffusion.workflow.predict import read_subject
-from vmat_diffusion.workflow.prior import Prior, prior_of
+from vmat_diffusion.workflow.predict import Prior, prior_of, read_subject
+from vmat_diffusion.workflow.search_and_check import plans_for
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_priors.json"

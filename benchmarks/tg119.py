@@ -19,7 +19,7 @@ from typing import Any
 
 from computer import stamp
 
-from vmat_diffusion.evaluate.tg119 import CASES
+from vmat_diffusion.benchmark.tg119_cases import CASES
 from vmat_diffusion.files import written_whole
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_tg119.json"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.batch import Cluster, run_jobs
+from vmat_diffusion.jobs.batch import Cluster, run_jobs
 
 
 def work(kind: str, number: int, folder: Path) -> Any:

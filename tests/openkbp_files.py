@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.training.openkbp import NAMES, SHAPE
+from vmat_diffusion.dataset.openkbp import NAMES, SHAPE
 
 # (anterior to posterior, right to left, head to feet)
 BOXES = {

@@ -49,9 +49,9 @@ def replace_optimiser(
     after the other in this process, each on a third of the time.
     """
     import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.judging as judging
-    import vmat_diffusion.workflow.optimising as optimising
-    from vmat_diffusion.workflow.candidates import Job
+    import vmat_diffusion.workflow.search_and_check as judging
+    import vmat_diffusion.workflow.search_and_check as optimising
+    from vmat_diffusion.jobs.together import Job
 
     def one_by_one(jobs: list[Job], report: object) -> list[object]:
         return [job.function(*job.arguments, report, **job.keywords) for job in jobs]

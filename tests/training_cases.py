@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
-from vmat_diffusion.distance import signed_distance_mm
+from vmat_diffusion.dataset.cases import Constraint, TrainingCase, save_case
+from vmat_diffusion.dataset.splits import Member, place, save_splits
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.training.cache import DecodedCase
-from vmat_diffusion.training.cases import Constraint, TrainingCase, save_case
-from vmat_diffusion.training.splits import Member, place, save_splits
 
 
 def small_training(
@@ -71,17 +68,6 @@ def small_training(
     )
 
 
-def decoded(training: TrainingCase) -> DecodedCase:
-    """The case with its distance maps."""
-    case = training.case
-    maps = {
-        n: np.rint(10 * signed_distance_mm(s.mask, case.grid.spacing_mm)).astype(np.int16)
-        for n, s in case.structures.items()
-        if s.role != "body"
-    }
-    return DecodedCase(training, maps)
-
-
 def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str] | None = None) -> Path:
     """A data set folder as preprocessing leaves it, with `splits` (id to split) if they are given."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +93,3 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
         members = [Member(name, name, "all") for name in splits]
         save_splits(folder / "splits.json", place(members, given=splits))  # type: ignore[arg-type]
     return folder
-
-
-def with_marker(training: TrainingCase, zyx: tuple[int, int, int], hu: int = 2000) -> TrainingCase:
-    """The case with a cube of 3 voxels of another HU around a voxel of an even CT."""
-    values = np.where(training.case.body.mask, 0, -1000).astype(np.int16)
-    z, y, x = zyx
-    values[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2] = hu
-    return replace(training, case=replace(training.case, hu=values))

@@ -10,9 +10,8 @@ from pathlib import Path
 from training_cases import save_dataset, small_training
 
 from vmat_diffusion.diffusion.network import Size
-from vmat_diffusion.training.encoded import NO_CHANGES
-from vmat_diffusion.training.encoded_cache import encode_cases, entries_with_dose
-from vmat_diffusion.training.keeper import TrainingData
+from vmat_diffusion.training.callback import TrainingData
+from vmat_diffusion.training.encoded import NO_CHANGES, encode_cases, entries_with_dose
 from vmat_diffusion.training.settings import Stage, TrainingSettings
 
 TINY = Size(widths=(8, 8, 16, 16), blocks=1, heads=2, condition=16)

@@ -20,10 +20,10 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom.read import read_plan
 from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.influence_matrix import InfluenceMatrix, influence_matrix
 from vmat_diffusion.dose.pencil_beam import PencilBeam, jaw_box
 from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan

@@ -46,3 +46,12 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def content_hash(source: Path) -> str:
+    """SHA-256 over the contents of a file, or of all files of a folder, whatever their names and order."""
+    digests = []
+    for file in [source] if source.is_file() else source.rglob("*"):
+        if file.is_file():
+            digests.append(hashlib.sha256(file.read_bytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

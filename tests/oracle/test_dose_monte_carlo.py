@@ -11,15 +11,15 @@ import pytest
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom import read_plan
-from vmat_diffusion.dose.reference import (
+from vmat_diffusion.evaluate.gamma import gamma
+from vmat_diffusion.plan import Arc
+from vmat_diffusion.qa.reference_doses import (
     ReferenceCase,
     central_axis,
     compare,
     pencil_beam_engine,
     read_reference_case,
 )
-from vmat_diffusion.evaluate.gamma import gamma
-from vmat_diffusion.plan import Arc
 
 WATER = ("water_3x3", "water_5x5", "water_10x10", "water_10x10_ssd100", "water_20x20")
 EXIT_MM = 20.0

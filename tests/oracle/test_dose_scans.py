@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from water import edges_mm
 
-from vmat_diffusion.dose.beam_fit import Scan, absolute
-from vmat_diffusion.dose.scans import read_curves, read_output_factors
+from vmat_diffusion.commissioning.beam_fit import Scan, absolute
+from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.workflow.beam import residuals, tank_dose
 

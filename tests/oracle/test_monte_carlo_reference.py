@@ -7,15 +7,15 @@ from water import field, tank
 from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose import PencilBeam, dose_grid
 from vmat_diffusion.dose.monte_carlo import MonteCarlo
-from vmat_diffusion.dose.reference import (
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.qa.reference_doses import (
     central_axis,
     compare,
     monte_carlo_engine,
     read_reference_case,
     reference_check,
 )
-from vmat_diffusion.errors import InputError
-from vmat_diffusion.machine import load_machine
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmat_diffusion.training.cases import load_case, save_case
-from vmat_diffusion.training.openkbp import NAMES, patient_paths, read_openkbp, to_openkbp
+from vmat_diffusion.dataset.cases import load_case, save_case
+from vmat_diffusion.dataset.openkbp import NAMES, patient_paths, read_openkbp, to_openkbp
 
 FEW = ("pt_1", "pt_100", "pt_201")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from openkbp_files import arrays, write_folder
 
+from vmat_diffusion.dataset.openkbp import SHAPE, read_patient, write_dose_csv
 from vmat_diffusion.evaluate.openkbp import overall, score
-from vmat_diffusion.training.openkbp import SHAPE, read_patient, write_dose_csv
 
 ORGANS = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophagus", "Larynx", "Mandible")
 TARGETS = ("PTV56", "PTV63", "PTV70")

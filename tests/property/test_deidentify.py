@@ -16,11 +16,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from vmat_diffusion.dicom.attributes import open_dataset
-from vmat_diffusion.dicom.deidentify import deidentify, moved_date
-from vmat_diffusion.dicom.identity import Key, Patient, folded, identity_of
-from vmat_diffusion.dicom.leaks import leak
+from vmat_diffusion.dicom.confidential.deidentify import deidentify, moved_date
+from vmat_diffusion.dicom.confidential.identity import Key, Patient, folded, identity_of
+from vmat_diffusion.dicom.confidential.leaks import leak
+from vmat_diffusion.dicom.confidential.profile import word_set
 from vmat_diffusion.dicom.names import load_table
-from vmat_diffusion.dicom.profile import word_set
 
 TABLE = load_table(None)
 # Texts of every kind: in the table and not, technical, names of regions, plans and beams, codes.

@@ -19,8 +19,8 @@ from vmat_diffusion.dose.fluence import (
     opening,
     opening_in_torch,
 )
-from vmat_diffusion.dose.influence import SampledDose, gathered_in_torch, sampled_dose
 from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.sampled import SampledDose, gathered_in_torch, sampled_dose
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Plan

@@ -12,9 +12,9 @@ from synthetic_plans import conformal_arc
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import PencilBeam, dose_grid
 from vmat_diffusion.dose.fluence import Exposures, FluenceModel, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.pencil_beam import jaw_box
 from vmat_diffusion.dose.rays import density_of, same_beam_direction
+from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom

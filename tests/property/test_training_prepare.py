@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.dataset.prepare import dose_onto, mask_onto
 from vmat_diffusion.geometry import Grid, Point, average_onto
-from vmat_diffusion.training.prepare import dose_onto, mask_onto
 
 _SPACING = st.tuples(*(st.floats(0.7, 5.0) for _ in range(3)))
 _OFFSET = st.tuples(*(st.floats(-3.0, 3.0) for _ in range(3)))

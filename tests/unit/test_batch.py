@@ -18,8 +18,8 @@ from batch_jobs import work
 
 from vmat_diffusion.cli.options import chosen_cluster
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
-from vmat_diffusion.workflow.cluster import _queued
+from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
+from vmat_diffusion.jobs.cluster import _queued
 
 LOCAL = Cluster(workers=2, memory_gb=0.8)
 KINDS = ("fine", "refused", "broken", "once")
@@ -234,7 +234,7 @@ def test_jobs_run_through_a_queue(queue: None, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a queueing system of shell scripts")
 def test_lost_node_is_replaced(queue: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("vmat_diffusion.workflow.cluster._RENEW_S", 1)
+    monkeypatch.setattr("vmat_diffusion.jobs.cluster._RENEW_S", 1)
     jobs = {f"case_{n}": (kind, n, tmp_path) for n, kind in enumerate(["fine", "lost", "fine"])}
     results = list(run_jobs(work, jobs, cluster=Cluster(kind="slurm", workers=1, memory_gb=0.8)))
     assert {done.key: done.result for done in results} == {"case_0": 0, "case_1": 1, "case_2": 4}

@@ -11,7 +11,7 @@ import pytest
 from openkbp_files import arrays, write_npz
 from tiny_model import tiny_model
 
-from vmat_diffusion.training.openkbp import read_openkbp
+from vmat_diffusion.dataset.openkbp import read_openkbp
 
 
 @pytest.fixture

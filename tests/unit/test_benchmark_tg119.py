@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from vmat_diffusion.evaluate.tg119 import CASES
+from vmat_diffusion.benchmark.tg119_cases import CASES
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.report.case_picture import case_picture
-from vmat_diffusion.training.cases import TrainingCase
 
 
 def _drawn(tmp_path: Path, case: Case, **more: object) -> np.ndarray:

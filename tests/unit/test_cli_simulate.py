@@ -12,8 +12,8 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion import cli
-from vmat_diffusion.training.cases import TrainingCase, save_case
-from vmat_diffusion.workflow.dataset import case_record, write_index
+from vmat_diffusion.dataset.cases import TrainingCase, save_case
+from vmat_diffusion.dataset.tables import case_record, write_index
 
 
 @pytest.fixture

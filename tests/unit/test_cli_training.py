@@ -17,8 +17,7 @@ from training_runs import curve, small_dataset
 
 from vmat_diffusion import cli
 from vmat_diffusion.diffusion.model import load_model
-from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
-from vmat_diffusion.training.journal import read_metrics
+from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint, read_metrics
 
 RECIPE = """
 network = { widths = [8, 8, 16, 16], blocks = 1, heads = 2, condition = 16 }

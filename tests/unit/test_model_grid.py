@@ -10,9 +10,9 @@ from small_case import small_case
 from training_cases import small_training
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
+from vmat_diffusion.diffusion.grid import REACH_MM, dose_voxels, near_targets, on_model_grid, onto_case
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid, average_onto
-from vmat_diffusion.workflow.model_grid import REACH_MM, dose_voxels, near_targets, on_model_grid, onto_case
 
 VOXEL_MM = (3.9, 3.9, 2.5)
 

@@ -14,11 +14,16 @@ from small_case import open_arc
 
 from vmat_diffusion.dicom.read import read_dose, read_plan
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
+from vmat_diffusion.files import content_hash
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
 from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
-from vmat_diffusion.workflow.files import TRAJECTORIES, appearing_whole, write_control_points, write_fluence
-from vmat_diffusion.workflow.provenance import content_hash
+from vmat_diffusion.workflow.run_files import (
+    TRAJECTORIES,
+    appearing_whole,
+    write_control_points,
+    write_fluence,
+)
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
 

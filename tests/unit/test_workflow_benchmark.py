@@ -10,17 +10,17 @@ import pytest
 from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
+from vmat_diffusion.benchmark.journal import Journal, PatientResult
+from vmat_diffusion.benchmark.openkbp import BenchmarkSettings, _depends_on, benchmark_openkbp
+from vmat_diffusion.benchmark.openkbp_patient import Task, judge_patient
+from vmat_diffusion.benchmark.steering import Steer
+from vmat_diffusion.dataset.openkbp import read_patient
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
 from vmat_diffusion.files import sha256_of
-from vmat_diffusion.training.openkbp import read_patient
 from vmat_diffusion.workflow import benchmark
-from vmat_diffusion.workflow.benchmark import BenchmarkSettings, _depends_on, benchmark_openkbp
-from vmat_diffusion.workflow.benchmark_journal import Journal, PatientResult
-from vmat_diffusion.workflow.benchmark_patient import Task, judge_patient
-from vmat_diffusion.workflow.benchmark_steering import Steer
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from openkbp_files import arrays, write_npz
 from small_case import UNIFORM_GY, open_arc
 
 import vmat_diffusion.optimize as package
+from vmat_diffusion.benchmark.plan_comparison import Criterion, JudgedDose, PlanComparison
+from vmat_diffusion.benchmark.plans import PlansSettings, benchmark_plans
+from vmat_diffusion.benchmark.plans_tables import Level, PlannedPatient, plan_patient
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet
-from vmat_diffusion.evaluate.plan_comparison import Criterion, JudgedDose, PlanComparison
-from vmat_diffusion.training.openkbp import GOALS, read_openkbp
 from vmat_diffusion.workflow import benchmark_plans as module
 from vmat_diffusion.workflow import plan_settings
-from vmat_diffusion.workflow.benchmark_plans import PlansSettings, benchmark_plans
-from vmat_diffusion.workflow.plans_patient import Level, PlannedPatient, plan_patient
 
 PLAN = plan_settings(goals=GOALS)
 
@@ -212,7 +212,7 @@ def test_an_interrupt_while_optimising_ends_the_benchmark_before_the_gate(
     data: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.judging as judging
+    import vmat_diffusion.workflow.search_and_check as judging
 
     optimiser(replace(open_arc(), fractions=35))
     handed_over = package.optimize

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmat_diffusion.errors import CaseError
-from vmat_diffusion.training.index import read_index
-from vmat_diffusion.workflow.dataset import (
+from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.tables import (
     Rejection,
     fingerprint,
     read_dataset,
@@ -18,6 +17,7 @@ from vmat_diffusion.workflow.dataset import (
     write_index,
     write_rejected,
 )
+from vmat_diffusion.errors import CaseError
 
 
 def _record(number: int) -> dict:

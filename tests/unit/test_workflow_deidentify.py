@@ -190,7 +190,7 @@ def test_a_leak_leaves_nothing_behind_and_names_no_value(
     patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The rules are told that a description is technical and everything is harmless; the scan is not.
-    import vmat_diffusion.dicom.deidentify as rules
+    import vmat_diffusion.dicom.confidential.deidentify as rules
 
     monkeypatch.setattr(rules, "rule_for", lambda tag: None)
     monkeypatch.setattr(rules._Job, "_is_harmless", lambda *_: True)
@@ -241,7 +241,7 @@ def test_implicit_files_stay_implicit(tmp_path: Path) -> None:
 def test_what_cannot_be_scanned_is_not_handed_out(
     patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vmat_diffusion.dicom.leaks as leaks
+    import vmat_diffusion.dicom.confidential.leaks as leaks
 
     scan = leaks.leak
 

@@ -14,6 +14,7 @@ from small_case import UNIFORM_GY, open_arc, small_case
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dicom.read import read_dose, read_plan
 from vmat_diffusion.dicom.write import write_dose, write_plan
+from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
@@ -26,7 +27,6 @@ from vmat_diffusion.workflow import (
     plan_settings,
     second_check,
 )
-from vmat_diffusion.workflow.engines import dose_engine
 from vmat_diffusion.workflow.recompute import QA_FILES
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
@@ -121,7 +121,7 @@ def test_monte_carlo_itself_judges_a_plan_in_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The stand-in's plan is an open arc, its dose is not: the engine finds out."""
-    import vmat_diffusion.workflow.judging as module
+    import vmat_diffusion.workflow.search_and_check as module
 
     optimiser()
     monkeypatch.setattr(module, "dose_engine", dose_engine)

@@ -15,17 +15,16 @@ from raw_patients import raw_patient
 
 import vmat_diffusion.workflow.imports as module
 from vmat_diffusion import cli
+from vmat_diffusion.dataset.cases import load_case
+from vmat_diffusion.dataset.clinical_case import Preparation
+from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.openkbp import read_openkbp
+from vmat_diffusion.dataset.splits import load_splits, split_dataset
+from vmat_diffusion.dataset.tables import read_dataset
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.training.cases import load_case
-from vmat_diffusion.training.index import read_index
-from vmat_diffusion.training.openkbp import read_openkbp
-from vmat_diffusion.training.splits import load_splits
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.clinical_case import Preparation
-from vmat_diffusion.workflow.dataset import read_dataset
+from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.workflow.imports import import_dicom, import_openkbp
 from vmat_diffusion.workflow.preprocess import preprocess
-from vmat_diffusion.workflow.splits import split_dataset
 
 HERE = Cluster(kind="serial")
 

@@ -14,14 +14,13 @@ from training_cases import small_training
 
 from vmat_diffusion import cli
 from vmat_diffusion.case import Dose
+from vmat_diffusion.dataset.cases import save_case
 from vmat_diffusion.dicom.read import read_case, read_dose
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.training.cases import save_case
-from vmat_diffusion.workflow.predict import Subject, exceeded, predicted, read_subject
-from vmat_diffusion.workflow.predict_run import predict_case
+from vmat_diffusion.workflow.predict import Subject, exceeded, predict_case, predicted, read_subject
 from vmat_diffusion.workflow.settings import predict_settings
 
 SHEET = "head_neck_70_63_56"

@@ -19,14 +19,14 @@ from pydicom import dcmread
 from raw_patients import raw_patient
 
 import vmat_diffusion.workflow.preprocess as module
+from vmat_diffusion.dataset.cases import TrainingCase, load_case, load_sdf_mm
+from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case, without_names
+from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.raw_cases import RawCase, scan
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.training.cases import TrainingCase, load_case, load_sdf_mm
-from vmat_diffusion.training.index import read_index
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case, without_names
+from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.workflow.preprocess import Prepared, preprocess
-from vmat_diffusion.workflow.raw_cases import RawCase, scan
 
 HERE = Cluster(kind="serial")
 SETTINGS = Preparation(spacing_mm=(2.0, 2.0, 2.5))

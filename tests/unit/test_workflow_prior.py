@@ -15,14 +15,16 @@ from tiny_model import described, tiny_model
 import vmat_diffusion.optimize as package
 from vmat_diffusion.case import Dose
 from vmat_diffusion.cli.display import run_text
+from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.diffusion.domain import known_of
 from vmat_diffusion.diffusion.encode import Encoding
+from vmat_diffusion.diffusion.grid import near_targets
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.workflow import candidates, optimising, plan_case, plan_settings
-from vmat_diffusion.workflow.model_grid import near_targets
-from vmat_diffusion.workflow.prior import DOMAIN
+from vmat_diffusion.jobs import together as candidates
+from vmat_diffusion.workflow import plan_case, plan_settings
+from vmat_diffusion.workflow import search_and_check as optimising
+from vmat_diffusion.workflow.predict import DOMAIN
 
 Optimiser = Callable[..., list[dict]]
 

@@ -17,16 +17,23 @@ import pytest
 from small_case import UNIFORM_GY, open_arc, small_case
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.dataset.cases import TrainingCase, load_case, save_case
+from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.tables import case_record, write_index
+from vmat_diffusion.dataset.variation import varied
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.cases import TrainingCase, load_case, save_case
-from vmat_diffusion.training.index import read_index
-from vmat_diffusion.training.variation import varied
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.dataset import case_record, write_index
-from vmat_diffusion.workflow.patients import patients_of, synthetic_patients
-from vmat_diffusion.workflow.simulate import Simulated, Simulation, draw_of, must_be_usable, simulate
+from vmat_diffusion.workflow.simulate import (
+    Simulated,
+    Simulation,
+    draw_of,
+    must_be_usable,
+    patients_of,
+    simulate,
+    synthetic_patients,
+)
 
 HERE = Cluster(kind="serial")
 QUICK = Simulation(grid_mm=6.0, effort=0.02)

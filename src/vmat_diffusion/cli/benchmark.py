@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
-from vmat_diffusion.cli.options import AsJson, Overwrite, Seed
+from vmat_diffusion.cli.options import (
+    AsJson,
+    CheckMinutes,
+    GateFile,
+    GridMm,
+    MachineName,
+    Overwrite,
+    Seed,
+    Uncertainty,
+)
+from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from vmat_diffusion.training.splits import Split
-    from vmat_diffusion.workflow.benchmark import BenchmarkResult
+    from vmat_diffusion.benchmark.openkbp import BenchmarkResult
+    from vmat_diffusion.benchmark.plans import PlansResult
+    from vmat_diffusion.benchmark.plans_tables import Level
+    from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
+    from vmat_diffusion.dataset.splits import Split
 
 
 def benchmark_openkbp(
@@ -53,9 +66,9 @@ def benchmark_openkbp(
     as_json: AsJson = False,
 ) -> None:
     """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
-    from vmat_diffusion.workflow.benchmark import BenchmarkSettings
-    from vmat_diffusion.workflow.benchmark import benchmark_openkbp as run
-    from vmat_diffusion.workflow.benchmark_steering import parse_steer
+    from vmat_diffusion.benchmark.openkbp import BenchmarkSettings
+    from vmat_diffusion.benchmark.openkbp import benchmark_openkbp as run
+    from vmat_diffusion.benchmark.steering import parse_steer
 
     settings = BenchmarkSettings(
         data=data,
@@ -79,8 +92,8 @@ def benchmark_openkbp(
 
 
 def _split(name: str) -> Split:
+    from vmat_diffusion.dataset.splits import SPLITS
     from vmat_diffusion.errors import InputError
-    from vmat_diffusion.training.splits import SPLITS
 
     if name not in SPLITS:
         raise InputError(f"split {name!r} is not known; known are {', '.join(SPLITS)}")
@@ -97,8 +110,8 @@ def _is_boosting(baseline: str | None) -> bool:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Numbers and ranges between commas, each number once and in ascending order."""
+    from vmat_diffusion.dataset.splits import NUMBERS
     from vmat_diffusion.errors import InputError
-    from vmat_diffusion.training.openkbp_splits import NUMBERS
 
     largest = max(of_split[-1] for of_split in NUMBERS.values())
     numbers: set[int] = set()
@@ -218,6 +231,144 @@ def _steering(rows: list[dict[str, Any]]) -> str:
 
 
 def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
-    from vmat_diffusion.evaluate.bootstrap import interval_text
+    from vmat_diffusion.benchmark.statistics import interval_text
 
     return interval_text(found, unit=unit)
+
+
+def benchmark_plans(
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder with pt_N.npz files or pt_N folders, in folders by split.")
+    ],
+    cases: Annotated[int, typer.Option("--cases", help="Plan so many validation patients.")],
+    first: Annotated[int, typer.Option(help="The lowest patient number.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for plans, tables and plots.")] = None,
+    prior: Annotated[str, typer.Option(metavar="goals|diffusion", help="As of `plan`.")] = "goals",
+    weights: Annotated[str, typer.Option(help="Of the prior diffusion.")] = "shipped",
+    level: Annotated[
+        str,
+        typer.Option(
+            metavar="clinical|sheet",
+            help="At the clinical coverage where that is above the goal sheet's, or at the sheet's.",
+        ),
+    ] = "clinical",
+    machine: MachineName = "generic_6mv",
+    arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
+    max_minutes: Annotated[float, typer.Option(help="Of optimisation for each plan.")] = 5.0,
+    uncertainty: Uncertainty = 0.02,
+    check_minutes: CheckMinutes = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan OpenKBP patients and compare with their clinical doses; run again to go on after a stop."""
+    from vmat_diffusion.benchmark.plans import PlansSettings
+    from vmat_diffusion.benchmark.plans import benchmark_plans as run
+    from vmat_diffusion.dataset.openkbp import GOALS
+    from vmat_diffusion.workflow import plan_settings
+
+    plan = plan_settings(
+        goals=GOALS,
+        machine=machine,
+        prior=prior,
+        weights=weights,
+        arcs=arcs,
+        seed=seed,
+        max_minutes=max_minutes,
+        uncertainty=uncertainty,
+        check_minutes=check_minutes,
+    )
+    settings = PlansSettings(data=data, cases=cases, first=first, plan=plan, level=_level(level))
+    with stdout_kept(), progress_bar() as progress:
+        done = run(settings, out=out, overwrite=overwrite, progress=progress)
+    show(json.dumps(done.summary()) if as_json else _benchmark_plans_text(done))
+
+
+def _level(name: str) -> Level:
+    """A level by its name; InputError for any other."""
+    from vmat_diffusion.benchmark.plans_tables import LEVELS
+
+    if name not in LEVELS:
+        raise InputError(f"--level {name!r} is not known; choose {' or '.join(LEVELS)}")
+    return name
+
+
+def _benchmark_plans_text(done: PlansResult) -> str:
+    from vmat_diffusion.benchmark.plans_tables import criteria_rows, metric_rows, patient_rows, sentences
+
+    summary = done.summary()
+    parts = ["\n".join(sentences(summary))]
+    if done.patients:
+        parts += [
+            table(*patient_rows(done.patients), left=2),
+            "DVH points, coverage matched\n" + table(*metric_rows(summary), left=2),
+            "Patients who meet a criterion\n" + table(*criteria_rows(summary), left=1),
+        ]
+    for title, those in (("Failed", done.failed), ("Left out", done.left_out)):
+        if those:
+            cells = [[r.case, r.reason, r.remedy] for r in those]
+            parts.append(f"{title}\n" + table(["patient", "reason", "remedy"], cells, left=3))
+    return "\n\n".join(parts)
+
+
+def benchmark_tg119(
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="multitarget, prostate, headneck, cshape_easy, cshape_hard."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Keep the plans here, and go on here after a stop.")
+    ] = None,
+    max_minutes: Annotated[float, typer.Option(help="Stop optimising each case after this time.")] = 5.0,
+    machine: MachineName = "generic_6mv",
+    grid_mm: GridMm = 3.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same plans, on one device.")] = 0,
+    uncertainty: Uncertainty = 0.02,
+    check_minutes: CheckMinutes = None,
+    gate: GateFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan the TG-119 cases and score them beside the report; run again with --out to go on after a stop."""
+    from vmat_diffusion.benchmark.tg119 import Tg119Settings
+    from vmat_diffusion.benchmark.tg119 import benchmark_tg119 as run
+    from vmat_diffusion.benchmark.tg119_cases import CASES
+
+    settings = Tg119Settings(
+        cases=tuple(cases or CASES),
+        machine=machine,
+        max_minutes=max_minutes,
+        grid_mm=grid_mm,
+        seed=seed,
+        uncertainty=uncertainty,
+        check_minutes=check_minutes,
+        gate=str(gate) if gate else None,
+    )
+    with stdout_kept(), progress_bar() as progress:
+        done = run(settings, out=out, overwrite=overwrite, progress=progress)
+    show(json.dumps(done.summary()) if as_json else _benchmark_tg119_text(done))
+
+
+def _benchmark_tg119_text(done: Tg119Result) -> str:
+    passed = sum(case.passed for case in done.cases)
+    return "\n\n".join([*map(_case, done.cases), f"{passed} of {len(done.cases)} cases passed"])
+
+
+def _case(found: CaseResult) -> str:
+    rows = [
+        [
+            goal.goal.structure,
+            goal.goal.statement,
+            "" if goal.value_gy is None else f"{goal.value_gy:.2f}",
+            f"{goal.published.mean_gy:.2f} +- {goal.published.sd_gy:.2f}",
+            f"{goal.needed_gy:g}",
+            "yes" if goal.reached else "NO",
+        ]
+        for goal in found.goals
+    ]
+    failed = ", ".join(check["name"] for check in found.run["verdict"]["checks"] if not check["passed"])
+    head = (
+        f"{found.case.name}: {'PASSED' if found.passed else 'NOT PASSED'}; {found.minutes:.1f} minutes, "
+        f"{found.run['mu']:.0f} MU, gate {'passed' if found.gated else f'NOT PASSED: {failed}'}"
+    )
+    return head + "\n" + table(["structure", "goal", "Gy", "published", "needed", "reached"], rows, left=2)

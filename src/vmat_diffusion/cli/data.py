@@ -121,7 +121,7 @@ def preprocess(
     as_json: AsJson = False,
 ) -> None:
     """Make training cases from clinical DICOM folders: one npz and one picture per case, and an index."""
-    from vmat_diffusion.workflow.clinical_case import Preparation
+    from vmat_diffusion.dataset.clinical_case import Preparation
     from vmat_diffusion.workflow.preprocess import preprocess as run
 
     settings = Preparation(

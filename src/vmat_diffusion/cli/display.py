@@ -9,10 +9,11 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmat_diffusion.dataset.tables import Rejection
     from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.progress import Progress
     from vmat_diffusion.qa import Verdict
-    from vmat_diffusion.workflow import PlanRun, Progress
-    from vmat_diffusion.workflow.dataset import Rejection
+    from vmat_diffusion.workflow import PlanRun
 
 _REJECTIONS_SHOWN = 20
 

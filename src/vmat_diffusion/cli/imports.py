@@ -97,8 +97,7 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Divide a data set by patients, or place the cases that came since; a split once given is kept."""
-    from vmat_diffusion.training.splits import SPLITS
-    from vmat_diffusion.workflow.splits import split_dataset
+    from vmat_diffusion.dataset.splits import SPLITS, split_dataset
 
     splits = split_dataset(dataset, fractions=fractions, seed=seed)
     if as_json:

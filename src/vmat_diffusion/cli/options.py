@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.cluster import Cluster, Kind
+    from vmat_diffusion.jobs.cluster import Cluster, Kind
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
@@ -99,7 +99,7 @@ def chosen_cluster(
     Raises:
         InputError: An option is unknown, out of range or without effect.
     """
-    from vmat_diffusion.workflow.cluster import Cluster
+    from vmat_diffusion.jobs.cluster import Cluster
 
     extra = tuple(batch_options or ())
     return Cluster(cast("Kind", kind), workers, memory_gb, queue, project, walltime, extra, dashboard)

@@ -20,7 +20,7 @@ from vmat_diffusion.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.predict_run import PredictRun
+    from vmat_diffusion.workflow.predict import PredictRun
 
 
 def predict(
@@ -49,7 +49,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict the dose of a case: mean, spread and samples, and the sample that meets the goals best."""
-    from vmat_diffusion.workflow.predict_run import predict_case
+    from vmat_diffusion.workflow.predict import predict_case
     from vmat_diffusion.workflow.settings import predict_settings
 
     settings = predict_settings(

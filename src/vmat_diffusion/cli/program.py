@@ -16,8 +16,6 @@ from vmat_diffusion import __version__
 from vmat_diffusion.cli import (
     beam,
     benchmark,
-    benchmark_plans,
-    benchmark_tg119,
     catalogue,
     checking,
     data,
@@ -29,6 +27,8 @@ from vmat_diffusion.cli import (
     trade_off,
     training,
 )
+from vmat_diffusion.cli import benchmark as benchmark_plans
+from vmat_diffusion.cli import benchmark as benchmark_tg119
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"

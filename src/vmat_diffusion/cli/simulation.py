@@ -28,8 +28,7 @@ from vmat_diffusion.cli.options import (
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.patients import Patient
-    from vmat_diffusion.workflow.simulate import Simulated
+    from vmat_diffusion.workflow.simulate import Patient, Simulated
 
 _COLUMNS = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
 
@@ -99,7 +98,7 @@ def simulate(
 def _patients(
     cases: Path | None, synthetic: int | None, sites: tuple[str, ...], seed: int
 ) -> tuple[Patient, ...]:
-    from vmat_diffusion.workflow.patients import patients_of, synthetic_patients
+    from vmat_diffusion.workflow.simulate import patients_of, synthetic_patients
 
     if cases is not None and synthetic is None:
         return patients_of(cases, sites)

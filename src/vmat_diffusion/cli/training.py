@@ -15,8 +15,8 @@ from vmat_diffusion.cli.options import AsJson
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
+    from vmat_diffusion.progress import Progress
     from vmat_diffusion.training.loop import Machinery
-    from vmat_diffusion.workflow import Progress
     from vmat_diffusion.workflow.train import Trained
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Data set folder with splits.json.")]

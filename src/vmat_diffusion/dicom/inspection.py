@@ -14,8 +14,8 @@ from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import case_from
-from vmat_diffusion.dicom.rtdose import course_dose, plan_uid, summation
-from vmat_diffusion.dicom.rtplan import plan_from
+from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
+from vmat_diffusion.dicom.rtplan_read import plan_from
 from vmat_diffusion.dicom.structures import read_rois
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.plan import Plan

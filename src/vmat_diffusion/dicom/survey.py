@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
-from vmat_diffusion.dicom.deidentify import deidentify
-from vmat_diffusion.dicom.identity import Identity, Key, Patient, identity_of
+from vmat_diffusion.dicom.confidential.deidentify import deidentify
+from vmat_diffusion.dicom.confidential.identity import Identity, Key, Patient, identity_of
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.errors import CaseError
 

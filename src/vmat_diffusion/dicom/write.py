@@ -16,6 +16,7 @@ from pydicom.uid import RTDoseStorage, RTPlanStorage
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.dicom.attributes import open_dataset, text
+from vmat_diffusion.dicom.case_write import write_case
 from vmat_diffusion.dicom.dataset import (
     decimal,
     decimals,
@@ -24,8 +25,7 @@ from vmat_diffusion.dicom.dataset import (
     save_whole,
     source_header,
 )
-from vmat_diffusion.dicom.export_case import write_case
-from vmat_diffusion.dicom.export_plan import angle_as_written, as_written, plan_dataset
+from vmat_diffusion.dicom.rtplan_write import angle_as_written, as_written, plan_dataset
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, decode, encode, goal_numbers
+from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, decode, encode, goal_numbers, mirrored, padded
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.network import Anatomy, DoseNet
 from vmat_diffusion.diffusion.process import Method, sample_residual
-from vmat_diffusion.diffusion.views import mirrored, padded
 from vmat_diffusion.geometry import Mask
 
 Pull = Callable[[Tensor], Tensor]

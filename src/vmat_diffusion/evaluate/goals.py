@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
@@ -419,3 +419,15 @@ def _value(goal: Goal, dvh: Dvh, prescription: Prescription, case: Case, dose: D
     value = histogram_value(metric, dvh, level)
     assert value is not None  # every other kind has one
     return value
+
+
+def goal_record(result: GoalResult) -> dict[str, Any]:
+    """A goal's result as plain data; `value` is None where it could not be evaluated."""
+    return {
+        "goal": result.goal.statement,
+        "structure": result.goal.structure,
+        "value": None if result.value is None else round(result.value, 4),
+        "limit": result.goal.limit,
+        "unit": result.goal.unit,
+        "status": result.status,
+    }

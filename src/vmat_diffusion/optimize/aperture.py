@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
-from vmat_diffusion.dose.influence import SampledDose
+from vmat_diffusion.dose.sampled import SampledDose
 from vmat_diffusion.evaluate.goals import Goal
-from vmat_diffusion.optimize.modulation import Prices, price
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.reach import Apertures, Reach, Track, jaws_of
 
@@ -215,3 +214,37 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
         with torch.no_grad():
             mu.copy_(mu.clamp(low, high))
     return Apertures(state.leaves_mm, best.double().numpy())
+
+
+# Gaps below this width are narrow; a closed pair costs nothing.
+_NARROW_MM = 10.0
+# Differences of neighbours below this are no edge.
+_SMOOTH_MM = 2.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Weights of the three prices, in units of the objective; 0 switches one off."""
+
+    narrow: float = 0.05
+    edges: float = 0.02
+    travel: float = 0.01
+
+
+def price(leaves: Tensor, mu: Tensor, first: Tensor, last: Tensor, least_gap_mm: float, at: Prices) -> Tensor:
+    """The price of apertures `leaves[control points, 2, strips]` (mm) with `mu[segments]`.
+
+    `first[s]`, `last[s]` are the control points that bound segment s.
+    """
+    share = mu.detach() / mu.detach().sum()
+    weight = leaves.new_zeros(len(leaves)).index_add(0, first, share / 2).index_add(0, last, share / 2)
+    gap = leaves[:, 1] - leaves[:, 0]
+    # 0 where closed, 1 from _NARROW_MM on.
+    open_share = ((gap - least_gap_mm) / (_NARROW_MM - least_gap_mm)).clamp(0, 1)
+    narrow = (weight * (6.75 * open_share * (1 - open_share).square()).mean(1)).sum()
+    step = (leaves[:, :, 1:] - leaves[:, :, :-1]).square().add(_SMOOTH_MM**2).sqrt().sum(1) - 2 * _SMOOTH_MM
+    both = torch.minimum(open_share[:, 1:], open_share[:, :-1]).detach()
+    edges = (weight * (both * step).mean(1)).sum() / _NARROW_MM
+    moved = (leaves[last] - leaves[first]).square().add(_SMOOTH_MM**2).sqrt() - _SMOOTH_MM
+    travel = (share * moved.mean((1, 2))).sum() / _NARROW_MM
+    return at.narrow * narrow + at.edges * edges + at.travel * travel

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
-from vmat_diffusion.dose.influence import SampledDose, sampled_dose
 from vmat_diffusion.dose.pencil_beam import dose_grid
 from vmat_diffusion.dose.rays import Density, density_of
+from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point, sample
@@ -23,21 +23,29 @@ from vmat_diffusion.optimize.aperture import ApertureProblem, Judged, Stage, ref
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, partial_span, target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merged, proven_conflicts, seen_conflicts
 from vmat_diffusion.optimize.existing import apertures_of, frames_of, plan_of
-from vmat_diffusion.optimize.fluence_map import FluenceMaps, optimize_fluence
-from vmat_diffusion.optimize.full_dose import FullDose
-from vmat_diffusion.optimize.jaws import following, tracking
-from vmat_diffusion.optimize.normalization import normalized
-from vmat_diffusion.optimize.objectives import Objective, build_objective
-from vmat_diffusion.optimize.pace import pace_of
-from vmat_diffusion.optimize.reach import Apertures, Reach, Track, angles_only, interpolated, jaws_of, track
-from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
-from vmat_diffusion.optimize.sectors import (
+from vmat_diffusion.optimize.fluence_map import (
+    FluenceMaps,
     Sectors,
     cut_into_sectors,
     first_apertures,
     map_arrays,
     open_bixels,
+    optimize_fluence,
 )
+from vmat_diffusion.optimize.jaws import following, tracking
+from vmat_diffusion.optimize.normalization import FullDose, normalized
+from vmat_diffusion.optimize.objectives import Objective, build_objective
+from vmat_diffusion.optimize.reach import (
+    Apertures,
+    Reach,
+    Track,
+    angles_only,
+    interpolated,
+    jaws_of,
+    pace_of,
+    track,
+)
+from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.plan import Plan, at_pace_of_leaves
 
 Progress = Callable[[str, float, str], None]

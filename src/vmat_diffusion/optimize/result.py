@@ -9,9 +9,9 @@ from enum import Enum
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
+from vmat_diffusion.optimize.aperture import Prices
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.conflicts import Conflict
-from vmat_diffusion.optimize.modulation import Prices
 from vmat_diffusion.plan import Plan
 
 

@@ -11,7 +11,7 @@ from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate
 from vmat_diffusion.geometry import signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
-from vmat_diffusion.qa.engines import (
+from vmat_diffusion.qa.agreement import (
     denoised,
     gammas,
     on_grid,

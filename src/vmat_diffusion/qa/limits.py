@@ -57,3 +57,17 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"gate file {path}: {where}: {first['msg']}; correct the file") from None
+
+
+def gate_limits(file: Path | str | None, uncertainty: float) -> GateSettings:
+    """The gate's limits from a TOML file or by default; `uncertainty` is what Monte Carlo is asked for.
+
+    Raises InputError where the uncertainty is too large for any plan to pass.
+    """
+    limits = load_gate(file)
+    if 100.0 * uncertainty >= limits.uncertainty_percent:
+        raise InputError(
+            f"uncertainty {uncertainty:g} is not below the gate's limit of {limits.uncertainty_percent:g} %, "
+            "so no plan could pass; ask for a smaller one, such as 0.02"
+        )
+    return limits

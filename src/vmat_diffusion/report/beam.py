@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.beam_fit import Scan
+from vmat_diffusion.commissioning.beam_fit import Scan
 from vmat_diffusion.report.charts import INK, png
 
 _PROFILE_DEPTHS = 3

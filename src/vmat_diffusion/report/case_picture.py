@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageOps
 
+from vmat_diffusion.dataset.cases import TrainingCase
+from vmat_diffusion.dataset.prepare import target_middle_mm
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import mask_bounds_mm
 from vmat_diffusion.report.charts import INK, line_style, png
 from vmat_diffusion.report.content import Look, looks, reference_gy
 from vmat_diffusion.report.planes import Plane, draw_contours, draw_ct, draw_letters, plane_at
-from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.training.prepare import target_middle_mm
 
 _DPI = 100
 _WIDTH_IN = 12.0

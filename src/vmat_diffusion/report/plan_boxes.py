@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vmat_diffusion.evaluate.plan_comparison import PlanComparison
-from vmat_diffusion.evaluate.plan_tables import MEAN
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.report.charts import INK, plain_axes, png
 
+# Per structure and DVH point, each patient's difference in Gy.
+Differences = Mapping[tuple[str, str], Sequence[float]]
 _SIZE_IN = (12.0, 5.6)
 _FEWEST_FOR_BOX = 4
 _BETTER, _WORSE = "#2f8f5b", "#c0392b"
 _BOX = "#1f5f99"
 
 
-def write_plan_boxes(path: Path, compared: Sequence[PlanComparison]) -> Path:
+def write_plan_boxes(path: Path, differences: Differences) -> Path:
     """Write the PNG of `plan_boxes_figure`."""
     with written_whole(path) as part:
-        part.write_bytes(png(plan_boxes_figure(compared)))
+        part.write_bytes(png(plan_boxes_figure(differences)))
     return path
 
 
-def plan_boxes_figure(compared: Sequence[PlanComparison]) -> Figure:
+def plan_boxes_figure(differences: Differences) -> Figure:
     """Plan less clinical dose at matched coverage in Gy: targets to the left, organs to the right.
 
     Each patient is a point, green where the plan is the better one. Boxes span the quartiles, whiskers 1.5
     times as much; below four patients there are points alone.
     """
-    differences = _differences(compared)
     sides = [
-        {k: v for k, v in differences.items() if (k[1] in ("D0.1cc", MEAN)) is organs}
+        {k: v for k, v in differences.items() if (k[1] in ("D0.1cc", "mean")) is organs}
         for organs in (False, True)
     ]
+    patients = max(map(len, differences.values()), default=0)
     figure = Figure(figsize=_SIZE_IN, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 2, width_ratios=[max(len(side), 1) for side in sides])
     for axes, side, title in zip(panels, sides, ("Targets", "Organs"), strict=True):
         _draw(axes, side)
         axes.set_title(title, fontsize=10, color=INK, loc="left")
     figure.suptitle(
-        f"Plan less clinical dose, coverage matched, {len(compared)} patient{'s' * (len(compared) > 1)}: "
+        f"Plan less clinical dose, coverage matched, {patients} patient{'s' * (patients > 1)}: "
         "green points favour the plan",
         fontsize=10.5,
         color=INK,
@@ -54,16 +54,7 @@ def plan_boxes_figure(compared: Sequence[PlanComparison]) -> Figure:
     return figure
 
 
-def _differences(compared: Sequence[PlanComparison]) -> dict[tuple[str, str], list[float]]:
-    out: dict[tuple[str, str], list[float]] = {}
-    for one in compared:
-        for name, metrics in one.matched.points.items():
-            for metric, value in metrics.items():
-                out.setdefault((name, metric), []).append(value - one.clinical.points[name][metric])
-    return dict(sorted(out.items(), reverse=True))
-
-
-def _draw(axes: Axes, side: dict[tuple[str, str], list[float]]) -> None:
+def _draw(axes: Axes, side: Differences) -> None:
     plain_axes(axes)
     axes.axhline(0, color=INK, lw=0.9)
     for column, ((_, metric), values) in enumerate(side.items()):

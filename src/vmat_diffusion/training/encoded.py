@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from vmat_diffusion.diffusion.dvh import Region
-from vmat_diffusion.diffusion.encode import DoseGoals, Encoding, achieved, encode, goal_numbers
-from vmat_diffusion.diffusion.views import mirrored, other_side, outside, turned
+from vmat_diffusion.dataset.cases import TrainingCase, load_case, read_arrays
+from vmat_diffusion.dataset.index import Entry, entries_of, read_index
+from vmat_diffusion.dataset.splits import Split, split_ids
+from vmat_diffusion.diffusion.encode import (
+    DoseGoals,
+    Encoding,
+    achieved,
+    encode,
+    goal_numbers,
+    mirrored,
+    other_side,
+    outside,
+    turned,
+)
+from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.openkbp import hot_voxels
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.training.cases import TrainingCase
+from vmat_diffusion.training.dvh import Region
 
 
 def save_encoded(path: Path, training: TrainingCase, encoding: Encoding) -> Path:
@@ -220,3 +237,128 @@ def _placed(
         sides += [before, want - have - before]
     level = outside(encoding)[:, None, None, None]
     return F.pad(volume - level, sides) + level, F.pad(stack, sides)
+
+
+# Part of each key: what `save_encoded` writes under another number is another file.
+_LAYOUT = 1
+
+
+def encoded_path(cache: Path, entry: Entry, encoding: Encoding) -> Path:
+    """Where a case is kept: in a folder named by a hash of encoding and file; nothing stale is read."""
+    record = json.dumps([_LAYOUT, asdict(encoding), entry.sha256], sort_keys=True)
+    return cache / hashlib.sha256(record.encode()).hexdigest()[:16] / f"{entry.id}.npz"
+
+
+def entries_with_dose(folder: Path, split: Split, site: str | None = None) -> tuple[Entry, ...]:
+    """The cases of a split that have a dose, by id, of one site or all.
+
+    Raises CaseError where there is none.
+    """
+    entries = {entry.id: entry for entry in entries_of(folder)}
+    sites = {record["id"]: record["site"] for record in read_index(folder)}
+    found = tuple(
+        entries[name]
+        for name in split_ids(folder, split)
+        if entries[name].has_dose and site in (None, sites[name])
+    )
+    if not found:
+        of = "" if site is None else f" of the site {site}"
+        raise CaseError(f"no case{of} of the split {split} of {folder} has a dose; see vmat-diffusion split")
+    return found
+
+
+def encode_cases(
+    folder: Path,
+    entries: Sequence[Entry],
+    encoding: Encoding,
+    cache: Path,
+    *,
+    workers: int = 1,
+    first: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, ...]:
+    """Encode the cases that are not in the cache yet, and return the files of all, in the order of `entries`.
+
+    Several processes may do so at the same time if each begins at another case, `first`: they share the
+    work, and a file that two of them make appears whole. `progress(done, all)` counts the files.
+    """
+    paths = [encoded_path(cache, entry, encoding) for entry in entries]
+    jobs = [
+        (folder / entries[k % len(entries)].file, paths[k % len(entries)], encoding)
+        for k in range(first, first + len(entries))
+    ]
+    missing = [job for job in jobs if not job[1].exists()]
+    done = len(jobs) - len(missing)
+    if workers > 1 and len(missing) > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for k, _ in enumerate(pool.map(_encode, missing), start=done + 1):
+                if progress:
+                    progress(k, len(jobs))
+        return tuple(paths)
+    threads = torch.get_num_threads()
+    for k, job in enumerate(missing, start=done + 1):
+        _encode(job)
+        if progress:
+            progress(k, len(jobs))
+    torch.set_num_threads(threads)  # numba's parallel loops set those of torch to all cores
+    return tuple(paths)
+
+
+def _encode(job: tuple[Path, Path, Encoding]) -> None:
+    source, path, encoding = job
+    if path.exists():  # another process was faster
+        return
+    training = load_case(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_encoded(path, training, encoding)
+    except CaseError as fault:
+        raise CaseError(f"{training.case.id} cannot be encoded: {fault}") from None
+
+
+def spacing_mm(path: Path) -> tuple[float, float, float]:
+    """The spacing (x, y, z) of a training case, without the rest of it."""
+    x, y, z = (float(v) for v in read_arrays(path, only=("schema", "meta", "spacing_mm"))["spacing_mm"])
+    return x, y, z
+
+
+class SampleStream(Dataset):
+    """Sample `n` is a case of the order drawn for epoch `n // cases`, changed as is drawn for that epoch."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        encoding: Encoding,
+        *,
+        multiple: int,
+        changes: Changes,
+        seed: int,
+        order_seed: int,
+    ) -> None:
+        self.cases = EncodedCases(tuple(files), encoding, multiple=multiple, changes=changes, seed=seed)
+        self.order_seed = order_seed
+
+    def __getitem__(self, n: int) -> tuple[int, Sample]:
+        epoch, place = divmod(n, len(self.cases))
+        order = np.random.default_rng([self.order_seed, epoch]).permutation(len(self.cases))
+        self.cases.epoch = epoch
+        return n, self.cases[int(order[place])]
+
+
+def stream_loader(stream: SampleStream, numbers: range, *, workers: int) -> DataLoader:
+    """Samples of these numbers one by one, read by `workers` processes (0: by this one)."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_deaf,
+    )
+
+
+def _deaf(worker: int) -> None:
+    """Leave signals to the process that trains: it still needs samples to finish its step."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -16,11 +16,11 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.training.callback import Keeper, Progress, TrainingData
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
-from vmat_diffusion.training.keeper import Keeper, Progress, TrainingData
+from vmat_diffusion.training.encoded import SampleStream
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.stage import StageModule
-from vmat_diffusion.training.stream import SampleStream
 from vmat_diffusion.training.weights import answering_nothing
 
 

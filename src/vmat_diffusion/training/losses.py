@@ -5,12 +5,14 @@ Each is the mean over one case: `predicted` and `wanted` are `[z, y, x]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vmat_diffusion.diffusion.dvh import Region, dvh_points
+from vmat_diffusion.training.dvh import Region, dvh_points
+from vmat_diffusion.training.encoded import Sample
 
 
 def masked_l1(predicted: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
@@ -33,3 +35,23 @@ def gradient(predicted: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
         both = mask.narrow(axis, 1, mask.shape[axis] - 1) * mask.narrow(axis, 0, mask.shape[axis] - 1)
         total = total + (step * both).sum() / both.sum().clamp(min=1)
     return total / 3
+
+
+class Loss(NamedTuple):
+    """`of(predicted, sample)` for doses `[z, y, x]` in units of the highest prescription, 0 outside the mask.
+
+    `in_gy` says whether the value becomes Gy by that prescription.
+    """
+
+    of: Callable[[Tensor, Sample], Tensor]
+    in_gy: bool
+
+
+LOSSES: Mapping[str, Loss] = {
+    "l1": Loss(lambda predicted, s: masked_l1(predicted, s.dose, s.mask), in_gy=True),
+    "dvh": Loss(lambda predicted, s: dvh(predicted, s.dose, s.regions), in_gy=True),
+    "gradient": Loss(lambda predicted, s: gradient(predicted, s.dose, s.mask), in_gy=True),
+}
+# The squared error of the answer to a noisy residual: no function of the dose, and of the role "residual"
+# alone.
+RESIDUAL = "residual"

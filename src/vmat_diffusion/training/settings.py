@@ -16,7 +16,7 @@ from vmat_diffusion.diffusion.network import SIZES, Size
 from vmat_diffusion.diffusion.process import STEPS, Process
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.encoded import Changes
-from vmat_diffusion.training.objective import LOSSES, RESIDUAL
+from vmat_diffusion.training.losses import LOSSES, RESIDUAL
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 from vmat_diffusion.diffusion.network import DoseNet
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
-from vmat_diffusion.training.encoded import Sample
-from vmat_diffusion.training.objective import LOSSES, RESIDUAL
+from vmat_diffusion.training.encoded import Sample, SampleStream, stream_loader
+from vmat_diffusion.training.losses import LOSSES, RESIDUAL
 from vmat_diffusion.training.roles import base_of, denoised, drawn, regression
 from vmat_diffusion.training.settings import TrainingSettings
-from vmat_diffusion.training.stream import SampleStream, stream_loader
 from vmat_diffusion.training.weights import new_network
 
 # Steps in a row whose gradient is not finite, after which a training ends.

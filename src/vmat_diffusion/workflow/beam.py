@@ -16,7 +16,7 @@ from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import Arc, Plan
 
 if TYPE_CHECKING:
-    from vmat_diffusion.dose.beam_fit import Scan
+    from vmat_diffusion.commissioning.beam_fit import Scan
     from vmat_diffusion.dose.rays import Progress
 
 # Gamma of profiles as beam commissioning reports them: percent of the axis at that depth, mm.
@@ -66,8 +66,8 @@ def fit_machine(
         raise InputError(f"{out} does not end in .toml; a machine file does")
     from dataclasses import replace
 
-    from vmat_diffusion.dose.beam_fit import absolute, beam_toml, fit_beam
-    from vmat_diffusion.dose.scans import read_curves, read_output_factors
+    from vmat_diffusion.commissioning.beam_fit import absolute, beam_toml, fit_beam
+    from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
     from vmat_diffusion.report.beam import beam_fit_png
 
     curves = read_curves(*dict.fromkeys([*pdd, *profiles]))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, violations
-from vmat_diffusion.workflow.files import write_trajectories
-from vmat_diffusion.workflow.run import arc_delivery_s, goal_record
+from vmat_diffusion.workflow.run import arc_delivery_s
+from vmat_diffusion.workflow.run_files import write_trajectories
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity

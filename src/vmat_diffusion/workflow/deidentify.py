@@ -11,7 +11,7 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.workflow.files import appearing_whole, write_json
+from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
 REPORT = "deidentification.json"
 _KEY_BYTES_MIN = 16
@@ -80,8 +80,8 @@ def deidentify_folder(
     the reason. Raises CaseError where no file can be taken or where, after writing, something in a
     file still points to a patient. Sentences never hold an original's name.
     """
-    from vmat_diffusion.dicom.deidentify import METHOD
-    from vmat_diffusion.dicom.identity import Key
+    from vmat_diffusion.dicom.confidential.deidentify import METHOD
+    from vmat_diffusion.dicom.confidential.identity import Key
     from vmat_diffusion.dicom.names import load_table
     from vmat_diffusion.dicom.survey import survey
 
@@ -120,7 +120,7 @@ def _one(
     original: Any, partial: Path, patient: Any, key: Any, table: Any
 ) -> tuple[Path, Counter[tuple[str, str]]]:
     """Write one file and look at its bytes again. Raises _Left, or CaseError for a leak."""
-    from vmat_diffusion.dicom.leaks import leak
+    from vmat_diffusion.dicom.confidential.leaks import leak
     from vmat_diffusion.dicom.survey import write_deidentified
 
     try:
@@ -141,7 +141,7 @@ def _one(
 
 
 def _patients(identities: Mapping[str, Any], key: Any) -> dict[str, Any]:
-    from vmat_diffusion.dicom.identity import Patient
+    from vmat_diffusion.dicom.confidential.identity import Patient
 
     out = {p: Patient(key.pseudonym(p), key.days(p), identity) for p, identity in identities.items()}
     if len({patient.pseudonym for patient in out.values()}) < len(out):

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
+from vmat_diffusion.dataset.cases import SCHEMA
+from vmat_diffusion.dataset.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
+from vmat_diffusion.dataset.raw_cases import files_key, listing
+from vmat_diffusion.dataset.splits import SPLITS, Split, named_split, split_dataset
+from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.cases import SCHEMA
-from vmat_diffusion.training.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
-from vmat_diffusion.training.openkbp_splits import named_split
-from vmat_diffusion.training.splits import SPLITS, Split
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
-from vmat_diffusion.workflow.files import appearing_whole
-from vmat_diffusion.workflow.raw_cases import files_key, listing
-from vmat_diffusion.workflow.run import Progress
-from vmat_diffusion.workflow.splits import split_dataset
+from vmat_diffusion.jobs.batch import Cluster
+from vmat_diffusion.progress import Progress
+from vmat_diffusion.workflow.run_files import appearing_whole
 from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
 
 

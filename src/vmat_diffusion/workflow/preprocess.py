@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
+from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase, load_case, save_case
+from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case
+from vmat_diffusion.dataset.prepare import Extent, common_shape, cut_to
+from vmat_diffusion.dataset.raw_cases import RawCase, scan
+from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.geometry import Point
-from vmat_diffusion.training.cases import SCHEMA, TrainingCase, load_case, save_case
-from vmat_diffusion.training.prepare import Extent, common_shape, cut_to
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.clinical_case import Preparation, clinical_case
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection, write_rejected, write_table
-from vmat_diffusion.workflow.raw_cases import RawCase, scan
-from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.jobs.batch import Cluster
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.states import (
     WORK,
     Shape,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
+from vmat_diffusion.files import content_hash
 from vmat_diffusion.workflow.settings import PlanSettings
 
 _PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "SimpleITK", "scikit-image", "matplotlib")
@@ -68,15 +68,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return revision + ("+" if status else "")
-
-
-def content_hash(source: Path) -> str:
-    """SHA-256 over the contents of a file, or of all files of a folder, whatever their names and order."""
-    digests = []
-    for file in [source] if source.is_file() else source.rglob("*"):
-        if file.is_file():
-            digests.append(hashlib.sha256(file.read_bytes()).digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def peak_gb() -> float | None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, load_ct_table
+from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.workflow.clock import Progress
-from vmat_diffusion.workflow.engines import ENGINES, dose_engine
-from vmat_diffusion.workflow.files import appearing_whole, write_json
-from vmat_diffusion.workflow.gate import gate_limits
+from vmat_diffusion.progress import Progress
+from vmat_diffusion.qa import gate_limits
+from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -294,8 +294,8 @@ def check_references(
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a folder of reference cases")
     from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dose.reference import monte_carlo_engine, pencil_beam_engine, reference_check
     from vmat_diffusion.evaluate.gamma import gamma
+    from vmat_diffusion.qa.reference_doses import monte_carlo_engine, pencil_beam_engine, reference_check
 
     def rate(reference: Dose, evaluated: Dose, percent: float, mm: float) -> float:
         found = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=1.0)

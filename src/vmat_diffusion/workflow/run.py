@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import PlanError
+from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, timing, violations
-from vmat_diffusion.workflow.clock import Clock, Progress
-from vmat_diffusion.workflow.engines import dose_engine
-from vmat_diffusion.workflow.files import (
+from vmat_diffusion.progress import Clock, Progress
+from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.workflow.predict import Prior, prior_of
+from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
+from vmat_diffusion.workflow.run_files import (
     TRAJECTORIES,
     appearing_whole,
     trajectory_name,
@@ -23,14 +28,8 @@ from vmat_diffusion.workflow.files import (
     write_json,
     write_trajectories,
 )
-from vmat_diffusion.workflow.gate import gate_limits
-from vmat_diffusion.workflow.judging import Gated, through_gate
-from vmat_diffusion.workflow.optimising import Candidate, plans_for
-from vmat_diffusion.workflow.prior import Prior, prior_of
-from vmat_diffusion.workflow.provenance import peak_gb, provenance
-from vmat_diffusion.workflow.reading import read_with_goals
-from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
-from vmat_diffusion.workflow.settings import PlanSettings
+from vmat_diffusion.workflow.search_and_check import Candidate, Gated, plans_for, through_gate
+from vmat_diffusion.workflow.settings import PlanSettings, plan_settings, read_with_goals
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.optimize import Optimized
     from vmat_diffusion.qa import Verdict
+
 
 # torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
 # wrong input is refused at once.
@@ -111,18 +111,6 @@ def arc_delivery_s(plan: Plan, machine: Machine) -> list[float]:
     """Beam-on time of each arc, rounded for a record."""
     paces = (timing(arc, machine.limits, plan.dose_rate_mu_min) for arc in plan.arcs)
     return [round(pace.total_s, 2) for pace in paces]
-
-
-def goal_record(result: GoalResult) -> dict[str, Any]:
-    """A goal's result as plain data; `value` is None where it could not be evaluated."""
-    return {
-        "goal": result.goal.statement,
-        "structure": result.goal.structure,
-        "value": None if result.value is None else round(result.value, 4),
-        "limit": result.goal.limit,
-        "unit": result.goal.unit,
-        "status": result.status,
-    }
 
 
 def plan_case(
@@ -347,3 +335,23 @@ def _run_record(run: PlanRun, optimized: Optimized) -> dict[str, Any]:
         "optimiser_seconds": dict(optimized.seconds),
         "history": list(optimized.history),
     }
+
+
+def run_demo(out: Path, *, progress: Progress | None = None) -> tuple[PlanRun, Path]:
+    """Plan the TG-119 C-shape phantom into `out/plan`; returns the run and the path of its picture."""
+    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.phantom import phantom
+    from vmat_diffusion.report import plan_picture
+
+    report: Callable[[str, float, str], None] = progress or (lambda stage, fraction, note: None)
+    report("phantom", 0.0, "")
+    with appearing_whole(out / "phantom", overwrite=True) as folder:
+        write_case(folder, phantom("tg119_cshape"))
+    report("phantom", 1.0, "")
+    # Within the default gate, for four fifths of the usual time.
+    settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022)
+    run = plan_case(out / "phantom", out / "plan", settings, overwrite=True, progress=progress)
+    picture = plan_picture(
+        out.resolve() / "plan.png", case=run.case, plan=run.plan, dose=run.dose, results=run.results
+    )
+    return run, picture

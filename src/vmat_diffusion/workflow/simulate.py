@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,25 +16,86 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion import __version__
+from vmat_diffusion.anatomy import SITES, synthetic_case
 from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase, constraints_of, load_case
+from vmat_diffusion.dataset.clinical_case import vocabulary
+from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.prepare import dose_inside, on_spacing
+from vmat_diffusion.dataset.tables import REJECTED, Rejection
+from vmat_diffusion.dataset.variation import Variation, draw_variation, fitting_sheets, varied
+from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
+from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.cases import SCHEMA, TrainingCase
-from vmat_diffusion.training.constraints import constraints_of
-from vmat_diffusion.training.prepare import dose_inside
-from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, varied
-from vmat_diffusion.workflow.batch import Cluster
-from vmat_diffusion.workflow.dataset import REJECTED, Rejection
-from vmat_diffusion.workflow.patients import Patient
-from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A patient who can be planned any number of times.
+
+    `file` is a training case, None for a synthetic patient of `site` and `seed`. `patient` is the
+    pseudonym by which data sets are split; `key` changes with what the patient is made of.
+    """
+
+    id: str
+    site: str
+    patient: str
+    key: str
+    file: Path | None = None
+    seed: int = 0
+
+    def read(self, spacing_mm: Point) -> TrainingCase:
+        """The patient on the grid of the file, or a synthetic one on `spacing_mm` (x, y, z)."""
+        if self.file is not None:
+            return load_case(self.file)
+        made = on_spacing(synthetic_case(self.site, self.seed), spacing_mm)
+        origin = {"source": "synthetic", "site": self.site, "seed": self.seed}
+        return replace(made, names=vocabulary(load_table(None)), provenance=origin)
+
+
+def patients_of(folder: Path, sites: Sequence[str] = ()) -> tuple[Patient, ...]:
+    """The cases of a data set, of some sites or all.
+
+    Raises InputError where the folder is no data set or holds no case of the sites.
+    """
+    records = [r for r in read_index(folder) if not sites or r["site"] in sites]
+    if not records:
+        of = f" of the sites {', '.join(sites)}" if sites else ""
+        raise InputError(f"{folder} holds no case{of}; name a data set made by preprocess or import")
+    return tuple(
+        Patient(r["id"], r["site"], r["patient"], r["sha256"], folder.absolute() / r["file"]) for r in records
+    )
+
+
+def synthetic_patients(count: int, *, seed: int, sites: Sequence[str] = ()) -> tuple[Patient, ...]:
+    """Synthetic patients with consecutive seeds, the sites in turn.
+
+    Raises InputError for a count below 1 or a site without synthetic patients.
+    """
+    if not 1 <= count <= 1_000_000:
+        raise InputError(f"--synthetic {count} is outside 1 to 1000000; choose one within")
+    sites = tuple(sites) or SITES
+    if unknown := [s for s in sites if s not in SITES]:
+        raise InputError(
+            f"there are no synthetic patients for --sites {unknown[0]}; choose among {', '.join(SITES)}"
+        )
+    out = []
+    for k in range(count):
+        site, own = sites[k % len(sites)], seed + k
+        name = f"{site}_{own}"
+        out.append(Patient(name, site, f"synthetic_{name}", f"{__version__} {name}", seed=own))
+    return tuple(out)
+
 
 # A shoulder or an arm that leaves the scan's field of view attenuates few beams.
 _CUT_SHARE = 0.1

@@ -14,10 +14,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.cases import TrainingCase, load_case, save_case
-from vmat_diffusion.workflow.batch import Cluster, Done, run_jobs
-from vmat_diffusion.workflow.dataset import (
+from vmat_diffusion.dataset.cases import TrainingCase, load_case, save_case
+from vmat_diffusion.dataset.tables import (
     DATASET,
     Rejection,
     case_record,
@@ -30,7 +28,9 @@ from vmat_diffusion.workflow.dataset import (
     write_rejected,
     write_text,
 )
-from vmat_diffusion.workflow.run import Progress
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
+from vmat_diffusion.progress import Progress
 
 WORK = ".work"
 _RUN = "run.json"

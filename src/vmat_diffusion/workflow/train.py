@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.provenance import git_revision
-from vmat_diffusion.workflow.run import Progress
 
 if TYPE_CHECKING:
+    from vmat_diffusion.dataset.index import Entry
+    from vmat_diffusion.dataset.splits import Split
+    from vmat_diffusion.training.callback import TrainingData
     from vmat_diffusion.training.checkpoint import Checkpoint
-    from vmat_diffusion.training.data import Entry
-    from vmat_diffusion.training.keeper import TrainingData
     from vmat_diffusion.training.loop import Machinery
     from vmat_diffusion.training.settings import TrainingSettings
-    from vmat_diffusion.training.splits import Split
 
 SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
 # A hash of the cases that a training was begun on.
@@ -149,7 +149,7 @@ def export_weights(run: Path, file: Path | None = None, spread: float = 1.0) -> 
 
 def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) -> Path:
     from vmat_diffusion.diffusion.model import save_model
-    from vmat_diffusion.training.journal import read_metrics
+    from vmat_diffusion.training.checkpoint import read_metrics
     from vmat_diffusion.training.weights import model_of
 
     card = {
@@ -177,8 +177,8 @@ def _trained(
     progress: Progress | None,
     site: str | None = None,
 ) -> Trained:
-    from vmat_diffusion.training.encoded_cache import entries_with_dose
-    from vmat_diffusion.training.journal import read_metrics
+    from vmat_diffusion.training.checkpoint import read_metrics
+    from vmat_diffusion.training.encoded import entries_with_dose
     from vmat_diffusion.training.loop import Ended, requeue, train
     from vmat_diffusion.training.settings import plain
 
@@ -272,8 +272,8 @@ def _same_data(parts: Mapping[Split, tuple[Entry, ...]], data: Path, out: Path) 
 
 def _keep_known(entries: tuple[Entry, ...], data: Path, settings: TrainingSettings, out: Path) -> None:
     """Keep the figures of the training cases, by which a case that is unusual for the model is known."""
+    from vmat_diffusion.dataset.cases import load_case
     from vmat_diffusion.diffusion.domain import known_of
-    from vmat_diffusion.training.cases import load_case
 
     if (out / KNOWN).exists() or len(entries) < _FEWEST_KNOWN or _rank():
         return
@@ -296,8 +296,8 @@ def _encoded(
     progress: Progress,
 ) -> TrainingData:
     """The training and validation cases of a data set folder, encoded now where they are not yet."""
-    from vmat_diffusion.training.encoded_cache import encode_cases, spacing_mm
-    from vmat_diffusion.training.keeper import TrainingData
+    from vmat_diffusion.training.callback import TrainingData
+    from vmat_diffusion.training.encoded import encode_cases, spacing_mm
 
     train = parts["train"]
     both = (*train, *parts["validation"])

@@ -12,11 +12,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from vmat_diffusion.dicom.attributes import open_dataset
-from vmat_diffusion.dicom.deidentify import deidentify, moved_date
-from vmat_diffusion.dicom.identity import Identity, Key, Patient, folded, identity_of
-from vmat_diffusion.dicom.leaks import leak
+from vmat_diffusion.dicom.confidential.deidentify import deidentify, moved_date
+from vmat_diffusion.dicom.confidential.identity import Identity, Key, Patient, folded, identity_of
+from vmat_diffusion.dicom.confidential.leaks import leak
+from vmat_diffusion.dicom.confidential.profile import METHOD, OPTIONS, rule_for
 from vmat_diffusion.dicom.names import load_table
-from vmat_diffusion.dicom.profile import METHOD, OPTIONS, rule_for
 from vmat_diffusion.errors import CaseError
 
 KEY = Key(b"a secret of the tests")

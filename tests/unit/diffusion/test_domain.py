@@ -12,12 +12,12 @@ import pytest
 from tiny_model import described, tiny_model
 
 from vmat_diffusion.case import Case, Prescription, Structure
+from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.diffusion.domain import features, is_foreign, known_of, knows_spacing, unusual
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel, load_model, save_model
 from vmat_diffusion.geometry import Grid, Mask
 from vmat_diffusion.phantom import phantom
-from vmat_diffusion.training.cases import TrainingCase
 
 ENCODING = Encoding()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.beam_fit import (
+from vmat_diffusion.commissioning.beam_fit import (
     HORN_RADIUS_MM,
     REFERENCE_DEPTH_MM,
     Scan,
@@ -21,7 +21,7 @@ from vmat_diffusion.dose.beam_fit import (
     scan_dose,
     with_parameters,
 )
-from vmat_diffusion.dose.scans import Curve, OutputFactors
+from vmat_diffusion.commissioning.scans import Curve, OutputFactors
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel, load_machine, machine_text, parse_machine
 from vmat_diffusion.workflow.beam import residuals, tank_dose
@@ -265,7 +265,8 @@ def test_progress_is_told_at_every_round(monkeypatch: pytest.MonkeyPatch) -> Non
     start = load_machine("generic_6mv").require_beam()
     scan = scans_of(start, (100.0,))
     monkeypatch.setattr(
-        "vmat_diffusion.dose.beam_fit.least_squares", lambda _, at, **__: type("Found", (), {"x": at})
+        "vmat_diffusion.commissioning.beam_fit.least_squares",
+        lambda _, at, **__: type("Found", (), {"x": at}),
     )
     fit_beam(scan, start, rounds=2, progress=report)
     assert told == [0.0, 0.5]

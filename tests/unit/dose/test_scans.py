@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.scans import Curve, read_curves, read_output_factors
+from vmat_diffusion.commissioning.scans import Curve, read_curves, read_output_factors
 from vmat_diffusion.errors import MachineError
 
 Point = tuple[float, float, float, float]

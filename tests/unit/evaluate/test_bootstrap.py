@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.evaluate.bootstrap import pooled_mean
+from vmat_diffusion.benchmark.statistics import pooled_mean
 
 
 def test_the_interval_is_that_of_the_normal_law_for_many_patients():

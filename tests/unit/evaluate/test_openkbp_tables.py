@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.evaluate.openkbp import score
-from vmat_diffusion.evaluate.openkbp_tables import (
+from vmat_diffusion.benchmark.openkbp_tables import (
     DoseScores,
     PatientScores,
     dose_scores,
@@ -15,6 +14,7 @@ from vmat_diffusion.evaluate.openkbp_tables import (
     structure_table,
     subgroups,
 )
+from vmat_diffusion.evaluate.openkbp import score
 
 
 def _scores(dose: float, **dvh: float) -> DoseScores:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vmat_diffusion.evaluate.bootstrap import interval_text, pooled_median
-from vmat_diffusion.evaluate.paired import compare_pairs
+from vmat_diffusion.benchmark.statistics import compare_pairs, interval_text, pooled_median
 
 
 def test_a_small_example_worked_by_hand() -> None:

@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 from openkbp_files import BOXES, VOXEL_MM, arrays
 
-from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.errors import PlanError
-from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
-from vmat_diffusion.evaluate.plan_comparison import (
+from vmat_diffusion.benchmark.plan_comparison import (
     CHALLENGE_LIMITS_GY,
     Criterion,
     JudgedDose,
     PlanComparison,
     compare_plan,
-)
-from vmat_diffusion.evaluate.plan_tables import (
     criteria_shares,
     criteria_table,
     d95_difference,
@@ -26,7 +21,10 @@ from vmat_diffusion.evaluate.plan_tables import (
     organ_change,
     organ_changes_percent,
 )
-from vmat_diffusion.training.openkbp import GOALS, NAMES, Patient, training_case
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dataset.openkbp import GOALS, NAMES, Patient, training_case
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
 
 
 @pytest.fixture(scope="module")

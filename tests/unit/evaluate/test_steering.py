@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.evaluate.steering import steered, steering_table
+from vmat_diffusion.benchmark.steering import steered, steering_table
 
 SHAPE = (4, 5, 6)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vmat_diffusion.benchmark.tg119_cases import CASES, Published, ScoredGoal, Tg119Case
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.goals import evaluate, fit_to_case
-from vmat_diffusion.evaluate.tg119 import CASES, Published, ScoredGoal, Tg119Case
 from vmat_diffusion.phantom import phantom
 
 # Goal and published mean and standard deviation, cGy, as the report's table is recalled.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmat_diffusion.optimize.modulation import Prices, price
+from vmat_diffusion.optimize.aperture import Prices, price
 
 GAP = 0.5
 

@@ -5,8 +5,7 @@ import pytest
 
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize.arcs import ArcFrame
-from vmat_diffusion.optimize.pace import Pace
-from vmat_diffusion.optimize.reach import Apertures, Reach, track
+from vmat_diffusion.optimize.reach import Apertures, Pace, Reach, track
 
 MACHINE = load_machine("generic_6mv")
 RATE_MU_MIN = 300.0

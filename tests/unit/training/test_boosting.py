@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from openkbp_files import arrays, write_npz
 
+from vmat_diffusion.benchmark.boosting import fit_voxels, predict_voxels
 from vmat_diffusion.case import Dose
+from vmat_diffusion.dataset.cases import TrainingCase
+from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.diffusion.encode import Encoding, encode
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.boosting import fit_voxels, predict_voxels
-from vmat_diffusion.training.cases import TrainingCase
-from vmat_diffusion.training.openkbp import read_openkbp
 
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 

@@ -10,10 +10,7 @@ import pytest
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.distance import FAR_MM, signed_distance_mm
-from vmat_diffusion.errors import CaseError
-from vmat_diffusion.plan import Plan
-from vmat_diffusion.training.cases import (
+from vmat_diffusion.dataset.cases import (
     DOSE_STEP_GY,
     Constraint,
     TrainingCase,
@@ -21,6 +18,9 @@ from vmat_diffusion.training.cases import (
     load_sdf_mm,
     save_case,
 )
+from vmat_diffusion.distance import FAR_MM, signed_distance_mm
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.plan import Plan
 
 
 def training_case(plan: Plan | None = None) -> TrainingCase:

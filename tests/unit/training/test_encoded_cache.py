@@ -12,12 +12,7 @@ from training_runs import small_dataset
 
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.training.encoded_cache import (
-    encode_cases,
-    encoded_path,
-    entries_with_dose,
-    spacing_mm,
-)
+from vmat_diffusion.training.encoded import encode_cases, encoded_path, entries_with_dose, spacing_mm
 
 
 def test_cases_are_encoded_once_and_shared(tmp_path: Path) -> None:

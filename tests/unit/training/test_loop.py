@@ -21,8 +21,7 @@ from training_runs import (
 )
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
-from vmat_diffusion.training.journal import read_metrics
+from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, read_metrics
 from vmat_diffusion.training.loop import Machinery, requeue, train
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.weights import fresh

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openkbp_files import VOXEL_MM, arrays, write_folder, write_npz
 
+from vmat_diffusion.dataset.cases import TrainingCase, load_case, save_case
+from vmat_diffusion.dataset.openkbp import NAMES, from_openkbp, patient_paths, read_openkbp, to_openkbp
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.training.cases import TrainingCase, load_case, save_case
-from vmat_diffusion.training.openkbp import NAMES, from_openkbp, patient_paths, read_openkbp, to_openkbp
 
 
 @pytest.fixture(scope="module")

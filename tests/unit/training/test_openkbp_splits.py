@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from openkbp_files import arrays, write_npz
 
+from vmat_diffusion.dataset.splits import patients_of
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.training.openkbp_splits import patients_of
 
 
 def _empty(root: Path, *names: str) -> Path:

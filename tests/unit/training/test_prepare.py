@@ -7,9 +7,7 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion.case import Case, Dose, Structure
-from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, Point, resample
-from vmat_diffusion.training.prepare import (
+from vmat_diffusion.dataset.prepare import (
     AIR_HU,
     Extent,
     common_shape,
@@ -22,6 +20,8 @@ from vmat_diffusion.training.prepare import (
     restored,
     target_middle_mm,
 )
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.geometry import Grid, Point, resample
 
 
 def smooth_dose(grid: Grid, width_mm: float = 25.0) -> Dose:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmat_diffusion.dataset.splits import FRACTIONS, SPLITS, Member, Splits, load_splits, place, save_splits
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.training.splits import FRACTIONS, SPLITS, Member, Splits, load_splits, place, save_splits
 
 
 @st.composite

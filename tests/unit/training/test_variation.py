@@ -7,9 +7,9 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion.case import Case, Prescription, Structure
+from vmat_diffusion.dataset.variation import Variation, draw_variation, fitting_sheets, relabelled, varied
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.training.variation import Variation, draw_variation, fitting_sheets, relabelled, varied
 
 MACHINE = load_machine("generic_6mv")
 

@@ -1,0 +1,207 @@
+"""The results of a benchmark patient by patient, on disk as they come, so that a stopped run can go on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmat_diffusion import __version__
+from vmat_diffusion.benchmark.calibration import Spread
+from vmat_diffusion.benchmark.openkbp_tables import PatientScores
+from vmat_diffusion.benchmark.steering import Steered
+from vmat_diffusion.dataset.raw_cases import files_key, listing
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import sha256_of, written_whole
+
+
+class _OfPatient(Protocol):
+    """A dataclass that names its patient."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
+
+
+Result = TypeVar("Result", bound=_OfPatient)
+
+
+@dataclass(frozen=True)
+class PatientResult:
+    """What was found of one patient, and how many seconds it took to read, predict and score.
+
+    `spread` is there for at least two samples and a reference dose, `steered` for the patients in whom
+    something was asked for, `csv_sha256` where the dose was written.
+    """
+
+    scores: PatientScores
+    seconds: Mapping[str, float]
+    spread: Spread | None = None
+    steered: tuple[Steered, ...] = ()
+    csv_sha256: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The patient."""
+        return self.scores.id
+
+
+@dataclass(frozen=True, eq=False)
+class Journal(Generic[Result]):
+    """Results by patient, which are good for the same settings and the same files; without path, none."""
+
+    path: Path | None
+    _head: Mapping[str, Any]
+    _results: dict[tuple[str, str], Result]
+
+    @classmethod
+    def opened(
+        cls, path: Path | None, settings: Mapping[str, Any], kind: type[Result], *, overwrite: bool
+    ) -> Journal[Result]:
+        """The journal of a run with these settings and results of this kind, a dataclass.
+
+        Nothing is written before the first result.
+
+        Raises InputError for one with results of other settings, which is begun anew with `overwrite`.
+        """
+        head = {"version": __version__, **settings}
+        if path is None or not path.is_file():
+            return cls(path, head, {})
+        if overwrite:
+            path.unlink()
+            return cls(path, head, {})
+        return cls(path, head, _read(path, head, kind))
+
+    def __len__(self) -> int:
+        """How many results it held when it was opened."""
+        return len(self._results)
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The results that it held when it was opened, also of files as they were before."""
+        return tuple(self._results.values())
+
+    def kept(self, patient: Path) -> Result | None:
+        """The result of a patient, if there is one of the files as they are now."""
+        return self._results.get((patient.stem, _key(patient)))
+
+    def keep(self, patient: Path, result: Result) -> Result:
+        """Add a result to the file at once."""
+        if self.path is not None:
+            line = json.dumps({"key": _key(patient), "result": asdict(result)}) + "\n"
+            if self.path.is_file():
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(line)
+            else:
+                with written_whole(self.path) as part:
+                    part.write_text(json.dumps(self._head) + "\n" + line, encoding="utf-8")
+        return result
+
+
+def _read(path: Path, head: Mapping[str, Any], kind: type[Result]) -> dict[tuple[str, str], Result]:
+    """The results in a journal; a line that was cut off by a crash ends them and is taken away."""
+    try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        before = dict(json.loads(first))
+        if not {"version", "weights"} <= set(before):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is no file of benchmark results; name another file or remove it") from None
+    changed = [
+        name for name in (*head, *before) if before.get(name) != json.loads(json.dumps(head)).get(name)
+    ]
+    if changed and "\n" not in rest:  # no whole result: nothing is lost
+        path.unlink()
+        return {}
+    if changed:
+        raise InputError(
+            f"{path.name} holds results of another {changed[0]}; pass --overwrite to begin anew or name "
+            "another file"
+        )
+    results: dict[tuple[str, str], Result] = {}
+    whole = [first]
+    for line in rest.splitlines():
+        try:
+            record = json.loads(line)
+            found = TypeAdapter(kind).validate_python(record["result"])
+            results[found.id, record["key"]] = found
+        except (ValueError, KeyError, TypeError, ValidationError):
+            break
+        whole.append(line)
+    with written_whole(path) as part:
+        part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    return results
+
+
+def _key(patient: Path) -> str:
+    folder, files = (patient, listing(patient)) if patient.is_dir() else (patient.parent, [patient.name])
+    return files_key(folder, files)
+
+
+_DOSE = re.compile(r"pt_\d{1,6}\.csv")
+
+
+def journal_path(out: Path | None, csv_out: Path | None) -> Path | None:
+    """The file of results by patient: beside `out`, or in `csv_out`."""
+    if out is not None:
+        return out.with_name(f"{out.stem}.patients.jsonl")
+    return csv_out / "patients.jsonl" if csv_out is not None else None
+
+
+def check_places(out: Path | None, csv_out: Path | None) -> None:
+    """Raises InputError where a folder stands for a file or a file for a folder."""
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out} is a folder; name a file in it, such as {out / 'found.json'}")
+    for folder in (csv_out, out.parent if out else None):
+        if folder is not None and any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
+            raise InputError(f"{folder} is no folder and none can be made there; name another one")
+
+
+def claim_places(
+    out: Path | None, csv_out: Path | None, journal: Journal[PatientResult], *, overwrite: bool
+) -> None:
+    """Make the folders, which hold no results but those of the journal.
+
+    Raises InputError for a file that is not of this run; with `overwrite` doses are removed, so that
+    none is taken for this run's.
+    """
+    if out is not None and out.exists() and not len(journal) and not overwrite:
+        raise InputError(
+            f"--out {out.name} is there, but no results by patient are beside it; name another file or pass "
+            "--overwrite"
+        )
+    doses = [p for p in csv_out.iterdir() if _DOSE.fullmatch(p.name)] if csv_out and csv_out.is_dir() else []
+    written = {r.id for r in journal.results if r.csv_sha256 is not None}
+    foreign = sorted(p for p in doses if p.stem not in written)
+    if foreign and not overwrite:
+        raise InputError(
+            f"--csv-out {csv_out} holds {len(foreign)} doses that are not of this run, such as "
+            f"{foreign[0].name}; name another folder or pass --overwrite"
+        )
+    for path in foreign:
+        path.unlink()
+    for folder in (csv_out, out.parent if out else None):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def unpublished(csv_out: Path, patient: str) -> Path:
+    """The name of a dose whose result is not kept yet."""
+    return csv_out / f".{patient}.csv.new"
+
+
+def publish(csv_out: Path, result: PatientResult) -> None:
+    """Give a dose its name, now that its result is kept: under its name is never a dose that is not."""
+    unpublished(csv_out, result.scores.id).replace(csv_out / f"{result.scores.id}.csv")
+
+
+def is_published(csv_out: Path, result: PatientResult) -> bool:
+    """Whether the dose of a kept result is there as it was written."""
+    file = csv_out / f"{result.scores.id}.csv"
+    return file.is_file() and sha256_of(file) == result.csv_sha256

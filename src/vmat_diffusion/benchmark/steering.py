@@ -1,0 +1,189 @@
+"""Asking a prediction for less dose to an organ, in each of the ways in which it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vmat_diffusion.benchmark.statistics import Interval, pooled_mean
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, told
+from vmat_diffusion.diffusion.model import DoseModel
+from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
+from vmat_diffusion.diffusion.steer import Aim, pull_of
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.evaluate.openkbp import dvh_points
+from vmat_diffusion.geometry import Mask
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One patient steered in one way: the change of the mean dose of `organ` that was asked, and all changes.
+
+    Changes are against the prediction without goals, in Gy: means of organs, D95 of targets. `free_gy` is
+    the organ's mean in that prediction.
+    """
+
+    way: str
+    organ: str
+    asked_gy: float
+    free_gy: float
+    mean_gy: Mapping[str, float]
+    d95_gy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SteeringRow:
+    """Means over the patients that were asked for the same in the same way, in Gy.
+
+    `achieved_gy` is the change of the organ's own mean, `other_organs_gy` that of all other organs, each
+    counting alike.
+    """
+
+    organ: str
+    asked_gy: float
+    way: str
+    achieved_gy: Interval
+    other_organs_gy: Interval | None
+    d95_gy: Mapping[str, Interval]
+
+
+def steered(
+    way: str,
+    organ: str,
+    asked_gy: float,
+    free: NDArray,
+    found: NDArray,
+    structures: Mapping[str, tuple[bool, Mask]],
+) -> Steered:
+    """What has changed from the dose `free` to the dose `found`, in Gy and on one grid."""
+    means, targets = {}, {}
+    for name, (target, mask) in structures.items():
+        if target:
+            d95 = [dvh_points(gy[mask], target=True, voxel_cc=1.0)["D95"] for gy in (free, found)]
+            targets[name] = d95[1] - d95[0]
+        else:
+            means[name] = float(np.mean(found[mask], dtype=float) - np.mean(free[mask], dtype=float))
+    own = float(np.mean(free[structures[organ][1]], dtype=float))
+    return Steered(way, organ, asked_gy, own, means, targets)
+
+
+def steering_table(results: Sequence[Steered]) -> list[SteeringRow]:
+    """What was achieved, by organ, what was asked and way."""
+    kinds = dict.fromkeys((r.organ, r.asked_gy, r.way) for r in results)
+    rows = []
+    for organ, asked, way in kinds:
+        these = [r for r in results if (r.organ, r.asked_gy, r.way) == (organ, asked, way)]
+        targets = sorted({t for r in these for t in r.d95_gy}, reverse=True)
+        rows.append(
+            SteeringRow(
+                organ,
+                asked,
+                way,
+                achieved_gy=pooled_mean([r.mean_gy[organ] for r in these]),
+                other_organs_gy=_others(these),
+                d95_gy={t: pooled_mean([r.d95_gy[t] for r in these if t in r.d95_gy]) for t in targets},
+            )
+        )
+    return rows
+
+
+def _others(results: Sequence[Steered]) -> Interval | None:
+    changes = [[gy for name, gy in r.mean_gy.items() if name != r.organ] for r in results]
+    some = [c for c in changes if c]
+    return pooled_mean([sum(c) for c in some], [len(c) for c in some]) if some else None
+
+
+# Weight of classifier-free guidance: the answer to the goals goes this much further from that without.
+GUIDANCE = 3.0
+# How much of what is missing each step of the sampler makes good.
+PULL = 0.5
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A change of an organ's mean dose that is asked for, in Gy."""
+
+    organ: str
+    change_gy: float
+
+
+def parse_steer(text: str) -> Steer:
+    """`Parotid_L:-5`; InputError for anything else."""
+    organ, _, change = text.partition(":")
+    try:
+        gy = float(change)
+    except ValueError:
+        gy = 0.0
+    if not organ or not -70 <= gy <= 70 or gy == 0:
+        raise InputError(
+            f"steer {text!r} is no organ with a change of its mean of -70 to 70 Gy; write Parotid_L:-5"
+        )
+    return Steer(organ, gy)
+
+
+def can_steer(case: Case, free: Dose, asked: Steer, model: DoseModel) -> bool:
+    """Whether the model knows the organ, the case has it and its mean in the prediction can move so far."""
+    if asked.organ not in model.encoding.organs or asked.organ not in case.structures:
+        return False
+    mean = float(free.gy[case.structures[asked.organ].mask].mean())
+    return mean + asked.change_gy > 0
+
+
+def steer(
+    case: Case, encoded: Encoded, free: Dose, asked: Steer, model: DoseModel, sampling: Sampling
+) -> list[Steered]:
+    """Predict the case again, once in each way, and compare with the dose `free` of the same sampling.
+
+    Told: the mean that is wanted stands in the vector of goals. Guided: the same with guidance. Pulled, for
+    samples: nothing is told, but at every step the organ is pulled towards that mean.
+    """
+    wanted = float(free.gy[case.structures[asked.organ].mask].mean()) + asked.change_gy
+    tells = told(encoded, DoseGoals(mean_gy={asked.organ: wanted}), model.encoding)
+    ways = {
+        "told": predict_encoded(tells, model, sampling),
+        f"told, guidance {GUIDANCE:g}": predict_encoded(tells, model, replace(sampling, guidance=GUIDANCE)),
+    }
+    if sampling.samples:
+        aim = _mean_aim(case, encoded, asked, wanted)
+        pull = pull_of([aim], PULL, model.description.process.smooth_voxels)
+        ways["pulled"] = predict_encoded(encoded, model, sampling, pull=pull)
+    structures = {
+        s.name: (s.role == "target", s.mask)
+        for s in case.structures.values()
+        if s.role in ("target", "organ") and s.voxels
+    }
+    return [
+        steered(way, asked.organ, asked.change_gy, free.gy, prediction.mean.gy, structures)
+        for way, prediction in ways.items()
+    ]
+
+
+def _mean_aim(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) -> Aim:
+    """The wanted mean of an organ, of which what lies in no target is pulled."""
+    mask = case.structures[asked.organ].mask
+    flat = np.flatnonzero(mask[encoded.box])
+    in_target = np.logical_or.reduce([t.mask[encoded.box] for t in case.targets]).ravel()[flat]
+    return Aim(
+        name=asked.organ,
+        flat=torch.from_numpy(flat),
+        movable=torch.from_numpy(~in_target),
+        voxels=int(np.count_nonzero(mask)),
+        limit_gy=wanted_gy,
+        at_least=asked.change_gy > 0,
+        count=None,
+    )
+
+
+def check_organs(asked: Sequence[Steer], model: DoseModel) -> None:
+    """Raises InputError for an organ the model cannot be asked about."""
+    for one in asked:
+        if one.organ not in model.encoding.organs:
+            raise InputError(
+                f"steer: the model knows no goals for {one.organ}; known are "
+                + ", ".join(model.encoding.organs)
+            )

@@ -1,0 +1,192 @@
+"""The TG-119 benchmark: its cases planned on the common road, gated, and scored beside the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion import __version__
+from vmat_diffusion.benchmark.tg119_cases import CASES, SOURCE, ScoredGoal, Tg119Case
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import content_hash
+from vmat_diffusion.progress import Progress
+from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.workflow.run import plan_case
+from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
+from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+
+
+@dataclass(frozen=True)
+class Tg119Settings:
+    """Which cases are planned, and what `plan` would be asked for with each of them.
+
+    Raises InputError for a case that is not known.
+    """
+
+    cases: tuple[str, ...] = tuple(CASES)
+    machine: str = "generic_6mv"
+    max_minutes: float = 5.0
+    grid_mm: float = 3.0
+    seed: int = 0
+    uncertainty: float = 0.02
+    check_minutes: float | None = None
+    gate: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.cases:
+            if name not in CASES:
+                raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
+
+    def of_plan(self, case: Tg119Case) -> PlanSettings:
+        """The settings of one case's plan."""
+        own = {name: value for name, value in asdict(self).items() if name != "cases"}
+        return plan_settings(goals=case.goals, **own)
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """One case: its goals beside the published ones, and the record of its planning run, `run.json`."""
+
+    case: Tg119Case
+    goals: tuple[ScoredGoal, ...]
+    run: Mapping[str, Any]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the plan went through the gate."""
+        return bool(self.run["verdict"]["passed"])
+
+    @property
+    def passed(self) -> bool:
+        """Whether every goal reaches what it must and the plan went through the gate."""
+        return self.gated and all(goal.reached for goal in self.goals)
+
+    @property
+    def minutes(self) -> float:
+        """Wall clock of the whole run: reading, optimising, checking, writing, report."""
+        return float(sum(self.run["seconds"].values())) / 60
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data."""
+        copied = ("mu", "delivery_s", "outcome", "violations", "seconds")
+        return {
+            "name": self.case.name,
+            "passed": self.passed,
+            "goals": [goal.record() for goal in self.goals],
+            "minutes": round(self.minutes, 3),
+            **{name: self.run[name] for name in copied},
+            "gate": self.run["verdict"],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Tg119Result:
+    """The results of all cases that were asked for, in the report's order."""
+
+    settings: Tg119Settings
+    cases: tuple[CaseResult, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `benchmark tg119 --json` prints."""
+        return {
+            "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+            "settings": asdict(self.settings),
+            "published": SOURCE,
+            "passed": sum(case.passed for case in self.cases),
+            "cases": [case.summary() for case in self.cases],
+        }
+
+
+def benchmark_tg119(
+    settings: Tg119Settings,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Tg119Result:
+    """Plan the cases and score them; `out/NAME/plan` has the files of `plan`, `out/NAME/case` the phantom.
+
+    A case whose plan is in `out` already is scored as it is; `overwrite` plans it again. Without `out`
+    nothing is kept. Ctrl-C ends the run and keeps the finished cases, not the one that is being planned.
+    Raises InputError for settings that cannot be used, or a plan in `out` that was made with others.
+    """
+    report = progress or (lambda stage, fraction, note: None)
+    wanted = [case for case in CASES.values() if case.name in settings.cases]
+    asked = {case.name: settings.of_plan(case) for case in wanted}
+    done: list[CaseResult] = []
+    with kept_or_temporary(out) as folder:
+        places = {case.name: folder / case.name for case in wanted}
+        kept: dict[str, dict[str, Any] | None] = {}
+        if not overwrite:  # what is in the way of a later case is said before time goes into an earlier one
+            kept = {c.name: _kept(c, places[c.name], asked[c.name]) for c in wanted}
+        for count, case in enumerate(wanted, start=1):
+            run = kept.get(case.name)
+            if run is None:
+                run = _planned(case, places[case.name], asked[case.name], report, overwrite=overwrite)
+            done.append(CaseResult(case, case.scored(_values(run)), run))
+            so_far = f"{count} of {len(wanted)}, {sum(one.passed for one in done)} passed"
+            report("benchmark", count / len(wanted), so_far)
+    return Tg119Result(settings, tuple(done))
+
+
+def _planned(
+    case: Tg119Case, folder: Path, settings: PlanSettings, report: Progress, *, overwrite: bool
+) -> dict[str, Any]:
+    """Write the phantom as DICOM, plan it, and return what the run has recorded."""
+    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.phantom import phantom
+
+    files = folder / "case"
+    before = [p.name for p in (*files.glob("CT.*.dcm"), files / "RS.dcm")]
+    with appearing_whole(files, overwrite=True, names=before) as part:
+        write_case(part, phantom(case.phantom))
+
+    def of_case(stage: str, fraction: float, note: str) -> None:
+        report(f"{case.name}: {stage}", fraction, note)
+
+    plan_case(files, folder / "plan", settings, overwrite=overwrite, keep_interrupted=False, progress=of_case)
+    return _record(folder)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "plan" / "run.json").read_text(encoding="utf-8")))
+
+
+def _kept(case: Tg119Case, folder: Path, settings: PlanSettings) -> dict[str, Any] | None:
+    """The record of a finished plan, None where there is none; InputError for one of other settings."""
+    file = folder / "plan" / "run.json"
+    if not file.is_file():
+        return None
+    try:
+        record = _record(folder)
+        before = {
+            "version": record["program"]["version"],
+            "phantom": record["inputs"]["sha256"],
+            "goal sheet": list(_values(record)),
+            **record["settings"],
+        }
+        if not {"seconds", "verdict", "mu"} <= set(record):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} is no record of a plan; name another folder or remove it") from None
+    now = {
+        "version": __version__,
+        "phantom": content_hash(folder / "case"),
+        "goal sheet": [(goal.structure, goal.statement) for goal in case.sheet().goals],
+        **json.loads(json.dumps(asdict(settings))),
+    }
+    changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
+    if changed:
+        raise InputError(
+            f"{folder} holds a plan of another {changed[0]}; pass --overwrite to plan it again or name "
+            "another folder"
+        )
+    return record
+
+
+def _values(run: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
+    """The value of each goal by structure and statement."""
+    return {(goal["structure"], goal["goal"]): goal["value"] for goal in run["goals"]}

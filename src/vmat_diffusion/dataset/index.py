@@ -1,0 +1,68 @@
+"""The index of a data set: a line of JSON for each case."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion.errors import CaseError
+
+INDEX = "index.jsonl"
+_KEYS = ("id", "site", "file", "sha256", "shape", "targets", "organs", "has_dose", "patient")
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `index.jsonl`, by id. Raises CaseError where there is none or a line is no case."""
+    path = folder / INDEX
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise CaseError(
+            f"{folder} holds no readable {INDEX}; make the data set with preprocess or import"
+        ) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = dict(json.loads(line))
+            if missing := [key for key in _KEYS if key not in record]:
+                raise KeyError(missing[0])
+            records.append({**record, "id": str(record["id"])})
+        except (ValueError, TypeError, KeyError):
+            raise CaseError(f"{INDEX}, line {number} is no case; make the data set again") from None
+    return sorted(records, key=lambda record: str(record["id"]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of a data set as its index has it."""
+
+    id: str
+    file: str
+    sha256: str
+    shape: tuple[int, int, int]
+    targets: tuple[str, ...]
+    organs: tuple[str, ...]
+    has_dose: bool
+
+
+def entries_of(folder: Path) -> tuple[Entry, ...]:
+    """The cases of a data set folder, by id. Raises CaseError where the index is absent, damaged or empty."""
+    entries = []
+    for row in read_index(folder):
+        z, y, x = row["shape"]
+        entries.append(
+            Entry(
+                id=row["id"],
+                file=row["file"],
+                sha256=row["sha256"],
+                shape=(z, y, x),
+                targets=tuple(row["targets"]),
+                organs=tuple(row["organs"]),
+                has_dose=row["has_dose"],
+            )
+        )
+    if not entries:
+        raise CaseError(f"the index of {folder} names no case; see rejected.csv")
+    return tuple(entries)

@@ -1,0 +1,99 @@
+"""From a case's own voxels to those a dose model knows, and its doses back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dataset.cases import TrainingCase
+from vmat_diffusion.dataset.prepare import dose_onto, mask_onto, on_spacing, targets_mask
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
+from vmat_diffusion.geometry import Grid, Mask, Point, average_onto
+
+# How far above and below the targets there may be dose. In OpenKBP the masks reach 24 mm below and 18 mm
+# above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the maximum 15 mm.
+REACH_MM = 30.0
+# Voxels of this many times the model's size, or its inverse, are taken as they are.
+_LIKE = 1.4
+
+
+def on_model_grid(
+    case: Case,
+    voxel_mm: Point,
+    names: Collection[str],
+    *,
+    possible: Mask | None = None,
+    keep_grid: bool = False,
+) -> TrainingCase:
+    """The case on voxels like `voxel_mm`, with its body, prescribed targets and the named structures alone.
+
+    Cases with such voxels keep their grid, others with `keep_grid`. Where dose is `possible` on the grid of
+    the case is brought along; without it that is the body, from `REACH_MM` below the lowest target to as
+    much above the highest.
+    """
+    kept = {*names, *_prescribed(case)}
+    wanted = {n: s for n, s in case.structures.items() if s.role == "body" or n in kept}
+    bare = replace(case, structures=wanted, reference_dose=None)
+    ratios = np.array(case.grid.spacing_mm) / voxel_mm
+    if keep_grid or np.all((ratios <= _LIKE) & (ratios >= 1 / _LIKE)):
+        return TrainingCase(bare, near_targets(bare) if possible is None else possible)
+    made = on_spacing(bare, voxel_mm)
+    if possible is None:
+        return replace(made, possible_dose=near_targets(made.case))
+    moved = mask_onto(possible, case.grid, made.case.grid) & made.case.body.mask
+    return replace(made, possible_dose=moved)
+
+
+def near_targets(case: Case) -> Mask:
+    """The body within `REACH_MM` of the prescribed targets along z.
+
+    Raises CaseError where no contoured target has a prescription, or the body is not there.
+    """
+    prescribed = _prescribed(case)
+    known = {n: s for n, s in case.structures.items() if n in prescribed or s.role == "body"}
+    slices = np.flatnonzero(targets_mask(replace(case, structures=known)).any(axis=(1, 2)))
+    reach = round(REACH_MM / case.grid.spacing_mm[2])
+    out = np.zeros(case.grid.shape, bool)
+    inside = slice(max(int(slices[0]) - reach, 0), int(slices[-1]) + reach + 1)
+    out[inside] = case.body.mask[inside]
+    if not out.any():
+        raise CaseError("the body has no voxel around the targets; contour it there")
+    return out
+
+
+def _prescribed(case: Case) -> frozenset[str]:
+    return frozenset(case.prescription.target_gy if case.prescription else ())
+
+
+def dose_voxels(case: Case, grid: Grid, possible: Mask) -> Grid:
+    """The grid for a prediction on `grid` to come back to: the case's voxels, as many joined as fit in one.
+
+    It covers the voxels where dose is `possible`. Finer voxels would hold nothing more.
+    """
+    box = bounding_box(possible)
+    assert box is not None  # as `near_targets` makes sure
+    if grid.matches(case.grid):
+        return subgrid(grid, box)
+    joined = [
+        max(int(m / s + 1e-6), 1) * s for m, s in zip(grid.spacing_mm, case.grid.spacing_mm, strict=True)
+    ]
+    low, high = subgrid(grid, box).bounds_mm
+    return case.grid.around(low, high, tuple(joined))  # type: ignore[arg-type]
+
+
+def onto_case(dose: Dose, case: Case, grid: Grid) -> Dose:
+    """A predicted dose on a grid of the case by `dose_voxels`, 0 where most of a voxel is outside the body.
+
+    Doses keep their integral over every region; standard deviations too.
+    """
+    inside = average_onto(case.body.mask, case.grid, grid) >= 0.5
+
+    def moved(gy: np.ndarray) -> np.ndarray:
+        return np.where(inside, dose_onto(replace(dose, gy=gy, std_gy=None), grid), np.float32(0))
+
+    std = None if dose.std_gy is None else moved(dose.std_gy)
+    return Dose(grid, moved(dose.gy), std, dose.medium, dose.provenance)

@@ -1,0 +1,198 @@
+"""Many independent jobs on this computer or on a cluster; one that fails never stops the others.
+
+    with closing(run_jobs(preprocess_case, jobs, cluster=Cluster(memory_gb=4.0))) as finished:
+        for done in finished:
+            ...
+
+The jobs run in worker processes of one thread each, through `distributed` and, on SLURM and SGE, through
+`dask_jobqueue`, one batch job per worker. A worker that dies or exceeds its memory is replaced, and what it
+was doing is tried again. Resuming is the caller's: it leaves out what is done.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vmat_diffusion.errors import InputError, UnreadableError
+from vmat_diffusion.jobs.cluster import Cluster, client_of
+from vmat_diffusion.progress import Progress
+
+__all__ = ["Cluster", "Done", "run_jobs"]
+
+_JOBS_AHEAD = 4  # per worker: enough that none waits for the next, few enough for 100,000 jobs in flat memory
+_TELL_S = 30
+_STAGE = "cases"
+
+
+@dataclass(frozen=True)
+class Done:
+    """One finished job.
+
+    Attributes:
+        key: Of the job.
+        result: What the function returned.
+        reason: Why there is no result: one sentence with its remedy; empty after success.
+        defect: The reason is an unexpected exception, a dead worker or a file that the disk did not give,
+            not a refused input.
+        trace: Where an unexpected exception arose.
+    """
+
+    key: str
+    result: Any = None
+    reason: str = ""
+    defect: bool = False
+    trace: str = ""
+
+
+def run_jobs(
+    function: Callable[..., Any],
+    jobs: Mapping[str, tuple[Any, ...]],
+    *,
+    cluster: Cluster,
+    retries: int = 1,
+    progress: Progress | None = None,
+) -> Generator[Done, None, None]:
+    """Calls `function(*args)` for each `key: args` of `jobs`; yields every job once, in order of completion.
+
+    An InputError other than UnreadableError is a job's answer at once. After any other exception, and after
+    the death of its worker, a job is tried again `retries` times, behind the others. Time is linear in the
+    number of jobs, and memory does not grow with it beyond `jobs` itself. Close the generator
+    (`contextlib.closing`) to stop early: no process outlives it. Scripts need
+    `if __name__ == "__main__":`, since workers import them.
+
+    Args:
+        function: Importable by the workers (module level).
+        jobs: Arguments are plain data, such as paths; so are results.
+        cluster: Where the jobs run.
+        retries: Of a job that failed unexpectedly.
+        progress: Called with the stage "cases", the fraction done, and a note.
+
+    Raises:
+        InputError: The cluster cannot be started as asked.
+    """
+    if not jobs:
+        return
+    report: Progress = progress or (lambda stage, fraction, note: None)
+    report(_STAGE, 0.0, f"0 of {len(jobs)}")
+    run = _run_here if cluster.kind == "serial" else _run_on_workers
+    for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):
+        report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
+        yield done
+
+
+def _run_here(
+    function: Callable[..., Any],
+    jobs: Mapping[str, tuple[Any, ...]],
+    cluster: Cluster,
+    retries: int,
+    report: Progress,
+) -> Iterator[Done]:
+    waiting, failures = deque(jobs), Counter[str]()
+    while waiting:
+        key = waiting.popleft()
+        done = _attempt(function, cluster.memory_gb, key, jobs[key])
+        if done.defect and _once_more(key, failures, retries):
+            waiting.append(key)
+        else:
+            yield done
+
+
+def _run_on_workers(
+    function: Callable[..., Any],
+    jobs: Mapping[str, tuple[Any, ...]],
+    cluster: Cluster,
+    retries: int,
+    report: Progress,
+) -> Iterator[Done]:
+    workers = cluster.workers_for(len(jobs))
+    attempt = partial(_attempt, function, cluster.memory_gb)
+    # distributed keeps jobs back until a worker is free only if they come many at once; few ones are
+    # therefore kept back here, so that a job that kills its worker takes no other with it.
+    ahead = workers * _JOBS_AHEAD if len(jobs) > workers * _JOBS_AHEAD else workers
+    with client_of(cluster, workers) as client:
+        from distributed import as_completed
+
+        _await_worker(client, lambda: report(_STAGE, 0.0, f"waiting for the first of {workers} workers"))
+        waiting, failures = deque(jobs), Counter[str]()
+        first = [waiting.popleft() for _ in range(ahead)]
+        names = {("job", number): key for number, key in enumerate(first)}
+        # No future is held longer than needed: a finished job whose worker dies would be done again for it.
+        finished = as_completed(
+            client.map(attempt, first, [jobs[key] for key in first], key=list(names), pure=False),
+            with_results=True,
+            raise_errors=False,
+        )
+        number = ahead
+        for future, outcome in finished:
+            key = names.pop(future.key)
+            done = outcome if future.status == "finished" else _lost(key, outcome, cluster.memory_gb)
+            del future
+            again = done.defect and _once_more(key, failures, retries)
+            if again:
+                waiting.append(key)
+            if waiting:
+                following = names["job", number] = waiting.popleft()
+                finished.add(
+                    client.submit(attempt, following, jobs[following], key=("job", number), pure=False)
+                )
+                number += 1
+            if not again:
+                yield done
+
+
+def _once_more(key: str, failures: Counter[str], retries: int) -> bool:
+    """Counts a failure of a job; whether it is to be tried again."""
+    failures[key] += 1
+    return failures[key] <= retries
+
+
+def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tuple[Any, ...]) -> Done:
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is for the data of the command
+            return Done(key, function(*args))
+    except InputError as error:
+        return Done(key, reason=str(error), defect=isinstance(error, UnreadableError))
+    except MemoryError:
+        return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
+    except Exception as error:
+        return Done(key, reason=unexpected(key, error), defect=True, trace=traceback.format_exc())
+
+
+def _lost(key: str, failure: Any, memory_gb: float) -> Done:
+    """The outcome of a job that brought none back, by what `distributed` says of it."""
+    from distributed import KilledWorker
+
+    error = failure[1] if isinstance(failure, tuple) else failure
+    killed = isinstance(error, KilledWorker)
+    return Done(key, reason=_too_large(key, memory_gb) if killed else unexpected(key, error), defect=True)
+
+
+def _too_large(key: str, memory_gb: float) -> str:
+    return (
+        f"{key}: its worker died or was killed, probably because the case needs more than the limit of "
+        f"{memory_gb:g} GB; run it again with a higher --memory-gb"
+    )
+
+
+def unexpected(key: str, error: BaseException) -> str:
+    """What a person is told of a job that failed by a defect."""
+    return (
+        f"{key}: {type(error).__name__}: {error}. This is a defect of vmat-diffusion: "
+        "please report it with the output of the same command after `vmat-diffusion --debug`"
+    )
+
+
+def _await_worker(client: Any, tell: Callable[[], None]) -> None:
+    while True:
+        try:
+            client.wait_for_workers(1, timeout=_TELL_S)
+            return
+        except TimeoutError:
+            tell()
