@@ -10,6 +10,7 @@ import pytest
 from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
+from vmat_diffusion.benchmark import openkbp as benchmark
 from vmat_diffusion.benchmark.journal import Journal, PatientResult
 from vmat_diffusion.benchmark.openkbp import BenchmarkSettings, _depends_on, benchmark_openkbp
 from vmat_diffusion.benchmark.openkbp_patient import Task, judge_patient
@@ -20,7 +21,6 @@ from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
 from vmat_diffusion.files import sha256_of
-from vmat_diffusion.workflow import benchmark
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from openkbp_files import arrays, write_npz
 from small_case import UNIFORM_GY, open_arc
 
 import vmat_diffusion.optimize as package
+from vmat_diffusion.benchmark import plans as module
 from vmat_diffusion.benchmark.plan_comparison import Criterion, JudgedDose, PlanComparison
 from vmat_diffusion.benchmark.plans import PlansSettings, benchmark_plans
 from vmat_diffusion.benchmark.plans_tables import Level, PlannedPatient, plan_patient
@@ -23,7 +24,6 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet
-from vmat_diffusion.workflow import benchmark_plans as module
 from vmat_diffusion.workflow import plan_settings
 
 PLAN = plan_settings(goals=GOALS)

@@ -142,7 +142,7 @@ def test_stopped_run_leaves_no_process(tmp_path: Path, name: str) -> None:
     calls_folder, temporary = tmp_path / "calls", tmp_path / "temporary"
     calls_folder.mkdir()
     temporary.mkdir()
-    package = Path(__file__).parents[2] / "src"
+    package = Path(__file__).parents[3] / "src"
     run = subprocess.Popen(
         [sys.executable, batch_jobs.__file__, str(calls_folder)],
         env=os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(package)},

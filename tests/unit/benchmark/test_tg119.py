@@ -12,10 +12,10 @@ import pytest
 from small_case import small_case
 
 import vmat_diffusion.optimize as package
+from vmat_diffusion.benchmark import tg119 as workflow
 from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Settings, benchmark_tg119
 from vmat_diffusion.benchmark.tg119_cases import CASES
 from vmat_diffusion.errors import InputError, PlanError
-from vmat_diffusion.workflow import benchmark_tg119 as workflow
 
 BOTH = Tg119Settings(cases=("cshape_hard", "cshape_easy"))
 EASY = Tg119Settings(cases=("cshape_easy",))

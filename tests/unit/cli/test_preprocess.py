@@ -12,7 +12,7 @@ from raw_patients import raw_patient
 
 from vmat_diffusion import cli
 
-_SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "preprocess_dicom_rt.py"
+_SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "preprocess_dicom_rt.py"
 _SMALL = ("--spacing-mm", "2", "2", "2.5", "--cluster", "serial")
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from vmat_diffusion.errors import GoalError, PlanError
+from vmat_diffusion.jobs import together as candidates
 from vmat_diffusion.jobs.together import Job, made_together, turns_of, workers_for
 from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow import candidates
 
 Told = list[tuple[str, float, str]]
 

@@ -466,7 +466,7 @@ def test_layers_of_a_stacked_collimator_have_their_own_span() -> None:
         f'[[mlc.layers]]\ndevice = "{device}"\nboundaries_mm = {{ value = {edges}, source = "test" }}\n'
         for device, edges in (("MLCX1", [-20, -10, 0, 10, 20]), ("MLCX2", [-25, -15, -5, 5, 15, 25]))
     )
-    head = (Path(__file__).parents[2] / "src/vmat_diffusion/machines/generic_6mv.toml").read_text()
+    head = (Path(__file__).parents[3] / "src/vmat_diffusion/machines/generic_6mv.toml").read_text()
     machine = parse_machine(head[: head.index("[[mlc.layers]]")] + layers, "stacked")
     machine = replace(machine, limits=replace(machine.limits, leaf_span_mm=100.0))
     array = np.zeros((N, 2, 9))

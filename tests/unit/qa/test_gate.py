@@ -34,7 +34,7 @@ from vmat_diffusion.qa import (
     uncertainty_percent,
 )
 
-GATE_FILE = Path(__file__).resolve().parents[2] / "configs" / "gate.toml"
+GATE_FILE = Path(__file__).resolve().parents[3] / "configs" / "gate.toml"
 
 
 @pytest.fixture(scope="module")
