@@ -1,4 +1,4 @@
-"""How long each stage of a run takes, and how far it is."""
+"""How far a piece of work is, and how long each of its stages takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# Called with the name of a stage, the share of it that is done (0 to 1), and a note for the reader.
 Progress = Callable[[str, float, str], None]
+
+
+def silent(stage: str, fraction: float, note: str) -> None:
+    """The progress of work that nobody watches."""
+
+
+def under_name(progress: Progress, stage: str) -> Progress:
+    """Progress that is handed on under the name of the caller's stage, whatever the callee calls its own."""
+    return lambda _, fraction, note: progress(stage, fraction, note)
 
 
 class Clock:
@@ -14,7 +24,7 @@ class Clock:
 
     def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
-        self.report: Progress = progress or (lambda stage, fraction, note: None)
+        self.report: Progress = progress or silent
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
