@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from vmat_diffusion.cli.display import progress_bar
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import DoseNet, Size
-from vmat_diffusion.diffusion.process import Answer, Process
+from vmat_diffusion.diffusion.process import PredictionTarget, Process
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.training.encoded import NO_CHANGES, Changes, EncodedCases, Sample
-from vmat_diffusion.training.losses import dvh, gradient, masked_l1
-from vmat_diffusion.training.roles import base_of, denoised, drawn, regression
+from vmat_diffusion.training.losses import dose_l1, dvh_l1, gradient_l1
+from vmat_diffusion.training.roles import denoise, regression, residual_base, sample_doses
+from vmat_diffusion.training.samples import NO_AUGMENTATION, AugmentationSettings, EncodedCases, Sample
 from vmat_diffusion.training.validation import summary, validate
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_ablation.json"
@@ -38,7 +38,7 @@ SIZE = Size(widths=(32, 48, 64, 96))
 LEARNING_RATE = 2e-3
 RESIDUAL_SCALE = 0.08
 _STEPS = (1, 2, 4, 8, 50)
-_BEAMS = ("shadow", "shadow_top", "beams_share")
+_BEAMS = ("projection", "projection_top", "beams_share")
 _SIGMOID_WIDTH = 0.02
 
 
@@ -49,7 +49,7 @@ class Row:
     role: str = (
         "mean"  # "mean": regression; "dose": diffusion of the dose; "residual": of what the mean lacks
     )
-    answer: Answer = "x0"
+    answer: PredictionTarget = "x0"
     without: tuple[str, ...] = ()
     shapes: bool = False  # masks in place of distances
     goals: float = 0.5
@@ -129,7 +129,7 @@ class Trial:
     def __init__(self, row: Row, encoding: Encoding, seed: int, mean: Trial | None) -> None:
         torch.manual_seed(seed)
         self.row, self.encoding, self.mean, self.seed = row, encoding, mean, seed
-        net = DoseNet(len(encoding.channels), encoding.numbers, row.size)
+        net = DoseNet(len(encoding.channels), encoding.layout.size, row.size)
         self.net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.net.named_parameters()}
         self.process = Process(
@@ -151,18 +151,18 @@ class Trial:
 
     def base(self, s: Sample) -> Tensor:
         """What is taken off the dose before diffusion."""
-        return 0.5 * s.mask if self.mean is None else base_of(self.mean.net, s)
+        return 0.5 * s.mask if self.mean is None else residual_base(self.mean.net, s)
 
     def loss(self, case: Sample, n: int) -> Tensor:
         s = self.seen(case)
         with torch.autocast("cpu", torch.bfloat16):
             if self.row.role != "mean":
-                return denoised(self.net, self.base(s), s, self.process, (self.seed, n))[1]
+                return denoise(self.net, self.base(s), s, self.process, (self.seed, n))[1]
             y = regression(self.net, s) * s.mask
         terms: dict[str, Callable[[], Tensor]] = {
-            "l1": lambda: masked_l1(y, s.dose, s.mask),
-            "dvh": lambda: dvh(y, s.dose, s.regions),
-            "gradient": lambda: gradient(y, s.dose, s.mask),
+            "l1": lambda: dose_l1(y, s.dose, s.mask),
+            "dvh": lambda: dvh_l1(y, s.dose, s.structures),
+            "gradient": lambda: gradient_l1(y, s.dose, s.mask),
             "conformity": lambda: conformity(y, s.dose, s.mask),
             "energy": lambda: energy(y, s.dose, s.mask),
         }
@@ -173,12 +173,12 @@ class Trial:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             if self.row.role == "mean":
                 return regression(self.net, s)[None]
-            return drawn(self.net, self.base(s), s, self.process, samples=draws, steps=steps)
+            return sample_doses(self.net, self.base(s), s, self.process, samples=draws, steps=steps)
 
     def train(self, files: tuple[Path, ...], samples: int, progress: Callable[[float], None]) -> None:
-        changes = Changes(without_organ=0.03, goals=self.row.goals)
+        changes = AugmentationSettings(without_organ=0.03, goals=self.row.goals)
         cases = EncodedCases(
-            files, self.encoding, multiple=self.row.size.multiple, changes=changes, seed=self.seed
+            files, self.encoding, multiple=self.row.size.multiple, settings=changes, seed=self.seed
         )
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
         for n in range(samples):
@@ -204,8 +204,8 @@ class Trial:
 
     def scores(self, files: tuple[Path, ...], steps: int = 8, draws: int = 1) -> tuple[float, float]:
         """Dose and DVH score of the mean of `draws` samples, Gy."""
-        told = replace(NO_CHANGES, goals=1.0, goal=1.0) if self.row.told else NO_CHANGES
-        cases = EncodedCases(files, self.encoding, multiple=self.row.size.multiple, changes=told)
+        told = replace(NO_AUGMENTATION, goals=1.0, goal=1.0) if self.row.told else NO_AUGMENTATION
+        cases = EncodedCases(files, self.encoding, multiple=self.row.size.multiple, settings=told)
         found = summary(
             validate(lambda s: self.predicted(s, steps, draws), cases, (), device=torch.device("cpu"))
         )

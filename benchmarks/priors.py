@@ -24,7 +24,7 @@ from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
-from vmat_diffusion.workflow.predict import Prior, prior_of, read_subject
+from vmat_diffusion.workflow.predict import Prior, prior_of, read_input
 from vmat_diffusion.workflow.search_and_check import plans_for
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
@@ -38,8 +38,8 @@ PRIORS: tuple[Literal["goals", "diffusion"], ...] = ("goals", "diffusion")
 def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
     """One plan as figures: goals, organ means, target D95, MU, time."""
     start = time.perf_counter()
-    subject = read_subject(source, PredictSettings(goals=settings.goals))
-    case, sheet, machine = subject.case, subject.sheet, load_machine(settings.machine)
+    source_case = read_input(source, PredictSettings(goals=settings.goals))
+    case, sheet, machine = source_case.case, source_case.sheet, load_machine(settings.machine)
     quiet = lambda stage, done, note: None  # noqa: E731
     prior = Prior() if settings.prior == "goals" else prior_of(case, sheet, settings, quiet)
     (one,) = plans_for(case, sheet, machine, settings, prior, quiet)

@@ -10,8 +10,8 @@ from pathlib import Path
 from training_cases import save_dataset, small_training
 
 from vmat_diffusion.diffusion.network import Size
-from vmat_diffusion.training.callback import TrainingData
-from vmat_diffusion.training.encoded import NO_CHANGES, encode_cases, entries_with_dose
+from vmat_diffusion.training.encoded import TrainingData, encode_cases, entries_with_dose
+from vmat_diffusion.training.samples import NO_AUGMENTATION
 from vmat_diffusion.training.settings import Stage, TrainingSettings
 
 TINY = Size(widths=(8, 8, 16, 16), blocks=1, heads=2, condition=16)
@@ -29,7 +29,7 @@ def tiny_settings(*stages: Stage, changed: bool = True) -> TrainingSettings:
         gamma_every=0,
         validate_steps=2,
     )
-    return settings if changed else replace(settings, changes=NO_CHANGES)
+    return settings if changed else replace(settings, changes=NO_AUGMENTATION)
 
 
 def mean_stage(samples: int = 16, **values: object) -> Stage:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmat_diffusion.diffusion.process import SCHEDULES, STEPS, noisy, sample, trailing, x0_from
+from vmat_diffusion.diffusion.process import SCHEDULES, STEPS, add_noise, sample, trailing_steps, x0_from
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is in the [dev] extra; install it")
 
@@ -58,7 +58,7 @@ def ours(method, schedule, answer, steps, start, clip=None):
         start,
         SCHEDULES[schedule](),
         steps=steps,
-        answer=answer,
+        target=answer,
         method=method,
         clamp=None if clip is None else (-clip, clip),
         draw=lambda shape: torch.randn(shape, generator=generator),
@@ -76,14 +76,14 @@ def test_noise_goes_in_as_in_diffusers(schedule):
     x0, noise = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(1)).unbind(0)
     t = torch.tensor([0, 10, 200, 500, 900, 999])
     other = scheduler("ddpm", schedule, "noise").add_noise(x0, noise, t)
-    torch.testing.assert_close(noisy(x0, noise, t, SCHEDULES[schedule]()), other, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(add_noise(x0, noise, t, SCHEDULES[schedule]()), other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
 def test_the_steps_are_those_of_diffusers(steps):
     chosen = scheduler("ddim", "cosine", "x0")
     chosen.set_timesteps(steps)
-    np.testing.assert_array_equal(trailing(SCHEDULES["cosine"](), steps), chosen.timesteps.numpy())
+    np.testing.assert_array_equal(trailing_steps(SCHEDULES["cosine"](), steps), chosen.timesteps.numpy())
 
 
 # The noise and the v of the last cosine step stand for an x0 that single precision cannot resolve.
@@ -118,7 +118,7 @@ def test_x0_is_read_from_each_answer_alike():
     generator = torch.Generator().manual_seed(3)
     x0, noise = (torch.randn(4, 6, generator=generator) for _ in range(2))
     schedule, t = SCHEDULES["linear"](), torch.tensor([0, 100, 500, 900])
-    x = noisy(x0, noise, t, schedule)
+    x = add_noise(x0, noise, t, schedule)
     root_a, root_b = schedule.at(t, x0)
     for answer, output in (("x0", x0), ("noise", noise), ("v", root_a * noise - root_b * x0)):
         torch.testing.assert_close(x0_from(output, x, t, schedule, answer), x0, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vmat_diffusion.diffusion import process
-from vmat_diffusion.diffusion.process import Schedule, sample, wanted, x0_from
+from vmat_diffusion.diffusion.process import Schedule, prediction_target, sample, x0_from
 
 MEAN, STD = 0.7, 0.3
 
@@ -77,17 +77,17 @@ def test_every_answer_of_a_network_gives_the_same_x0_and_the_same_sample(start, 
     schedule = process.cosine()
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.randint(0, 900, (len(start),), generator=torch.Generator().manual_seed(2))
-    x = process.noisy(start, noise, t, schedule)
-    given = wanted(start, noise, t, schedule, answer)
+    x = process.add_noise(start, noise, t, schedule)
+    given = prediction_target(start, noise, t, schedule, answer)
     torch.testing.assert_close(x0_from(given, x, t, schedule, answer), start, rtol=0, atol=1e-9)
 
     def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         x0 = best_x0(x, t, schedule)
         a, b = schedule.at(t, x)
-        return wanted(x0, (x - a * x0) / b, t, schedule, answer)
+        return prediction_target(x0, (x - a * x0) / b, t, schedule, answer)
 
     x0_model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
-    mine = sample(model, start, schedule, steps=8, answer=answer)
+    mine = sample(model, start, schedule, steps=8, target=answer)
     theirs = sample(x0_model, start, schedule, steps=8)
     # Noise at a signal of 1e-9, where the cosine schedule starts, costs half the digits.
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
@@ -104,11 +104,11 @@ def test_a_clamped_x0_bounds_the_sample_and_an_adjusted_one_moves_it(start):
 
 def test_steps_start_at_the_noisiest_and_are_refused_out_of_range():
     schedule = process.cosine()
-    assert process.trailing(schedule, 4) == [999, 749, 499, 249]
-    assert process.trailing(schedule, 1) == [999]
+    assert process.trailing_steps(schedule, 4) == [999, 749, 499, 249]
+    assert process.trailing_steps(schedule, 1) == [999]
     for steps in (0, 1001):
         with pytest.raises(ValueError, match="outside 1 to 1000"):
-            process.trailing(schedule, steps)
+            process.trailing_steps(schedule, steps)
 
 
 def test_min_snr_weights_agree_between_answers():

@@ -11,7 +11,7 @@ from training_cases import small_training
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.diffusion.encode import Encoded
-from vmat_diffusion.diffusion.steer import aims_of, pull_of, shortfall
+from vmat_diffusion.diffusion.steer import dose_limits, goal_guidance, shortfall
 from vmat_diffusion.evaluate.dvh import bounding_box
 from vmat_diffusion.evaluate.goals import evaluate, parse_goals
 
@@ -44,7 +44,7 @@ def boxed():
 
 def aims(goals: dict[str, list[str]]):
     case, encoded = boxed()
-    return case, encoded, aims_of(sheet_of(goals), case, encoded)
+    return case, encoded, dose_limits(sheet_of(goals), case, encoded)
 
 
 def dose_on(case, encoded, gy) -> Dose:
@@ -73,7 +73,7 @@ def test_met_goals_do_not_pull() -> None:
     gy[case.structures["PTV_70"].mask] = 70.0
     inside = torch.tensor(gy[encoded.box])
     assert float(shortfall(inside, wanted)) == 0
-    np.testing.assert_array_equal(pull_of(wanted, 1.0, 1.5)(inside), inside.float())
+    np.testing.assert_array_equal(goal_guidance(wanted, 1.0, 1.5)(inside), inside.float())
 
 
 @pytest.mark.parametrize("structure", list(GOALS))
@@ -97,7 +97,7 @@ def test_an_organ_s_voxels_in_a_target_are_left_to_the_target() -> None:
     organ, target = case.structures["Parotid_L"], case.structures["PTV_70"]
     both = replace(organ, mask=organ.mask | target.mask)
     case = replace(case, structures={**case.structures, "Parotid_L": both})
-    wanted = aims_of(sheet_of({"Parotid_L": ["mean <= 26 Gy"]}), case, encoded)
+    wanted = dose_limits(sheet_of({"Parotid_L": ["mean <= 26 Gy"]}), case, encoded)
     gy = torch.full(encoded.mask.shape, 60.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(shortfall(gy, wanted), gy)
     assert not gradient.numpy()[target.mask[encoded.box]].any()
@@ -108,7 +108,7 @@ def test_the_pull_spares_the_organ_and_keeps_the_target() -> None:
     case, encoded, wanted = aims({"PTV_70": ["D95% >= 66.5 Gy"], "Parotid_L": ["mean <= 26 Gy"]})
     gy = np.full(case.grid.shape, 40.0)
     gy[case.structures["PTV_70"].mask] = 64.0
-    pulled = pull_of(wanted, 1.0, 1.5)(torch.tensor(gy[encoded.box]))
+    pulled = goal_guidance(wanted, 1.0, 1.5)(torch.tensor(gy[encoded.box]))
     organ = case.structures["Parotid_L"].mask[encoded.box]
     target = case.structures["PTV_70"].mask[encoded.box]
     assert pulled.numpy()[organ].mean() < 33
@@ -120,5 +120,5 @@ def test_the_pull_spares_the_organ_and_keeps_the_target() -> None:
 
 def test_without_weight_or_aims_there_is_no_pull() -> None:
     _, _, wanted = aims(GOALS)
-    assert pull_of(wanted, 0.0, 1.5) is None
-    assert pull_of((), 1.0, 1.5) is None
+    assert goal_guidance(wanted, 0.0, 1.5) is None
+    assert goal_guidance((), 1.0, 1.5) is None

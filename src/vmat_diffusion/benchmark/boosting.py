@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, Encoding, decode, encode, goal_numbers
+from vmat_diffusion.diffusion.encode import Encoded, Encoding, decode, encode
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,6 +80,6 @@ def predict_voxels(model: VoxelModel, encoded: Encoded) -> Dose:
 def _features(encoded: Encoded, encoding: Encoding) -> NDArray[np.float32]:
     """What is known of each voxel in the mask: its channels, and the case's numbers but for goals."""
     voxels = encoded.volume[:, encoded.mask].T
-    goals = goal_numbers(DoseGoals(), encoding, encoded.top_gy).size
-    numbers = np.broadcast_to(encoded.vector[:-goals], (len(voxels), len(encoded.vector) - goals))
+    without_goals = np.delete(encoded.vector, encoding.layout.goals)
+    numbers = np.broadcast_to(without_goals, (len(voxels), len(without_goals)))
     return np.concatenate([voxels, numbers], axis=1)

@@ -30,12 +30,12 @@ from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dataset.splits import Split, patients_of
 from vmat_diffusion.dataset.tables import Rejection, rejection
+from vmat_diffusion.diffusion.case_prediction import choose_device
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
 from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import sha256_of, written_whole
 from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.predict import chosen_device
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run_files import write_json
 
@@ -201,7 +201,7 @@ def benchmark_openkbp(
     paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)
     if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
-    model = load_model(settings.weights).to(chosen_device(settings.device))
+    model = load_model(settings.weights).to(choose_device(settings.device))
     model.require_samples(settings.samples)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.benchmark.statistics import Interval, pooled_mean
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, told
+from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, with_goals
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
-from vmat_diffusion.diffusion.steer import Aim, pull_of
+from vmat_diffusion.diffusion.steer import DoseLimit, goal_guidance
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import dvh_points
 from vmat_diffusion.geometry import Mask
@@ -143,15 +143,15 @@ def steer(
     samples: nothing is told, but at every step the organ is pulled towards that mean.
     """
     wanted = float(free.gy[case.structures[asked.organ].mask].mean()) + asked.change_gy
-    tells = told(encoded, DoseGoals(mean_gy={asked.organ: wanted}), model.encoding)
+    tells = with_goals(encoded, DoseGoals(mean_gy={asked.organ: wanted}), model.encoding)
     ways = {
         "told": predict_encoded(tells, model, sampling),
         f"told, guidance {GUIDANCE:g}": predict_encoded(tells, model, replace(sampling, guidance=GUIDANCE)),
     }
     if sampling.samples:
-        aim = _mean_aim(case, encoded, asked, wanted)
-        pull = pull_of([aim], PULL, model.description.process.smooth_voxels)
-        ways["pulled"] = predict_encoded(encoded, model, sampling, pull=pull)
+        limit = _mean_limit(case, encoded, asked, wanted)
+        guidance = goal_guidance([limit], PULL, model.description.process.smooth_voxels)
+        ways["pulled"] = predict_encoded(encoded, model, sampling, goal_guidance=guidance)
     structures = {
         s.name: (s.role == "target", s.mask)
         for s in case.structures.values()
@@ -163,12 +163,12 @@ def steer(
     ]
 
 
-def _mean_aim(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) -> Aim:
+def _mean_limit(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) -> DoseLimit:
     """The wanted mean of an organ, of which what lies in no target is pulled."""
     mask = case.structures[asked.organ].mask
     flat = np.flatnonzero(mask[encoded.box])
     in_target = np.logical_or.reduce([t.mask[encoded.box] for t in case.targets]).ravel()[flat]
-    return Aim(
+    return DoseLimit(
         name=asked.organ,
         flat=torch.from_numpy(flat),
         movable=torch.from_numpy(~in_target),

@@ -70,9 +70,9 @@ def predict(
 
 def _text(run: PredictRun) -> str:
     """Goals on the mean, the samples' scores, the choice, and what the model does not know."""
-    done = run.predicted
-    told = [f"{organ} mean {gy:.1f} Gy" for organ, gy in done.told.mean_gy.items()]
-    told += [f"{organ} D0.1cc {gy:.1f} Gy" for organ, gy in done.told.hot_gy.items()]
+    done = run.prediction
+    told = [f"{organ} mean {gy:.1f} Gy" for organ, gy in done.conditioning.mean_gy.items()]
+    told += [f"{organ} D0.1cc {gy:.1f} Gy" for organ, gy in done.conditioning.hot_gy.items()]
     parts = [
         f"Goals on the {'mean' if done.samples else 'predicted'} dose\n" + goals_text(done.results[0]),
         f"Told to the model: {', '.join(told) or 'nothing, its free prediction exceeds no limit it knows'}",
@@ -84,7 +84,7 @@ def _text(run: PredictRun) -> str:
         ]
         parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
-    parts += [f"Unusual for the model: {sentence}" for sentence in done.unusual]
+    parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]
     parts.append("Seconds: " + ", ".join(f"{name} {s:.1f}" for name, s in run.seconds.items()))
     parts.append("\n".join(str(file) for file in run.files))
     return "\n\n".join(parts)

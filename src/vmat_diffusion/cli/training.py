@@ -17,7 +17,7 @@ from vmat_diffusion.errors import InputError
 if TYPE_CHECKING:
     from vmat_diffusion.progress import Progress
     from vmat_diffusion.training.loop import Machinery
-    from vmat_diffusion.workflow.train import Trained
+    from vmat_diffusion.workflow.train import TrainingRun
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Data set folder with splits.json.")]
 RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the training.")]
@@ -145,7 +145,7 @@ def _spoken(bar: Progress) -> Progress:
     return tell
 
 
-def _end(done: Trained, *, as_json: bool) -> None:
+def _end(done: TrainingRun, *, as_json: bool) -> None:
     """Say where the training ended; the exit code is that of the signal that ended it, if any."""
     if done.first_process:
         show(json.dumps(done.summary()) if as_json else _text(done))
@@ -153,7 +153,7 @@ def _end(done: Trained, *, as_json: bool) -> None:
         raise typer.Exit(128 + done.signal)
 
 
-def _text(done: Trained) -> str:
+def _text(done: TrainingRun) -> str:
     where = f"stage {done.stage} of {done.stages}, {done.samples} of {done.of} samples"
     lines = [
         f"Trained: {where}, in {done.seconds / 60:.1f} min"

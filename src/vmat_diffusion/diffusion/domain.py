@@ -1,40 +1,41 @@
-"""What a dose model knows: figures of its training cases, and in what a case differs from them."""
+"""The domain of a dose model: figures of its training cases, and warnings where a case differs from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case
+from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.geometry import Mask, Point
 
-# Share of the diagonal in the covariance: few cases tell little of how features go together.
+# Share of the diagonal in the covariance: a few cases do not determine the correlations.
 _SHRINKAGE = 0.2
-# A case is far if it is farther from the others than this share of the training cases are.
+# A case is far if its distance exceeds that of this share of the training cases from the others.
 _QUANTILE = 0.99
-# A single figure is unusual if it lies beyond the range of the training cases by more than this share of it
-# and twice the least spread that counts.
+# A single figure leaves the range of the training cases if it lies beyond by more than this share of the
+# range and twice the least spread.
 _BEYOND = 0.25
-# A target takes the slot of the nearest level; farther off, what it is to get is not known.
+# A target is encoded at the nearest level; farther off, the model does not know its prescription.
 _LEVEL_AWAY = 0.06
 _NAMED = 3
 # Ranges are kept with six digits.
 _ROUNDED_MM = 1e-3
-# What weights were trained on that do not say how their patients lie.
+# Patient positions of weights whose file does not state them.
 _POSITIONS = ("HFS",)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A figure of a case: what it is, its unit, the least spread that counts, whether its logarithm does."""
+    """A figure of a case: its title and unit, the least spread that counts, whether it is a logarithm."""
 
     title: str
     unit: str
@@ -65,42 +66,23 @@ _FEATURES: Mapping[str, Feature] = {
 _AXES = ("to the left", "to the back", "to the head")
 
 
-class Seen(Protocol):
-    """What is needed of a training case; `training.cases.TrainingCase` has it."""
-
-    @property
-    def case(self) -> Case:
-        """The case on the grid that is encoded."""
-        ...
-
-    @property
-    def possible_dose(self) -> Mask:
-        """Where there may be dose."""
-        ...
-
-    @property
-    def has_ct(self) -> bool:
-        """Whether the CT is one."""
-        ...
-
-
 def feature(name: str) -> Feature:
-    """What a figure is; that of an organ's place is made from its name, `Larynx_x_mm`."""
+    """The figure of a name; names of organ positions are like `Larynx_x_mm`."""
     if name in _FEATURES:
         return _FEATURES[name]
     organ, axis = name.removesuffix("_mm").rsplit("_", 1)
     return Feature(f"{organ} as seen from the targets, {_AXES['xyz'.index(axis)]}", "mm", 10.0)
 
 
-def features(seen: Seen, encoding: Encoding) -> dict[str, float]:
-    """The figures of a case; NaN where it has none, as of an organ that is not contoured.
+def features(training: TrainingCase, encoding: Encoding) -> dict[str, float]:
+    """The figures of a case; NaN for a figure it does not have, as of an organ that is not contoured.
 
     Raises ValueError for a case without prescribed targets or dose.
     """
-    case, grid = seen.case, seen.case.grid
+    case, grid = training.case, training.case.grid
     levels = case.prescription.target_gy if case.prescription else {}
     named = {n: gy for n, gy in levels.items() if n in case.structures and case.structures[n].voxels}
-    box = bounding_box(seen.possible_dose)
+    box = bounding_box(training.possible_dose)
     if not named or box is None:
         raise ValueError(f"{case.id}: without a prescribed target and dose there is nothing to compare")
     assert case.prescription is not None
@@ -115,7 +97,7 @@ def features(seen: Seen, encoding: Encoding) -> dict[str, float]:
     body_low, body_high = _bounds_mm(beside if beside.any() else case.body.mask, case)
     ends_low, ends_high = _bounds_mm(case.body.mask, case)
     middle = (low + high) / 2
-    own = seen.possible_dose & case.body.mask
+    inside = training.possible_dose & case.body.mask
     out = {
         "targets_cc": math.log10(np.count_nonzero(targets) * grid.voxel_cc),
         "top_cc": math.log10(np.count_nonzero(highest) * grid.voxel_cc),
@@ -132,7 +114,7 @@ def features(seen: Seen, encoding: Encoding) -> dict[str, float]:
         "off_y_mm": float(middle[1] - (body_low[1] + body_high[1]) / 2),
         "spacing_x_mm": grid.spacing_mm[0],
         "spacing_z_mm": grid.spacing_mm[2],
-        "hu": float(case.hu[own].mean()) if seen.has_ct and own.any() else math.nan,
+        "hu": float(case.hu[inside].mean()) if training.has_ct and inside.any() else math.nan,
     }
     for organ in encoding.organs:
         away = np.full(3, math.nan)
@@ -153,17 +135,17 @@ def _bounds_mm(mask: Mask, case: Case) -> tuple[NDArray[np.float64], NDArray[np.
     return np.array(low), np.array(high)
 
 
-def known_of(cases: Iterable[Seen], encoding: Encoding) -> dict[str, Any]:
+def domain_figures(cases: Iterable[TrainingCase], encoding: Encoding) -> dict[str, Any]:
     """The figures of training cases, for `ModelDescription.known`: plain data.
 
-    Mean and inverse covariance of the features, shrunk towards its diagonal, their ranges, and the
-    distance that 99 % of the cases keep from all the others. Of fewer than two cases nothing is known.
+    They are the mean, the inverse covariance (shrunk towards its diagonal) and the range of the features,
+    and the distance from the other cases that 99 % of the cases keep. Empty for fewer than two cases.
     """
     rows, sites, positions = [], set(), set()
-    for seen in cases:
-        rows.append(features(seen, encoding))
-        sites.add(seen.case.site)
-        positions.add(seen.case.patient_position)
+    for training in cases:
+        rows.append(features(training, encoding))
+        sites.add(training.case.site)
+        positions.add(training.case.patient_position)
     if len(rows) < 2:
         return {}
     names = [n for n in rows[0] if any(math.isfinite(r[n]) for r in rows)]
@@ -188,7 +170,7 @@ def known_of(cases: Iterable[Seen], encoding: Encoding) -> dict[str, Any]:
 
 
 def _statistics(table: NDArray, least: NDArray) -> tuple[NDArray, NDArray]:
-    """Mean and inverse covariance of `table[cases, features]`; what is missing counts as the mean."""
+    """Mean and inverse covariance of `table[cases, features]`; missing values count as the mean."""
     there = np.isfinite(table)
     mean = np.where(there, table, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
     away = np.where(there, table - mean, 0)
@@ -208,8 +190,8 @@ def _plain(values: NDArray) -> list[float]:
     return [float(f"{v:.6g}") for v in values]
 
 
-def is_foreign(case: Case, model: DoseModel) -> bool:
-    """Whether the model was made for other sites than that of the case, so that its answer means nothing."""
+def is_outside_sites(case: Case, model: DoseModel) -> bool:
+    """Whether the model was trained on other sites than that of the case: its prediction means nothing."""
     sites = model.description.known.get("sites", [])
     return bool(sites) and case.site not in sites
 
@@ -227,18 +209,18 @@ def knows_spacing(spacing_mm: Point, model: DoseModel) -> bool:
     )
 
 
-def unusual(seen: Seen, model: DoseModel) -> tuple[str, ...]:
-    """In what a case on the model's grid differs from all that the model was trained on, in sentences.
+def domain_warnings(training: TrainingCase, model: DoseModel) -> tuple[str, ...]:
+    """Sentences on how a case on the model's grid differs from all training cases of the model.
 
     Raises ValueError as `features`.
     """
-    known, case = model.description.known, seen.case
+    known, case = model.description.known, training.case
     if not known:
         return (
             "the weights do not say from which cases they were made, so nothing is known of their domain",
         )
     out = []
-    if is_foreign(case, model):
+    if is_outside_sites(case, model):
         site = case.site or "not stated"
         out.append(f"the site is {site}; the model was made for {', '.join(known['sites'])}")
     positions = known.get("positions", _POSITIONS)
@@ -249,7 +231,7 @@ def unusual(seen: Seen, model: DoseModel) -> tuple[str, ...]:
     out += _targets(case, model.encoding)
     if not any(_there(case, organ) for organ in model.encoding.organs):
         out.append("none of the organs that the model knows is contoured")
-    found = features(seen, model.encoding)
+    found = features(training, model.encoding)
     names: Sequence[str] = known["features"]
     values = np.array([found.get(n, math.nan) for n in names])
     low, high, mean, precision = (np.array(known[key]) for key in ("low", "high", "mean", "precision"))
@@ -269,7 +251,7 @@ def unusual(seen: Seen, model: DoseModel) -> tuple[str, ...]:
 
 
 def _targets(case: Case, encoding: Encoding) -> list[str]:
-    """Targets whose prescription the encoding has no slot for."""
+    """Sentences on targets whose prescription is far from all levels of the encoding."""
     levels = case.prescription.target_gy if case.prescription else {}
     present = {n: gy for n, gy in levels.items() if n in case.structures}
     top = max(present.values(), default=0.0)

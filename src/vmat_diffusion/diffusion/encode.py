@@ -1,9 +1,10 @@
-"""Cases as a network sees them, and its output as dose again: the one place that normalises."""
+"""A case as the network's input, and the network's output as a dose. Only this module normalises."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -40,11 +41,11 @@ BEAMS: Mapping[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the network is told, kept with its weights.
+    """The network's input, described; kept with its weights.
 
-    `levels` are the slots of targets by prescription relative to the highest; a target takes the nearest.
-    `organs` are the names whose distance maps and goals it knows. Distances count up to `reach_mm`.
-    `beams` is a key of BEAMS: from where the dose comes. `voxel_mm` (x, y, z) is the usual size of voxels.
+    `levels` are prescriptions relative to the highest: a target belongs to the nearest level. `organs` are
+    the structures that have a distance map and goals. Distances are cut at `reach_mm`. `beams` is a key of
+    BEAMS, the gantry angles of the projection channels. `voxel_mm` (x, y, z) is the usual size of voxels.
     """
 
     organs: tuple[str, ...] = HEAD_NECK_ORGANS
@@ -64,23 +65,81 @@ class Encoding:
             "prescription",
             *(f"target_distance_{level:g}" for level in self.levels),
             *(f"distance_{organ}" for organ in self.organs),
-            "shadow",
-            "shadow_top",
+            "projection",
+            "projection_top",
             "beams_share",
         )
 
     @property
-    def numbers(self) -> int:
-        """Length of the vector: levels, presence, CT, spacing, and value and flag of each goal."""
-        return len(self.levels) + len(self.organs) + 4 + 4 * len(self.organs)
+    def layout(self) -> VectorLayout:
+        """Where each number of the conditioning vector lies."""
+        levels, organs = len(self.levels), len(self.organs)
+        ends = [0, *accumulate((levels, organs, 1, 3, organs, organs, organs, organs))]
+        return VectorLayout(*(slice(a, b) for a, b in pairwise(ends)))
+
+    @property
+    def vector_names(self) -> tuple[str, ...]:
+        """What each number of the conditioning vector is."""
+        at, names = self.layout, [""] * self.layout.size
+        names[at.levels] = [f"level {level:g}" for level in self.levels]
+        names[at.presence] = [f"has {organ}" for organ in self.organs]
+        names[at.has_ct] = ["has ct"]
+        names[at.spacing] = [f"spacing {axis}" for axis in "xyz"]
+        for kind, part in (
+            ("mean", at.mean),
+            ("hot", at.hot),
+            ("mean asked", at.mean_asked),
+            ("hot asked", at.hot_asked),
+        ):
+            names[part] = [f"{kind} {organ}" for organ in self.organs]
+        return tuple(names)
+
+
+@dataclass(frozen=True)
+class VectorLayout:
+    """The parts of the conditioning vector, in their order; made by `Encoding.layout`.
+
+    | part | numbers |
+    |---|---|
+    | `levels` | prescription of each level relative to the highest, 0 where no target has it |
+    | `presence` | 1 for each organ that is contoured, else 0 |
+    | `has_ct` | 1 where there is a CT, else 0 |
+    | `spacing` | voxel size (x, y, z) over 4 mm |
+    | `mean`, `hot` | goal on the mean dose and on D0.1cc of each organ, relative to the prescription |
+    | `mean_asked`, `hot_asked` | 1 where there is such a goal; its value is 0 where there is none |
+    """
+
+    levels: slice
+    presence: slice
+    has_ct: slice
+    spacing: slice
+    mean: slice
+    hot: slice
+    mean_asked: slice
+    hot_asked: slice
+
+    @property
+    def goals(self) -> slice:
+        """All numbers that depend on the goals."""
+        return slice(self.mean.start, self.hot_asked.stop)
+
+    @property
+    def by_organ(self) -> tuple[slice, ...]:
+        """The parts with one number for each organ."""
+        return self.presence, self.mean, self.hot, self.mean_asked, self.hot_asked
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return int(self.hot_asked.stop)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A case as a network sees it, cut to the box of `mask`.
+    """The network's input for one case, cut to the box of `mask`.
 
-    `volume[channels, z, y, x]` and `vector[numbers]` without unit; `mask[z, y, x]` is where there may be
-    dose. `box` is where the volume lies in the case's `grid`, `top_gy` the highest prescription.
+    `volume[channels, z, y, x]` and the conditioning `vector[n]` have no unit; `mask[z, y, x]` is where there
+    may be dose. `box` is the place of the volume in the case's `grid`, `top_gy` the highest prescription.
     """
 
     volume: NDArray[np.float32]
@@ -93,7 +152,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class DoseGoals:
-    """What organs are asked for: mean dose, and dose to the hottest 0.1 cm3, in Gy, by organ."""
+    """Goals that condition the network, in Gy by organ: mean dose, and dose to the hottest 0.1 cm3."""
 
     mean_gy: Mapping[str, float] = field(default_factory=dict)
     hot_gy: Mapping[str, float] = field(default_factory=dict)
@@ -107,10 +166,10 @@ def encode(
     has_ct: bool = True,
     goals: DoseGoals | None = None,
 ) -> Encoded:
-    """The case as volume and vector. Cost: 2 s for a head and neck of 4 mm voxels.
+    """The network's input for a case. Cost: 2 s for a head and neck of 4 mm voxels.
 
-    An absent organ is far everywhere and its presence flag is 0. Raises CaseError for a case without
-    prescription or prescribed target, and for an empty mask.
+    The distance map of an absent organ is 1 everywhere and its presence flag is 0. Raises CaseError for a
+    case without prescription or prescribed target, and for an empty mask.
     """
     box = bounding_box(possible_dose)
     if box is None:
@@ -133,7 +192,7 @@ def encode(
             present[slot] = max(present[slot], gy / top)
     far = np.zeros(case.grid.shape, bool)
     organs = [case.structures[o].mask if o in case.structures else far for o in encoding.organs]
-    shadow = target_shadow(
+    projection = target_shadow(
         density_of(case, case.grid),
         prescription,
         load_machine(encoding.machine).require_beam(),
@@ -151,38 +210,41 @@ def encode(
             prescription[box] / top,
             *(distance(slot) for slot in slots),
             *(distance(organ) for organ in organs),
-            *(channel[box] for channel in shadow),
+            *(channel[box] for channel in projection),
         ]
     ).astype(np.float32)
-    flags = np.array([bool(mask.any()) for mask in organs], np.float32)
-    vector = np.concatenate(
-        [
-            present,
-            flags,
-            [1.0 if has_ct else 0.0],
-            np.array(spacing) / _SPACING_UNIT_MM,
-            goal_numbers(goals or DoseGoals(), encoding, top),
-        ]
-    ).astype(np.float32)
+    layout = encoding.layout
+    vector = np.zeros(layout.size, np.float32)
+    vector[layout.levels] = present
+    vector[layout.presence] = [bool(mask.any()) for mask in organs]
+    vector[layout.has_ct] = has_ct
+    vector[layout.spacing] = np.array(spacing) / _SPACING_UNIT_MM
+    vector[layout.goals] = goal_numbers(goals or DoseGoals(), encoding, top)
     return Encoded(volume, vector, mask, box, case.grid, top)
 
 
 def goal_numbers(goals: DoseGoals, encoding: Encoding, top_gy: float) -> NDArray[np.float32]:
-    """The end of the vector: for mean and hot dose of each organ its value, then whether it is asked for."""
-    wanted = [goals.mean_gy.get(o) for o in encoding.organs] + [goals.hot_gy.get(o) for o in encoding.organs]
-    values = [0.0 if w is None else w / top_gy for w in wanted]
-    return np.array([*values, *(0.0 if w is None else 1.0 for w in wanted)], np.float32)
+    """The numbers of the vector's part `goals`."""
+    layout = encoding.layout
+    vector = np.zeros(layout.size, np.float32)
+    for limits, value, asked in (
+        (goals.mean_gy, layout.mean, layout.mean_asked),
+        (goals.hot_gy, layout.hot, layout.hot_asked),
+    ):
+        vector[value] = [limits.get(organ, 0.0) / top_gy for organ in encoding.organs]
+        vector[asked] = [organ in limits for organ in encoding.organs]
+    return vector[layout.goals]
 
 
-def told(encoded: Encoded, goals: DoseGoals, encoding: Encoding) -> Encoded:
-    """The same case with other goals in its vector."""
-    numbers = goal_numbers(goals, encoding, encoded.top_gy)
-    vector = np.concatenate([encoded.vector[: -len(numbers)], numbers])
+def with_goals(encoded: Encoded, goals: DoseGoals, encoding: Encoding) -> Encoded:
+    """The same case conditioned on other goals."""
+    vector = encoded.vector.copy()
+    vector[encoding.layout.goals] = goal_numbers(goals, encoding, encoded.top_gy)
     return replace(encoded, vector=vector)
 
 
-def achieved(case: Case, dose: Dose, encoding: Encoding) -> DoseGoals:
-    """The goals that a dose on the grid of the case would just meet."""
+def achieved_goals(case: Case, dose: Dose, encoding: Encoding) -> DoseGoals:
+    """The goals that a dose on the grid of the case just meets."""
     mean, hot = {}, {}
     for organ in encoding.organs:
         if organ in case.structures and case.structures[organ].voxels:
@@ -217,9 +279,9 @@ def _middle_mm(mask: Mask, grid: Grid) -> tuple[float, float, float]:
 
 
 def decode(relative: NDArray, encoded: Encoded, provenance: Mapping[str, object] | None = None) -> Dose:
-    """Dose in Gy on the grid of the case from the network's output in units of the highest prescription.
+    """The dose in Gy on the grid of the case from the network's output in units of the highest prescription.
 
-    Zero outside the mask, nowhere negative.
+    It is 0 outside the mask and nowhere negative.
     """
     gy = np.zeros(encoded.grid.shape, np.float32)
     gy[encoded.box] = np.maximum(relative, 0.0) * encoded.mask * encoded.top_gy
@@ -233,25 +295,27 @@ def other_side(name: str, known: Sequence[str]) -> str:
     return other if other in known else name
 
 
-def mirrored(volume: Tensor, vector: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
-    """The case left to right: `volume[..., c, z, y, x]` and `vector[..., n]`, organs changing sides."""
+def mirror_case(volume: Tensor, vector: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
+    """The mirror image, left to right, of `volume[..., c, z, y, x]` and `vector[..., n]`.
+
+    Organs of the left side become those of the right side.
+    """
     channels, organs = encoding.channels, encoding.organs
     sides = [channels.index(other_side(c, channels)) for c in channels]
-    order = [organs.index(other_side(o, organs)) for o in organs]
-    k, first = len(organs), len(encoding.levels)
+    order = torch.tensor([organs.index(other_side(o, organs)) for o in organs])
     places = torch.arange(vector.shape[-1])
-    for start in (first, *range(encoding.numbers - 4 * k, encoding.numbers, k)):
-        places[start : start + k] = start + torch.tensor(order)
+    for part in encoding.layout.by_organ:
+        places[part] = part.start + order
     return volume[..., sides, :, :, :].flip(-1), vector[..., places]
 
 
-def outside(encoding: Encoding) -> Tensor:
-    """What each channel holds where there is nothing, `[c]`: distances are far, all else is 0."""
+def background(encoding: Encoding) -> Tensor:
+    """The value of each channel outside the volume, `[c]`: 1 (far) for distances, else 0."""
     return torch.tensor([1.0 if "distance" in c else 0.0 for c in encoding.channels])
 
 
-def turned(values: Tensor, angle_deg: float, fill: Tensor, mode: str = "bilinear") -> Tensor:
-    """Each slice of `values[c, z, y, x]` turned about the middle; what comes from outside is `fill[c]`."""
+def turn_slices(values: Tensor, angle_deg: float, fill: Tensor, mode: str = "bilinear") -> Tensor:
+    """Each slice of `values[c, z, y, x]` turned about its middle; new corners have the value `fill[c]`."""
     c, nz, ny, nx = values.shape
     level = fill[:, None, None, None]
     a = np.deg2rad(angle_deg)
@@ -263,8 +327,8 @@ def turned(values: Tensor, angle_deg: float, fill: Tensor, mode: str = "bilinear
     return F.grid_sample(flat, grid, mode=mode, align_corners=False).reshape(c, nz, ny, nx) + level
 
 
-def padded(volume: Tensor, encoding: Encoding, multiple: int) -> Tensor:
-    """`volume[c, z, y, x]` with nothing added at the far ends until its sides are multiples."""
+def pad_to_multiple(volume: Tensor, encoding: Encoding, multiple: int) -> Tensor:
+    """`volume[c, z, y, x]` with background added at the far ends until its sides are multiples."""
     sides = [side for n in volume.shape[:0:-1] for side in (0, -n % multiple)]
-    level = outside(encoding)[:, None, None, None]
+    level = background(encoding)[:, None, None, None]
     return F.pad(volume - level, sides) + level

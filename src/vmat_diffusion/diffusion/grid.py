@@ -1,4 +1,4 @@
-"""From a case's own voxels to those a dose model knows, and its doses back."""
+"""A case resampled to the voxels of a dose model, and the predicted dose back on the case's voxels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
 from vmat_diffusion.geometry import Grid, Mask, Point, average_onto
 
-# How far above and below the targets there may be dose. In OpenKBP the masks reach 24 mm below and 18 mm
-# above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the maximum 15 mm.
+# The region of possible dose reaches so far above and below the targets. In OpenKBP the masks reach 24 mm
+# below and 18 mm above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the
+# maximum 15 mm.
 REACH_MM = 30.0
-# Voxels of this many times the model's size, or its inverse, are taken as they are.
+# A case keeps its grid if its voxels are up to this factor larger or smaller than the model's.
 _LIKE = 1.4
 
 
@@ -29,11 +30,10 @@ def on_model_grid(
     possible: Mask | None = None,
     keep_grid: bool = False,
 ) -> TrainingCase:
-    """The case on voxels like `voxel_mm`, with its body, prescribed targets and the named structures alone.
+    """The case on voxels like `voxel_mm`, with its body, its prescribed targets and the named structures.
 
-    Cases with such voxels keep their grid, others with `keep_grid`. Where dose is `possible` on the grid of
-    the case is brought along; without it that is the body, from `REACH_MM` below the lowest target to as
-    much above the highest.
+    A case with such voxels keeps its grid; `keep_grid` keeps any. `possible` is the mask of possible dose on
+    the grid of the case; None takes the body from `REACH_MM` below the targets to `REACH_MM` above them.
     """
     kept = {*names, *_prescribed(case)}
     wanted = {n: s for n, s in case.structures.items() if s.role == "body" or n in kept}
@@ -70,9 +70,10 @@ def _prescribed(case: Case) -> frozenset[str]:
 
 
 def dose_voxels(case: Case, grid: Grid, possible: Mask) -> Grid:
-    """The grid for a prediction on `grid` to come back to: the case's voxels, as many joined as fit in one.
+    """The grid for a prediction on `grid` that returns to the case: groups of the case's voxels.
 
-    It covers the voxels where dose is `possible`. Finer voxels would hold nothing more.
+    A group has as many voxels as fit into one of `grid`; finer voxels would hold no more information. The
+    grid covers the mask of `possible` dose.
     """
     box = bounding_box(possible)
     assert box is not None  # as `near_targets` makes sure
@@ -86,9 +87,9 @@ def dose_voxels(case: Case, grid: Grid, possible: Mask) -> Grid:
 
 
 def onto_case(dose: Dose, case: Case, grid: Grid) -> Dose:
-    """A predicted dose on a grid of the case by `dose_voxels`, 0 where most of a voxel is outside the body.
+    """A predicted dose on a grid of `dose_voxels`; 0 in voxels of which most lies outside the body.
 
-    Doses keep their integral over every region; standard deviations too.
+    The integral of the dose, and of its standard deviation, over every region stays.
     """
     inside = average_onto(case.body.mask, case.grid, grid) >= 0.5
 

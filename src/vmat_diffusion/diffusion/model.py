@@ -1,4 +1,4 @@
-"""A trained dose model and its file: weights, what they expect, and where they come from."""
+"""A trained dose model and its file of weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _FORMAT = "1"
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What the weights were made for: how cases are encoded, the network, the diffusion process.
+    """The encoding, the network and the diffusion process of some weights; kept in their file.
 
-    `spread` multiplies the drawn residuals, so that bands cover what they say. `known` holds figures of
-    the training cases for the check of the domain; `card` is free text and figures for people.
+    `spread` multiplies the sampled residuals, so that bands of the samples have the coverage they state.
+    `known` holds the figures of the training cases for the check of the domain; `card` is the model card.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -42,7 +42,7 @@ class ModelDescription:
 
 @dataclass(frozen=True, eq=False)
 class DoseModel:
-    """The regression of the dose (`mean`) and, if there is one, the diffusion of what remains of it."""
+    """The regression of the dose (`mean`) and, if there is one, the diffusion of the residual."""
 
     description: ModelDescription
     mean: DoseNet
@@ -50,11 +50,16 @@ class DoseModel:
 
     @property
     def encoding(self) -> Encoding:
-        """How cases are encoded for it."""
+        """The description of the network's input."""
         return self.description.encoding
 
+    @property
+    def name(self) -> str:
+        """The name on the model card."""
+        return str(self.description.card.get("name", "weights without a card"))
+
     def require_samples(self, count: int, instead: str = "--samples 0") -> None:
-        """Raise InputError if samples are asked of a model without diffusion; `instead` is what to give."""
+        """Raise InputError for samples of a model without diffusion; `instead` is the option to give."""
         if count and self.residual is None:
             raise InputError(
                 f"{count} samples are asked of weights without diffusion; give {instead} or weights with the "
@@ -62,19 +67,19 @@ class DoseModel:
             )
 
     def to(self, device: str | torch.device) -> DoseModel:
-        """The same model on a device; a network is moved in place."""
+        """The same model on a device; moves the networks in place."""
         residual = None if self.residual is None else self.residual.to(device)
         return replace(self, mean=self.mean.to(device), residual=residual)
 
 
 def new_network(description: ModelDescription) -> DoseNet:
     """A network with random weights."""
-    net = DoseNet(len(description.encoding.channels), description.encoding.numbers, description.size)
+    net = DoseNet(len(description.encoding.channels), description.encoding.layout.size, description.size)
     return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
 def save_model(path: Path, model: DoseModel) -> Path:
-    """Write the weights in half precision, with everything needed to use them, as one safetensors file."""
+    """Write the weights in half precision and their description as one safetensors file."""
     tensors: dict[str, Tensor] = {}
     for role, net in (("mean", model.mean), ("residual", model.residual)):
         if net is not None:

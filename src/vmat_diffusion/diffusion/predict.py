@@ -1,4 +1,4 @@
-"""From a case and its goals to a dose: the mean, and samples around it."""
+"""Dose prediction on the model's grid: the regression, and samples of the diffusion around it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, decode, encode, goal_numbers, mirrored, padded
+from vmat_diffusion.diffusion.encode import (
+    DoseGoals,
+    Encoded,
+    decode,
+    encode,
+    mirror_case,
+    pad_to_multiple,
+)
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.network import Anatomy, DoseNet
 from vmat_diffusion.diffusion.process import Method, sample_residual
 from vmat_diffusion.geometry import Mask
 
-Pull = Callable[[Tensor], Tensor]
+# Moves a dose `[z, y, x]` in Gy towards goals; `diffusion.steer.goal_guidance` makes one.
+GoalGuidance = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How samples are drawn.
 
-    `samples` is how many, 0 for the regression alone; `steps` of `method` each. The stream of sample k
-    depends on `seed` and k alone. `guidance` is that of classifier-free guidance on the goals: 1 takes the
-    answer to the goals as it is, more leads further away from the answer without goals. `mirror` takes the
-    regression as the mean over the case and its mirror image.
+    `samples` is their number, 0 for the regression alone; each takes `steps` of `method`. The random stream
+    of sample k depends on `seed` and k alone. `guidance` is the weight of classifier-free guidance on the
+    goals (Ho and Salimans, arXiv:2207.12598): 1 takes the conditional output as it is, more goes further
+    away from the unconditional output. With `mirror` the regression is the mean over the case and its
+    mirror image.
     """
 
     samples: int = 0
@@ -42,10 +51,10 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of a case; all doses on the grid of the case.
+    """The doses that a model predicts, on the grid of the encoded case.
 
-    `regression` is the answer without diffusion. `mean` is the mean of the samples, with their standard
-    deviation as `std_gy` from two samples on, or the regression where none was drawn.
+    `regression` is the dose without diffusion. `mean` is the mean of the samples, with their standard
+    deviation as `std_gy` from two samples on, or the regression where there are no samples.
     """
 
     regression: Dose
@@ -61,143 +70,154 @@ def predict(
     has_ct: bool = True,
     goals: DoseGoals | None = None,
     sampling: Sampling | None = None,
-    pull: Pull | None = None,
+    goal_guidance: GoalGuidance | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
-    """Predict the dose of a case on its own grid, whose voxels should be of the size it was trained on.
+    """Predict the dose of a case on its own grid, whose voxels should have the size of the training cases.
 
-    `goals` are values the dose should meet, as told in training; `pull(gy)` changes the dose in Gy,
-    `[z, y, x]` cut to the box of the mask, at every step of the sampler. Raises CaseError for a case that
-    cannot be encoded, InputError where samples are asked of a model without diffusion.
+    The model is conditioned on `goals`. `goal_guidance` changes the dose, cut to the box of the mask, at
+    every step of the sampler. Raises CaseError for a case that cannot be encoded, InputError for samples of
+    a model without diffusion.
     """
     model = model if isinstance(model, DoseModel) else load_model(model)
     encoded = encode(case, possible_dose, model.encoding, has_ct=has_ct, goals=goals)
-    return predict_encoded(encoded, model, sampling or Sampling(), pull=pull, progress=progress)
+    return predict_encoded(
+        encoded, model, sampling or Sampling(), goal_guidance=goal_guidance, progress=progress
+    )
 
 
 def predict_encoded(
     encoded: Encoded,
     model: DoseModel,
-    asked: Sampling,
+    sampling: Sampling,
     *,
-    pull: Pull | None = None,
+    goal_guidance: GoalGuidance | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
-    """The same for a case that is encoded already."""
-    model.require_samples(asked.samples)
-    seen = _Seen(encoded, model, asked)
+    """Predict the dose of a case that is encoded already; see `predict`."""
+    model.require_samples(sampling.samples)
+    sampler = _CaseSampler(encoded, model, sampling)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
-    with torch.no_grad(), torch.autocast(seen.device.type, torch.bfloat16):
-        base = decode(_numpy(seen.regression, encoded), encoded, _provenance(model, asked, goals=seen.asks))
-        drawn = []
-        for k in range(asked.samples):
-            relative = seen.drawn(k, pull)
-            drawn.append(decode(_numpy(relative, encoded), encoded, {**base.provenance, "sample": k}))
+    with torch.no_grad(), torch.autocast(sampler.device.type, torch.bfloat16):
+        made_with = _provenance(model, sampling, goals=sampler.has_goals)
+        regression = decode(_numpy(sampler.regression, encoded), encoded, made_with)
+        samples = []
+        for k in range(sampling.samples):
+            relative = sampler.sample(k, goal_guidance)
+            samples.append(decode(_numpy(relative, encoded), encoded, {**made_with, "sample": k}))
             if progress:
-                progress((k + 1) / asked.samples)
-    if not drawn:
-        return Prediction(base, base)
-    stack = np.stack([d.gy for d in drawn])
-    std = stack.std(axis=0, ddof=1) if len(drawn) > 1 else None
-    return Prediction(base, replace(base, gy=stack.mean(axis=0), std_gy=std), tuple(drawn))
+                progress((k + 1) / sampling.samples)
+    if not samples:
+        return Prediction(regression, regression)
+    stack = np.stack([dose.gy for dose in samples])
+    std = stack.std(axis=0, ddof=1) if len(samples) > 1 else None
+    mean = replace(regression, gy=stack.mean(axis=0), std_gy=std)
+    return Prediction(regression, mean, tuple(samples))
 
 
-class _Seen:
-    """One case before the networks: its anatomy is encoded once, for every view, role and set of goals."""
+class _CaseSampler:
+    """The networks on one case, whose anatomy each network encodes once for all sampling steps."""
 
-    def __init__(self, encoded: Encoded, model: DoseModel, asked: Sampling) -> None:
-        self.encoded, self.model, self.asked = encoded, model, asked
+    def __init__(self, encoded: Encoded, model: DoseModel, sampling: Sampling) -> None:
+        self.encoded, self.model, self.sampling = encoded, model, sampling
         self.device = next(model.mean.parameters()).device
-        numbers = encoded.vector[-goal_numbers(DoseGoals(), model.encoding, 1.0).size :]
-        self.asks = bool(numbers.any())
-        self.volume = padded(torch.from_numpy(encoded.volume), model.encoding, model.mean.multiple)[None]
+        goals = model.encoding.layout.goals
+        self.has_goals = bool(encoded.vector[goals].any())
+        self.volume = pad_to_multiple(torch.from_numpy(encoded.volume), model.encoding, model.mean.multiple)[
+            None
+        ]
         self.mask = torch.zeros(self.volume.shape[2:])
-        self.mask[tuple(slice(n) for n in encoded.mask.shape)] = torch.from_numpy(encoded.mask).float()
+        self.mask[self._box] = torch.from_numpy(encoded.mask).float()
         self.mask = self.mask.to(self.device)
         self.vector = torch.from_numpy(encoded.vector)[None]
-        self.free = self.vector.clone()
-        self.free[:, -numbers.size :] = 0.0
-
-    def anatomies(self, net: DoseNet, *, mirror: bool = False) -> list[tuple[float, Anatomy]]:
-        """What the encoder makes of the case, or of its mirror image, with the weight in the answer."""
-        guided = self.asks and self.asked.guidance != 1.0
-        vectors = [(self.vector, self.asked.guidance if guided else 1.0)]
-        if guided:
-            vectors.append((self.free, 1.0 - self.asked.guidance))
-        out = []
-        for vector, weight in vectors:
-            volume, numbers = self.volume, vector
-            if mirror:
-                volume, numbers = mirrored(volume, numbers, self.model.encoding)
-            volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            out.append((weight, net.anatomy(volume, numbers.to(self.device))))
-        return out
-
-    def _view(self, *, mirror: bool) -> Tensor:
-        """What the regression answers to the case or to its mirror image, turned back."""
-        one, net = torch.ones(1, device=self.device), self.model.mean
-        answer = sum(
-            (
-                weight * net(anatomy, one)[0, 0].float()
-                for weight, anatomy in self.anatomies(net, mirror=mirror)
-            ),
-            start=torch.zeros_like(self.mask),
-        )
-        return answer.flip(-1) if mirror else answer
-
-    @cached_property
-    def own(self) -> Tensor:
-        """The regression without the mirror image: what the residual was learnt on."""
-        return self._dose(self._own_view)
+        self.vector_without_goals = self.vector.clone()
+        self.vector_without_goals[:, goals] = 0.0
 
     @cached_property
     def regression(self) -> Tensor:
         """The dose relative to the prescription, `[z, y, x]`."""
-        if not self.asked.mirror:
-            return self.own
-        return self._dose(0.5 * self._own_view + 0.5 * self._view(mirror=True))
+        if not self.sampling.mirror:
+            return self._residual_base
+        return self._dose(0.5 * self._direct + 0.5 * self._network_regression(mirror=True))
+
+    def sample(self, k: int, goal_guidance: GoalGuidance | None) -> Tensor:
+        """Sample k of the dose relative to the prescription, `[z, y, x]`."""
+        net, process = self.model.residual, self.model.description.process
+        assert net is not None  # `require_samples` has refused this model
+        unit = process.scale * self.model.description.spread
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            base = self._residual_base[None, None]
+            parts = [w * net(a, time, x, base) for w, a in self._residual_anatomies]
+            return torch.stack(parts).sum(0)
+
+        def towards_goals(x0: Tensor) -> Tensor:
+            assert goal_guidance is not None
+            gy = self._dose(self.regression + unit * x0[0, 0])[self._box] * self.encoded.top_gy
+            guided = goal_guidance(gy) / self.encoded.top_gy
+            out = x0.clone()
+            out[0, 0][self._box] = (guided - self.regression[self._box]) / unit
+            return out
+
+        residual = sample_residual(
+            network,
+            self.mask,
+            process,
+            torch.Generator().manual_seed(_seed(self.sampling.seed, k)),
+            steps=self.sampling.steps,
+            method=self.sampling.method,
+            adjust=towards_goals if goal_guidance else None,
+        )
+        return self._dose(self.regression + unit * residual)
+
+    @property
+    def _box(self) -> tuple[slice, ...]:
+        """The place of the encoded case in the padded volume."""
+        return tuple(slice(n) for n in self.encoded.mask.shape)
+
+    def _anatomies(self, net: DoseNet, *, mirror: bool = False) -> list[tuple[float, Anatomy]]:
+        """The encoded anatomy of the case, or of its mirror image, with its weight in the output.
+
+        Two with classifier-free guidance: with goals and without.
+        """
+        weight = self.sampling.guidance if self.has_goals else 1.0
+        vectors = [(self.vector, weight)]
+        if weight != 1.0:
+            vectors.append((self.vector_without_goals, 1.0 - weight))
+        out = []
+        for vector, share in vectors:
+            volume, numbers = self.volume, vector
+            if mirror:
+                volume, numbers = mirror_case(volume, numbers, self.model.encoding)
+            volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+            out.append((share, net.anatomy(volume, numbers.to(self.device))))
+        return out
+
+    def _network_regression(self, *, mirror: bool) -> Tensor:
+        """The output of the regression for the case, or for its mirror image and then mirrored back."""
+        time, net = torch.ones(1, device=self.device), self.model.mean
+        total = torch.zeros_like(self.mask)
+        for weight, anatomy in self._anatomies(net, mirror=mirror):
+            total = total + weight * net(anatomy, time)[0, 0].float()
+        return total.flip(-1) if mirror else total
 
     @cached_property
-    def _own_view(self) -> Tensor:
-        return self._view(mirror=False)
+    def _direct(self) -> Tensor:
+        return self._network_regression(mirror=False)
+
+    @cached_property
+    def _residual_base(self) -> Tensor:
+        """The regression without the mirror image, to which the residual was trained."""
+        return self._dose(self._direct)
 
     @cached_property
     def _residual_anatomies(self) -> list[tuple[float, Anatomy]]:
-        assert self.model.residual is not None  # checked at the door
-        return self.anatomies(self.model.residual)
+        assert self.model.residual is not None  # `require_samples` has refused this model
+        return self._anatomies(self.model.residual)
 
     def _dose(self, relative: Tensor) -> Tensor:
         """Never negative, and 0 outside the mask."""
         return relative.clamp(min=0) * self.mask
-
-    def drawn(self, k: int, pull: Pull | None) -> Tensor:
-        """One sample of the dose relative to the prescription."""
-        net, process = self.model.residual, self.model.description.process
-        assert net is not None  # checked at the door
-        unit = process.scale * self.model.description.spread
-        shape = tuple(slice(n) for n in self.encoded.mask.shape)
-
-        def answer(x: Tensor, time: Tensor) -> Tensor:
-            parts = [w * net(a, time, x, self.own[None, None]) for w, a in self._residual_anatomies]
-            return torch.stack(parts).sum(0)
-
-        def pulled(x0: Tensor) -> Tensor:
-            assert pull is not None
-            gy = self._dose(self.regression + unit * x0[0, 0])[shape] * self.encoded.top_gy
-            out = x0.clone()
-            out[0, 0][shape] = (pull(gy) / self.encoded.top_gy - self.regression[shape]) / unit
-            return out
-
-        residual = sample_residual(
-            answer,
-            self.mask,
-            process,
-            torch.Generator().manual_seed(_seed(self.asked.seed, k)),
-            steps=self.asked.steps,
-            method=self.asked.method,
-            adjust=pulled if pull else None,
-        )
-        return self._dose(self.regression + unit * residual)
 
 
 def _seed(seed: int, k: int) -> int:
@@ -205,16 +225,15 @@ def _seed(seed: int, k: int) -> int:
 
 
 def _numpy(relative: Tensor, encoded: Encoded) -> NDArray[np.float32]:
-    cut = relative[tuple(slice(n) for n in encoded.mask.shape)]
+    cut = relative[tuple(slice(n) for n in encoded.mask.shape)]  # without the padding
     return cut.float().cpu().numpy()
 
 
-def _provenance(model: DoseModel, asked: Sampling, *, goals: bool) -> dict[str, object]:
-    name = model.description.card.get("name", "weights without a card")
+def _provenance(model: DoseModel, sampling: Sampling, *, goals: bool) -> dict[str, object]:
     return {
-        "predicted by": name,
-        "samples": asked.samples,
-        "steps": asked.steps,
-        "seed": asked.seed,
+        "predicted by": model.name,
+        "samples": sampling.samples,
+        "steps": sampling.steps,
+        "seed": sampling.seed,
         "goals": goals,
     }

@@ -1,9 +1,9 @@
-"""The diffusion process: noise in, and samplers that lead back.
+"""The diffusion process: it adds noise, and its samplers remove noise step by step.
 
 Variance preserving, T = 1000 steps (Ho et al., arXiv:2006.11239). With a_t the product of all 1 - beta up to
-t: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise. A network may answer with the noise, with x_0, or with
-v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv:2202.00512). Samplers clamp x_0 and then take
-the noise that belongs to the clamped x_0; mixing the clamped with the unclamped leads off the manifold.
+t: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise. The prediction target of a network is the noise (epsilon), x_0,
+or v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv:2202.00512). Samplers clamp x_0 and then
+compute the noise from the clamped x_0; noise of the unclamped x_0 would not fit it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Answer = Literal["noise", "v", "x0"]
+PredictionTarget = Literal["noise", "v", "x0"]
 Method = Literal["ddpm", "ddim", "dpm2"]
 STEPS = 1000
 # Last steps of the cosine schedule whose signal would be lost otherwise; the limit of its authors.
@@ -53,63 +53,65 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": line
 
 @dataclass(frozen=True)
 class Process:
-    """What is diffused and how.
+    """The diffusion of the residual dose; kept with the weights.
 
-    The residual of the dose in units of `scale` (a share of the highest prescription), with noise blurred
-    by `smooth_voxels`, cut to +-`largest` units at each step; the network answers as `answer` says.
+    The residual is in units of `scale` (a share of the highest prescription) and is clamped to +-`largest`
+    units at each step. The noise is blurred by `smooth_voxels`. `answer` is the prediction target.
     """
 
     schedule: Literal["cosine", "linear"] = "cosine"
-    answer: Answer = "x0"
+    answer: PredictionTarget = "x0"
     scale: float = 0.05
     smooth_voxels: float = 1.5
     largest: float = 8.0
 
 
-def noisy(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """x_t of `x0[batch, ...]` for steps `t[batch]`."""
     root_a, root_b = schedule.at(t, x0)
     return root_a * x0 + root_b * noise
 
 
-def wanted(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, answer: Answer) -> Tensor:
-    """What the network should answer."""
-    if answer == "x0":
+def prediction_target(
+    x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, target: PredictionTarget
+) -> Tensor:
+    """The output that the network is trained for."""
+    if target == "x0":
         return x0
-    if answer == "noise":
+    if target == "noise":
         return noise
     root_a, root_b = schedule.at(t, x0)
     return root_a * noise - root_b * x0
 
 
-def x0_from(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, answer: Answer) -> Tensor:
-    """x_0 as the network's answer implies it."""
-    if answer == "x0":
+def x0_from(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, target: PredictionTarget) -> Tensor:
+    """The x_0 that follows from the network's output."""
+    if target == "x0":
         return output
     root_a, root_b = schedule.at(t, x)
-    if answer == "noise":
+    if target == "noise":
         return (x - root_b * output) / root_a
     return root_a * x - root_b * output
 
 
 def min_snr_weight(
-    t: Tensor, schedule: Schedule, answer: Answer, gamma: float = 5.0, floor: float = 1.0
+    t: Tensor, schedule: Schedule, target: PredictionTarget, gamma: float = 5.0, floor: float = 1.0
 ) -> Tensor:
-    """Weight of the squared error of the answer at each step: SNR between `floor` and `gamma` on x_0.
+    """Weight of the squared error of the output at each step: SNR between `floor` and `gamma` on x_0.
 
     The upper bound is that of Hang et al. (arXiv:2303.09556), the lower the truncated SNR of Salimans and Ho
-    (arXiv:2202.00512): without it the noisiest steps, with which every sample begins, would not be learnt.
-    The noise itself is easiest there and has no lower bound.
+    (arXiv:2202.00512): without it the network would not learn the noisiest steps, with which every sample
+    begins. The noise as prediction target has no lower bound: it is easiest at these steps.
     """
     a = schedule.signal.to(t.device)[t]
     snr = a / (1 - a)
-    if answer == "noise":
+    if target == "noise":
         return (snr.clamp(max=gamma) / snr).float()
     weight = snr.clamp(floor, gamma)
-    return (weight if answer == "x0" else weight / (snr + 1)).float()
+    return (weight if target == "x0" else weight / (snr + 1)).float()
 
 
-def trailing(schedule: Schedule, steps: int) -> list[int]:
+def trailing_steps(schedule: Schedule, steps: int) -> list[int]:
     """`steps` of the schedule, evenly spaced from the noisiest down (Lin et al., arXiv:2305.08891)."""
     total = len(schedule.signal)
     if not 1 <= steps <= total:
@@ -123,24 +125,24 @@ def sample(
     schedule: Schedule,
     *,
     steps: int,
-    answer: Answer = "x0",
+    target: PredictionTarget = "x0",
     method: Method = "ddim",
     clamp: tuple[float, float] | None = None,
     adjust: Callable[[Tensor, int], Tensor] | None = None,
     draw: Callable[[torch.Size], Tensor] = torch.randn,
 ) -> Tensor:
-    """Lead pure noise `start[batch, ...]` back to x_0.
+    """Denoise `start[batch, ...]`, which is pure noise, to x_0.
 
-    `model(x, t[batch])` answers as `answer` says. `adjust(x0, t)` may change x_0 at each step, for instance
-    along the gradient of goals. `ddpm` is ancestral and draws its noise by `draw(shape)`, which must be of
-    the kind of `start`; `ddim` (Song et al., arXiv:2010.02502, eta 0) and `dpm2` (DPM-Solver++ 2M, Lu et
+    `model(x, t[batch])` returns the prediction `target`. `adjust(x0, t)` may change x_0 at each step, for
+    instance along the gradient of goals. `ddpm` is ancestral; its noise from `draw(shape)` must have the
+    covariance of `start`. `ddim` (Song et al., arXiv:2010.02502, eta 0) and `dpm2` (DPM-Solver++ 2M, Lu et
     al., arXiv:2211.01095) are deterministic.
     """
     x, before = start, None
-    times = trailing(schedule, steps)
+    times = trailing_steps(schedule, steps)
     for t, following in zip(times, [*times[1:], -1], strict=True):
         at = torch.full((len(x),), t, dtype=torch.long, device=x.device)
-        x0 = x0_from(model(x, at), x, at, schedule, answer)
+        x0 = x0_from(model(x, at), x, at, schedule, target)
         if clamp is not None:
             x0 = x0.clamp(*clamp)
         if adjust is not None:
@@ -148,23 +150,29 @@ def sample(
         if following < 0:
             return x0
         if method == "ddpm":
-            x = _ancestral(x, x0, t, following, schedule, draw)
+            x = _ancestral(x, x0, schedule, t=t, following=following, draw=draw)
         elif method == "ddim":
-            x = _ddim(x, x0, t, following, schedule)
+            x = _ddim(x, x0, schedule, t=t, following=following)
         else:
-            x = _dpm2(x, x0, before, t, following, schedule)
+            x = _dpm2(x, x0, before, schedule, t=t, following=following)
             before = (x0, t)
     raise AssertionError("the last step returns")
 
 
-def _ddim(x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule) -> Tensor:
+def _ddim(x: Tensor, x0: Tensor, schedule: Schedule, *, t: int, following: int) -> Tensor:
     a, b = schedule.signal[t], schedule.signal[following]
     noise = (x - a.sqrt().item() * x0) / (1 - a).sqrt().item()
     return b.sqrt().item() * x0 + (1 - b).sqrt().item() * noise
 
 
 def _ancestral(
-    x: Tensor, x0: Tensor, t: int, following: int, schedule: Schedule, draw: Callable[[torch.Size], Tensor]
+    x: Tensor,
+    x0: Tensor,
+    schedule: Schedule,
+    *,
+    t: int,
+    following: int,
+    draw: Callable[[torch.Size], Tensor],
 ) -> Tensor:
     """Mean and variance of q(x_s | x_t, x_0), Ho et al. eq. 7, for a jump from t to s."""
     a, b = schedule.signal[t].item(), schedule.signal[following].item()
@@ -175,7 +183,7 @@ def _ancestral(
 
 
 def _dpm2(
-    x: Tensor, x0: Tensor, before: tuple[Tensor, int] | None, t: int, following: int, schedule: Schedule
+    x: Tensor, x0: Tensor, before: tuple[Tensor, int] | None, schedule: Schedule, *, t: int, following: int
 ) -> Tensor:
     """Second-order multistep in lambda = ln(sqrt(a) / sqrt(1 - a)), algorithm 2 of the paper."""
 
@@ -199,9 +207,9 @@ def smooth_noise(
 ) -> Tensor:
     """Gaussian noise `[..., z, y, x]` of unit variance, blurred by a Gaussian of `voxels` standard deviation.
 
-    What remains to be drawn of a dose is smooth; white noise would hide its coarse features only in the
-    very first steps. The blur is circular, so every voxel has the same variance, and all of the process
-    holds for noise of any covariance. 0 voxels is white noise.
+    The residual of a dose is smooth; white noise would hide its coarse features in the very first steps
+    only. The blur is circular, so every voxel has the same variance. The process holds for noise of any
+    covariance. 0 voxels is white noise.
     """
     noise = torch.randn(shape, generator=generator, device=device)
     if voxels <= 0:
@@ -220,7 +228,7 @@ def smooth_noise(
 
 
 def sample_residual(
-    answer: Callable[[Tensor, Tensor], Tensor],
+    network: Callable[[Tensor, Tensor], Tensor],
     mask: Tensor,
     process: Process,
     generator: torch.Generator,
@@ -231,25 +239,25 @@ def sample_residual(
 ) -> Tensor:
     """One residual `[z, y, x]` in units of the process's scale, 0 outside `mask[z, y, x]`.
 
-    `answer(x, time)` is the network's for `x[1, 1, z, y, x]`, its time from 0 to 1. `adjust` may change the
-    noise-free residual of each step. All noise comes from `generator`, on the processor, so that it is the
-    same on every device.
+    `network(x, time)` is its output for the noisy `x[1, 1, z, y, x]` and a time from 0 to 1. `adjust` may
+    change the noise-free residual of each step. All noise comes from `generator` on the CPU, so that it is
+    the same on every device.
     """
 
     def draw(shape: torch.Size) -> Tensor:
         return smooth_noise(tuple(shape), process.smooth_voxels, generator).to(mask.device)
 
     def inside(x0: Tensor, t: int) -> Tensor:
-        # There is no residual outside the mask; what a network says there was never learnt.
+        # There is no residual outside the mask; the network's output there is untrained.
         x0 = x0 * mask
         return x0 if adjust is None else adjust(x0) * mask
 
     residual = sample(
-        lambda x, t: answer(x, time_of(t)).float(),
+        lambda x, t: network(x, time_of(t)).float(),
         draw(torch.Size((1, 1, *mask.shape))),
         SCHEDULES[process.schedule](),
         steps=steps,
-        answer=process.answer,
+        target=process.answer,
         method=method,
         clamp=(-process.largest, process.largest),
         adjust=inside,
@@ -259,5 +267,5 @@ def sample_residual(
 
 
 def time_of(t: Tensor) -> Tensor:
-    """What a network is told of step t: from just above 0 to 1."""
+    """The network's time for step t, from just above 0 to 1."""
     return (t + 1) / STEPS

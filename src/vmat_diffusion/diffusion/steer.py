@@ -1,7 +1,7 @@
-"""Goal guidance: how far a dose misses the goals of a sheet, and the pull of that function's gradient.
+"""Goal guidance: the sampler moves a dose down the gradient of a cost for missed goals.
 
-At each step of the sampler the noise-free dose that the network sees goes some way down the gradient of
-the missed goals (guidance by a differentiable cost: Dhariwal and Nichol, arXiv:2105.05233, section 4).
+This happens to the noise-free dose at each step of the sampler (guidance by a differentiable cost: Dhariwal
+and Nichol, arXiv:2105.05233, section 4).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch.nn import functional as F
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.diffusion.encode import Encoded
-from vmat_diffusion.diffusion.predict import Pull
+from vmat_diffusion.diffusion.predict import GoalGuidance
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet
 
-# Up to this volume a dose to a volume is a near-maximum: all that lies above the limit is pulled.
+# A dose to a volume up to this one is a near-maximum: all voxels above the limit count.
 POINT_CC = 0.2
-# Steps down the gradient at each step of the sampler: each blurs it, and a blurred step falls short. The
-# longest is as many times the blurred gradient.
+# Gradient steps at each step of the sampler. A blurred step falls short of the goal, so it takes several; a
+# step is at most this many times the blurred gradient.
 _ROUNDS = 4
 _LONGEST = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
+class DoseLimit:
     """A limit on the doses of one structure.
 
-    `flat` are the indices of its voxels in the box of the encoded case, of `voxels` in all; beyond the box
-    there is no dose. `movable` says which of them are pulled: those of an organ inside a target are not.
-    Of an upper limit the hottest `count` voxels are free; at least, the hottest `count` must reach a
-    lower one. With None it is the mean that counts.
+    `flat` are the indices of its voxels in the box of the encoded case; the structure has `voxels` in all,
+    and there is no dose beyond the box. `movable` is False for organ voxels inside a target: their dose is
+    not changed. An upper limit holds for all but the hottest `count` voxels, a lower limit (`at_least`)
+    for the hottest `count`. With `count` None the limit is on the mean.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Aim:
     count: int | None
 
 
-def aims_of(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[Aim, ...]:
-    """The goals of a fitted sheet that are limits on dose or volume, for a case on the model's grid.
+def dose_limits(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[DoseLimit, ...]:
+    """The goals of a fitted sheet that limit a dose or a volume, for a case on the model's grid.
 
-    gEUD, conformity and homogeneity, and structures without voxels in the box, are left out.
+    Without gEUD, conformity and homogeneity, and without structures that have no voxel in the box.
     """
     in_targets = np.zeros(case.grid.shape, bool)
     for name in sheet.prescription.target_gy:
@@ -59,22 +59,22 @@ def aims_of(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[Aim, ...]:
     out = []
     for goal in sheet.goals:
         structure = case.structures.get(goal.structure)
-        wish = None if structure is None else _limit(goal, sheet, structure.voxels, case.grid.voxel_cc)
-        if structure is None or wish is None:
+        limit = None if structure is None else _limit(goal, sheet, structure.voxels, case.grid.voxel_cc)
+        if structure is None or limit is None:
             continue
         flat = np.flatnonzero(structure.mask[encoded.box])
         inside = in_targets[encoded.box].ravel()[flat]
         movable = ~inside if structure.role != "target" else np.ones(len(flat), bool)
         if movable.any():
-            limit_gy, count = wish
+            limit_gy, count = limit
             at_least = goal.comparator == ">="
             tensors = torch.from_numpy(flat), torch.from_numpy(movable)
-            out.append(Aim(goal.structure, *tensors, structure.voxels, limit_gy, at_least, count))
+            out.append(DoseLimit(goal.structure, *tensors, structure.voxels, limit_gy, at_least, count))
     return tuple(out)
 
 
 def _limit(goal: Goal, sheet: GoalSheet, voxels: int, voxel_cc: float) -> tuple[float, int | None] | None:
-    """Dose in Gy, and how many of the hottest voxels it concerns; None for what is no such limit."""
+    """The limit in Gy and the `count` of a DoseLimit; None for a goal that is no such limit."""
     metric, x = goal.metric, goal.metric.value or 0.0
     if metric.kind == "mean":
         return goal.limit, None
@@ -84,7 +84,7 @@ def _limit(goal: Goal, sheet: GoalSheet, voxels: int, voxel_cc: float) -> tuple[
     if metric.kind in ("D%", "Dcc"):
         if metric.kind == "Dcc" and x <= POINT_CC and not at_least:
             return goal.limit, 0
-        # Doses to a volume are read between the middles of neighbouring voxels: both must hold.
+        # A dose to a volume is interpolated between two voxels: both must keep the limit.
         hottest = (x / 100 * voxels if metric.kind == "D%" else x / voxel_cc) + (0.5 if at_least else -0.5)
         return goal.limit, _whole(hottest, voxels, up=at_least)
     if metric.kind == "V":
@@ -98,60 +98,60 @@ def _whole(count: float, most: int, *, up: bool) -> int:
     return min(max(math.ceil(count - 1e-9) if up else math.floor(count + 1e-9), 0), most)
 
 
-def shortfall(gy: Tensor, aims: Sequence[Aim]) -> Tensor:
-    """Half the sum of squares of what the goals miss, in Gy2, for a dose `gy[z, y, x]`; 0 if all are met.
+def shortfall(gy: Tensor, limits: Sequence[DoseLimit]) -> Tensor:
+    """Half the sum of squared violations of the limits by a dose `gy[z, y, x]`, in Gy2; 0 if it keeps all.
 
-    Its gradient is by how many Gy each voxel is off: a step of 1 against it meets a goal whose voxels
-    are all movable and belong to no other.
+    Its gradient is the violation of each voxel in Gy. A step of 1 against it meets a limit whose voxels are
+    all movable and belong to no other limit.
     """
     total = gy.new_zeros(())
     every = gy.flatten()
-    for aim in aims:
-        doses = every[aim.flat.to(gy.device)]
-        doses = torch.where(aim.movable.to(gy.device), doses, doses.detach())
-        sign = 1.0 if aim.at_least else -1.0
-        if aim.count is None:
-            missing = sign * (aim.limit_gy - doses.sum() / aim.voxels)
-            total = total + 0.5 * aim.voxels * missing.clamp_min(0).square()
+    for limit in limits:
+        doses = every[limit.flat.to(gy.device)]
+        doses = torch.where(limit.movable.to(gy.device), doses, doses.detach())
+        sign = 1.0 if limit.at_least else -1.0
+        if limit.count is None:
+            missing = sign * (limit.limit_gy - doses.sum() / limit.voxels)
+            total = total + 0.5 * limit.voxels * missing.clamp_min(0).square()
             continue
         ordered = doses.sort(descending=True).values
-        concerned = ordered[: aim.count] if aim.at_least else ordered[aim.count :]
-        total = total + 0.5 * (sign * (aim.limit_gy - concerned)).clamp_min(0).square().sum()
+        concerned = ordered[: limit.count] if limit.at_least else ordered[limit.count :]
+        total = total + 0.5 * (sign * (limit.limit_gy - concerned)).clamp_min(0).square().sum()
     return total
 
 
-def pull_of(aims: Sequence[Aim], weight: float, smooth_voxels: float) -> Pull | None:
-    """The pull towards goals for `predict`; None where there is nothing to pull.
+def goal_guidance(limits: Sequence[DoseLimit], weight: float, smooth_voxels: float) -> GoalGuidance | None:
+    """The goal guidance for `predict`; None without limits or weight.
 
-    `weight` from 0 to 1 is how much of what is missing is made good at each step of the sampler. The
-    gradient is blurred by the covariance of the process's noise, twice `smooth_voxels` squared in
-    variance, so that what is drawn stays of one kind.
+    `weight` from 0 to 1 is the share of the violations that each step of the sampler corrects. The gradient
+    is blurred by the covariance of the process's noise (twice `smooth_voxels` squared in variance), so that
+    the samples keep their texture.
     """
-    if weight == 0 or not aims:
+    if weight == 0 or not limits:
         return None
     width = float(np.sqrt(2.0)) * smooth_voxels
 
-    def pull(gy: Tensor) -> Tensor:
+    def guided(gy: Tensor) -> Tensor:
         dose = gy.float()
         with torch.autocast(gy.device.type, enabled=False), torch.enable_grad():
             for _ in range(_ROUNDS):
                 dose = dose.detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(shortfall(dose, aims), dose)
+                (gradient,) = torch.autograd.grad(shortfall(dose, limits), dose)
                 dose = dose - weight * _step(gradient, width)
         return dose.detach().clamp_min(0)
 
-    return pull
+    return guided
 
 
 def _step(gradient: Tensor, width: float) -> Tensor:
-    """The blurred gradient, as long as meets best what the voxels with a gradient miss."""
-    blurred = _blurred(gradient, width)
+    """The blurred gradient, scaled to fit the gradient best where there is one."""
+    blurred = _blur(gradient, width)
     there = blurred[gradient != 0]
     length = (gradient * blurred).sum() / there.square().sum().clamp_min(1e-12)
     return blurred * length.clamp(1.0, _LONGEST)
 
 
-def _blurred(values: Tensor, width: float) -> Tensor:
+def _blur(values: Tensor, width: float) -> Tensor:
     """`values[z, y, x]` blurred by a Gaussian of `width` voxels."""
     reach = int(np.ceil(3 * width))
     if reach == 0:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Mask
 
+# The DVH points of a target, as percentiles of its voxels' doses.
+TARGET_PERCENTILES: Mapping[str, float] = {"D99": 1.0, "D95": 5.0, "D1": 99.0}
 _HOT_CC = 0.1
 
 
@@ -35,7 +37,8 @@ def hot_voxels(voxel_cc: float) -> int:
 def dvh_points(gy: NDArray, *, target: bool, voxel_cc: float) -> dict[str, float]:
     """The challenge's DVH points of the doses of one structure's voxels, in Gy."""
     if target:
-        return dict(zip(("D99", "D95", "D1"), (float(v) for v in np.percentile(gy, (1, 5, 99))), strict=True))
+        at = np.percentile(gy, tuple(TARGET_PERCENTILES.values()))
+        return dict(zip(TARGET_PERCENTILES, (float(v) for v in at), strict=True))
     return {
         "D0.1cc": float(np.percentile(gy, max(0.0, 100 - hot_voxels(voxel_cc) / gy.size * 100))),
         "mean": float(gy.mean()),

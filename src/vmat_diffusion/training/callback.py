@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: records, validation, checkpoints, the end by a signal."""
+"""Between the steps of a training: records, validation, checkpoints, and the end by a signal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,31 +15,22 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, Journal, save_checkpoint
-from vmat_diffusion.training.encoded import EncodedCases
+from vmat_diffusion.training.encoded import TrainingData
+from vmat_diffusion.training.samples import EncodedCases
 from vmat_diffusion.training.stage import StageModule
 from vmat_diffusion.training.validation import CaseResult, picture, summary, validate
 
-# `progress(share of the stage, what to tell)`.
-Progress = Callable[[float, str], None]
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """Encoded cases to learn from, and those to judge by with the spacing (x, y, z) of each in mm."""
+class TrainingCallback(Callback):
+    """Records, validates and saves after the steps of the optimiser in one stage.
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...]
-    spacings_mm: tuple[tuple[float, float, float], ...]
-
-
-class Keeper(Callback):
-    """Keeps a stage: after each step of the optimiser it does all that is not the step itself.
-
-    `signal` is the one that ended the stage, if any; all processes agree on it. Signals are taken between
-    steps and checkpoints are of the project's own: Lightning's would be saved in the middle of a step and
-    begin an epoch anew, and so not go on to the same curve.
+    `signal` is the signal that ended the stage, if any; it is the same in all processes. The project handles
+    signals and checkpoints itself, between steps: Lightning would save in the middle of a step and begin
+    the epoch anew, so that a resumed training would follow another curve.
     """
 
     def __init__(
@@ -49,11 +39,12 @@ class Keeper(Callback):
         start: Checkpoint,
         data: TrainingData,
         out: Path,
-        progress: Progress | None,
+        *,
+        progress: Progress,
     ) -> None:
         self.module, self.start, self.data, self.out = module, start, data, out
         self.settings, self.stage = module.settings, module.stage
-        self.progress = progress or (lambda share, note: None)
+        self.progress = progress
         self.sums, self.validations = dict(start.sums or {}), start.validations
         self.cases = EncodedCases(
             data.validation, self.settings.encoding, multiple=self.settings.size.multiple
@@ -66,7 +57,7 @@ class Keeper(Callback):
         self._logged = self._saved = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals, and the records where they were left."""
+        """Handle the signals, and go on with the records of the checkpoint."""
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         if trainer.is_global_zero:
@@ -81,11 +72,11 @@ class Keeper(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record, validate and save when it is time; stop where a signal asks for it."""
+        """Record, validate and save when it is time; stop after a signal."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         before = self.module.samples
-        self.module.stepped()
+        self.module.after_step()
         self._gather(trainer)
         finished = self.module.samples == self.stage.samples
         if before // self.settings.log_every != self.module.samples // self.settings.log_every:
@@ -97,19 +88,19 @@ class Keeper(Callback):
         if trainer.is_global_zero and (old or finished or self.signal):
             save_checkpoint(self.out / CHECKPOINT, self.checkpoint())
             self._saved = time.monotonic()
-        self._tell()
+        self._report()
         trainer.should_stop = self.signal is not None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give back the signals."""
+        """Restore the signal handlers."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give back the signals."""
+        """Restore the signal handlers."""
         self._close()
 
     def checkpoint(self) -> Checkpoint:
-        """Where the stage stands, between two steps."""
+        """The state of the stage between two steps."""
         return replace(self.start, sums=dict(self.sums), validations=self.validations, **self.module.state())
 
     def _close(self) -> None:
@@ -124,15 +115,15 @@ class Keeper(Callback):
         self._received = number
 
     def _gather(self, trainer: Trainer) -> None:
-        """The losses of the step and the signals of all processes, so that each of them does the same."""
+        """Collect the losses of the step and the signals of all processes: all take the same decision."""
         names = sorted(self.module.sums)
         mine = torch.stack([*(self.module.sums[n].double() for n in names)]).cpu()
-        both = torch.cat([mine, torch.tensor([float(self._received or 0)], dtype=torch.float64)])
-        told = trainer.strategy.all_gather(both.to(self.module.device)).reshape(-1, len(both)).cpu()
-        for name, value in zip(names, told[:, :-1].sum(0).tolist(), strict=True):
+        row = torch.cat([mine, torch.tensor([float(self._received or 0)], dtype=torch.float64)])
+        rows = trainer.strategy.all_gather(row.to(self.module.device)).reshape(-1, len(row)).cpu()
+        for name, value in zip(names, rows[:, :-1].sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["samples"] = self.sums.get("samples", 0.0) + self.stage.accumulate
-        self.signal = int(told[:, -1].max()) or None
+        self.signal = int(rows[:, -1].max()) or None
         self.module.sums.clear()
         if not math.isfinite(self.sums["loss"]):
             raise InputError(
@@ -141,7 +132,7 @@ class Keeper(Callback):
             )
 
     def _log(self) -> None:
-        """The mean losses since the last record."""
+        """Record the mean losses since the last record."""
         count = self.sums.pop("samples")
         seconds = time.monotonic() - self._logged
         means = {name: value / count for name, value in self.sums.items()}
@@ -155,9 +146,9 @@ class Keeper(Callback):
         self._logged = time.monotonic()
 
     def _validate(self, trainer: Trainer) -> None:
-        """Both scores of the average of the weights on all validation cases, which the processes share."""
+        """Record the scores of the averaged weights on all validation cases, which the processes share."""
         began = time.monotonic()
-        self._tell("validation")
+        self._report("validation")
         every = self.settings.gamma_every
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             mine = validate(
@@ -186,9 +177,11 @@ class Keeper(Callback):
         if self._journal:
             self._journal.write({**where, **figures}, self.module.first + self.module.samples)
 
-    def _tell(self, note: str | None = None) -> None:
+    def _report(self, note: str | None = None) -> None:
         share = self.module.samples / self.stage.samples
-        self.progress(share, f"{self.module.samples} of {self.stage.samples} samples, {note or self.note}")
+        self.progress(
+            "train", share, f"{self.module.samples} of {self.stage.samples} samples, {note or self.note}"
+        )
 
 
 def _gathered(mine: list[CaseResult], processes: int) -> list[CaseResult]:

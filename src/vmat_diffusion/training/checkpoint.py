@@ -1,4 +1,4 @@
-"""Where a training stands, in one file from which it goes on as if it had never stopped."""
+"""The files of a training run: the checkpoint from which it resumes, and the records of its progress."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import Tensor
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import written_whole
 
-CHECKPOINT = "last.ckpt"
+CHECKPOINT, METRICS = "last.ckpt", "metrics.jsonl"
 _FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """After `samples` samples of stage number `stage` (from 0).
+    """The state of a training after `samples` samples of stage number `stage` (from 0).
 
     `net` and `ema` are the weights and their average, `optimizer` the state of AdamW, None before the first
-    step. `mean` is the regression that a residual refers to, `residual` what a later stage for it begins with
-    instead of the mean's. `sums` holds the losses since the last record,
-    `validations` counts those done, `settings` is plain data.
+    step. `mean` are the weights of the regression to which a residual is added. A later stage of the role
+    residual starts from `residual`, or from the regression where that is None. `sums` holds the losses since
+    the last record, `validations` counts validations, `settings` is plain data.
     """
 
     settings: dict[str, Any]
@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the processor's memory; only tensors and plain data are accepted.
+    """Read a checkpoint into the memory of the CPU; only tensors and plain data are accepted.
 
     Raises InputError for a file that is missing, damaged, no checkpoint or of another format.
     """
@@ -69,13 +69,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path} is no readable checkpoint; train again or restore the file") from None
 
 
-METRICS = "metrics.jsonl"
-
-
 class Journal:
-    """Writes the records of a run from `(stage, samples)` on; later ones, of a run cut short, are removed.
+    """Writes the records of a run from `(stage, samples)` on, and removes later ones of an interrupted run.
 
-    `step` counts the samples of all stages.
+    `step` counts the samples of all stages. Records are JSON lines and curves for TensorBoard.
     """
 
     def __init__(self, folder: Path, *, stage: int = 0, samples: int = 0, step: int = 0) -> None:
@@ -88,7 +85,7 @@ class Journal:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
-        """One line, and every number of it as a curve."""
+        """Write a record as a line, and each of its numbers as a point of a curve."""
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         group = str(record["role"]) + ("/validation" if "validation" in record else "")
@@ -98,7 +95,7 @@ class Journal:
         self._board.flush()
 
     def picture(self, name: str, gray: NDArray[np.float32], step: int) -> None:
-        """An image `[rows, columns]` of values from 0 to 1."""
+        """Write an image `[rows, columns]` of values from 0 to 1."""
         self._board.add_image(name, gray, step, dataformats="HW")
 
     def close(self) -> None:
@@ -107,7 +104,7 @@ class Journal:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run so far; a last line that was cut off is left out."""
+    """All records of a run so far, without an incomplete last line."""
     path = folder / METRICS
     if not path.exists():
         return []

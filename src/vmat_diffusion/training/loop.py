@@ -1,4 +1,4 @@
-"""The training of a dose model, stage by stage, from a checkpoint to the next."""
+"""The training of a dose model, stage by stage, from one checkpoint to the next."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.callback import Keeper, Progress, TrainingData
+from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.training.callback import TrainingCallback
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
-from vmat_diffusion.training.encoded import SampleStream
+from vmat_diffusion.training.encoded import TrainingData
+from vmat_diffusion.training.samples import SampleStream
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.stage import StageModule
-from vmat_diffusion.training.weights import answering_nothing
+from vmat_diffusion.training.weights import with_zero_output
 
 
 @dataclass(frozen=True)
 class Machinery:
-    """Where a training runs: devices of each of `nodes` computers, and loading processes for each device."""
+    """The hardware of a training: devices of each of `nodes` computers, loading processes of each device."""
 
     devices: int = 1
     nodes: int = 1
@@ -34,13 +36,13 @@ class Machinery:
 
     @property
     def processes(self) -> int:
-        """All that take part."""
+        """Number of training processes."""
         return self.devices * self.nodes
 
 
 @dataclass(frozen=True, eq=False)
-class Ended:
-    """Where a training ended, and by which signal; None if it came to its end."""
+class TrainingEnd:
+    """The last checkpoint of a training, and the signal that ended it; None if all stages are done."""
 
     checkpoint: Checkpoint
     signal: int | None
@@ -53,13 +55,13 @@ def train(
     data: TrainingData,
     out: Path,
     machinery: Machinery = Machinery(),
-    progress: Progress | None = None,
-) -> Ended:
+    *,
+    progress: Progress = silent,
+) -> TrainingEnd:
     """Train from `start` to the end of the last stage or to a signal, with checkpoints and records in `out`.
 
-    SIGINT, SIGTERM and SIGUSR1 end the training after the step at hand, with a checkpoint. In a SLURM job
-    SIGUSR1 also puts the job into the queue again. Raises InputError where the processes cannot share the
-    samples of a step and where the loss is no number.
+    SIGINT, SIGTERM and SIGUSR1 end the training after the current step, with a checkpoint. Raises InputError
+    where the processes cannot share the samples of a step and where the loss is no number.
     """
     for number, stage in enumerate(settings.stages, start=1):
         if stage.accumulate % machinery.processes:
@@ -69,21 +71,21 @@ def train(
             )
     checkpoint = start
     while True:
-        checkpoint, stopped, first = _run_stage(settings, checkpoint, data, out, machinery, progress)
-        if stopped or checkpoint.stage + 1 == len(settings.stages):
-            return Ended(checkpoint, stopped, first)
-        checkpoint = _next_stage(settings, checkpoint)
-        if first:
+        end = _run_stage(settings, checkpoint, data, out, machinery=machinery, progress=progress)
+        if end.signal or end.checkpoint.stage + 1 == len(settings.stages):
+            return end
+        checkpoint = _next_stage(settings, end.checkpoint)
+        if end.first_process:
             save_checkpoint(out / CHECKPOINT, checkpoint)
 
 
 def _next_stage(settings: TrainingSettings, done: Checkpoint) -> Checkpoint:
-    """The beginning of the stage after one that is done: from its average, or a residual that was given."""
+    """The start of the next stage: from the averaged weights, or from a residual that came with the start."""
     role = settings.stages[done.stage + 1].role
     weights = done.ema if done.residual is None or role == "mean" else done.residual
     before = settings.stages[done.stage].role
     if before != role and done.residual is None:
-        weights = answering_nothing(weights)
+        weights = with_zero_output(weights)
     return replace(
         done,
         stage=done.stage + 1,
@@ -102,20 +104,22 @@ def _run_stage(
     start: Checkpoint,
     data: TrainingData,
     out: Path,
+    *,
     machinery: Machinery,
-    progress: Progress | None,
-) -> tuple[Checkpoint, int | None, bool]:
+    progress: Progress,
+) -> TrainingEnd:
+    """Train one stage from a checkpoint in it."""
     stage = settings.stages[start.stage]
     stream = SampleStream(
         data.train,
         settings.encoding,
         multiple=settings.size.multiple,
-        changes=settings.changes,
+        settings=settings.changes,
         seed=settings.seed,
         order_seed=settings.order_seed,
     )
     module = StageModule(settings, start, stream, workers=machinery.workers)
-    keeper = Keeper(module, start, data, out, progress)
+    callback = TrainingCallback(module, start, data, out, progress=progress)
     with _quiet():
         trainer = Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
@@ -127,7 +131,7 @@ def _run_stage(
             max_epochs=1,
             accumulate_grad_batches=stage.accumulate // machinery.processes,
             gradient_clip_val=stage.clip,
-            callbacks=[keeper],
+            callbacks=[callback],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -135,21 +139,21 @@ def _run_stage(
             use_distributed_sampler=False,
         )
         if start.samples == stage.samples:
-            return start, None, trainer.is_global_zero
+            return TrainingEnd(start, None, trainer.is_global_zero)
         trainer.fit(module)
-    return keeper.checkpoint(), keeper.signal, trainer.is_global_zero
+    return TrainingEnd(callback.checkpoint(), callback.signal, trainer.is_global_zero)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice of libraries: what they advise against here is done on purpose."""
+    """Without the warnings of Lightning and torch about choices that are made on purpose here."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        # Weights lie channels last, which gradients of 1 x 1 x 1 kernels do not tell.
+        # Weights are in channels-last order; gradients of 1 x 1 x 1 kernels do not show it.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
         yield
     for logger, level in zip(loggers, levels, strict=True):

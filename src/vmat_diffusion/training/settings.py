@@ -1,4 +1,4 @@
-"""What is chosen for the training of a dose model: a TOML file in, checked at the door."""
+"""The settings of a training, from a TOML file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import SIZES, Size
 from vmat_diffusion.diffusion.process import STEPS, Process
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.encoded import Changes
 from vmat_diffusion.training.losses import LOSSES, RESIDUAL
+from vmat_diffusion.training.samples import AugmentationSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,7 +42,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a training; `warm_up` and `samples` count cases drawn, not steps of the optimiser.
+    """One stage of a training; `warm_up` and `samples` count samples, not steps of the optimiser.
 
     `accumulate` samples make one step, over all processes together. The learning rate rises during
     `warm_up`; then `cosine` falls to `floor` times the rate at once, `trapezoid` linearly from the share
@@ -85,22 +85,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a dose model is trained with; the resolved copy lies beside its results.
+    """The settings of a training; the resolved copy lies beside its results.
 
-    `network` is a key of SIZES or a size of its own. `seed` decides the changes of cases and the noise,
-    `order_seed` the order of cases. `validate_every` and `log_every` count samples; gamma is computed at
-    every `gamma_every`-th validation (0: never) on `gamma_cases` cases. A residual is validated by the mean
-    of `validate_samples` samples of `validate_steps` steps each, and by the first of them alone.
+    `network` is a key of SIZES or another size. `changes` is the augmentation. `seed` determines augmentation
+    and noise, `order_seed` the order of cases. `validate_every` and `log_every` count samples; gamma is
+    computed at every `gamma_every`-th validation (0: never) on `gamma_cases` cases. A residual is validated
+    by the mean of `validate_samples` samples of `validate_steps` steps each, and by the first of them alone.
     """
 
-    # Holds for the dataclasses within as well.
+    # This holds for the fields that are dataclasses too.
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
     encoding: Encoding = field(default_factory=Encoding)
     network: Literal["small", "base"] | Size = "small"
     process: Process = field(default_factory=Process)
-    changes: Changes = field(default_factory=Changes)
+    changes: AugmentationSettings = field(default_factory=AugmentationSettings)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     order_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
@@ -139,7 +139,7 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
     try:
         settings = _ADAPTER.validate_python(dict(values))
     except ValidationError as error:
-        # A union reports each of its members; the deepest complaint is about what was meant.
+        # A union reports each of its members; the error with the longest path is the most specific.
         first = max(error.errors(), key=lambda e: len(e["loc"]))
         where = ".".join(str(p) for p in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -175,7 +175,7 @@ def _check_network(size: Size) -> None:
 
 
 def _check_numbers(settings: TrainingSettings) -> None:
-    """Raises InputError for what a loader would fail at only later."""
+    """Raises InputError for values at which the training would fail only later."""
     changes, process, organs = settings.changes, settings.process, settings.encoding.organs
     shares = ("flip", "turn", "without_ct", "without_organ", "goals", "goal")
     angle = changes.turn_deg

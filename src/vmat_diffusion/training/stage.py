@@ -1,4 +1,4 @@
-"""One stage of a training for Lightning: the networks, their loss, their optimiser, their average."""
+"""One stage of a training as a Lightning module: networks, loss, optimiser, average of the weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch.utils.data import DataLoader
 from vmat_diffusion.diffusion.network import DoseNet
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
-from vmat_diffusion.training.encoded import Sample, SampleStream, stream_loader
 from vmat_diffusion.training.losses import LOSSES, RESIDUAL
-from vmat_diffusion.training.roles import base_of, denoised, drawn, regression
+from vmat_diffusion.training.roles import denoise, regression, residual_base, sample_doses
+from vmat_diffusion.training.samples import Sample, SampleStream, stream_loader
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.weights import new_network
 
-# Steps in a row whose gradient is not finite, after which a training ends.
+# A training ends after so many steps in a row without a finite gradient.
 _MOST_LEFT_OUT = 10
-# What the network has for the role "residual" alone: without gradient in the role "mean".
+# Layers of the role "residual" alone; they have no gradient in the role "mean".
 _RESIDUAL_ONLY = ("sample_stem.", "from_sample.")
 
 
 class StageModule(LightningModule):
-    """The stage of a checkpoint, from where it stands.
+    """The stage of a checkpoint; it goes on after the checkpoint's last sample.
 
-    `samples` counts what all processes have seen together, `sums` the losses of the current step in this one.
+    `samples` counts the samples of the stage in all processes together; `sums` are the losses of the current
+    step in this process.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class StageModule(LightningModule):
         self.samples = start.samples
         self.net = new_network(settings)
         self.net.load_state_dict(start.net)
-        self.ema = _frozen(self.net, start.ema)
+        self.ema = _frozen_copy(self.net, start.ema)
         self.mean: DoseNet | None = None
         if self.stage.role == "mean":
             for name, parameter in self.net.named_parameters():
@@ -51,13 +52,13 @@ class StageModule(LightningModule):
         elif start.mean is None:
             raise InputError("a residual is learnt on a mean; put a stage with role mean before it")
         else:
-            self.mean = _frozen(self.net, start.mean)
+            self.mean = _frozen_copy(self.net, start.mean)
         self.optimizer_state = start.optimizer
         self.sums: dict[str, Any] = {}
         self.left_out = 0
 
     def train_dataloader(self) -> DataLoader:
-        """This process's share of the samples still to come: every n-th, n being the number of processes."""
+        """This process's share of the samples still to come: every n-th of n processes."""
         numbers = range(
             self.first + self.samples + self.global_rank,
             self.first + self.stage.samples,
@@ -79,8 +80,8 @@ class StageModule(LightningModule):
             predicted = regression(self.net, sample)
         else:
             seed = (self.settings.seed, number)
-            base = base_of(self.mean, sample)
-            predicted, values[RESIDUAL] = denoised(self.net, base, sample, self.settings.process, seed)
+            base = residual_base(self.mean, sample)
+            predicted, values[RESIDUAL] = denoise(self.net, base, sample, self.settings.process, seed)
         predicted = predicted * sample.mask
         values |= {n: LOSSES[n].of(predicted, sample) for n in self.stage.losses if n in LOSSES}
         weights = self.stage.weights(number - self.first)
@@ -120,9 +121,9 @@ class StageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Cut the gradient to its largest norm; one that is not finite is left out.
+        """Clip the norm of the gradient, and leave out a step whose gradient is not finite.
 
-        bfloat16 convolutions on the processor return one now and then for very small volumes. Raises
+        bfloat16 convolutions on a CPU sometimes return such a gradient for very small volumes. Raises
         InputError after several in a row.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or self.stage.clip)
@@ -135,31 +136,30 @@ class StageModule(LightningModule):
                 "lower the learning rate and go on from the last checkpoint, or train with precision 32-true"
             )
 
-    def stepped(self) -> None:
-        """Take a step of the optimiser into the average and the count."""
+    def after_step(self) -> None:
+        """Update the average of the weights (EMA) and the count of samples after a step of the optimiser."""
         self.samples += self.stage.accumulate
         steps = self.samples / self.stage.accumulate
         decay = min(self.stage.ema, (1 + steps) / (10 + steps))
         with torch.no_grad():
-            for mean, now in zip(self.ema.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+            for average, current in zip(self.ema.parameters(), self.net.parameters(), strict=True):
+                average.lerp_(current, 1 - decay)
 
     def predict_ema(self, sample: Sample) -> Tensor:
-        """Doses `[k, z, y, x]` by the average, in units of the prescription: the regression or samples."""
+        """Doses `[k, z, y, x]` of the averaged weights in units of the prescription: one, or the samples."""
         if self.mean is None:
             return regression(self.ema, sample)[None]
-        wanted = self.settings
-        return drawn(
+        return sample_doses(
             self.ema,
-            base_of(self.mean, sample),
+            residual_base(self.mean, sample),
             sample,
-            wanted.process,
-            samples=wanted.validate_samples,
-            steps=wanted.validate_steps,
+            self.settings.process,
+            samples=self.settings.validate_samples,
+            steps=self.settings.validate_steps,
         )
 
     def state(self) -> dict[str, Any]:
-        """The fields of a checkpoint that this module knows."""
+        """The fields of a checkpoint that come from this module."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         return {
             "samples": self.samples,
@@ -176,12 +176,12 @@ def on_device(sample: Sample, device: torch.device) -> Sample:
     moved = {
         k: getattr(sample, k).to(device, non_blocking=True) for k in ("volume", "vector", "dose", "mask")
     }
-    regions = tuple(replace(r, flat=r.flat.to(device, non_blocking=True)) for r in sample.regions)
-    return replace(sample, regions=regions, **moved)
+    structures = tuple(replace(s, flat=s.flat.to(device, non_blocking=True)) for s in sample.structures)
+    return replace(sample, structures=structures, **moved)
 
 
-def _frozen(like: DoseNet, weights: Mapping[str, Tensor]) -> DoseNet:
-    """A network with other weights that are not learnt."""
+def _frozen_copy(like: DoseNet, weights: Mapping[str, Tensor]) -> DoseNet:
+    """A network like another, with weights that are not trained."""
     net = copy.deepcopy(like).requires_grad_(False)
     net.load_state_dict(weights)
     return net

@@ -1,4 +1,4 @@
-"""How good a model is on whole volumes of the validation cases: both official scores, errors, gamma."""
+"""Validation on whole volumes: both scores of OpenKBP, mean absolute error, gamma."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import Scores, overall, score
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.training.encoded import EncodedCases, Sample
+from vmat_diffusion.training.samples import EncodedCases, Sample
 from vmat_diffusion.training.stage import on_device
 
-# Doses `[k, z, y, x]` of a case in units of its highest prescription: one, or several that were drawn.
+# Doses `[k, z, y, x]` of a case in units of its highest prescription: one, or several samples.
 Predict = Callable[[Sample], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class CaseResult:
-    """One case: scores of the mean dose, its absolute error summed over the voxels of the mask, and more.
+    """The validation of one case: scores of the mean dose, its absolute error summed over `voxels`.
 
-    `single` holds the scores of the first dose alone where several were drawn, `gamma_percent` the voxels
-    that pass 3 %/3 mm where gamma was computed.
+    `single` holds the scores of the first sample alone where there are several. `gamma_percent` is the share
+    of voxels that pass 3 %/3 mm where gamma was computed.
     """
 
     name: str
@@ -111,12 +111,13 @@ def picture(predict: Predict, sample: Sample, device: torch.device) -> NDArray[n
 
 
 def _structures(sample: Sample) -> dict[str, tuple[bool, NDArray[np.bool_]]]:
+    """Structures as `evaluate.openkbp.score` takes them."""
     shape = tuple(sample.dose.shape)
     out = {}
-    for name, region in zip(sample.region_names, sample.regions, strict=True):
+    for structure in sample.structures:
         mask = np.zeros(int(np.prod(shape)), bool)
-        mask[region.flat.cpu().numpy()] = True
-        out[name] = (region.target, mask.reshape(shape))
+        mask[structure.flat.cpu().numpy()] = True
+        out[structure.name] = (structure.target, mask.reshape(shape))
     return out
 
 

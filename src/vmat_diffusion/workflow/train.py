@@ -1,4 +1,4 @@
-"""Training a dose model on a data set folder, and going on with it."""
+"""`train`, `fine-tune` and `export-weights`: a dose model from a data set folder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.provenance import git_revision
 
 if TYPE_CHECKING:
     from vmat_diffusion.dataset.index import Entry
     from vmat_diffusion.dataset.splits import Split
-    from vmat_diffusion.training.callback import TrainingData
     from vmat_diffusion.training.checkpoint import Checkpoint
+    from vmat_diffusion.training.encoded import TrainingData
     from vmat_diffusion.training.loop import Machinery
     from vmat_diffusion.training.settings import TrainingSettings
 
 SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
-# A hash of the cases that a training was begun on.
+# The file with a hash of the cases of a training.
 DATA = "cases.sha256"
 _SPLITS: tuple[Split, ...] = ("train", "validation")
-# With fewer cases no range says anything.
+# With fewer cases there is no range.
 _FEWEST_KNOWN = 2
-# What may differ from the settings that a training was begun with: it changes no weight.
+# Settings that may change when a training is resumed: they change no weight.
 _FREE = (
     "validate_every",
     "validate_samples",
@@ -48,8 +48,8 @@ _FREE = (
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Where a training ended: samples of the last stage, the signal if there was one, the last scores."""
+class TrainingRun:
+    """The result of a training: samples of the last stage, the signal that ended it, the last scores."""
 
     out: Path
     stage: int
@@ -68,7 +68,7 @@ class Trained:
         return self.stage == self.stages and self.samples == self.of
 
     def summary(self) -> dict[str, Any]:
-        """Plain data."""
+        """The object that `train --json` prints."""
         return {
             "out": str(self.out),
             "stage": self.stage,
@@ -91,23 +91,24 @@ def train_model(
     weights: Path | None = None,
     cache: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
-) -> Trained:
+    progress: Progress = silent,
+) -> TrainingRun:
     """Train by the settings of `config` on the data set folder `data`, with everything in `out`.
 
-    `weights` is a file of weights to begin with (None: random). `resume` goes on with what is in `out`, if
-    there is anything, to the same curve. `cache` keeps the encoded cases (None: `out/encoded`). Raises
-    InputError where `out` holds another training.
+    `weights` is a file of weights to start from (None: random). `resume` goes on with the checkpoint in
+    `out`, if there is one, and follows the same curve. `cache` keeps the encoded cases (None:
+    `out/encoded`). Raises InputError where `out` holds another training.
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings
-    from vmat_diffusion.training.weights import fresh, start_from
+    from vmat_diffusion.training.weights import start_fresh, start_from
 
     settings = load_settings(config)
-    start = _found(out, settings, resume=resume)
+    start = _resumed(out, settings, resume=resume)
     if start is None:
-        start = fresh(settings) if weights is None else start_from(load_model(weights), settings)
-    return _trained(settings, start, data, out, machinery, cache, progress)
+        start = start_fresh(settings) if weights is None else start_from(load_model(weights), settings)
+    folders = _Folders(data, out, cache or out / "encoded")
+    return _train(settings, start, folders, machinery, progress=progress)
 
 
 def fine_tune(
@@ -120,12 +121,11 @@ def fine_tune(
     config: Path | None = None,
     cache: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
-) -> Trained:
-    """Go on with weights on the cases of one site, as `train_model` does.
+    progress: Progress = silent,
+) -> TrainingRun:
+    """Train weights further on the cases of one site, with the organs of that site.
 
-    Encoded are the organs of the site; `config` replaces the short recipe. Raises InputError for an unknown
-    site.
+    `config` replaces the short recipe; for the rest see `train_model`. Raises InputError for an unknown site.
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings
@@ -133,14 +133,15 @@ def fine_tune(
 
     model = load_model(weights)
     settings = tuning_settings(model, site, load_settings(config) if config else None)
-    start = _found(out, settings, resume=resume) or start_from(model, settings)
-    return _trained(settings, start, data, out, machinery, cache, progress, site)
+    start = _resumed(out, settings, resume=resume) or start_from(model, settings)
+    folders = _Folders(data, out, cache or out / "encoded")
+    return _train(settings, start, folders, machinery, site=site, progress=progress)
 
 
 def export_weights(run: Path, file: Path | None = None, spread: float = 1.0) -> Path:
-    """Write the weights of a training as its last checkpoint has them; `file` None: into its folder.
+    """Write the weights of the last checkpoint of a training; `file` None: into its folder.
 
-    `spread` multiplies the residuals that will be drawn; `benchmark openkbp --fit-spread` finds it.
+    `spread` multiplies the sampled residuals; `benchmark openkbp --fit-spread` measures it.
     """
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
 
@@ -167,73 +168,77 @@ def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) 
     )
 
 
-def _trained(
+@dataclass(frozen=True)
+class _Folders:
+    """The folders of a training: the data set, the results, the encoded cases."""
+
+    data: Path
+    out: Path
+    cache: Path
+
+
+def _train(
     settings: TrainingSettings,
     start: Checkpoint,
-    data: Path,
-    out: Path,
+    folders: _Folders,
     machinery: Machinery,
-    cache: Path | None,
-    progress: Progress | None,
+    *,
     site: str | None = None,
-) -> Trained:
+    progress: Progress,
+) -> TrainingRun:
+    """Encode the cases, train from `start`, put the job back into the queue or write the weights."""
     from vmat_diffusion.training.checkpoint import read_metrics
     from vmat_diffusion.training.encoded import entries_with_dose
-    from vmat_diffusion.training.loop import Ended, requeue, train
+    from vmat_diffusion.training.loop import TrainingEnd, requeue, train
     from vmat_diffusion.training.settings import plain
 
-    began = time.monotonic()
+    began, out = time.monotonic(), folders.out
     out.mkdir(parents=True, exist_ok=True)
-    parts = {split: entries_with_dose(data, split, site) for split in _SPLITS}
-    _same_data(parts, data, out)
+    parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
+    _require_same_cases(parts, folders)
     with written_whole(out / SETTINGS) as part:
         part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
-    tell = progress or (lambda stage, share, note: None)
     was_finished = _is_end(start, settings)
     usr1 = getattr(signal, "SIGUSR1", None)
     try:
-        with _ended_by(usr1):
-            cases = _encoded(parts, data, settings, cache or out / "encoded", machinery, tell)
-            _keep_known(parts["train"], data, settings, out)
+        with _raising_on(usr1):
+            cases = _encode(parts, folders, settings, machinery, progress)
+            _write_known(parts["train"], folders, settings)
     except _Warned:
-        ended = Ended(start, usr1, not _rank())
+        end = TrainingEnd(start, usr1, not _rank())
     else:
-        start = replace(start, settings=plain(settings))  # what is free to change may have changed
-        ended = train(settings, start, cases, out, machinery, lambda share, note: tell("train", share, note))
-    requeued = (
-        ended.first_process
-        and ended.signal is not None
-        and ended.signal == usr1
-        and not _is_end(ended.checkpoint, settings)
-        and requeue()
-    )
+        start = replace(start, settings=plain(settings))  # free settings may have changed
+        end = train(settings, start, cases, out, machinery, progress=progress)
+    finished = _is_end(end.checkpoint, settings)
+    requeued = end.first_process and end.signal is not None and end.signal == usr1 and not finished
+    requeued = requeued and requeue()
     last: Mapping[str, float] = {}
     for record in read_metrics(out):
         last = record.get("validation", last)
-    done = Trained(
+    run = TrainingRun(
         out=out,
-        stage=ended.checkpoint.stage + 1,
+        stage=end.checkpoint.stage + 1,
         stages=len(settings.stages),
-        samples=ended.checkpoint.samples,
-        of=settings.stages[ended.checkpoint.stage].samples,
-        signal=ended.signal,
+        samples=end.checkpoint.samples,
+        of=settings.stages[end.checkpoint.stage].samples,
+        signal=end.signal,
         requeued=requeued,
-        first_process=ended.first_process,
+        first_process=end.first_process,
         validation=last,
         seconds=time.monotonic() - began,
     )
-    if done.finished and done.first_process and not (was_finished and (out / WEIGHTS).exists()):
-        _export(ended.checkpoint, out, out / WEIGHTS)
-    return done
+    if run.finished and run.first_process and not (was_finished and (out / WEIGHTS).exists()):
+        _export(end.checkpoint, out, out / WEIGHTS)
+    return run
 
 
 class _Warned(Exception):
-    """A batch system gave notice before the first step."""
+    """The batch system announced the end of the job before the first step."""
 
 
 @contextmanager
-def _ended_by(number: int | None) -> Iterator[None]:
-    """Raise _Warned when the signal comes; what is encoded by then is kept."""
+def _raising_on(number: int | None) -> Iterator[None]:
+    """Raise _Warned when the signal comes; cases that are encoded by then are kept."""
     if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -249,73 +254,74 @@ def _ended_by(number: int | None) -> Iterator[None]:
 
 
 def _is_end(checkpoint: Checkpoint, settings: TrainingSettings) -> bool:
-    """Whether no sample is left."""
+    """Whether all stages are done."""
     return (checkpoint.stage + 1, checkpoint.samples) == (len(settings.stages), settings.stages[-1].samples)
 
 
-def _same_data(parts: Mapping[Split, tuple[Entry, ...]], data: Path, out: Path) -> None:
-    """Raises InputError where a training was begun on other cases; keeps which they are otherwise."""
-    digest = hashlib.sha256()
+def _require_same_cases(parts: Mapping[Split, tuple[Entry, ...]], folders: _Folders) -> None:
+    """Raises InputError where the training was begun on other cases; else writes a hash of the cases."""
+    digest, out = hashlib.sha256(), folders.out
     for split, entries in parts.items():
         for entry in entries:
             digest.update(f"{split} {entry.id} {entry.sha256}\n".encode())
     if (out / DATA).exists():
         if (out / DATA).read_text(encoding="utf-8").strip() != digest.hexdigest():
             raise InputError(
-                f"{out} was begun on other training or validation cases than those of {data}; go on with "
-                "the same, or name another folder"
+                f"{out} was begun on other training or validation cases than those of {folders.data}; go on "
+                "with the same, or name another folder"
             )
     elif not _rank():
         with written_whole(out / DATA) as part:
             part.write_text(digest.hexdigest() + "\n", encoding="utf-8")
 
 
-def _keep_known(entries: tuple[Entry, ...], data: Path, settings: TrainingSettings, out: Path) -> None:
-    """Keep the figures of the training cases, by which a case that is unusual for the model is known."""
+def _write_known(entries: tuple[Entry, ...], folders: _Folders, settings: TrainingSettings) -> None:
+    """Write the figures of the training cases, for the check of the domain."""
     from vmat_diffusion.dataset.cases import load_case
-    from vmat_diffusion.diffusion.domain import known_of
+    from vmat_diffusion.diffusion.domain import domain_figures
 
-    if (out / KNOWN).exists() or len(entries) < _FEWEST_KNOWN or _rank():
+    if (folders.out / KNOWN).exists() or len(entries) < _FEWEST_KNOWN or _rank():
         return
-    known = known_of((load_case(data / entry.file) for entry in entries), settings.encoding)
-    with written_whole(out / KNOWN) as part:
+    known = domain_figures((load_case(folders.data / entry.file) for entry in entries), settings.encoding)
+    with written_whole(folders.out / KNOWN) as part:
         part.write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
 def _rank() -> int:
-    """Which of the processes of a training this is."""
+    """The number of this process among those of the training."""
     return int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))
 
 
-def _encoded(
+def _encode(
     parts: Mapping[Split, tuple[Entry, ...]],
-    data: Path,
+    folders: _Folders,
     settings: TrainingSettings,
-    cache: Path,
     machinery: Machinery,
     progress: Progress,
 ) -> TrainingData:
-    """The training and validation cases of a data set folder, encoded now where they are not yet."""
-    from vmat_diffusion.training.callback import TrainingData
-    from vmat_diffusion.training.encoded import encode_cases, spacing_mm
+    """The training and validation cases as encoded files; encodes those that are not in the cache."""
+    from vmat_diffusion.training.encoded import TrainingData, encode_cases, spacing_mm
 
     train = parts["train"]
     both = (*train, *parts["validation"])
     files = encode_cases(
-        data,
+        folders.data,
         both,
         settings.encoding,
-        cache,
+        folders.cache,
         workers=max(1, machinery.workers),
         first=_rank() * len(both) // machinery.processes,
-        progress=lambda done, of: progress("encode", done / of, f"{done} of {of} cases"),
+        progress=progress,
     )
-    spacings = tuple(spacing_mm(data / entry.file) for entry in parts["validation"])
+    spacings = tuple(spacing_mm(folders.data / entry.file) for entry in parts["validation"])
     return TrainingData(files[: len(train)], files[len(train) :], spacings)
 
 
-def _found(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint of a folder, if there is one and it belongs to these settings."""
+def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint in `out` to go on from, None where there is none.
+
+    Raises InputError where it belongs to other settings, and without `resume`.
+    """
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
     from vmat_diffusion.training.settings import plain
 

@@ -13,7 +13,13 @@ from tiny_model import described, tiny_model
 
 from vmat_diffusion.case import Case, Prescription, Structure
 from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.diffusion.domain import features, is_foreign, known_of, knows_spacing, unusual
+from vmat_diffusion.diffusion.domain import (
+    domain_figures,
+    domain_warnings,
+    features,
+    is_outside_sites,
+    knows_spacing,
+)
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel, load_model, save_model
 from vmat_diffusion.geometry import Grid, Mask
@@ -60,11 +66,11 @@ def with_case(seen: TrainingCase, **changes: object) -> TrainingCase:
 
 @pytest.fixture(scope="module")
 def model() -> DoseModel:
-    return described(tiny_model(), known=known_of((head(k) for k in range(60)), ENCODING))
+    return described(tiny_model(), known=domain_figures((head(k) for k in range(60)), ENCODING))
 
 
 def test_cases_of_the_same_kind_are_not_unusual(model: DoseModel) -> None:
-    flagged = [k for k in range(1000, 1040) if unusual(head(k), model)]
+    flagged = [k for k in range(1000, 1040) if domain_warnings(head(k), model)]
     assert len(flagged) <= 3  # 1 % by the distance, and some beyond the range of 60 cases
 
 
@@ -81,39 +87,40 @@ def test_other_sites_are_flagged(model: DoseModel, name: str, prescription: Pres
         case, structures={s.name if s.role != "target" else "PTV": s for s in case.structures.values()}
     )
     seen = TrainingCase(case, case.body.mask)
-    found = unusual(seen, model)
-    assert is_foreign(case, model)
+    found = domain_warnings(seen, model)
+    assert is_outside_sites(case, model)
     assert found[0] == "the site is other; the model was made for head_neck"
     # Not by its name alone: the figures say so too.
-    assert any("as a whole" in s for s in unusual(with_case(seen, site="head_neck"), model))
+    assert any("as a whole" in s for s in domain_warnings(with_case(seen, site="head_neck"), model))
 
 
 def test_the_sentence_names_what_is_unusual(model: DoseModel) -> None:
     seen = head(2000)
     halved = with_case(seen, prescription=Prescription(35, {"PTV_70": 50.0, "PTV_56": 40.0}))
     assert any(
-        s == "the highest prescription is 50 Gy; in all training cases 70 Gy" for s in unusual(halved, model)
+        s == "the highest prescription is 50 Gy; in all training cases 70 Gy"
+        for s in domain_warnings(halved, model)
     )
     low = with_case(seen, prescription=Prescription(35, {"PTV_70": 70.0, "PTV_56": 35.0}))
-    assert "PTV_56 is prescribed 50 % of the highest dose; the model knows 100, 90, 80 %" in unusual(
+    assert "PTV_56 is prescribed 50 % of the highest dose; the model knows 100, 90, 80 %" in domain_warnings(
         low, model
     )
     bare = {n: s for n, s in seen.case.structures.items() if s.role != "organ"}
-    assert "none of the organs that the model knows is contoured" in unusual(
+    assert "none of the organs that the model knows is contoured" in domain_warnings(
         with_case(seen, structures=bare), model
     )
     single = with_case(seen, prescription=Prescription(1, {"PTV_70": 70.0, "PTV_56": 56.0}))
-    assert any("dose of a fraction is 70 Gy" in s for s in unusual(single, model))
+    assert any("dose of a fraction is 70 Gy" in s for s in domain_warnings(single, model))
 
 
 def test_patients_that_lie_otherwise_are_unusual(model: DoseModel) -> None:
     prone = with_case(head(2000), patient_position="HFP")
     expected = "the patient lies HFP; all training cases lie HFS"
-    assert expected in unusual(prone, model)
+    assert expected in domain_warnings(prone, model)
     silent = {k: v for k, v in model.description.known.items() if k != "positions"}
-    assert expected in unusual(prone, described(model, known=silent))
+    assert expected in domain_warnings(prone, described(model, known=silent))
     both = described(model, known={**silent, "positions": ["HFP", "HFS"]})
-    assert expected not in unusual(prone, both)
+    assert expected not in domain_warnings(prone, both)
 
 
 def test_the_range_of_spacings_is_known(model: DoseModel) -> None:
@@ -130,31 +137,33 @@ def test_a_scan_that_ends_in_the_targets_is_unusual(model: DoseModel) -> None:
     inside[z[0] : z[-1] + 1] = True
     structures = {n: replace(s, mask=s.mask & inside) for n, s in seen.case.structures.items()}
     cut = replace(with_case(seen, structures=structures), possible_dose=seen.possible_dose & inside)
-    assert any("beyond the targets along z is 0 mm" in s for s in unusual(cut, model))
+    assert any("beyond the targets along z is 0 mm" in s for s in domain_warnings(cut, model))
 
 
 def test_swapped_sides_are_far_from_what_is_known(model: DoseModel) -> None:
     seen = head(2002)
     s = seen.case.structures
     swapped = {**s, "Parotid_L": s["Parotid_R"], "Parotid_R": s["Parotid_L"]}
-    assert any("Parotid" in sentence for sentence in unusual(with_case(seen, structures=swapped), model))
+    assert any(
+        "Parotid" in sentence for sentence in domain_warnings(with_case(seen, structures=swapped), model)
+    )
 
 
 def test_absent_organs_and_ct_are_no_figures_but_no_faults(model: DoseModel) -> None:
     seen = replace(head(2003), has_ct=False)
     found = features(seen, ENCODING)
     assert math.isnan(found["hu"]) and math.isnan(found["Esophagus_x_mm"])
-    assert not unusual(seen, model)
+    assert not domain_warnings(seen, model)
 
 
 def test_what_is_known_travels_with_the_weights(model: DoseModel, tmp_path: Path) -> None:
     assert json.loads(json.dumps(dict(model.description.known)))["cases"] == 60
     back = load_model(save_model(tmp_path / "w.safetensors", model))
     foreign = with_case(head(2004), site="pelvis")
-    assert unusual(foreign, back) == unusual(foreign, model) != ()
+    assert domain_warnings(foreign, back) == domain_warnings(foreign, model) != ()
 
 
 def test_weights_that_say_nothing_of_their_cases_warn() -> None:
-    (sentence,) = unusual(head(0), tiny_model())
+    (sentence,) = domain_warnings(head(0), tiny_model())
     assert "nothing is known of their domain" in sentence
-    assert not is_foreign(head(0).case, tiny_model())
+    assert not is_outside_sites(head(0).case, tiny_model())

@@ -18,16 +18,16 @@ from vmat_diffusion.training.encoded import encode_cases, encoded_path, entries_
 def test_cases_are_encoded_once_and_shared(tmp_path: Path) -> None:
     folder = small_dataset(tmp_path / "cases", train=3)
     entries, cache = entries_with_dose(folder, "train"), tmp_path / "cache"
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, float, str]] = []
     paths = encode_cases(folder, entries, Encoding(), cache, progress=lambda *d: told.append(d))
     assert [p.stem for p in paths] == ["case_0000", "case_0001", "case_0002"]
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [("encode", n / 3, f"{n} of 3 cases") for n in (1, 2, 3)]
     times = [p.stat().st_mtime_ns for p in paths]
     paths[1].unlink()
     told.clear()
     # Another process begins elsewhere, and makes only what is missing.
     again = encode_cases(folder, entries, Encoding(), cache, first=2, progress=lambda *d: told.append(d))
-    assert again == paths and told == [(3, 3)]
+    assert again == paths and told == [("encode", 1.0, "3 of 3 cases")]
     assert [p.stat().st_mtime_ns for p in paths][::2] == times[::2] and paths[1].exists()
 
 

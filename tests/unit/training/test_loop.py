@@ -24,7 +24,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, read_metrics
 from vmat_diffusion.training.loop import Machinery, requeue, train
 from vmat_diffusion.training.settings import TrainingSettings
-from vmat_diffusion.training.weights import fresh
+from vmat_diffusion.training.weights import start_fresh
 
 HERE = Machinery(workers=0)
 
@@ -56,7 +56,7 @@ def test_one_case_is_learnt_by_heart(tmp_path: Path) -> None:
     stage = mean_stage(60, schedule="cosine", learning_rate=2e-2, warm_up=8, accumulate=1)
     settings = replace(tiny_settings(stage, changed=False), log_every=10, validate_every=1000)
     folder = small_dataset(tmp_path / "cases", train=1, validation=1)
-    train(settings, fresh(settings), encoded(folder, tmp_path / "encoded", settings), tmp_path, HERE)
+    train(settings, start_fresh(settings), encoded(folder, tmp_path / "encoded", settings), tmp_path, HERE)
     losses = [r["loss"] for r in read_metrics(tmp_path) if "loss" in r]
     assert losses[-1] < losses[0] / 5
 
@@ -72,11 +72,11 @@ def _stopped_at(
 ) -> Checkpoint:
     """Train until a signal comes at so many samples, and read what was left."""
 
-    def at(share: float, note: str) -> None:
+    def at(stage: str, share: float, note: str) -> None:
         if note.startswith(f"{samples} of"):
             os.kill(os.getpid(), number)
 
-    ended = train(settings, start, encoded(data_set, cache, settings), out, HERE, at)
+    ended = train(settings, start, encoded(data_set, cache, settings), out, HERE, progress=at)
     assert ended.signal == number
     return load_checkpoint(out / CHECKPOINT)
 
@@ -89,9 +89,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_curve(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    expected = train(settings, fresh(settings), data, whole, HERE).checkpoint
+    expected = train(settings, start_fresh(settings), data, whole, HERE).checkpoint
     # A step takes 2 samples, a record 4: both stops lie between two records.
-    left = _stopped_at(settings, fresh(settings), data_set, cache, parts, 4, signal.SIGTERM)
+    left = _stopped_at(settings, start_fresh(settings), data_set, cache, parts, 4, signal.SIGTERM)
     assert (left.stage, left.samples) == (0, 6)
     left = _stopped_at(settings, left, data_set, cache, parts, 12, signal.SIGINT)
     assert (left.stage, left.samples) == (0, 14)
@@ -105,7 +105,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_curve(
 def test_records_after_the_checkpoint_are_written_anew(data_set: Path, cache: Path, tmp_path: Path) -> None:
     settings = tiny_settings(mean_stage(16))
     data = encoded(data_set, cache, settings)
-    left = _stopped_at(settings, fresh(settings), data_set, cache, tmp_path, 6, signal.SIGTERM)
+    left = _stopped_at(settings, start_fresh(settings), data_set, cache, tmp_path, 6, signal.SIGTERM)
     train(settings, left, data, tmp_path, HERE)
     expected = curve(read_metrics(tmp_path))
     train(settings, left, data, tmp_path, HERE)
@@ -118,8 +118,8 @@ def test_a_residual_changes_nothing_of_the_mean_it_is_learnt_on(
     settings = tiny_settings(mean_stage(8), residual_stage(8))
     data = encoded(data_set, cache, settings)
     only = tiny_settings(mean_stage(8))
-    expected = train(only, fresh(only), data, tmp_path, HERE).checkpoint.ema
-    found = train(settings, fresh(settings), data, tmp_path, HERE).checkpoint
+    expected = train(only, start_fresh(only), data, tmp_path, HERE).checkpoint.ema
+    found = train(settings, start_fresh(settings), data, tmp_path, HERE).checkpoint
     assert found.mean is not None and _same(found.mean, expected)
     assert not _same(found.ema, expected)
     figures = read_metrics(tmp_path)[-1]["validation"]
@@ -130,14 +130,14 @@ def test_a_residual_changes_nothing_of_the_mean_it_is_learnt_on(
 def test_loaders_change_nothing(data_set: Path, cache: Path, tmp_path: Path) -> None:
     settings = tiny_settings(mean_stage(8))
     data = encoded(data_set, cache, settings)
-    a = train(settings, fresh(settings), data, tmp_path, HERE).checkpoint
-    b = train(settings, fresh(settings), data, tmp_path, Machinery(workers=1)).checkpoint
+    a = train(settings, start_fresh(settings), data, tmp_path, HERE).checkpoint
+    b = train(settings, start_fresh(settings), data, tmp_path, Machinery(workers=1)).checkpoint
     assert _same(a.net, b.net)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(data_set: Path, cache: Path, tmp_path: Path) -> None:
     settings = tiny_settings(mean_stage(16))
-    start = fresh(settings)
+    start = start_fresh(settings)
     broken = {k: torch.full_like(v, torch.nan) for k, v in start.net.items()}
     with pytest.raises(InputError, match="no number after 2 samples"):
         train(
@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_ends_the_training(data_set: Path, cache: Path,
 def test_a_residual_needs_a_mean(data_set: Path, cache: Path, tmp_path: Path) -> None:
     settings = tiny_settings(residual_stage())
     with pytest.raises(InputError, match="learnt on a mean"):
-        train(settings, fresh(settings), encoded(data_set, cache, settings), tmp_path, HERE)
+        train(settings, start_fresh(settings), encoded(data_set, cache, settings), tmp_path, HERE)
 
 
 def test_processes_must_be_able_to_share_a_step(data_set: Path, cache: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_processes_must_be_able_to_share_a_step(data_set: Path, cache: Path, tmp
     with pytest.raises(InputError, match="4 devices cannot share the 2 samples"):
         train(
             settings,
-            fresh(settings),
+            start_fresh(settings),
             encoded(data_set, cache, settings),
             tmp_path,
             Machinery(devices=2, nodes=2),
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_gamma_and_scores_are_those_of_a_perfect_prediction(data_set: Path, cache: Path) -> None:
-    from vmat_diffusion.training.encoded import EncodedCases
+    from vmat_diffusion.training.samples import EncodedCases
     from vmat_diffusion.training.validation import summary, validate
 
     settings = tiny_settings(mean_stage())

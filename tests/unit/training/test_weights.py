@@ -17,9 +17,9 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.weights import (
     SITES,
     description,
-    fresh,
     model_of,
     new_network,
+    start_fresh,
     start_from,
     tuning_settings,
 )
@@ -62,7 +62,7 @@ def test_inputs_that_both_encodings_have_keep_their_meaning() -> None:
         told = goal_numbers(goals, encoding, 70.0).tolist()
         return torch.tensor([[1.0, 0.9, 0.0, *flags, 1.0, 0.5, 0.6, 0.7, *told]])
 
-    assert vector(old).shape == (1, old.numbers) and vector(new).shape == (1, new.numbers)
+    assert vector(old).shape == (1, old.layout.size) and vector(new).shape == (1, new.layout.size)
     expected = _answer(model.mean, volume, vector(old))
     assert torch.allclose(_answer(net, moved, vector(new)), expected, atol=1e-5)
     assert not torch.allclose(_answer(net, moved.flip(1), vector(new)), expected, atol=1e-2)
@@ -109,7 +109,7 @@ def test_weights_of_another_network_or_process_are_refused() -> None:
 
 def test_a_checkpoint_becomes_the_model_of_its_average() -> None:
     settings = tiny_settings(mean_stage(), residual_stage())
-    start = fresh(settings)
+    start = start_fresh(settings)
     ema = {k: v + 1 for k, v in start.net.items()}
     model = model_of(replace(start, ema=ema), {"name": "test"})
     assert model.residual is None and model.description.card["name"] == "test"

@@ -16,11 +16,12 @@ from vmat_diffusion import cli
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import save_case
 from vmat_diffusion.dicom.read import read_case, read_dose
+from vmat_diffusion.diffusion.case_prediction import exceeded_limits
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.workflow.predict import Subject, exceeded, predict_case, predicted, read_subject
+from vmat_diffusion.workflow.predict import PredictionInput, predict_case, predict_input, read_input
 from vmat_diffusion.workflow.settings import predict_settings
 
 SHEET = "head_neck_70_63_56"
@@ -47,11 +48,11 @@ def test_only_limits_that_are_exceeded_are_told() -> None:
     organs = ("Parotid_L", "Parotid_R", "Larynx")
     gy = np.full(case.grid.shape, 20.0, np.float32)
     gy[case.structures["Parotid_L"].mask] = 29.0
-    goals = exceeded(sheet, case, Dose(case.grid, gy), organs)
+    goals = exceeded_limits(sheet, case, Dose(case.grid, gy), organs)
     assert (goals.mean_gy, goals.hot_gy) == ({"Parotid_L": 26.0}, {})
-    assert not exceeded(sheet, case, Dose(case.grid, gy), ("Parotid_R",)).mean_gy
+    assert not exceeded_limits(sheet, case, Dose(case.grid, gy), ("Parotid_R",)).mean_gy
     gy[case.structures["Parotid_R"].mask] = 50.0
-    far = exceeded(sheet, case, Dose(case.grid, gy), organs).mean_gy["Parotid_R"]
+    far = exceeded_limits(sheet, case, Dose(case.grid, gy), organs).mean_gy["Parotid_R"]
     assert far == pytest.approx(44.0)  # 26 Gy are out of reach: 6 Gy less are asked for
 
 
@@ -64,7 +65,7 @@ def test_a_training_case_gives_arrays_and_no_dicom(npz: Path, weights: Path, tmp
     case = small_training().case
     gy = arrays["mean"] * float(arrays["dose_step_gy"])
     assert gy.max() > 10
-    assert arrays["samples"].shape == (2, *gy.shape) and arrays["chosen"] == run.predicted.chosen
+    assert arrays["samples"].shape == (2, *gy.shape) and arrays["chosen"] == run.prediction.chosen
     np.testing.assert_allclose(arrays["samples"].mean(axis=0) / 100, gy, atol=0.0151)
     spread = arrays["samples"].std(axis=0, ddof=1) / 100
     np.testing.assert_allclose(arrays["std"] / 100, spread, atol=0.0151)
@@ -78,14 +79,14 @@ def test_a_dicom_case_gives_doses_linked_to_it(case_folder: Path, weights: Path,
     run = predict_case(case_folder, tmp_path / "out", asked)
     case = read_case(case_folder)
     for name, gy in (
-        ("mean", run.predicted.mean.gy),
-        ("std", run.predicted.mean.std_gy),
-        ("sample_1", run.predicted.samples[1].gy),
+        ("mean", run.prediction.mean.gy),
+        ("std", run.prediction.mean.std_gy),
+        ("sample_1", run.prediction.samples[1].gy),
     ):
         dose = read_dose(tmp_path / "out" / f"{name}.dcm")
         np.testing.assert_allclose(dose.gy, gy, atol=1e-4)
         assert dose.provenance["frame_of_reference_uid"] == case.source.frame_of_reference_uid
-    assert not run.predicted.mean.on(case.grid)[~case.body.mask].any()
+    assert not run.prediction.mean.on(case.grid)[~case.body.mask].any()
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert record["settings"]["seed"] == 0 and record["model"]["card"]["name"] == "tiny"
     assert set(record["files"]) == {f.name for f in (tmp_path / "out").iterdir()}
@@ -106,7 +107,7 @@ def test_goals_pull_organs_that_the_model_does_not_know(weights: Path, tmp_path:
 
     def mean_gy(pull: float) -> float:
         asked = settings(weights, goals=str(sheet), samples=1, pull=pull)
-        dose = predicted(read_subject(npz, asked), tiny_model(), asked).samples[0]
+        dose = predict_input(read_input(npz, asked), tiny_model(), asked).samples[0]
         return float(dose.on(training.case.grid)[gland.mask].mean())
 
     assert mean_gy(1.0) < mean_gy(0.0) - 3
@@ -124,11 +125,11 @@ def test_a_training_case_is_predicted_on_voxels_that_the_model_was_trained_on(we
     names = {"features": ["spacing_x_mm", "spacing_z_mm"], "low": [3.5, 2.0], "high": [4.5, 5.0]}
     statistics = {"mean": [4, 3], "precision": [[1, 0], [0, 1]], "limit": 9.0, "cases": 9}
     known = {**names, **statistics, "sites": ["head_neck"]}
-    subject = Subject(thin.case, sheet, thin)
-    native = predicted(subject, described(tiny_model(), known=known), asked)
+    subject = PredictionInput(thin.case, sheet, thin)
+    native = predict_input(subject, described(tiny_model(), known=known), asked)
     assert native.mean.grid.spacing_mm == thin.case.grid.spacing_mm
     assert native.mean.grid.shape[0] == 9 == np.count_nonzero(own.any(axis=(1, 2)))
-    moved = predicted(subject, described(tiny_model(), known={**known, "low": [3.5, 2.5]}), asked)
+    moved = predict_input(subject, described(tiny_model(), known={**known, "low": [3.5, 2.5]}), asked)
     assert moved.mean.grid.spacing_mm[2] == 4.0  # two slices in one of the model's 5 mm
     gy = moved.mean.on(thin.case.grid)
     assert gy[6:].max() > 10 and gy[:1].max() < 1  # no dose where its mask has none
@@ -136,7 +137,7 @@ def test_a_training_case_is_predicted_on_voxels_that_the_model_was_trained_on(we
 
 def test_one_sample_has_no_spread(case_folder: Path, weights: Path, tmp_path: Path) -> None:
     run = predict_case(case_folder, tmp_path / "o", settings(weights, goals="tg119_cshape_easy", samples=1))
-    assert run.predicted.mean.std_gy is None
+    assert run.prediction.mean.std_gy is None
     assert {f.name for f in (tmp_path / "o").glob("*.dcm")} == {"mean.dcm", "sample_0.dcm"}
     with np.load(tmp_path / "o" / "prediction.npz") as file:
         assert "std" not in file and file["samples"].shape[0] == 1
@@ -144,20 +145,20 @@ def test_one_sample_has_no_spread(case_folder: Path, weights: Path, tmp_path: Pa
 
 def test_the_chosen_sample_is_the_best_by_the_sheet(npz: Path, weights: Path) -> None:
     asked = settings(weights, samples=4)
-    done = predicted(read_subject(npz, asked), tiny_model(), asked)
+    done = predict_input(read_input(npz, asked), tiny_model(), asked)
     assert done.scores[1 + done.chosen] == min(done.scores[1:])
     assert done.best is done.samples[done.chosen]
     assert done.reason.startswith(f"Sample {done.chosen} ") and done.reason.endswith(".")
-    none = predicted(read_subject(npz, asked), tiny_model(residual=False), settings(weights, samples=0))
+    none = predict_input(read_input(npz, asked), tiny_model(residual=False), settings(weights, samples=0))
     assert none.chosen is None and none.best is none.mean is none.regression
     assert "regression" in none.reason
 
 
 def test_same_seed_same_doses_and_the_pull_counts(npz: Path, weights: Path) -> None:
-    subject = read_subject(npz, settings(weights))
+    subject = read_input(npz, settings(weights))
 
     def drawn(**changes: object) -> Dose:
-        return predicted(subject, tiny_model(), settings(weights, samples=1, **changes)).samples[0]
+        return predict_input(subject, tiny_model(), settings(weights, samples=1, **changes)).samples[0]
 
     first = drawn()
     np.testing.assert_array_equal(first.gy, drawn().gy)

@@ -16,7 +16,7 @@ import vmat_diffusion.optimize as package
 from vmat_diffusion.case import Dose
 from vmat_diffusion.cli.display import run_text
 from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.diffusion.domain import known_of
+from vmat_diffusion.diffusion.domain import domain_figures
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.grid import near_targets
 from vmat_diffusion.diffusion.model import save_model
@@ -41,7 +41,7 @@ def weights_for(path: Path, sites: Sequence[str]) -> Path:
         case = small_case()
         case = replace(case, grid=replace(case.grid, spacing_mm=spacing))
         cases.append(TrainingCase(case, near_targets(case)))
-    known = {**known_of(cases, encoding), "sites": list(sites)}
+    known = {**domain_figures(cases, encoding), "sites": list(sites)}
     return save_model(path, described(model, known=known))
 
 
