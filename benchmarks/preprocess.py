@@ -35,8 +35,8 @@ from vmat_diffusion.dataset.raw_cases import RawCase
 from vmat_diffusion.dicom.read import read_case
 from vmat_diffusion.geometry import average_onto
 from vmat_diffusion.jobs.batch import Cluster
+from vmat_diffusion.jobs.case_states import WORK, write_state
 from vmat_diffusion.workflow import preprocess as module
-from vmat_diffusion.workflow.states import WORK, write_state
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "benchmarks_preprocess.json"

@@ -29,7 +29,7 @@ from vmat_diffusion.report.plan_boxes import write_plan_boxes
 from vmat_diffusion.workflow.run import plan_case
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 from vmat_diffusion.workflow.settings import PlanSettings, fitted
-from vmat_diffusion.workflow.simulate import must_be_plannable
+from vmat_diffusion.workflow.simulate import require_plannable
 
 PATIENTS_CSV, SUMMARY_JSON, SUMMARY_MD, BOXES_PNG = "plans.csv", "plans.json", "plans.md", "plans.png"
 
@@ -232,7 +232,7 @@ class PlannedPatient:
 def read_plannable(path: Path) -> TrainingCase:
     """A patient with CT and clinical dose. Raises CaseError for any other."""
     training = read_openkbp(path)
-    must_be_plannable(training)
+    require_plannable(training)
     return training
 
 

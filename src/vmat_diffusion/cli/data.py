@@ -30,7 +30,7 @@ from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import Deidentified
-    from vmat_diffusion.workflow.preprocess import Prepared
+    from vmat_diffusion.workflow.preprocess import PreprocessRun
 
 
 def deidentify(
@@ -164,7 +164,7 @@ def _shape(text: str) -> tuple[int, int, int] | None:
     return z, y, x
 
 
-def _prepared_text(done: Prepared) -> str:
+def _prepared_text(done: PreprocessRun) -> str:
     """The data set by site, what lost voxels, and why the others are not in it."""
     z, y, x = done.shape
     pace = f", {60 * done.made / done.seconds:.1f} cases/min" if done.made else ""
@@ -188,7 +188,7 @@ def _prepared_text(done: Prepared) -> str:
     return "\n\n".join(parts)
 
 
-def _groups(done: Prepared) -> list[list[Any]]:
+def _groups(done: PreprocessRun) -> list[list[Any]]:
     """Rows of the table: cases that share site, technique and prescription."""
     cases: Counter[tuple[str, str, str]] = Counter()
     doses: Counter[tuple[str, str, str]] = Counter()

@@ -28,7 +28,7 @@ from vmat_diffusion.cli.options import (
 from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.simulate import Patient, Simulated
+    from vmat_diffusion.workflow.simulate import PatientSource, SimulationRun
 
 _COLUMNS = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
 
@@ -97,7 +97,7 @@ def simulate(
 
 def _patients(
     cases: Path | None, synthetic: int | None, sites: tuple[str, ...], seed: int
-) -> tuple[Patient, ...]:
+) -> tuple[PatientSource, ...]:
     from vmat_diffusion.workflow.simulate import patients_of, synthetic_patients
 
     if cases is not None and synthetic is None:
@@ -107,7 +107,7 @@ def _patients(
     raise InputError("simulate needs one of --cases DIR and --synthetic N; give exactly one")
 
 
-def _text(done: Simulated) -> str:
+def _text(done: SimulationRun) -> str:
     """The plans in figures, and why the others are not there."""
     rows = [[name, *(record[c] for c in _COLUMNS)] for name, record in done.plans.items()]
     parts = [

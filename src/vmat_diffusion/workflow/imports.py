@@ -1,4 +1,4 @@
-"""Public data made ready: OpenKBP to a data set, trees of DICOM files to raw folders for `preprocess`."""
+"""`import openkbp` and `import dicom`: public data as a data set, or as raw folders for `preprocess`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, w
 from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.jobs.case_states import (
+    make_cases,
+    open_dataset,
+    read_states,
+    rejections_of,
+    write_tables,
+)
+from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.run_files import appearing_whole
-from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A data set of public cases: how many are in it and were made now, and what was left out."""
+class ImportRun:
+    """The result of `import openkbp`: cases of the data set, those made by this run, and rejections."""
 
     out: Path
     cases: int
@@ -53,13 +59,15 @@ def import_openkbp(
     split_folders: bool = False,
     cluster: Cluster | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
-) -> Imported:
+    progress: Progress = silent,
+) -> ImportRun:
     """Make or go on with the data set `out` from the OpenKBP patients below `source`.
 
     `split_folders` takes the splits from the names of the patients' folders (train..., valid...,
-    test...). Raises InputError where the folders cannot be used; a patient that cannot is a rejection.
+    test...). Raises InputError where the folders cannot be used; a patient that cannot be used is rejected.
     """
+    from vmat_diffusion.report.case_picture import case_picture
+
     started = time.perf_counter()
     source, out = source.absolute(), out.absolute()
     if source in (out, *out.parents):
@@ -70,10 +78,12 @@ def import_openkbp(
     paths, again = _once_each(patient_paths(source))
     given = {name: _split_of(path, source) for name, path in paths.items()} if split_folders else {}
     record = {"source": SOURCE, "schema": SCHEMA, "version": __version__}
-    opened(out, record, SHAPE, resume=resume)
+    open_dataset(out, record, SHAPE, resume=resume)
     jobs = {name: (_key(path), (path,)) for name, path in paths.items()}
     pool = cluster or Cluster()
-    made = make_cases(read_openkbp, jobs, out, cluster=pool, stage="import", progress=progress)
+    made = make_cases(
+        read_openkbp, jobs, out, draw=case_picture, cluster=pool, stage="import", progress=progress
+    )
     states = read_states(out)
     done = [state for state in states if state["state"] == "done"]
     rejections = (*again, *rejections_of([s for s in states if s["id"] in paths]))
@@ -85,7 +95,7 @@ def import_openkbp(
         )
     write_tables(out, record, SHAPE, done, rejections)
     splits = split_dataset(out, given=given) if split_folders else None
-    return Imported(
+    return ImportRun(
         out=out,
         cases=len(done),
         without_ct=sum(not state["record"]["has_ct"] for state in done),
@@ -97,7 +107,7 @@ def import_openkbp(
 
 
 def _once_each(paths: Sequence[Path]) -> tuple[dict[str, Path], list[Rejection]]:
-    """The patients by id, and those that are there a second time."""
+    """The patients by id, and a rejection for each that is there a second time."""
     found: dict[str, Path] = {}
     again = []
     for path in paths:
@@ -122,8 +132,8 @@ def _split_of(path: Path, source: Path) -> Split:
 
 
 @dataclass(frozen=True)
-class RawTree:
-    """Folders made from a tree of DICOM files: ids made now and there already, and what was left out."""
+class DicomImportRun:
+    """The result of `import dicom`: ids of folders made now, of those there already, and files left out."""
 
     raw: Path
     made: tuple[str, ...]
@@ -136,35 +146,34 @@ class RawTree:
 
 
 def import_dicom(
-    source: Path, raw: Path, *, key: Path | None = None, progress: Progress | None = None
-) -> RawTree:
+    source: Path, raw: Path, *, key: Path | None = None, progress: Progress = silent
+) -> DicomImportRun:
     """Sort a tree of DICOM files into a folder per case below `raw`, for `preprocess`.
 
-    Files are hard links where the file system allows, else copies; their names and the folders' tell
-    nothing of the patient, what is in them stays as it is. A folder that is there already is kept. `key`
-    takes a CSV of case, patient ID and structure set. Raises InputError where the folders cannot be used.
+    Files are hard links where the file system allows it, else copies. The names of files and folders do not
+    identify the patient; the content of the files stays. A folder that exists is kept. `key` is a CSV of
+    case, patient ID and structure set to write. Raises InputError where the folders cannot be used.
     """
     source, raw = source.absolute(), raw.absolute()
     if source in (raw, *raw.parents):
         raise InputError(f"{raw} lies in {source}, which is read; name a folder beside it")
     if key is not None and raw in key.absolute().parents:
         raise InputError(f"{key} would tell the patients' IDs beside the cases; name a file elsewhere")
-    report = progress or (lambda stage, fraction, note: None)
-    report("look", 0.0, "")
+    progress("look", 0.0, "")
     cases, left_out = cases_in_tree(source)
-    report("look", 1.0, f"{len(cases)} cases")
+    progress("look", 1.0, f"{len(cases)} cases")
     raw.mkdir(parents=True, exist_ok=True)
     made = []
     for count, case in enumerate(cases, start=1):
         if not (raw / case.id).exists():
             _lay_out(case, raw / case.id)
             made.append(case.id)
-        report("sort", count / len(cases), f"{count} of {len(cases)}")
+        progress("sort", count / len(cases), f"{count} of {len(cases)}")
     if key is not None:
         rows = ((case.id, case.patient_id, case.structure_set.uid) for case in cases)
         write_table(key, ("case", "patient_id", "structure_set_uid"), rows)
     there = tuple(case.id for case in cases if case.id not in set(made))
-    return RawTree(raw, tuple(made), there, left_out)
+    return DicomImportRun(raw, tuple(made), there, left_out)
 
 
 def _lay_out(case: TreeCase, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Clinical folders to a data set of training cases: resumable, one job per case, none lost silently.
+"""`preprocess`: clinical folders become a data set of training cases, one job per case.
 
-First pass, only where the common shape is not known yet: every case on the spacing asked for, kept under
-`.work`. Second pass: cut to the shape, saved, drawn. What happened to each case is a small file under
-`.work`, written after the case's own files, so that whatever is recorded is whole.
+The first pass resamples every case and keeps it under `.work`; it is needed only to find the common shape.
+The second pass cuts the cases to the shape and writes them. A case is in the data set or in the list of
+rejections; an interrupted run goes on (`jobs.case_states`).
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.states import (
+from vmat_diffusion.jobs.case_states import (
     WORK,
     Shape,
-    finished,
     is_made,
-    note_run,
-    opened,
+    open_dataset,
     read_state,
     read_states,
     rejections_of,
     run_undone,
-    staged,
+    staged_path,
+    write_case,
+    write_run,
     write_state,
     write_tables,
 )
+from vmat_diffusion.progress import Progress, silent
 
-# Settings that only admit more cases: those that are finished without them are the same with them.
+# Settings that only admit more cases: they do not change a case that is finished.
 _ADMITTING = ("relax", "allow_outside_body")
 _STAGED = {"state": "staged"}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A finished data set: what is in it, what is not, what lost voxels, and the time it took.
+class PreprocessRun:
+    """The result of `preprocess`: cases and rejections, voxels that were cut off, and the time.
 
-    `without_raw` are cases of an earlier run that are in it though no raw folder has their id any more:
-    the folder is gone, or its files changed and it is here again under another id.
+    `without_raw` are cases of an earlier run whose id no raw folder has any more: the folder is gone, or its
+    files have changed and so its id.
     """
 
     out: Path
@@ -91,14 +91,14 @@ def preprocess(
     cluster: Cluster | None = None,
     resume: bool = False,
     key: Path | None = None,
-    progress: Progress | None = None,
-) -> Prepared:
+    progress: Progress = silent,
+) -> PreprocessRun:
     """Make or go on with the data set `out` from the case folders below `raw`.
 
-    `shape` is (z, y, x); None finds it from all cases once and keeps it when cases are added. `resume`
-    makes only what is not there yet, and again what changed; `relax` and `allow_outside_body` may be turned
-    on then, and rejected cases are tried again. `key` takes a CSV of ids and folders.
-    Raises InputError where the folders or settings cannot be used, or where no case is left.
+    `shape` is (z, y, x); None finds the common shape of all cases, which stays when cases are added.
+    `resume` makes the cases that are missing or whose files changed; with it `relax` and
+    `allow_outside_body` may be turned on, and then rejected cases are tried again. `key` is a CSV of ids and
+    folders to write. Raises InputError where the folders or settings cannot be used, or no case is left.
     """
     started = time.perf_counter()
     if key is not None and out.resolve() in key.resolve().parents:
@@ -108,20 +108,20 @@ def preprocess(
         raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
     cases, no_case = scan(raw, sites)
     record = settings_record(settings, shape)
-    shape = opened(out, record, shape, resume=resume, admitting=_ADMITTING)
+    shape = open_dataset(out, record, shape, resume=resume, admitting=_ADMITTING)
     if key is not None:
         write_table(key, ("case", "folder"), ((case.id, case.folder.name) for case in cases))
     pool = cluster or Cluster()
-    work = _Work(out, settings, {case.id: case for case in cases}, pool, progress)
+    work = _Work(out, settings, {case.id: case for case in cases}, pool, progress=progress)
     if shape is None:
         work.run("resample", None)
         shape = _common(work, settings.spacing_mm, no_case)
-        note_run(out, record, shape)
+        write_run(out, record, shape)
     work.run("write", shape)
     done = work.finished(shape)
     rejections = (*no_case, *work.rejections())
     write_tables(out, record, shape, list(done.values()), rejections)
-    return Prepared(
+    return PreprocessRun(
         out=out,
         shape=shape,
         records=tuple(state["record"] for state in done.values()),
@@ -184,7 +184,7 @@ def _point(values: Sequence[float]) -> Point:
 
 
 class _Work:
-    """The cases of one data set and what has become of each, kept in `.work`."""
+    """The cases of one data set and their states, kept in `.work`."""
 
     def __init__(
         self,
@@ -192,7 +192,8 @@ class _Work:
         settings: Preparation,
         cases: Mapping[str, RawCase],
         cluster: Cluster,
-        progress: Progress | None,
+        *,
+        progress: Progress,
     ) -> None:
         self.out, self.settings, self.cases = out, settings, cases
         self.cluster, self.progress = cluster, progress
@@ -200,11 +201,11 @@ class _Work:
         self.failed: set[str] = set()
 
     def states(self) -> list[dict[str, Any]]:
-        """What is recorded, in the order of the cases' ids; cases whose raw folder is gone included."""
+        """All states in the order of the cases' ids, those of cases without a raw folder included."""
         return read_states(self.out)
 
     def run(self, stage: str, shape: Shape | None) -> None:
-        """Do what is not done: the first pass where `shape` is None, else the cases themselves."""
+        """Run the jobs that are not done: the first pass where `shape` is None, else the second."""
         jobs = {
             name: (_key(case), (case, self.settings, self.out, shape))
             for name, case in self.cases.items()
@@ -223,21 +224,21 @@ class _Work:
         return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
 
     def rejections(self) -> list[Rejection]:
-        """Why the cases that are not in the data set are not; those whose raw folder is gone do not count."""
+        """The rejected cases, without those whose raw folder is gone."""
         return rejections_of([s for s in self.states() if s["id"] in self.cases])
 
 
 def _key(case: RawCase) -> str:
-    """The state of the files and of what the user says of the case."""
+    """A key that changes with the files, and with the user's statements on the case."""
     return f"{case.key} {case.site} {case.fractions}"
 
 
 def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
-    """One job: the case resampled and kept for later, or, with a shape, finished. Returns its id.
+    """One job: resample a case and keep it for later or, with a shape, finish it. Returns its id.
 
-    Raises InputError for a case that is to be left out.
+    Raises InputError to reject the case.
     """
-    key, kept = _key(case), staged(out, case.id)
+    key, kept = _key(case), staged_path(out, case.id)
     waiting = is_made(out, read_state(out, case.id), key, _STAGED)
     training = load_case(kept) if waiting else clinical_case(case, settings)
     origin = training.provenance
@@ -254,7 +255,9 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
 
 
 def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
-    """Write a case's files and describe what is in them, as read back."""
+    """Cut a case to the shape, write its files and describe them as read back."""
+    from vmat_diffusion.report.case_picture import case_picture
+
     cut, lost = cut_to(training, shape)
     percent = {name: round(share, 3) for name, share in lost.items()}
     cut = replace(cut, provenance={**cut.provenance, "cut_percent": percent})
@@ -262,7 +265,7 @@ def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Sha
     if settings.store_sdf:
         spacing = cut.case.grid.spacing_mm
         sdf = {name: signed_distance_mm(s.mask, spacing) for name, s in cut.case.structures.items()}
-    made = finished(cut, out, sdf_mm=sdf)
+    made = write_case(cut, out, draw=case_picture, sdf_mm=sdf)
     origin = cut.provenance
     statistics = made["statistics"]
     for key in ("extent_mm", "targets_extent_mm"):

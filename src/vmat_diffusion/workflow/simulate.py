@@ -1,7 +1,7 @@
-"""Paired VMAT data: patients planned by the project's own optimiser under varied goals and arcs.
+"""`simulate`: a data set of plans of the project's own optimiser, with varied goals and arcs.
 
-One job per plan. Each becomes a training case on its patient's grid with dose, control points and the
-goals it was made for. What happened to each plan is a small file under `.work`, as for `preprocess`.
+One job per plan. Each plan becomes a training case on its patient's grid with dose, control points and
+goals. An interrupted run goes on (`jobs.case_states`).
 """
 
 from __future__ import annotations
@@ -30,82 +30,32 @@ from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
+from vmat_diffusion.jobs.case_states import (
+    make_cases,
+    open_dataset,
+    read_states,
+    rejections_of,
+    write_tables,
+)
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.states import make_cases, opened, read_states, rejections_of, write_tables
+from vmat_diffusion.progress import Progress, silent
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
 
 
-@dataclass(frozen=True)
-class Patient:
-    """A patient who can be planned any number of times.
-
-    `file` is a training case, None for a synthetic patient of `site` and `seed`. `patient` is the
-    pseudonym by which data sets are split; `key` changes with what the patient is made of.
-    """
-
-    id: str
-    site: str
-    patient: str
-    key: str
-    file: Path | None = None
-    seed: int = 0
-
-    def read(self, spacing_mm: Point) -> TrainingCase:
-        """The patient on the grid of the file, or a synthetic one on `spacing_mm` (x, y, z)."""
-        if self.file is not None:
-            return load_case(self.file)
-        made = on_spacing(synthetic_case(self.site, self.seed), spacing_mm)
-        origin = {"source": "synthetic", "site": self.site, "seed": self.seed}
-        return replace(made, names=vocabulary(load_table(None)), provenance=origin)
-
-
-def patients_of(folder: Path, sites: Sequence[str] = ()) -> tuple[Patient, ...]:
-    """The cases of a data set, of some sites or all.
-
-    Raises InputError where the folder is no data set or holds no case of the sites.
-    """
-    records = [r for r in read_index(folder) if not sites or r["site"] in sites]
-    if not records:
-        of = f" of the sites {', '.join(sites)}" if sites else ""
-        raise InputError(f"{folder} holds no case{of}; name a data set made by preprocess or import")
-    return tuple(
-        Patient(r["id"], r["site"], r["patient"], r["sha256"], folder.absolute() / r["file"]) for r in records
-    )
-
-
-def synthetic_patients(count: int, *, seed: int, sites: Sequence[str] = ()) -> tuple[Patient, ...]:
-    """Synthetic patients with consecutive seeds, the sites in turn.
-
-    Raises InputError for a count below 1 or a site without synthetic patients.
-    """
-    if not 1 <= count <= 1_000_000:
-        raise InputError(f"--synthetic {count} is outside 1 to 1000000; choose one within")
-    sites = tuple(sites) or SITES
-    if unknown := [s for s in sites if s not in SITES]:
-        raise InputError(
-            f"there are no synthetic patients for --sites {unknown[0]}; choose among {', '.join(SITES)}"
-        )
-    out = []
-    for k in range(count):
-        site, own = sites[k % len(sites)], seed + k
-        name = f"{site}_{own}"
-        out.append(Patient(name, site, f"synthetic_{name}", f"{__version__} {name}", seed=own))
-    return tuple(out)
-
-
-# A shoulder or an arm that leaves the scan's field of view attenuates few beams.
+# The body may leave the scan's field of view over this share of a side: a shoulder or an arm attenuates few
+# beams.
 _CUT_SHARE = 0.1
-# Looser than any clinic: what lies beyond is a search that hardly began, not a plan of other priorities.
+# D95% and D2% relative to the prescription, looser than in any clinic: a dose beyond them is of a search
+# that ended too early.
 _LEAST_COVERAGE, _MOST_HEAT = 0.8, 1.25
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """How every patient is planned. Without `max_minutes` plans depend on the seed alone, not on the clock.
+    """The settings of all plans. Without `max_minutes` plans depend on the seed alone, not on the clock.
 
     `effort` scales the optimiser's iterations; `spacing_mm` (x, y, z) is the grid of synthetic patients.
     """
@@ -130,8 +80,8 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """A finished data set of plans: `plans` are their records by id, those of earlier runs included."""
+class SimulationRun:
+    """The result of `simulate`: `plans` are the records by id, those of earlier runs included."""
 
     out: Path
     plans: Mapping[str, Mapping[str, Any]]
@@ -151,34 +101,38 @@ class Simulated:
 
 
 def simulate(
-    patients: tuple[Patient, ...],
+    patients: tuple[PatientSource, ...],
     out: Path,
     settings: Simulation,
     *,
     plans_per_case: int,
     cluster: Cluster | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
-) -> Simulated:
+    progress: Progress = silent,
+) -> SimulationRun:
     """Plan each patient `plans_per_case` times and write the data set `out`.
 
-    `resume` makes what is not there yet; patients and plans, not other settings, may be added by it.
-    Raises InputError where the folder, the machine or the settings cannot be used.
+    `resume` makes the plans that are missing; it may add patients and plans, with the same settings. Raises
+    InputError where the folder, the machine or the settings cannot be used.
     """
+    from vmat_diffusion.report.case_picture import case_picture
+
     started = time.perf_counter()
     if not 1 <= plans_per_case <= 99:
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
     load_machine(settings.machine).require_beam()
     out = out.absolute()  # workers of a cluster may start elsewhere
     record = settings_record(settings)
-    opened(out, record, None, resume=resume)
+    open_dataset(out, record, None, resume=resume)
     jobs = {
         plan_id(patient, number): (patient.key, (patient, number, settings))
         for patient in patients
         for number in range(1, plans_per_case + 1)
     }
     pool = cluster or Cluster(memory_gb=4.0)
-    made = make_cases(simulate_plan, jobs, out, cluster=pool, stage="plan", progress=progress)
+    made = make_cases(
+        simulate_plan, jobs, out, draw=case_picture, cluster=pool, stage="plan", progress=progress
+    )
     states = read_states(out)
     done = [state for state in states if state["state"] == "done"]
     rejections = tuple(rejections_of(states))
@@ -186,10 +140,69 @@ def simulate(
     if not done:
         raise PlanError(f"none of {len(jobs)} plans could be made; read {out / REJECTED} for the reasons")
     plans = {s["id"]: {**s["figures"], "minutes": round(s["seconds"] / 60, 2)} for s in done}
-    return Simulated(out, plans, rejections, made, time.perf_counter() - started)
+    return SimulationRun(out, plans, rejections, made, time.perf_counter() - started)
 
 
-def plan_id(patient: Patient, number: int) -> str:
+@dataclass(frozen=True)
+class PatientSource:
+    """A patient to be planned.
+
+    `file` is a training case, None for a synthetic patient of `site` and `seed`. `patient` is the
+    pseudonym by which data sets are split; `key` changes with the source of the patient.
+    """
+
+    id: str
+    site: str
+    patient: str
+    key: str
+    file: Path | None = None
+    seed: int = 0
+
+    def read(self, spacing_mm: Point) -> TrainingCase:
+        """The patient on the grid of the file, or a synthetic one on `spacing_mm` (x, y, z)."""
+        if self.file is not None:
+            return load_case(self.file)
+        made = on_spacing(synthetic_case(self.site, self.seed), spacing_mm)
+        origin = {"source": "synthetic", "site": self.site, "seed": self.seed}
+        return replace(made, names=vocabulary(load_table(None)), provenance=origin)
+
+
+def patients_of(folder: Path, sites: Sequence[str] = ()) -> tuple[PatientSource, ...]:
+    """The cases of a data set, of some sites or all.
+
+    Raises InputError where the folder is no data set or holds no case of the sites.
+    """
+    records = [r for r in read_index(folder) if not sites or r["site"] in sites]
+    if not records:
+        of = f" of the sites {', '.join(sites)}" if sites else ""
+        raise InputError(f"{folder} holds no case{of}; name a data set made by preprocess or import")
+    return tuple(
+        PatientSource(r["id"], r["site"], r["patient"], r["sha256"], folder.absolute() / r["file"])
+        for r in records
+    )
+
+
+def synthetic_patients(count: int, *, seed: int, sites: Sequence[str] = ()) -> tuple[PatientSource, ...]:
+    """Synthetic patients with consecutive seeds, the sites in turn.
+
+    Raises InputError for a count below 1 or a site without synthetic patients.
+    """
+    if not 1 <= count <= 1_000_000:
+        raise InputError(f"--synthetic {count} is outside 1 to 1000000; choose one within")
+    sites = tuple(sites) or SITES
+    if unknown := [s for s in sites if s not in SITES]:
+        raise InputError(
+            f"there are no synthetic patients for --sites {unknown[0]}; choose among {', '.join(SITES)}"
+        )
+    out = []
+    for k in range(count):
+        site, own = sites[k % len(sites)], seed + k
+        name = f"{site}_{own}"
+        out.append(PatientSource(name, site, f"synthetic_{name}", f"{__version__} {name}", seed=own))
+    return tuple(out)
+
+
+def plan_id(patient: PatientSource, number: int) -> str:
     """The id of a patient's n-th plan, counted from 1."""
     return f"{patient.id}_p{number:02d}"
 
@@ -206,7 +219,7 @@ def settings_record(settings: Simulation) -> dict[str, Any]:
     }
 
 
-def simulate_plan(patient: Patient, number: int, settings: Simulation) -> TrainingCase:
+def simulate_plan(patient: PatientSource, number: int, settings: Simulation) -> TrainingCase:
     """One job: draw a variation for a patient and plan it.
 
     The draw depends on the seed, the patient's id and the number alone. Raises InputError for a patient
@@ -214,8 +227,10 @@ def simulate_plan(patient: Patient, number: int, settings: Simulation) -> Traini
     """
     name, machine = plan_id(patient, number), load_machine(settings.machine)
     base = patient.read(settings.spacing_mm)
-    must_be_plannable(base)
-    training = planned(base, draw_of(base.case, name, settings.seed, machine), machine, settings)
+    require_plannable(base)
+    training = plan_variation(
+        base, draw_plan_variation(base.case, name, settings.seed, machine), machine, settings
+    )
     return replace(
         training,
         case=replace(training.case, id=name),
@@ -223,7 +238,7 @@ def simulate_plan(patient: Patient, number: int, settings: Simulation) -> Traini
     )
 
 
-def draw_of(case: Case, name: str, seed: int, machine: Machine) -> Variation:
+def draw_plan_variation(case: Case, name: str, seed: int, machine: Machine) -> Variation:
     """The variation of one plan by its id and the seed, whatever other plans there are.
 
     Raises GoalError where no goals fit the case.
@@ -233,7 +248,7 @@ def draw_of(case: Case, name: str, seed: int, machine: Machine) -> Variation:
     return draw_variation(rng, fitting_sheets(case), case, machine)
 
 
-def must_be_plannable(training: TrainingCase) -> None:
+def require_plannable(training: TrainingCase) -> None:
     """Raise CaseError for a case without CT or with a body that the volume cuts beside the targets."""
     case = training.case
     if not training.has_ct:
@@ -248,7 +263,9 @@ def must_be_plannable(training: TrainingCase) -> None:
         )
 
 
-def planned(base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation) -> TrainingCase:
+def plan_variation(
+    base: TrainingCase, variation: Variation, machine: Machine, settings: Simulation
+) -> TrainingCase:
     """The patient with the plan of a variation, its dose and its goals.
 
     Raises PlanError where the machine could not deliver the plan or the search left no usable dose.
@@ -269,12 +286,12 @@ def planned(base: TrainingCase, variation: Variation, machine: Machine, settings
     )
     made = optimize(case, sheet, machine, settings=asked, finalize=as_written)
     if made.outcome is Outcome.INTERRUPTED:
-        raise KeyboardInterrupt  # the optimiser keeps its best plan, which is no use here
+        raise KeyboardInterrupt  # the best plan so far would depend on the time of the interrupt
     if wrong := violations(made.plan, machine):
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
     dosed = replace(case, reference_dose=dose)
-    must_be_usable(sheet.prescription, dosed, dose)
+    require_usable(sheet.prescription, dosed, dose)
     return TrainingCase(
         case=dosed,
         possible_dose=possible,
@@ -300,8 +317,8 @@ def planned(base: TrainingCase, variation: Variation, machine: Machine, settings
     )
 
 
-def must_be_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
-    """Raise PlanError for a dose that is far from what was prescribed, as a search cut short leaves it."""
+def require_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
+    """Raise PlanError for a dose far from the prescription, as of a search that ended too early."""
     most = _MOST_HEAT * max(prescription.target_gy.values())
     for name, gy in prescription.target_gy.items():
         dvh = structure_dvh(dose, case.structures[name], case.grid)
@@ -316,7 +333,7 @@ def must_be_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
 
 
 def _figures(sheet: GoalSheet, case: Case, dose: Dose, made: Optimized) -> dict[str, Any]:
-    """A plan as the table of all plans shows it."""
+    """The figures of a plan in the table of all plans."""
     results = evaluate(sheet, case, dose)
     return {
         "site": case.site,

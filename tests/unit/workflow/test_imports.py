@@ -49,12 +49,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, module.Imported]:
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, module.ImportRun]:
     out = tmp_path_factory.mktemp("out") / "set"
     return out, import_openkbp(source, out, split_folders=True, cluster=HERE)
 
 
-def test_openkbp_becomes_a_data_set(made: tuple[Path, module.Imported]) -> None:
+def test_openkbp_becomes_a_data_set(made: tuple[Path, module.ImportRun]) -> None:
     out, done = made
     assert (done.cases, done.made, done.without_ct) == (3, 3, 1)
     assert done.splits == {"train": 2, "validation": 1, "test": 0}
@@ -77,7 +77,7 @@ def test_openkbp_becomes_a_data_set(made: tuple[Path, module.Imported]) -> None:
 
 
 def test_an_import_goes_on_where_it_was_stopped(
-    made: tuple[Path, module.Imported], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, module.ImportRun], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, calls = tmp_path / "set", []
 

@@ -26,13 +26,13 @@ from vmat_diffusion.dataset.raw_cases import RawCase, scan
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.workflow.preprocess import Prepared, preprocess
+from vmat_diffusion.workflow.preprocess import PreprocessRun, preprocess
 
 HERE = Cluster(kind="serial")
 SETTINGS = Preparation(spacing_mm=(2.0, 2.0, 2.5))
 
 
-def _run(raw: Path, out: Path, settings: Preparation = SETTINGS, **options: object) -> Prepared:
+def _run(raw: Path, out: Path, settings: Preparation = SETTINGS, **options: object) -> PreprocessRun:
     return preprocess(raw, out, settings, cluster=HERE, **options)  # type: ignore[arg-type]
 
 
@@ -49,14 +49,14 @@ def _raw(folder: Path, count: int = 3) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Prepared]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, PreprocessRun]:
     """Three cases as raw folders and as a data set, to be read only."""
     raw = _raw(tmp_path_factory.mktemp("raw"))
     out = tmp_path_factory.mktemp("out") / "set"
     return raw, out, _run(raw, out)
 
 
-def test_a_data_set_is_made_from_folders(made: tuple[Path, Path, Prepared]) -> None:
+def test_a_data_set_is_made_from_folders(made: tuple[Path, Path, PreprocessRun]) -> None:
     _, out, done = made
     names = {f"case_000{k}{end}" for k in (1, 2, 3) for end in (".npz", ".png")}
     assert set(_contents(out)) == {*names, "index.jsonl", "dataset.json", "rejected.csv"}
@@ -80,7 +80,7 @@ def test_a_data_set_is_made_from_folders(made: tuple[Path, Path, Prepared]) -> N
     assert about["structures"]["SpinalCord"]["cases"] == 3
 
 
-def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, Prepared]) -> None:
+def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, PreprocessRun]) -> None:
     raw, out, _ = made
     for path in sorted(out.rglob("*")):
         if path.is_file() and path.suffix != ".npz":
@@ -92,7 +92,7 @@ def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, Prepared
         assert "ecret" not in texts and str(raw) not in texts and "1.2.3" not in texts
 
 
-def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, Prepared]) -> None:
+def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, PreprocessRun]) -> None:
     from vmat_diffusion.dicom.read import read_case
 
     raw, out, _ = made
@@ -104,7 +104,7 @@ def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, Prepa
         )
 
 
-def test_a_second_run_makes_the_same_bytes(made: tuple[Path, Path, Prepared], tmp_path: Path) -> None:
+def test_a_second_run_makes_the_same_bytes(made: tuple[Path, Path, PreprocessRun], tmp_path: Path) -> None:
     raw, out, _ = made
     shutil.copytree(raw, tmp_path / "elsewhere")
     _run(tmp_path / "elsewhere", tmp_path / "set")
@@ -112,7 +112,7 @@ def test_a_second_run_makes_the_same_bytes(made: tuple[Path, Path, Prepared], tm
 
 
 def test_resume_does_nothing_twice(
-    made: tuple[Path, Path, Prepared], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, Path, PreprocessRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, out, _ = made
     before = _contents(out)
@@ -122,7 +122,7 @@ def test_resume_does_nothing_twice(
 
 
 def test_a_filled_folder_and_other_settings_are_refused(
-    made: tuple[Path, Path, Prepared], tmp_path: Path
+    made: tuple[Path, Path, PreprocessRun], tmp_path: Path
 ) -> None:
     raw, out, _ = made
     with pytest.raises(InputError, match="is not empty; pass --resume"):
@@ -181,7 +181,7 @@ def test_a_case_that_changed_is_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", range(0, 12, 2))
 def test_a_crash_at_any_write_is_made_good(
-    made: tuple[Path, Path, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    made: tuple[Path, Path, PreprocessRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Dies when the n-th file would get its name: the file is there in part, under its hidden name."""
     raw, out, _ = made

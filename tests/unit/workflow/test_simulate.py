@@ -26,11 +26,11 @@ from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.workflow.simulate import (
-    Simulated,
     Simulation,
-    draw_of,
-    must_be_usable,
+    SimulationRun,
+    draw_plan_variation,
     patients_of,
+    require_usable,
     simulate,
     synthetic_patients,
 )
@@ -59,7 +59,7 @@ def _data_set(folder: Path, *trainings: TrainingCase) -> Path:
 
 def _run(
     folder: Path, out: Path, settings: Simulation = QUICK, plans: int = 2, **options: object
-) -> Simulated:
+) -> SimulationRun:
     return simulate(
         patients_of(folder),
         out,
@@ -117,7 +117,7 @@ def test_constraints_are_the_varied_goals_with_what_the_dose_achieves(
     _run(_data_set(tmp_path / "in", _training()), tmp_path / "out", plans=1)
     read = load_case(tmp_path / "out" / "case_1_p01.npz")
     kept = read.provenance["variation"]
-    variation = draw_of(_training().case, "case_1_p01", 0, load_machine("generic_6mv"))
+    variation = draw_plan_variation(_training().case, "case_1_p01", 0, load_machine("generic_6mv"))
     assert kept["factors"] == variation.factors and kept["factors"]["Core"] != 1.0
     _, sheet = varied(variation, _training().case)
     limits = {(c.structure, c.goal): c.limit for c in read.constraints}
@@ -202,7 +202,7 @@ def test_a_dose_far_from_the_prescription_is_no_plan(factor: float, hot: float, 
     gy[10:][:, case.structures["PTV"].mask[10]] = 50.0 * factor * hot
     assert case.prescription is not None
     with pytest.raises(PlanError, match=sentence) if sentence else nullcontext():
-        must_be_usable(case.prescription, case, Dose(case.grid, gy))
+        require_usable(case.prescription, case, Dose(case.grid, gy))
 
 
 def test_defects_are_tried_again_and_refusals_are_not(
