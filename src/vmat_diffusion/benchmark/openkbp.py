@@ -27,8 +27,8 @@ from vmat_diffusion.benchmark.openkbp_tables import PatientScores, gain, headlin
 from vmat_diffusion.benchmark.statistics import Interval
 from vmat_diffusion.benchmark.steering import Steer, Steered, check_organs, steering_table
 from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.dataset.openkbp import read_openkbp
-from vmat_diffusion.dataset.splits import Split, patients_of
+from vmat_diffusion.dataset.openkbp import patients_of_split, read_openkbp
+from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.diffusion.case_prediction import choose_device
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
@@ -197,7 +197,7 @@ def benchmark_openkbp(
     started = time.perf_counter()
     check_places(out, csv_out)
     report = progress or (lambda stage, fraction, note: None)
-    every = patients_of(settings.data, settings.split)
+    every = patients_of_split(settings.data, settings.split)
     paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)
     if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
@@ -259,7 +259,7 @@ def _train_data(settings: BenchmarkSettings) -> Path:
 
 def _boosting(settings: BenchmarkSettings, model: DoseModel, report: Progress) -> VoxelModel:
     """Trees fitted to cases of the split train."""
-    paths = patients_of(_train_data(settings), "train")
+    paths = patients_of_split(_train_data(settings), "train")
     count = min(settings.boosting_cases, len(paths))
     chosen = np.random.default_rng(settings.seed).choice(len(paths), count, replace=False)
 

@@ -28,8 +28,8 @@ from vmat_diffusion.benchmark.plans_tables import (
     write_results,
 )
 from vmat_diffusion.benchmark.statistics import pooled_median
-from vmat_diffusion.dataset.openkbp import GOALS
-from vmat_diffusion.dataset.splits import Split, patients_of
+from vmat_diffusion.dataset.openkbp import GOALS, patients_of_split
+from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import unexpected
@@ -143,7 +143,7 @@ def benchmark_plans(
     started = time.perf_counter()
     check_places(None, out)
     report: Progress = progress or (lambda stage, fraction, note: None)
-    paths = [p for p in patients_of(settings.data, settings.split) if _number(p) >= settings.first]
+    paths = [p for p in patients_of_split(settings.data, settings.split) if _number(p) >= settings.first]
     if out is not None:
         _refuse_foreign(out, overwrite=overwrite)
     journal = Journal.opened(

@@ -110,10 +110,10 @@ def _is_boosting(baseline: str | None) -> bool:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Numbers and ranges between commas, each number once and in ascending order."""
-    from vmat_diffusion.dataset.splits import NUMBERS
+    from vmat_diffusion.dataset.openkbp import SPLIT_NUMBERS
     from vmat_diffusion.errors import InputError
 
-    largest = max(of_split[-1] for of_split in NUMBERS.values())
+    largest = max(of_split[-1] for of_split in SPLIT_NUMBERS.values())
     numbers: set[int] = set()
     for part in text.split(","):
         found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())

@@ -1,4 +1,4 @@
-"""The training case and its file: one patient on one grid, ready for a network.
+"""The training case and its file: one patient on one grid.
 
 The file is a compressed npz that `numpy.load` reads without pickle; the same case makes the same bytes.
 Every array, its unit and the history of the schema: `docs/preprocess.md`.
@@ -11,7 +11,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +28,9 @@ from vmat_diffusion.plan import Arc, Plan
 SCHEMA = 1
 # A dose of uint16 steps; hundredths of a gray up to 655 Gy hold what most systems export.
 DOSE_STEP_GY = 0.01
-# A third of the time of the usual 6, for files 1 % larger.
+# Compression level: a third of the time of the usual 6, for files 1 % larger.
 _ZIP_LEVEL = 3
-# What numpy and zipfile raise for files that are missing, cut off, altered or no npz at all.
+# Errors of numpy and zipfile for files that are missing, damaged or no npz.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -46,7 +46,7 @@ _ARC_ARRAYS = ("gantry_deg", "leaves_mm", "jaws_mm", "mu")
 
 @dataclass(frozen=True)
 class Constraint:
-    """A goal as it conditions a network: its text, its limit, and what the reference dose achieved.
+    """A goal of a training case: its text, its limit, and the value that the reference dose achieved.
 
     `limit` and `achieved` are in the unit of the goal; `achieved` is None without a dose.
     """
@@ -57,15 +57,27 @@ class Constraint:
     achieved: float | None = None
 
 
+def constraints_of(sheet: GoalSheet, case: Case) -> tuple[Constraint, ...]:
+    """The goals of a sheet that was fitted to the case, with the values that its dose achieved.
+
+    `achieved` is None without a dose, and for an organ that is not contoured.
+    """
+    if case.reference_dose is None:
+        return tuple(Constraint(g.structure, g.statement, g.limit) for g in sheet.goals)
+    return tuple(
+        Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value)
+        for r in evaluate(sheet, case, case.reference_dose)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingCase:
     """A case whose dose, if there is one, lies on the case's own grid.
 
-    `possible_dose` is where dose may be other than 0, inside the body. `has_ct` is False where the
-    source had none and `case.hu` is a stand-in. `padding` counts the voxels added before and after
-    along z, y and x, whose HU are those of air. `names` is the vocabulary of the data set: structures of
-    it that are not in `case.structures` are absent, which says nothing of the patient. `provenance`
-    holds versions, UID hashes and the steps taken.
+    Outside `possible_dose`, a mask inside the body, the dose is 0. `has_ct` is False where the source had no
+    CT and `case.hu` replaces it. `padding` counts the voxels of air added before and after along z, y and x.
+    `names` is the vocabulary of the data set; a structure of it may be missing because nobody contoured it.
+    `provenance` holds versions, UID hashes and the steps taken.
     """
 
     case: Case
@@ -86,7 +98,7 @@ class TrainingCase:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """All names that presence flags are given for: those of the data set, then the case's own."""
+        """All names with a presence flag: those of the data set, then the case's own."""
         return tuple(dict.fromkeys([*self.names, *self.case.structures]))
 
 
@@ -107,8 +119,96 @@ def save_case(path: Path, training: TrainingCase, *, sdf_mm: Mapping[str, NDArra
     return path
 
 
+def load_case(path: Path) -> TrainingCase:
+    """Read a file of `save_case`.
+
+    Raises CaseError for a file that is damaged, is no training case or is of a newer schema.
+    """
+    return case_from_arrays(read_arrays(path))
+
+
+def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, NDArray]:
+    """The arrays of a training case by their names in the file, distance maps only if they are named.
+
+    For the errors see `load_case`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {
+                name: file[name]
+                for name in file.files
+                if (name != "sdf_tenth_mm" if only is None else name in only)
+            }
+    except UNREADABLE as fault:
+        raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
+    if "schema" not in arrays or "meta" not in arrays:
+        raise CaseError(
+            f"{path.name} is no training case (it has no schema); make one with `vmat-diffusion preprocess`, "
+            "or with `vmat-diffusion import openkbp` from a patient of that challenge"
+        )
+    if int(arrays["schema"]) != SCHEMA:
+        raise CaseError(
+            f"{path.name} has schema {int(arrays['schema'])}, this version reads {SCHEMA}; convert it"
+        )
+    return arrays
+
+
+def load_constraints(path: Path) -> tuple[Constraint, ...]:
+    """The constraints of a case alone. Cost: milliseconds. For the errors see `load_case`."""
+    arrays = read_arrays(path, only=("schema", "meta", "constraint_limits", "constraint_achieved"))
+    return _constraints(json.loads(str(arrays["meta"]))["constraints"], arrays)
+
+
+def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
+    """The signed distance maps in mm that are stored with a case, by structure; None if there are none.
+
+    For the errors see `load_case`.
+    """
+    arrays = read_arrays(path, only=("schema", "meta", "mask_names", "sdf_tenth_mm"))
+    if "sdf_tenth_mm" not in arrays:
+        return None
+    named = zip(arrays["mask_names"], arrays["sdf_tenth_mm"], strict=True)
+    return {str(n): m.astype(np.float32) / 10 for n, m in named}
+
+
+def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
+    """The training case of the arrays of `read_arrays`."""
+    meta = json.loads(str(arrays["meta"]))
+    shape = arrays["hu"].shape
+    grid = Grid(shape, _triple(arrays["spacing_mm"]), _triple(arrays["origin_mm"]))
+    structures = {
+        str(name): Structure(str(name), _role(role), _unpacked(row, shape))
+        for name, role, row in zip(arrays["mask_names"], arrays["mask_roles"], arrays["masks"], strict=True)
+    }
+    dose = None
+    if "dose" in arrays:
+        gy = (arrays["dose"] * float(arrays["dose_step_gy"])).astype(np.float32)
+        dose = Dose(grid, gy, medium=meta["dose_medium"])
+    prescribed = meta["prescription"]
+    case = Case(
+        id=meta["id"],
+        site=meta["site"],
+        grid=grid,
+        hu=arrays["hu"],
+        structures=structures,
+        prescription=Prescription(**prescribed) if prescribed else None,
+        patient_position=meta["patient_position"],
+        reference_dose=dose,
+    )
+    return TrainingCase(
+        case=case,
+        possible_dose=_unpacked(arrays["possible_dose"], shape),
+        plan=_plan(meta["plan"], arrays),
+        has_ct=meta["has_ct"],
+        constraints=_constraints(meta["constraints"], arrays),
+        names=tuple(str(n) for n in arrays["vocabulary"]),
+        padding=tuple((int(a), int(b)) for a, b in arrays["padding"]),  # type: ignore[arg-type]
+        provenance=meta["provenance"],
+    )
+
+
 def _write_npz(stream: IO[bytes], arrays: Mapping[str, Any]) -> None:
-    """What `numpy.savez_compressed` writes, at a level of its own."""
+    """Write what `numpy.savez_compressed` writes, at another compression level."""
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_ZIP_LEVEL) as archive:
         for name, value in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -162,7 +262,7 @@ def _quantised(gy: NDArray, label: str) -> NDArray[np.uint16]:
 
 
 def _meta(training: TrainingCase) -> dict[str, Any]:
-    """What is no array. Names as written in the source are left out: they may hold a patient's."""
+    """The metadata. Names as written in the source are left out: they may contain a patient's name."""
     case, plan = training.case, training.plan
     beams = [
         {"collimator_deg": a.collimator_deg, "couch_deg": a.couch_deg, "name": a.name, "number": a.number}
@@ -195,94 +295,6 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else list(v)))
 
 
-def load_case(path: Path) -> TrainingCase:
-    """Read what `save_case` wrote.
-
-    Raises CaseError for a file that is damaged, is no training case or is of a newer schema.
-    """
-    return case_from_arrays(read_arrays(path))
-
-
-def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, NDArray]:
-    """The arrays of a training case by their names in the file, distance maps only if they are named.
-
-    For the errors see `load_case`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: file[name]
-                for name in file.files
-                if (name != "sdf_tenth_mm" if only is None else name in only)
-            }
-    except UNREADABLE as fault:
-        raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
-    if "schema" not in arrays or "meta" not in arrays:
-        raise CaseError(
-            f"{path.name} is no training case (it has no schema); make one with `vmat-diffusion preprocess`, "
-            "or with `vmat-diffusion import openkbp` from a patient of that challenge"
-        )
-    if int(arrays["schema"]) != SCHEMA:
-        raise CaseError(
-            f"{path.name} has schema {int(arrays['schema'])}, this version reads {SCHEMA}; convert it"
-        )
-    return arrays
-
-
-def load_constraints(path: Path) -> tuple[Constraint, ...]:
-    """The constraints of a case alone, which takes milliseconds; for the errors see `load_case`."""
-    arrays = read_arrays(path, only=("schema", "meta", "constraint_limits", "constraint_achieved"))
-    return _constraints(json.loads(str(arrays["meta"]))["constraints"], arrays)
-
-
-def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
-    """The signed distance maps in mm that are stored with a case, by structure; None if there are none.
-
-    For the errors see `load_case`.
-    """
-    arrays = read_arrays(path, only=("schema", "meta", "mask_names", "sdf_tenth_mm"))
-    if "sdf_tenth_mm" not in arrays:
-        return None
-    named = zip(arrays["mask_names"], arrays["sdf_tenth_mm"], strict=True)
-    return {str(n): m.astype(np.float32) / 10 for n, m in named}
-
-
-def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
-    """The training case that arrays of `read_arrays` hold."""
-    meta = json.loads(str(arrays["meta"]))
-    shape = arrays["hu"].shape
-    grid = Grid(shape, _triple(arrays["spacing_mm"]), _triple(arrays["origin_mm"]))
-    structures = {
-        str(name): Structure(str(name), _role(role), _unpacked(row, shape))
-        for name, role, row in zip(arrays["mask_names"], arrays["mask_roles"], arrays["masks"], strict=True)
-    }
-    dose = None
-    if "dose" in arrays:
-        gy = (arrays["dose"] * float(arrays["dose_step_gy"])).astype(np.float32)
-        dose = Dose(grid, gy, medium=meta["dose_medium"])
-    prescribed = meta["prescription"]
-    case = Case(
-        id=meta["id"],
-        site=meta["site"],
-        grid=grid,
-        hu=arrays["hu"],
-        structures=structures,
-        prescription=Prescription(**prescribed) if prescribed else None,
-        patient_position=meta["patient_position"],
-        reference_dose=dose,
-    )
-    return TrainingCase(
-        case=case,
-        possible_dose=_unpacked(arrays["possible_dose"], shape),
-        plan=_plan(meta["plan"], arrays),
-        has_ct=meta["has_ct"],
-        constraints=_constraints(meta["constraints"], arrays),
-        names=tuple(str(n) for n in arrays["vocabulary"]),
-        padding=tuple((int(a), int(b)) for a, b in arrays["padding"]),  # type: ignore[arg-type]
-        provenance=meta["provenance"],
-    )
-
-
 def _constraints(goals: Sequence[Sequence[str]], arrays: Mapping[str, NDArray]) -> tuple[Constraint, ...]:
     limits, achieved = arrays["constraint_limits"], arrays["constraint_achieved"]
     return tuple(
@@ -313,21 +325,3 @@ def _role(text: NDArray) -> Role:
 
 def _unpacked(row: NDArray[np.uint8], shape: Sequence[int]) -> Mask:
     return np.unpackbits(row, count=int(np.prod(shape))).reshape(shape).astype(bool)
-
-
-def with_names(training: TrainingCase, names: Sequence[str]) -> TrainingCase:
-    """The same case with the vocabulary of its data set."""
-    return replace(training, names=tuple(names))
-
-
-def constraints_of(sheet: GoalSheet, case: Case) -> tuple[Constraint, ...]:
-    """The goals of a sheet that was fitted to the case, with what its dose achieved if it has one.
-
-    A goal on an organ that is not contoured achieved None.
-    """
-    if case.reference_dose is None:
-        return tuple(Constraint(g.structure, g.statement, g.limit) for g in sheet.goals)
-    return tuple(
-        Constraint(r.goal.structure, r.goal.statement, r.goal.limit, r.value)
-        for r in evaluate(sheet, case, case.reference_dose)
-    )

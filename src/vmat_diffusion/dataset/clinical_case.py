@@ -1,7 +1,7 @@
-"""One clinical folder to a training case: what it must hold, its site, prescription and goals.
+"""A clinical folder becomes a training case: required content, site, prescription and goals.
 
-Nothing in the result names a patient: regions of unknown names are left out, steps are given by their
-keywords, UIDs as hashes, and sentences speak of files and regions by number.
+Nothing in the result names a patient: regions with unknown names are left out, steps are keywords, UIDs are
+hashes, and sentences name files and regions by number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Prescription
-from vmat_diffusion.dataset.cases import TrainingCase, constraints_of, with_names
+from vmat_diffusion.dataset.cases import TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import extent_of, on_spacing
 from vmat_diffusion.dataset.raw_cases import RawCase, listing
 from vmat_diffusion.dicom.attributes import quiet
@@ -40,9 +40,9 @@ from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.plan import Plan
 
 _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
-# A target's mean dose this far from the level in its name: the dose is of another course or of a part of it.
+# Mean dose of a target over the level in its name; beyond, the dose is of another course or of a part of it.
 _LEVEL_AGREES = (0.8, 1.25)
-# Fewer organs that several sites share (cord, oesophagus) say nothing of the site.
+# So many organs that several sites share (cord, oesophagus) identify a site; fewer do not.
 _ORGANS_OF_A_SITE = 3
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.
 _PLAIN_WORDS = {"ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan"}
@@ -51,10 +51,10 @@ _PLAIN_WORDS |= {"dose", "plan", "image", "img", "slice", "file", "dcm"}
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is asked of each case. `require` names organs without which the strict filter refuses it.
+    """Settings for all cases. The strict filter refuses a case without the organs of `require`.
 
     `relax` admits cases without dose, without plan, with a plan that is not VMAT, and without organs.
-    `site` and `goals` hold for all cases; "" leaves them to each case's structures.
+    `site` and `goals` hold for all cases; "" derives them from the structures of each case.
     """
 
     spacing_mm: Point = (1.0, 1.0, 3.0)
@@ -73,9 +73,10 @@ class Preparation:
 
 
 def clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
-    """The whole body of a case on the spacing asked for. Raises InputError, naming no one.
+    """The training case of a folder, with the whole body, on the spacing of the settings.
 
-    UnreadableError and MemoryError say nothing of the case itself: another try may go well.
+    Raises InputError whose sentence names no patient. UnreadableError and MemoryError are no property of
+    the case: another try may succeed.
     """
     with quiet(), _nameless(raw.folder, load_table(settings.mapping)):
         return _clinical_case(raw, settings)
@@ -124,11 +125,11 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         "extent_mm": list(extent.wanted_mm),
         "targets_extent_mm": list(extent.targets_mm),
     }
-    return with_names(replace(training, constraints=goals, provenance=provenance), vocabulary(table))
+    return replace(training, constraints=goals, names=vocabulary(table), provenance=provenance)
 
 
 def vocabulary(table: NameTable) -> tuple[str, ...]:
-    """The names that every case of a data set has presence flags for: the mapping's, without dose levels."""
+    """The names with presence flags in a data set: those of the mapping, without dose levels."""
     names = {m.name for m in table.exact.values() if m.role in ("organ", "target", "body")}
     return tuple(sorted(name for name in names if "{" not in name))
 
@@ -142,7 +143,7 @@ def _must_have_target(case: Case) -> None:
 
 
 def _plan_of(folder: Folder, case: Case) -> tuple[Plan | None, str]:
-    """The plan, or the sentence that says why there is none."""
+    """The plan, or a sentence why there is none."""
     try:
         return plan_of(folder, case), ""
     except InputError as fault:
@@ -150,7 +151,7 @@ def _plan_of(folder: Folder, case: Case) -> tuple[Plan | None, str]:
 
 
 def _strict(case: Case, plan: Plan | None, why: str, settings: Preparation) -> None:
-    """Raise CaseError for what only the relaxed filter admits."""
+    """Raise CaseError for a case that only the relaxed filter admits."""
     if case.reference_dose is None:
         left_out = [s.partition(": ")[2] for s in case.source.steps if s.startswith("leave-out-dose:")]
         if left_out:
@@ -179,15 +180,15 @@ def _organs(sheet: GoalSheet) -> set[str]:
     return {g.structure for g in sheet.goals} - set(sheet.prescription.target_gy)
 
 
-def _site(case: Case, told: str) -> tuple[str, list[str]]:
-    """The site and the step taken: as told, or by the structures that the shipped goals of each site name.
+def _site(case: Case, stated: str) -> tuple[str, list[str]]:
+    """The site and the step taken: the stated site, or the site whose shipped goals fit the structures best.
 
-    First counts how many organs the case has that no other site's goals name, then whether there are
-    goals with its targets' doses and three of its organs, then how many organs in all. A tie leaves the
-    site unknown.
+    The first criterion is the number of organs that no other site's goals name, the second whether goals
+    fit the targets' doses and at least three organs, the third the number of organs. After a tie the site
+    is unknown.
     """
-    if told:
-        return told, []
+    if stated:
+        return stated, []
     organs: dict[str, set[str]] = {}
     for sheet in _shipped_sheets():
         if sheet.site != "phantom":
@@ -208,12 +209,12 @@ def _site(case: Case, told: str) -> tuple[str, list[str]]:
 
 
 def _levels(sheet: GoalSheet) -> bool:
-    """Whether the sheet's targets state their dose: only then does a name tell the prescription."""
+    """Whether the names of all targets of the sheet state their dose."""
     return all(_LEVEL.fullmatch(name) for name in sheet.prescription.target_gy)
 
 
 def _fitted(sheet: GoalSheet, case: Case) -> GoalSheet | None:
-    """The sheet for the targets of the case; None where it does not fit or contradicts the plan."""
+    """The sheet for the targets of the case; None if it does not fit or contradicts the plan."""
     try:
         fitted = fit_to_case(sheet, case)
     except GoalError:
@@ -226,17 +227,17 @@ def _fitted(sheet: GoalSheet, case: Case) -> GoalSheet | None:
 
 
 def _fractions(raw: RawCase, case: Case, plan: Plan | None) -> int | None:
-    """How many fractions: of the plan's prescription, as told by the user, of the plan; None if unknown."""
+    """The fractions of the prescription, else as the user states, else of the plan; None if unknown."""
     prescribed = case.prescription.fractions if case.prescription else None
     return prescribed or raw.fractions or (plan.fractions if plan else None)
 
 
 def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[GoalSheet | None, list[str]]:
-    """The goals that hold for a case, and the step taken to find them.
+    """The goals of a case, and the step taken to find them.
 
-    Limits are those of a fractionation: of the shipped goals only those with the case's number of
-    fractions are taken, stereotactic ones only where it is known; goals that the user names are kept, and the
-    step says so.
+    Limits hold for one fractionation: only shipped goals with the case's number of fractions fit, and
+    stereotactic goals only where that number is known. Goals that the user names are kept, and the step
+    says so if their fractionation differs.
     """
     if goals:
         named = fit_to_case(load_goals(goals), case)
@@ -257,9 +258,9 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
 def _prescription(
     case: Case, sheet: GoalSheet | None, fractions: int | None
 ) -> tuple[Prescription | None, list[str]]:
-    """What is prescribed, and the step taken: by the plan, the goals, or the levels in the targets' names.
+    """The prescription of the plan, else of the goals, else of the targets' names; and the step taken.
 
-    The number of fractions is the goals' only where nothing else tells it.
+    The number of fractions comes from the goals only if nothing else states it.
     """
     if case.prescription is not None:
         return case.prescription, []
@@ -274,7 +275,7 @@ def _prescription(
 
 
 def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
-    """Whether the highest level's target gets about that dose: a boost alone is another course."""
+    """Whether the target of the highest level gets about that dose; a dose of a boost alone does not."""
     dose, highest = case.reference_dose, max(levels, key=lambda name: levels[name])
     if dose is None or highest not in case.structures:
         return True
@@ -283,7 +284,7 @@ def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
 
 
 def _nameless_plan(plan: Plan) -> Plan:
-    """The plan without its labels, which people fill with names."""
+    """The plan without its labels, which may contain names."""
     return replace(
         plan, label=technique(plan), arcs=tuple(replace(a, name=f"beam {a.number}") for a in plan.arcs)
     )
@@ -300,7 +301,7 @@ def _grid(grid: Grid) -> dict[str, Any]:
 def _provenance(
     raw: RawCase, folder: Folder, case: Case, plan: Plan | None, steps: Sequence[str]
 ) -> dict[str, Any]:
-    """Where the case comes from and what was done. UIDs are hashes; steps are keywords."""
+    """Source and steps of the case. UIDs are hashes; steps are keywords."""
     source, dose = case.source, case.reference_dose
     record: dict[str, Any] = {
         "source": "DICOM-RT",
@@ -329,7 +330,7 @@ def _provenance(
 
 @contextmanager
 def _nameless(root: Path, table: NameTable) -> Iterator[None]:
-    """Turn what goes wrong into a sentence without names of files and regions: they may be a patient's."""
+    """Remove names of files and regions from the sentences of errors: they may contain a patient's name."""
     try:
         yield
     except InputError as fault:
@@ -342,7 +343,7 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
 
 
 def without_names(sentence: str, root: Path, table: NameTable) -> str:
-    """A sentence with files as `file 3` in the order of their names and unknown regions as `region 7`."""
+    """A sentence with `file 3` for the third file by name, and `region 7` for an unknown region."""
     spoken = {name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not _is_plain(name)}
     for found in open_folder(root).of("RTSTRUCT"):
         spoken |= {

@@ -1,6 +1,6 @@
-"""OpenKBP patients as training cases, on the grid of the challenge, and doses back to that grid.
+"""OpenKBP: its patients as training cases on the challenge's grid, its splits, and doses in its format.
 
-OpenKBP: Babier et al., Med Phys 48:5549 (2021); files at github.com/ababier/open-kbp. Its volumes are
+Reference: Babier et al., Med Phys 48:5549 (2021); files at github.com/ababier/open-kbp. Its volumes are
 indexed (anterior to posterior, patient's right to left, head to feet), ours `[z, y, x]` with z to the
 head. Only the order of voxels changes: no value is interpolated.
 """
@@ -20,6 +20,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
 from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import AIR_HU
+from vmat_diffusion.dataset.splits import SPLITS, Split
 from vmat_diffusion.dicom.structures import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
@@ -29,7 +30,7 @@ from vmat_diffusion.geometry import Grid, Mask, Point
 SOURCE = "OpenKBP, Babier et al., Med Phys 48:5549 (2021)"
 SHAPE = (128, 128, 128)
 FRACTIONS = 35
-# Of a gray, in the challenge's own files and in predictions for it.
+# Decimals of doses in Gy, in the files of the challenge and in predictions for it.
 DECIMALS = 3
 GOALS = "head_neck_70_63_56"
 # Names in the files, in the order of their bits in the npz layout, to canonical names.
@@ -56,11 +57,19 @@ _WATER = 1000
 _CT_MAX = 4095
 _VOXEL_MM = (0.5, 20.0)
 _PATIENT = re.compile(r"pt_\d{1,6}")
+# The numbers of the challenge's patients.
+SPLIT_NUMBERS: Mapping[Split, range] = {
+    "train": range(1, 201),
+    "validation": range(201, 241),
+    "test": range(241, 341),
+}
+# Names of folders that are a split: test, valid-pats, test-pats-no-dose.
+_SPLIT_FOLDER = re.compile(r"(train|valid|test)[a-z]*([-_]pats.*)?")
 
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """What the files of a patient hold, in OpenKBP's order of axes, masks by canonical name.
+    """The files of a patient, in OpenKBP's order of axes; masks by canonical name.
 
     `ct` and `dose_gy` are None where they are missing.
     """
@@ -116,16 +125,43 @@ def patient_paths(source: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda p: (int(p.stem.removeprefix("pt_")), p.as_posix())))
 
 
-def _below(source: Path) -> Iterator[Path]:
-    """All files and folders below a folder, those behind links too."""
-    # The real paths of the folders on the way to each: one that comes again is a circle of links.
-    ways = {str(source): frozenset({os.path.realpath(source)})}
-    for base, folders, files in os.walk(source, followlinks=True):
-        on_the_way = ways.pop(base)
-        real = {name: os.path.realpath(os.path.join(base, name)) for name in folders}
-        folders[:] = [name for name in folders if real[name] not in on_the_way]
-        ways |= {os.path.join(base, name): on_the_way | {real[name]} for name in folders}
-        yield from (Path(base, name) for name in (*folders, *files))
+def split_of_folder(path: Path, source: Path) -> Split | None:
+    """The split in the name of the innermost folder between `source` and a patient; None without one."""
+    for folder in path.relative_to(source).parts[-2::-1]:
+        for split in SPLITS:
+            if folder.lower().startswith(split[:5]):
+                return split
+    return None
+
+
+def patients_of_split(source: Path, split: Split) -> tuple[Path, ...]:
+    """The patients of a split below `source`, by number; of two with one number the one with dose.
+
+    Folders called train..., valid... or test... define the split. Patients in no such folder have the split
+    of their number in the challenge (1-200, 201-240, 241-340); if that gives no patient, the name of
+    `source` itself counts. Raises CaseError where there is no patient.
+    """
+    paths = patient_paths(source)
+    named = {path: split_of_folder(path, source) for path in paths}
+    found = [
+        p for p in paths if named[p] == split or (named[p] is None and _number(p) in SPLIT_NUMBERS[split])
+    ]
+    if (
+        not found
+        and _SPLIT_FOLDER.fullmatch(own := source.resolve().name.lower())
+        and own.startswith(split[:5])
+    ):
+        found = [path for path in paths if named[path] is None]
+    if not found:
+        raise CaseError(
+            f"none of the {len(paths)} patients below {source.name or source} is of split {split}; put them "
+            f"in a folder called {split} or name another --split"
+        )
+    best: dict[str, Path] = {}
+    for path in found:
+        if path.stem not in best or (not _has_dose(best[path.stem]) and _has_dose(path)):
+            best[path.stem] = path
+    return tuple(best.values())
 
 
 def read_openkbp(path: Path) -> TrainingCase:
@@ -147,9 +183,9 @@ def read_openkbp(path: Path) -> TrainingCase:
 
 
 def read_patient(path: Path) -> Patient:
-    """What the files of a patient hold, which may be without dose; for the errors see `read_openkbp`.
+    """The files of a patient, with or without dose; for the errors see `read_openkbp`.
 
-    A dose that is 0 everywhere stands for none.
+    A dose that is 0 everywhere counts as missing.
     """
     patient = _from_folder(path) if path.is_dir() else _from_npz(path)
     if patient.dose_gy is not None and not patient.dose_gy.any():
@@ -160,9 +196,9 @@ def read_patient(path: Path) -> Patient:
 def training_case(patient: Patient) -> TrainingCase:
     """A patient as a training case.
 
-    The CT becomes Hounsfield units; where it is missing, water inside the body stands in and `has_ct` is
-    False. OpenKBP has no body: it is made, a named step. Doses are rounded to 0.01 Gy. Raises CaseError
-    where there is no target.
+    The CT becomes Hounsfield units. A missing CT is replaced by water inside the body, and `has_ct` is False.
+    OpenKBP has no body contour: it is made here, and the steps name it. Doses are rounded to 0.01 Gy. Raises
+    CaseError where there is no target.
     """
     if not any(name in patient.masks for name in TARGET_GY):
         raise CaseError(f"{patient.id}: no PTV56, PTV63 or PTV70 has voxels; leave the patient out")
@@ -201,8 +237,20 @@ def training_case(patient: Patient) -> TrainingCase:
     )
 
 
+def write_dose_csv(path: Path, gy: NDArray) -> Path:
+    """Write a dose on OpenKBP's axes as the challenge takes it: flat index in C order, Gy, without zeros."""
+    if gy.shape != SHAPE:
+        raise ValueError(f"a dose of shape {gy.shape} is not on the challenge's grid {SHAPE}")
+    flat = np.round(gy.ravel(), DECIMALS)
+    index = np.flatnonzero(flat)
+    rows = "".join(f"{i},{v:.{DECIMALS}f}\n" for i, v in zip(index, flat[index], strict=True))
+    with written_whole(path) as part:
+        part.write_text(",data\n" + rows, encoding="ascii", newline="\n")
+    return path
+
+
 def _hu_and_body(patient: Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np.int16], Mask, list[str]]:
-    """Hounsfield units, the body around all that must lie `inside`, and the steps taken."""
+    """Hounsfield units, a body that contains the mask `inside`, and the steps taken."""
     if patient.ct is None:
         body = without_holes(inside)
         hu = np.where(body, 0, AIR_HU).astype(np.int16)
@@ -228,7 +276,7 @@ def _hu_and_body(patient: Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np
 
 
 def _grid(voxel_mm: Point) -> Grid:
-    """The challenge's voxels around 0: where they lay in the scanner is not published."""
+    """The challenge's grid, centred at 0: its place in the scanner is not published."""
     y, x, z = voxel_mm
     origin = tuple(-(n - 1) / 2 * s for n, s in zip(SHAPE[::-1], (x, y, z), strict=True))
     return Grid(SHAPE, (x, y, z), origin)  # type: ignore[arg-type]
@@ -292,18 +340,6 @@ def _from_folder(folder: Path) -> Patient:
     )
 
 
-def write_dose_csv(path: Path, gy: NDArray) -> Path:
-    """Write a dose on OpenKBP's axes as the challenge takes it: flat index in C order, Gy, without zeros."""
-    if gy.shape != SHAPE:
-        raise ValueError(f"a dose of shape {gy.shape} is not on the challenge's grid {SHAPE}")
-    flat = np.round(gy.ravel(), DECIMALS)
-    index = np.flatnonzero(flat)
-    rows = "".join(f"{i},{v:.{DECIMALS}f}\n" for i, v in zip(index, flat[index], strict=True))
-    with written_whole(path) as part:
-        part.write_text(",data\n" + rows, encoding="ascii", newline="\n")
-    return path
-
-
 def _csv(folder: Path, name: str) -> Path:
     return folder / f"{name}.csv"
 
@@ -343,3 +379,30 @@ def _voxel_mm(values: NDArray, label: str) -> Point:
         raise CaseError(f"{label}: voxel dimensions {values} mm are not three of {low:g} to {high:g} mm")
     a, b, c = (round(float(v), 4) for v in values)
     return a, b, c
+
+
+def _below(source: Path) -> Iterator[Path]:
+    """All files and folders below a folder, those behind links too."""
+    # The real paths of the folders on the way to each: one that comes again is a circle of links.
+    ways = {str(source): frozenset({os.path.realpath(source)})}
+    for base, folders, files in os.walk(source, followlinks=True):
+        on_the_way = ways.pop(base)
+        real = {name: os.path.realpath(os.path.join(base, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in on_the_way]
+        ways |= {os.path.join(base, name): on_the_way | {real[name]} for name in folders}
+        yield from (Path(base, name) for name in (*folders, *files))
+
+
+def _has_dose(path: Path) -> bool:
+    """Whether a patient's files hold a reference dose; False as well where they cannot be read."""
+    if path.is_dir():
+        return (path / "dose.csv").is_file()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "dose_cGy" in file.files
+    except UNREADABLE:
+        return False
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("pt_"))

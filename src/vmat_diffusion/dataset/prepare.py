@@ -1,4 +1,4 @@
-"""From a case as it was scanned to a training case on a uniform grid, and the dose back again."""
+"""Resampling of a case to the grid of a training case, and of a dose back to the case's grid."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vmat_diffusion.geometry import (
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000
-_HU_MAX = 32767  # what int16 holds; only metal on an extended scale goes beyond
-# Dose above this share of the maximum is worth a place in the volume.
+_HU_MAX = 32767  # the limit of int16; only metal on an extended scale exceeds it
+# The volume must contain dose above this share of the maximum.
 DOSE_SHARE = 0.1
 # A voxel filled to within this of nothing or all is empty or full: rounding of float32.
 _FILLED = 1e-4

@@ -1,4 +1,4 @@
-"""The cases below a raw folder: who is who without names, and whether anything changed since last time."""
+"""The cases below a raw folder: ids that name no patient, and keys that change with the files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vmat_diffusion.dataset.tables import Rejection
 from vmat_diffusion.errors import InputError
 
 SITES = "sites.csv"
-# A folder's name is taken for the case only if it is plainly an id: one of these words and a number, or a
-# name that this project gives. Any other word before a number may be a patient's name (`Smith_482913`).
+# The name of a folder becomes the case's id only if it is plainly an id: one of these words and a number, or
+# a name of this project. Any other word before a number may be a patient's name (`Smith_482913`).
 _ID_WORDS = "case|patient|pat|pt|id|p|hn|head_neck|lung|prostate|pros|brain|breast|gyn|pelvis|phantom|plan"
 _PLAIN_ID = re.compile(
     rf"(?i:{_ID_WORDS})[_-]?[0-9]{{1,6}}|case_[0-9a-f]{{12}}|case-[0-9a-f]{{8}}"
@@ -27,7 +27,7 @@ _PLAIN_ID = re.compile(
 class RawCase:
     """A folder of DICOM files. `key` changes with the names, sizes or times of its files.
 
-    `site` and `fractions` are what the user says of it, "" and None where nothing.
+    `site` and `fractions` are the user's statements, "" and None without one.
     """
 
     id: str
@@ -38,12 +38,12 @@ class RawCase:
 
 
 def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tuple[Rejection, ...]]:
-    """The cases below `raw`, ordered by id, and what lies there and is none: repeated or empty folders,
-    loose files, lines of `sites` without a folder.
+    """The cases below `raw`, ordered by id, and rejections.
 
-    Each sub-folder is a case; a raw folder of DICOM files without any is one case. `sites` is a CSV
-    with the columns case (the folder's name) and site, and if wanted fractions; None takes `sites.csv`
-    in `raw` where it is there. Raises InputError for a missing or empty raw folder or a damaged CSV.
+    Rejected are repeated or empty folders, loose files, and lines of `sites` without a folder. Each
+    sub-folder is a case; a raw folder of DICOM files without sub-folders is one case. `sites` is a CSV with
+    the columns case (name of the folder), site and, optionally, fractions; None takes `sites.csv` in `raw`
+    if it exists. Raises InputError for a missing or empty raw folder or a damaged CSV.
     """
     if not raw.is_dir():
         raise InputError(f"raw folder {raw} does not exist; put each case's DICOM files in a folder below it")
@@ -62,7 +62,7 @@ def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tup
         )
     if not folders:
         raise InputError(f"{raw} holds no case; put each case's DICOM files in a folder of its own below it")
-    told = _read_sites(sites or raw / SITES, must_exist=sites is not None)
+    lines = _read_sites(sites or raw / SITES, must_exist=sites is not None)
     cases: dict[str, RawCase] = {}
     names = {_name(folder, raw) for folder in folders}
     empty = 0
@@ -83,13 +83,13 @@ def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tup
                 )
             )
             continue
-        site = told.get(name, _Told())
-        cases[case] = RawCase(case, folder, files_key(folder, files), site.site, site.fractions)
+        line = lines.get(name, _SiteLine())
+        cases[case] = RawCase(case, folder, files_key(folder, files), line.site, line.fractions)
     if empty:
         no_case.append(
             Rejection("empty folders", f"{empty} folders hold no file", "fill them or remove them")
         )
-    no_case += _lines_without_folder(told, names)
+    no_case += _lines_without_folder(lines, names)
     return tuple(cases[name] for name in sorted(cases)), tuple(no_case)
 
 
@@ -97,11 +97,11 @@ def _name(folder: Path, raw: Path) -> str:
     return folder.resolve().name if folder == raw else folder.name
 
 
-def _lines_without_folder(told: Mapping[str, _Told], names: set[str]) -> list[Rejection]:
-    lines = [str(line.number) for name, line in told.items() if name not in names]
-    if not lines:
+def _lines_without_folder(lines: Mapping[str, _SiteLine], names: set[str]) -> list[Rejection]:
+    numbers = [str(line.number) for name, line in lines.items() if name not in names]
+    if not numbers:
         return []
-    reason = f"line {', '.join(lines)}: there is no folder of that name"
+    reason = f"line {', '.join(numbers)}: there is no folder of that name"
     return [Rejection(SITES, reason, "write the folder's name in the column case")]
 
 
@@ -120,7 +120,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def files_key(folder: Path, files: Iterable[str]) -> str:
-    """Names, sizes and times of all files: reading them would take as long as the work to be saved."""
+    """A hash of names, sizes and times of all files; reading the files would take too long."""
     seen = hashlib.sha256()
     for name in files:
         try:
@@ -132,10 +132,9 @@ def files_key(folder: Path, files: Iterable[str]) -> str:
 
 
 def _digest(folder: Path, files: list[str], *, whole: bool = False) -> str:
-    """12 digits from the first and last file and all sizes, or from all files: the same wherever the
-    folder lies.
+    """12 digits from the first and last file and all sizes, or from all files.
 
-    Not from the folder's name: names are few enough to be tried out.
+    The place of the folder does not matter, nor its name: a hash of a patient's name could be guessed.
     """
     seen = hashlib.sha256()
     for k, name in enumerate(files):
@@ -143,7 +142,7 @@ def _digest(folder: Path, files: list[str], *, whole: bool = False) -> str:
             read = whole or k in (0, len(files) - 1)
             seen.update((folder / name).read_bytes() if read else b"")
             seen.update(f"{(folder / name).stat().st_size}\0".encode())
-        except OSError:  # a broken link or no permission: what that means, reading the case will tell
+        except OSError:  # a broken link or no permission: reading the case reports it
             seen.update(b"unreadable\0")
     return seen.hexdigest()[:12]
 
@@ -153,20 +152,20 @@ def _whole(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A line of the CSV: what the user says of a case."""
+class _SiteLine:
+    """A line of the CSV: the user's statements on a case."""
 
     site: str = ""
     fractions: int | None = None
     number: int = 0
 
 
-def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, _Told]:
+def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, _SiteLine]:
     if not path.is_file():
         if must_exist:
             raise InputError(f"{path} does not exist; give a CSV with the columns case,site")
         return {}
-    told: dict[str, _Told] = {}
+    lines: dict[str, _SiteLine] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             table = csv.DictReader(stream)
@@ -178,7 +177,7 @@ def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, _Told]:
                     raise InputError(f"{path.name}, line {table.line_num}: fractions must be a whole number")
                 site = re.sub(r"\W+", "_", (row["site"] or "").strip().lower())
                 case = (row["case"] or "").strip()
-                told[case] = _Told(site, int(fractions) if fractions else None, table.line_num)
+                lines[case] = _SiteLine(site, int(fractions) if fractions else None, table.line_num)
     except (UnicodeDecodeError, csv.Error) as fault:
         raise InputError(f"{path.name} is not a CSV in UTF-8 ({fault}); save it as such") from None
-    return told
+    return lines

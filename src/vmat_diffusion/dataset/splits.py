@@ -1,25 +1,20 @@
-"""Which cases train, validate and test: by patient, balanced within strata, for ever the same.
+"""The splits of a data set into training, validation and test cases: by patient, balanced within strata.
 
-A split once given is kept: the file `splits.json` remembers it, also for cases that have left the data
-set. Cases that come later are placed so that the proportions hold. How, in `docs/datasets.md`.
+A case keeps its split: the file `splits.json` remembers it, also for cases that have left the data set. New
+cases are placed so that the proportions hold. How, in `docs/datasets.md`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
-from vmat_diffusion.dataset.cases import UNREADABLE
 from vmat_diffusion.dataset.index import entries_of, read_index
-from vmat_diffusion.dataset.openkbp import patient_paths
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import written_whole
 
@@ -33,7 +28,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True)
 class Member:
-    """A case to be placed: `patient` is a pseudonym, `stratum` what the proportions hold within."""
+    """A case to be placed: `patient` is a pseudonym; the proportions hold within each `stratum`."""
 
     id: str
     patient: str
@@ -42,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Splits:
-    """The members of each split, and of cases that once had one and have left the data set."""
+    """The split of each case, in `left` of cases that have left the data set."""
 
     fractions: tuple[float, float, float]
     seed: int
@@ -61,6 +56,53 @@ class Splits:
         return tuple(sorted(name for name, (_, s) in self.placed.items() if s == split))
 
 
+def split_dataset(
+    folder: Path,
+    *,
+    fractions: tuple[float, float, float] | None = None,
+    seed: int | None = None,
+    given: Mapping[str, Split] | None = None,
+) -> Splits:
+    """Write `splits.json` of a data set, or add the new cases to it, and return the splits.
+
+    None for `fractions` and `seed` takes those of the file, or 0.8 0.1 0.1 and 0. `given` has splits of new
+    cases by id. Raises InputError where the file has other fractions or another seed.
+    """
+    members = members_of(read_index(folder))
+    path = folder / FILE
+    before = load_splits(path) if path.exists() else None
+    if before is not None:
+        asked = fractions or before.fractions, before.seed if seed is None else seed
+        if asked != (before.fractions, before.seed):
+            shown = " ".join(f"{f:g}" for f in before.fractions)
+            raise InputError(
+                f"{FILE} was made with the fractions {shown} and the seed {before.seed}, which stay; leave "
+                "out --fractions and --seed or split a copy of the data set"
+            )
+    splits = place(members, before=before, given=given, fractions=fractions or FRACTIONS, seed=seed or 0)
+    if splits != before:
+        save_splits(path, splits)
+    return splits
+
+
+def split_ids(folder: Path, split: Split) -> tuple[str, ...]:
+    """The ids of a split of a data set.
+
+    Raises CaseError where splits.json is absent, was changed, or does not fit the index.
+    """
+    return load_splits(folder / FILE, [entry.id for entry in entries_of(folder)]).ids(split)
+
+
+def members_of(records: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:
+    """The cases of an index; a stratum is a site with a highest prescribed dose."""
+    return tuple(Member(str(r["id"]), str(r["patient"]), _stratum(r)) for r in records)
+
+
+def _stratum(record: Mapping[str, Any]) -> str:
+    levels = record["prescription_gy"].values()
+    return f"{record['site']}, {max(levels):g} Gy" if levels else f"{record['site']}, no prescription"
+
+
 def place(
     members: Sequence[Member],
     *,
@@ -69,11 +111,11 @@ def place(
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> Splits:
-    """Every member in a split: those of `before` where they were, those in `given` (by id) as it says.
+    """Place every member: cases of `before` keep their split, cases of `given` (by id) get that one.
 
-    With `before`, its fractions and seed hold. New patients come in the order of a hash of seed and
-    pseudonym; each goes to the split that lacks most, over the stratum and over all, among those that
-    lack anything in its stratum. No stratum's split exceeds its share by a patient or more.
+    With `before`, its fractions and seed hold. New patients are placed in the order of a hash of seed and
+    pseudonym. Each goes to the split that lacks most patients, in its stratum and in all, among those that
+    lack any in its stratum. No split of a stratum exceeds its share by a patient or more.
 
     Raises CaseError where `given` or the ids put a patient into two splits.
     """
@@ -91,9 +133,9 @@ def place(
                 f"case {name} belongs to another patient than when it was split; give it another name"
             )
     split_of: dict[str, Split] = {}
-    wishes = [(m.patient, s) for m, s in known.values()]
-    wishes += [(by_id[name].patient, s) for name, s in (given or {}).items() if name in by_id]
-    for patient, split in wishes:
+    fixed = [(m.patient, s) for m, s in known.values()]
+    fixed += [(by_id[name].patient, s) for name, s in (given or {}).items() if name in by_id]
+    for patient, split in fixed:
         if split_of.setdefault(patient, split) != split:
             raise CaseError(
                 f"patient {patient} would be in {split_of[patient]} and in {split}; "
@@ -113,7 +155,7 @@ def place(
 def _fill(
     split_of: dict[str, Split], stratum_of: Mapping[str, str], fractions: Sequence[float], seed: int
 ) -> None:
-    """Give each patient without a split one."""
+    """Give a split to each patient that has none."""
     counts: dict[str, Counter[Split]] = {stratum: Counter() for stratum in stratum_of.values()}
     overall: Counter[Split] = Counter()
     for patient, stratum in stratum_of.items():
@@ -130,7 +172,7 @@ def _fill(
     for patient in sorted(stratum_of.keys() - split_of.keys(), key=rank):
         have = counts[stratum_of[patient]]
         near, far = lacking(have), lacking(overall)
-        # Rounding makes a lack of 0 a little more: it must not count as one.
+        # Rounding can make a lack of 0 slightly positive; it must not count.
         split = max((s for s in SPLITS if near[s] > 1e-9), key=lambda s: round(near[s] + far[s], 9))
         split_of[patient] = split
         have[split] += 1
@@ -216,108 +258,3 @@ def _same_members(splits: Splits, ids: set[str], name: str) -> None:
             f"{name}: {len(gone)} cases are not in the data set, the first is {gone[0]}; "
             "bring them back, or let them go with vmat-diffusion split"
         )
-
-
-def split_ids(folder: Path, split: Split) -> tuple[str, ...]:
-    """The ids of a split of a data set.
-
-    Raises CaseError where splits.json is absent, was changed, or does not fit the index.
-    """
-    return load_splits(folder / FILE, [entry.id for entry in entries_of(folder)]).ids(split)
-
-
-# As the challenge numbers its patients.
-NUMBERS: Mapping[Split, range] = {
-    "train": range(1, 201),
-    "validation": range(201, 241),
-    "test": range(241, 341),
-}
-# A folder that is a split and no folder that merely begins alike: test, valid-pats, test-pats-no-dose.
-_OWN_NAME = re.compile(r"(train|valid|test)[a-z]*([-_]pats.*)?")
-
-
-def named_split(path: Path, source: Path) -> Split | None:
-    """The split that the innermost folder between `source` and a patient names by how it starts."""
-    for folder in path.relative_to(source).parts[-2::-1]:
-        for split in SPLITS:
-            if folder.lower().startswith(split[:5]):
-                return split
-    return None
-
-
-def patients_of(source: Path, split: Split) -> tuple[Path, ...]:
-    """The patients of a split below `source`, by number, each once, where there are two the one with dose.
-
-    Folders called train..., valid... or test... tell the split. Patients in no such folder have that of
-    their number in the challenge (1-200, 201-240, 241-340), or, where that gives none, the one that
-    `source` itself is called by. Raises CaseError where there are none.
-    """
-    paths = patient_paths(source)
-    named = {path: named_split(path, source) for path in paths}
-    found = [p for p in paths if named[p] == split or (named[p] is None and _number(p) in NUMBERS[split])]
-    if not found and _OWN_NAME.fullmatch(own := source.resolve().name.lower()) and own.startswith(split[:5]):
-        found = [path for path in paths if named[path] is None]
-    if not found:
-        raise CaseError(
-            f"none of the {len(paths)} patients below {source.name or source} is of split {split}; put them "
-            f"in a folder called {split} or name another --split"
-        )
-    best: dict[str, Path] = {}
-    for path in found:
-        if path.stem not in best or (not has_dose(best[path.stem]) and has_dose(path)):
-            best[path.stem] = path
-    return tuple(best.values())
-
-
-def has_dose(path: Path) -> bool:
-    """Whether a patient's files hold a reference dose; False as well where they cannot be read."""
-    if path.is_dir():
-        return (path / "dose.csv").is_file()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return "dose_cGy" in file.files
-    except UNREADABLE:
-        return False
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("pt_"))
-
-
-def members_of(records: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:
-    """The cases of an index; a stratum is a site with a highest prescribed dose."""
-    return tuple(Member(str(r["id"]), str(r["patient"]), _stratum(r)) for r in records)
-
-
-def _stratum(record: Mapping[str, Any]) -> str:
-    levels = record["prescription_gy"].values()
-    return f"{record['site']}, {max(levels):g} Gy" if levels else f"{record['site']}, no prescription"
-
-
-def split_dataset(
-    folder: Path,
-    *,
-    fractions: tuple[float, float, float] | None = None,
-    seed: int | None = None,
-    given: Mapping[str, Split] | None = None,
-) -> Splits:
-    """Write `splits.json` of a data set, or place in it the cases that came since, and return what holds.
-
-    None for `fractions` and `seed` takes those of the file, or 0.8 0.1 0.1 and 0. `given` says the splits
-    of new cases by id. Raises InputError where the file has other fractions or another seed.
-    """
-    members = members_of(read_index(folder))
-    path = folder / FILE
-    before = load_splits(path) if path.exists() else None
-    if before is not None:
-        told = fractions or before.fractions, before.seed if seed is None else seed
-        if told != (before.fractions, before.seed):
-            shown = " ".join(f"{f:g}" for f in before.fractions)
-            raise InputError(
-                f"{FILE} was made with the fractions {shown} and the seed {before.seed}, which stay; leave "
-                "out --fractions and --seed or split a copy of the data set"
-            )
-    splits = place(members, before=before, given=given, fractions=fractions or FRACTIONS, seed=seed or 0)
-    if splits != before:
-        save_splits(path, splits)
-    return splits

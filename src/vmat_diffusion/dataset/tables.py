@@ -1,7 +1,6 @@
-"""The folder of a data set: a line for each case, the fingerprint of them all, and what was left out.
+"""The tables of a data set: the index of its cases, its fingerprint, and the rejected cases.
 
-Whatever makes training cases (clinical folders, public data, simulated plans) writes these files, and
-the same cases make the same bytes.
+All commands that make training cases write these files. The same cases make the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _HU_PERCENTILES = (0.5, 50.0, 99.5)
 
 @dataclass(frozen=True)
 class Rejection:
-    """A case that was left out, why, and what a person can do about it."""
+    """A case that was left out, the reason, and the remedy."""
 
     case: str
     reason: str
@@ -38,7 +37,7 @@ class Rejection:
 
 
 def rejection(case: str, sentence: str) -> Rejection:
-    """A rejection from a sentence that ends with its remedy, as those of the project do."""
+    """A rejection from a sentence of the form "reason; remedy"."""
     reason, _, remedy = sentence.strip().rpartition("; ")
     if not reason:
         reason, remedy = remedy, "look at the folder with vmat-diffusion inspect"
@@ -73,7 +72,7 @@ def case_record(
 
 
 def case_statistics(training: TrainingCase) -> dict[str, Any]:
-    """What a case adds to the fingerprint of its data set: HU in the body, dose, volumes."""
+    """The share of a case in the fingerprint of its data set: HU in the body, dose, volumes."""
     case = training.case
     out: dict[str, Any] = {
         "volumes_cc": {
@@ -107,9 +106,9 @@ def fingerprint(
 ) -> dict[str, Any]:
     """The data set in numbers, from the cases' index lines and statistics in the same order.
 
-    HU and doses are pooled over all voxels of bodies and of possible dose; percentiles are medians of
-    the cases' own. Values that a case may bring along in its statistics (`source_spacing_mm`,
-    `extent_mm`) are described by minimum, median, 95th percentile and maximum along x, y and z.
+    HU and doses are pooled over all voxels of bodies and of possible dose; percentiles are medians of the
+    cases' percentiles. Optional values of the statistics (`source_spacing_mm`, `extent_mm`) are described
+    by minimum, median, 95th percentile and maximum along x, y and z.
     """
     presence: dict[str, list[float]] = {}
     for entry in statistics:
@@ -184,7 +183,7 @@ def write_index(folder: Path, records: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def write_rejected(folder: Path, rejections: Iterable[Rejection]) -> Path:
-    """`rejected.csv`: case, reason and remedy of all that was left out, in the order of their ids."""
+    """`rejected.csv`: case, reason and remedy of each rejection, in the order of the ids."""
     ordered = sorted(rejections, key=lambda r: (r.case, r.reason))
     rows = ((entry.case, entry.reason, entry.remedy) for entry in ordered)
     return write_table(folder / REJECTED, ("case", "reason", "remedy"), rows)
@@ -209,7 +208,7 @@ def write_dataset(
 
 
 def read_dataset(folder: Path) -> dict[str, Any] | None:
-    """What `dataset.json` says; None where there is none. Raises CaseError for a damaged one."""
+    """The content of `dataset.json`; None without the file. Raises CaseError for a damaged one."""
     path = folder / DATASET
     if not path.is_file():
         return None

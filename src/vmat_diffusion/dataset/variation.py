@@ -1,4 +1,4 @@
-"""How the plans of one patient differ: goals, arcs and collimators, drawn by chance, applied without."""
+"""Variations of the plans of one patient: goals, arcs and collimators. Drawing and applying are apart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vmat_diffusion.evaluate.goals import (
 from vmat_diffusion.geometry import beam_axes, mask_bounds_mm
 from vmat_diffusion.machine import Machine
 
-# Chosen so that goals range from hard to reach to easy.
+# Factors on limits: some goals become hard to reach, some easy.
 _FACTORS = (0.6, 1.2)
 _ARCS, _ARC_SHARES = (1, 2, 3), (0.2, 0.5, 0.3)
 _FULL_ARC_DEG = (182, 178)
@@ -35,14 +35,14 @@ _OPEN_BEHIND_DEG = (10, 40)
 # A lung tumour off the midline is also treated from its own side, with some degrees of the other.
 _ACROSS_DEG = (10, 60)
 _OFF_MIDLINE_MM = 15.0
-# Room that the jaws' margins and the beam's divergence take of the leaf span.
+# The jaws' margins and the beam's divergence reduce the leaf span by so much.
 _FIELD_ROOM_MM = 20.0
 _LEVEL = re.compile(r"PTV_\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Variation:
-    """What makes one plan differ from the others of its patient.
+    """The differences of one plan from the other plans of its patient.
 
     `goals` names a shipped sheet. `factors` are on the limits of each organ's goals. Angles are IEC 61217,
     in degrees; `collimator_deg` holds one per arc, None leaves them to the optimiser. `seed` is the
@@ -59,7 +59,7 @@ class Variation:
 
 
 def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
-    """The shipped sheets of the case's site for its targets, as `varied` would fit them.
+    """The shipped sheets of the case's site for its targets, fitted as by `apply_variation`.
 
     A sheet with one target of another dose level fits a case with one: its PTV_60 can be planned as
     PTV_78. A sheet must name an organ of the case. Raises GoalError where there is none.
@@ -71,7 +71,7 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
         if sheet.site != case.site or sheet.stereotactic:
             continue
         try:
-            fitted = fit_to_case(sheet, relabelled(case, sheet))
+            fitted = fit_to_case(sheet, relabel_target(case, sheet))
         except GoalError:
             continue
         if _organs(fitted, add_unions(sheet, case)):
@@ -85,7 +85,7 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
     return tuple(found)
 
 
-def relabelled(case: Case, sheet: GoalSheet) -> Case:
+def relabel_target(case: Case, sheet: GoalSheet) -> Case:
     """The case with its only PTV named for the dose level of the sheet's only target; else the case."""
     wanted = tuple(sheet.prescription.target_gy)
     have = [s.name for s in case.targets if _LEVEL.fullmatch(s.name)]
@@ -122,7 +122,7 @@ def draw_variation(
     )
 
 
-def varied(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
+def apply_variation(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     """The case as it is planned, with prescription and unions, and the sheet with the varied limits.
 
     An organ's limits and acceptable values are multiplied by its factor. Goals that must hold (priority
@@ -130,7 +130,7 @@ def varied(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     does not fit.
     """
     sheet = load_goals(variation.goals)
-    case = relabelled(case, sheet)
+    case = relabel_target(case, sheet)
     sheet = fit_to_case(sheet, case)
     case = replace(case, prescription=sheet.prescription)
     goals = tuple(_scaled(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)

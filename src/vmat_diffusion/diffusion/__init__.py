@@ -1,1 +1,1 @@
-"""The dose model: a case and its goals as the prompt, dose distributions as the samples."""
+"""The dose model: encoding of a case, network, diffusion process, prediction, goal guidance, domain."""

@@ -1,1 +1,1 @@
-"""Training cases: patients on one grid as npz, from DICOM, public data or simulation, and their loading."""
+"""Training of the dose model: encoded cases, losses, stages, checkpoints, validation."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.dataset.cases import SCHEMA
-from vmat_diffusion.dataset.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp
+from vmat_diffusion.dataset.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp, split_of_folder
 from vmat_diffusion.dataset.raw_cases import files_key, listing
-from vmat_diffusion.dataset.splits import SPLITS, Split, named_split, split_dataset
+from vmat_diffusion.dataset.splits import SPLITS, Split, split_dataset
 from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
@@ -122,7 +122,7 @@ def _key(path: Path) -> str:
 
 
 def _split_of(path: Path, source: Path) -> Split:
-    split = named_split(path, source)
+    split = split_of_folder(path, source)
     if split is not None:
         return split
     raise InputError(

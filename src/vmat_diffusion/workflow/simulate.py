@@ -23,7 +23,7 @@ from vmat_diffusion.dataset.clinical_case import vocabulary
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.prepare import dose_inside, on_spacing
 from vmat_diffusion.dataset.tables import REJECTED, Rejection
-from vmat_diffusion.dataset.variation import Variation, draw_variation, fitting_sheets, varied
+from vmat_diffusion.dataset.variation import Variation, apply_variation, draw_variation, fitting_sheets
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.dvh import structure_dvh
@@ -273,7 +273,7 @@ def plan_variation(
     from vmat_diffusion.dicom.write import as_written
     from vmat_diffusion.optimize import Outcome, Settings, optimize
 
-    case, sheet = varied(variation, replace(base.case, reference_dose=None))
+    case, sheet = apply_variation(variation, replace(base.case, reference_dose=None))
     asked = Settings(
         arcs=variation.arcs,
         arc_start_deg=variation.arc_start_deg,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from openkbp_files import arrays, write_npz
 
-from vmat_diffusion.dataset.splits import patients_of
+from vmat_diffusion.dataset.openkbp import patients_of_split
 from vmat_diffusion.errors import CaseError
 
 
@@ -19,7 +19,7 @@ def _empty(root: Path, *names: str) -> Path:
 
 
 def _found(root: Path, split: str) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in patients_of(root, split)]  # type: ignore[arg-type]
+    return [path.relative_to(root).as_posix() for path in patients_of_split(root, split)]  # type: ignore[arg-type]
 
 
 def test_folders_tell_the_split_whatever_the_numbers(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_folder_itself_may_be_the_split(tmp_path: Path) -> None:
     assert _found(root, "test") == ["pt_1", "pt_2"]
     # A name that merely begins alike says nothing.
     with pytest.raises(CaseError, match="none of the 1 patients below test_of_mine is of split test"):
-        patients_of(_empty(tmp_path / "test_of_mine", "pt_1"), "test")
+        patients_of_split(_empty(tmp_path / "test_of_mine", "pt_1"), "test")
 
 
 def test_a_patient_that_is_there_twice_is_taken_with_its_dose(tmp_path: Path) -> None:
@@ -63,6 +63,6 @@ def test_a_patient_that_is_there_twice_is_taken_with_its_dose(tmp_path: Path) ->
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=r"holds no pt_N\.npz file"):
-        patients_of(tmp_path, "test")
+        patients_of_split(tmp_path, "test")
     with pytest.raises(CaseError, match=r"none of the 1 patients .* is of split test; put them in"):
-        patients_of(_empty(tmp_path / "data", "train/pt_250"), "test")
+        patients_of_split(_empty(tmp_path / "data", "train/pt_250"), "test")

@@ -7,7 +7,13 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion.case import Case, Prescription, Structure
-from vmat_diffusion.dataset.variation import Variation, draw_variation, fitting_sheets, relabelled, varied
+from vmat_diffusion.dataset.variation import (
+    Variation,
+    apply_variation,
+    draw_variation,
+    fitting_sheets,
+    relabel_target,
+)
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.machine import load_machine
 
@@ -89,7 +95,7 @@ def test_limits_of_organs_are_scaled_and_targets_stay() -> None:
     sheets = fitting_sheets(case)
     plain = next(s for s in sheets if s.name == "prostate_60_20")
     variation = Variation("prostate_60_20", 2, 182.0, 178.0, None, {"Rectum": 0.7}, 0)
-    planned, sheet = varied(variation, case)
+    planned, sheet = apply_variation(variation, case)
     assert planned.prescription == Prescription(20, {"PTV_60": 60.0})
     assert sheet.normalization == plain.normalization and len(sheet.goals) == len(plain.goals)
     for before, after in zip(plain.goals, sheet.goals, strict=True):
@@ -105,7 +111,7 @@ def test_goals_that_must_hold_get_no_looser() -> None:
     sheets = fitting_sheets(case)
     for factor in (0.8, 1.2):
         variation = Variation("lung_60", 2, 182.0, 178.0, None, {"SpinalCord": factor, "Heart": factor}, 0)
-        _, sheet = varied(variation, case)
+        _, sheet = apply_variation(variation, case)
         pairs = [(a, b) for a, b in zip(sheets[0].goals, sheet.goals, strict=True) if a.comparator == "<="]
         organs = [(a, b) for a, b in pairs if a.structure in ("SpinalCord", "Heart")]
         assert {a.priority == 1 for a, _ in organs} == {True, False}
@@ -117,20 +123,20 @@ def test_goals_that_must_hold_get_no_looser() -> None:
 def test_a_percentage_stays_within_100() -> None:
     case = _case("prostate", "PTV_60", ("Rectum",))
     variation = Variation("prostate_60_20", 2, 182.0, 178.0, None, {"Rectum": 50.0}, 0)
-    _, sheet = varied(variation, case)
+    _, sheet = apply_variation(variation, case)
     assert all(g.limit <= 100 for g in sheet.goals if g.unit == "%")
 
 
 def test_a_target_is_planned_at_another_dose_level_by_name() -> None:
     case = _case("prostate", "PTV_60", ("Rectum",))
     sheet = next(s for s in fitting_sheets(case) if s.name == "prostate_78")
-    other = relabelled(case, sheet)
+    other = relabel_target(case, sheet)
     assert [s.name for s in other.targets] == ["PTV_78"] and "PTV_60" not in other.structures
     assert np.array_equal(other.targets[0].mask, case.targets[0].mask)
     assert list(other.structures) == ["BODY", "PTV_78", "Rectum"]
     assert other.source.steps == ("relabel-target: PTV_60 planned as PTV_78",)
     named = replace(sheet, prescription=Prescription(20, {"PTV": 60.0}))
-    assert relabelled(case, named) is case
+    assert relabel_target(case, named) is case
 
 
 def test_a_case_without_goals_is_refused() -> None:

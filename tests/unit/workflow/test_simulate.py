@@ -20,7 +20,7 @@ from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import TrainingCase, load_case, save_case
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.tables import case_record, write_index
-from vmat_diffusion.dataset.variation import varied
+from vmat_diffusion.dataset.variation import apply_variation
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import load_machine
@@ -119,7 +119,7 @@ def test_constraints_are_the_varied_goals_with_what_the_dose_achieves(
     kept = read.provenance["variation"]
     variation = draw_plan_variation(_training().case, "case_1_p01", 0, load_machine("generic_6mv"))
     assert kept["factors"] == variation.factors and kept["factors"]["Core"] != 1.0
-    _, sheet = varied(variation, _training().case)
+    _, sheet = apply_variation(variation, _training().case)
     limits = {(c.structure, c.goal): c.limit for c in read.constraints}
     assert limits == {(g.structure, g.statement): g.limit for g in sheet.goals}
     core = [c for c in read.constraints if c.structure == "Core"]
