@@ -30,7 +30,7 @@ from scipy import ndimage
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dataset.cases import load_case, save_case
 from vmat_diffusion.dataset.clinical_case import Preparation
-from vmat_diffusion.dataset.prepare import common_shape, cut_to, extent_of, on_spacing, restored
+from vmat_diffusion.dataset.prepare import common_shape, cut_to, extent_of, on_spacing, restore_dose
 from vmat_diffusion.dataset.raw_cases import RawCase
 from vmat_diffusion.dicom.read import read_case
 from vmat_diffusion.geometry import average_onto
@@ -82,7 +82,7 @@ def dose_error(folder: Path, work: Path) -> list[dict[str, float]]:
         cut, _ = cut_to(whole, common_shape([extent_of(whole)], SPACING))
         kept = load_case(save_case(work / "dose.npz", cut)).case.reference_dose
         assert kept is not None
-        back = restored(kept, dose.grid)
+        back = restore_dose(kept, dose.grid)
         (low, high), axes = kept.grid.bounds_mm, dose.grid.axes_mm
         inside = [(a > lo) & (a < hi) for a, lo, hi in zip(axes, low, high, strict=True)]
         there = inside[2][:, None, None] & inside[1][None, :, None] & inside[0][None, None] & (dose.gy > 0)

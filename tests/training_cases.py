@@ -10,7 +10,7 @@ import numpy as np
 from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
-from vmat_diffusion.dataset.cases import Constraint, TrainingCase, save_case
+from vmat_diffusion.dataset.cases import Constraint, TrainingCase, read_arrays, save_case
 from vmat_diffusion.dataset.splits import Member, place, save_splits
 from vmat_diffusion.geometry import Grid
 
@@ -66,6 +66,15 @@ def small_training(
         names=("BODY", "PTV_70", "PTV_56", "Parotid_L", "Parotid_R"),
         padding=((1, 2), (0, 0), (3, 0)),
     )
+
+
+def stored_sdf_mm(path: Path) -> dict[str, np.ndarray] | None:
+    """The signed distance maps that are stored with a case, by structure; None if there are none."""
+    arrays = read_arrays(path, only=("schema", "meta", "mask_names", "sdf_tenth_mm"))
+    if "sdf_tenth_mm" not in arrays:
+        return None
+    named = zip(arrays["mask_names"], arrays["sdf_tenth_mm"], strict=True)
+    return {str(n): m.astype(np.float32) / 10 for n, m in named}
 
 
 def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str] | None = None) -> Path:

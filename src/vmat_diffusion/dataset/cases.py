@@ -153,24 +153,6 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, N
     return arrays
 
 
-def load_constraints(path: Path) -> tuple[Constraint, ...]:
-    """The constraints of a case alone. Cost: milliseconds. For the errors see `load_case`."""
-    arrays = read_arrays(path, only=("schema", "meta", "constraint_limits", "constraint_achieved"))
-    return _constraints(json.loads(str(arrays["meta"]))["constraints"], arrays)
-
-
-def load_sdf_mm(path: Path) -> dict[str, NDArray[np.float32]] | None:
-    """The signed distance maps in mm that are stored with a case, by structure; None if there are none.
-
-    For the errors see `load_case`.
-    """
-    arrays = read_arrays(path, only=("schema", "meta", "mask_names", "sdf_tenth_mm"))
-    if "sdf_tenth_mm" not in arrays:
-        return None
-    named = zip(arrays["mask_names"], arrays["sdf_tenth_mm"], strict=True)
-    return {str(n): m.astype(np.float32) / 10 for n, m in named}
-
-
 def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
     """The training case of the arrays of `read_arrays`."""
     meta = json.loads(str(arrays["meta"]))

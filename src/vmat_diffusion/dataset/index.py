@@ -36,33 +36,21 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A case of a data set as its index has it."""
+    """A case in the index of its data set; `file` is a name in the folder of the data set."""
 
     id: str
+    site: str
     file: str
     sha256: str
-    shape: tuple[int, int, int]
-    targets: tuple[str, ...]
-    organs: tuple[str, ...]
     has_dose: bool
 
 
 def entries_of(folder: Path) -> tuple[Entry, ...]:
     """The cases of a data set folder, by id. Raises CaseError where the index is absent, damaged or empty."""
-    entries = []
-    for row in read_index(folder):
-        z, y, x = row["shape"]
-        entries.append(
-            Entry(
-                id=row["id"],
-                file=row["file"],
-                sha256=row["sha256"],
-                shape=(z, y, x),
-                targets=tuple(row["targets"]),
-                organs=tuple(row["organs"]),
-                has_dose=row["has_dose"],
-            )
-        )
+    entries = tuple(
+        Entry(row["id"], row["site"], row["file"], row["sha256"], row["has_dose"])
+        for row in read_index(folder)
+    )
     if not entries:
         raise CaseError(f"the index of {folder} names no case; see rejected.csv")
-    return tuple(entries)
+    return entries

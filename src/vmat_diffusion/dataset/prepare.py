@@ -297,7 +297,7 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
     )
 
 
-def restored(dose: Dose, grid: Grid) -> Dose:
+def restore_dose(dose: Dose, grid: Grid) -> Dose:
     """A dose on the grid of a training case, back on the grid of its source; 0 where it was cut off."""
     if dose.grid.matches(grid):
         return dose

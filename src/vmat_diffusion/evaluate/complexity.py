@@ -1,4 +1,4 @@
-"""How hard a plan is to deliver and to compute: modulation, apertures, motion, and published values.
+"""The complexity of a plan: modulation, apertures, leaf motion, and published values.
 
 Equations and limits: `docs/complexity.md`.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 
-# A pair that stands closer together than this is closed: parked, or waiting at the minimum gap.
+# A leaf pair with a smaller gap counts as closed: it is parked, or at the minimum gap.
 OPEN_GAP_MM = 1.0
 _SMALL_MM = (5.0, 10.0)
 
@@ -24,8 +24,8 @@ class Complexity:
 
     `mcs` is 1 for a steady rectangle and falls with modulation (Masi 2013). `edge_per_mm` is the length of
     leaf sides over the area (Younge 2012). `small_5mm` and `small_10mm` are the shares of open pairs that
-    stand no further apart (Crowe 2014). `leaf_travel_mm` is the way of a leaf in the field, mean over
-    leaves and beams. None where a metric has no meaning: no dose given, or a gantry that rests.
+    have no larger gap (Crowe 2014). `leaf_travel_mm` is the travel of a leaf in the field, mean over leaves
+    and beams. None where a metric has no meaning: without a dose, or with a static gantry.
     """
 
     mcs: float
@@ -46,7 +46,7 @@ class Complexity:
 
 @dataclass(frozen=True)
 class Published:
-    """What a metric is called, and which values others reported for VMAT plans; empty where none is known."""
+    """The title of a metric, and published values of VMAT plans; empty where none is known."""
 
     title: str
     unit: str
@@ -79,7 +79,7 @@ SOURCES = (
 
 
 def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = None) -> Complexity:
-    """Metrics of a plan, of all its beams with MU together; for one beam give a plan of it alone.
+    """Metrics of a plan over all its beams with MU; for one beam, give a plan of that beam alone.
 
     `gy_per_fraction` is the highest prescribed dose of a fraction. Aperture metrics are means over the beams
     weighted by MU, leaf travel a mean over the beams, speeds those of the fastest delivery.
@@ -108,10 +108,10 @@ def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = Non
     )
 
 
-def _strips(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
-    """Left and right edge of the opening and its height `[n, strips]` in mm, as jaws and all layers leave it.
+def _leaf_rows(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
+    """Left and right edge of the opening and its height `[n, rows]` in mm, of jaws and all layers.
 
-    A strip lies between two neighbouring leaf boundaries of any layer; where nothing is open, left = right.
+    A leaf row lies between two neighbouring leaf boundaries of any layer; left = right where it is closed.
     """
     edges, pairs = machine.row_edges_mm(), machine.row_pairs()
     x1, x2, y1, y2 = (side[:, None] for side in arc.jaws_mm.T)
@@ -127,7 +127,7 @@ def _strips(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
 
 def _apertures(arc: Arc, machine: Machine) -> list[float]:
     """MCSv, mean area in mm2, edge metric in 1/mm and small aperture scores of one arc."""
-    left, right, height = _strips(arc, machine)
+    left, right, height = _leaf_rows(arc, machine)
     gap, is_open = right - left, height > 0
     area = (gap * height).sum(axis=1)
     modulation = _between(_variability(left, right, is_open)) * _between(
@@ -173,7 +173,7 @@ def _sides_mm(left: NDArray, right: NDArray) -> NDArray[np.float64]:
 
 
 def _leaf_travel_mm(arc: Arc, machine: Machine) -> float:
-    """Way of a leaf during the arc (Masi 2013), mean over both leaves of the pairs that open in the field."""
+    """Travel of a leaf in the arc (Masi 2013), mean over both leaves of the pairs that open in the field."""
     edges = [np.asarray(layer.boundaries_mm) for layer in machine.mlc.layers]
     low, high = (np.concatenate([e[side] for e in edges]) for side in (slice(None, -1), slice(1, None)))
     y1, y2 = arc.jaws_mm[:, 2, None], arc.jaws_mm[:, 3, None]

@@ -1,7 +1,7 @@
-"""Dose-volume histograms: the one place where dose meets a structure's volume.
+"""Dose-volume histograms of structures.
 
-Dose is interpolated at the voxels of the structure on the grid of its mask, so that the CT and the
-contours decide what counts, not the dose grid. See `docs/dvh.md`.
+Dose is interpolated at the voxels of the structure on the grid of its mask: the result depends on the CT
+and the contours, not on the dose grid. See `docs/dvh.md`.
 """
 
 from __future__ import annotations
@@ -128,16 +128,6 @@ class Dvh:
         # In the precision of the doses, so that a voxel at the level itself counts.
         dose = np.asarray(dose_gy, self.gy.dtype)
         return (self.gy.size - np.searchsorted(self.gy[::-1], dose, side="left")).astype(np.float64)
-
-
-def dose_at_volume_gy(gy: ArrayLike, volume_percent: float) -> float:
-    """D_x% of voxel doses in any order; see `Dvh.dose_at_percent_gy`."""
-    return Dvh.of(gy, 1.0).dose_at_percent_gy(volume_percent)
-
-
-def volume_at_dose(gy: ArrayLike, dose_gy: float) -> float:
-    """Percent of the voxels that receive at least `dose_gy`; see `Dvh.volume_at_dose_percent`."""
-    return float(Dvh.of(gy, 1.0).volume_at_dose_percent(dose_gy))
 
 
 def structure_dvh(dose: Dose, structure: Structure, grid: Grid) -> Dvh:

@@ -17,9 +17,9 @@ from vmat_diffusion.geometry import Grid, Mask, sample
 
 # Spheres, and points on them, per distance criterion.
 _STEPS = 10
-# Points beyond the outermost voxel centres by less than this share of a voxel are on them.
+# A point beyond the outermost voxel centres by less than this share of a voxel counts as on them.
 _EDGE = 1e-6
-# Enough parts that an uneven share of hard points leaves no thread idle.
+# Parts of the work: so many that no thread is idle at the end.
 _PARTS = 512
 
 
@@ -28,9 +28,8 @@ class GammaResult:
     """Gamma at the voxels of the reference dose, and how it was computed.
 
     `map[z, y, x]` on `grid` is NaN where nothing was compared; values at `max_gamma` mean "at least".
-    `points` were compared. `outside` more would have been, but have no evaluated dose within reach;
-    they are in no figure. `maximum_gy` is the dose to which `threshold_percent` and, for a global
-    gamma, `dose_percent` refer.
+    `points` voxels were compared; `outside` voxels have no evaluated dose within reach and are in no figure.
+    `maximum_gy` is the dose to which `threshold_percent` and, for a global gamma, `dose_percent` refer.
     """
 
     grid: Grid
@@ -119,7 +118,7 @@ def gamma(
     if sigmas > 0:
         criterion = np.sqrt(criterion**2 + sigmas**2 * _variance(reference, evaluated, flat, points))
     index = evaluated.grid.index(points)
-    values = _search_all(evaluated, index, dose, criterion, distance_mm, max_gamma)
+    values = _search_all(evaluated, index, dose, criterion, distance_mm=distance_mm, max_gamma=max_gamma)
     whole = np.full(reference.grid.shape, np.nan, np.float32)
     whole.ravel()[flat] = values
     found = np.isfinite(values)
@@ -172,6 +171,7 @@ def _search_all(
     index: NDArray[np.float64],
     dose: NDArray[np.float64],
     criterion: NDArray[np.float64],
+    *,
     distance_mm: float,
     max_gamma: float,
 ) -> NDArray[np.float32]:
@@ -237,7 +237,7 @@ def _search(gy, index, dose, per_criterion, least, offsets, square, most, out): 
                 known = True
                 i, j, m = int(z), int(y), int(x)
                 at = (i * ny + j) * nx + m
-                # Beyond the last voxel centre there is none: its weight is nothing, up to rounding.
+                # Beyond the last voxel centre there is no voxel; its weight is 0 up to rounding.
                 dz = ny * nx if i + 1 < nz else 0
                 dy = nx if j + 1 < ny else 0
                 dx = 1 if m + 1 < nx else 0

@@ -1,4 +1,4 @@
-"""Which of several doses meets a goal sheet best."""
+"""A score of doses by a goal sheet; the dose with the smallest score meets it best."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vmat_diffusion.evaluate.goals import GoalResult
 
 @dataclass(frozen=True, order=True)
 class GoalScore:
-    """How a dose stands to a sheet; the smaller, the better, the first difference decides.
+    """The score of a dose; smaller is better, and the first field that differs decides.
 
-    `missed` counts failed goals by priority, must, should and wish. `excess_percent` adds up by how much
-    of its limit each goal is missed, within the acceptable variation or beyond. `used_percent` is the mean
-    share of the upper limits that is used up.
+    `missed` counts failed goals by priority: must, should and wish. `excess_percent` is the sum of the misses
+    relative to the limits, within the acceptable variation or beyond. `used_percent` is the mean of the
+    values relative to the upper limits.
     """
 
     missed: tuple[int, int, int]

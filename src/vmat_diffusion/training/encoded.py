@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vmat_diffusion.dataset.cases import TrainingCase, load_case, read_arrays
-from vmat_diffusion.dataset.index import Entry, entries_of, read_index
+from vmat_diffusion.dataset.index import Entry, entries_of
 from vmat_diffusion.dataset.splits import Split, split_ids
 from vmat_diffusion.diffusion.encode import Encoding, achieved_goals, encode
 from vmat_diffusion.errors import CaseError
@@ -41,11 +41,10 @@ def entries_with_dose(folder: Path, split: Split, site: str | None = None) -> tu
     Raises CaseError where there is none.
     """
     entries = {entry.id: entry for entry in entries_of(folder)}
-    sites = {record["id"]: record["site"] for record in read_index(folder)}
     found = tuple(
         entries[name]
         for name in split_ids(folder, split)
-        if entries[name].has_dose and site in (None, sites[name])
+        if entries[name].has_dose and site in (None, entries[name].site)
     )
     if not found:
         of = "" if site is None else f" of the site {site}"

@@ -15,7 +15,6 @@ from vmat_diffusion.dataset.cases import (
     Constraint,
     TrainingCase,
     load_case,
-    load_sdf_mm,
     save_case,
 )
 from vmat_diffusion.distance import FAR_MM, signed_distance_mm
@@ -111,11 +110,11 @@ def test_distance_maps_are_kept_in_tenths(tmp_path: Path) -> None:
     case = training_case()
     maps = {n: signed_distance_mm(s.mask, case.case.grid.spacing_mm) for n, s in case.case.structures.items()}
     path = save_case(tmp_path / "a.npz", case, sdf_mm=maps)
-    after = load_sdf_mm(path)
+    after = stored_sdf_mm(path)
     assert after is not None and set(after) == set(maps)
     for name, mm in maps.items():
         assert np.abs(after[name] - mm).max() <= 0.05 + 1e-4
-    assert load_sdf_mm(save_case(tmp_path / "b.npz", case)) is None
+    assert stored_sdf_mm(save_case(tmp_path / "b.npz", case)) is None
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])

@@ -17,7 +17,7 @@ from vmat_diffusion.dataset.prepare import (
     mask_onto,
     on_spacing,
     onto,
-    restored,
+    restore_dose,
     target_middle_mm,
 )
 from vmat_diffusion.errors import CaseError
@@ -106,10 +106,10 @@ def test_a_dose_there_and_back_is_what_it_was() -> None:
     grid = Grid((40, 48, 48), (2.5, 2.5, 2.5), (-58.75, -58.75, -48.75))
     dose = smooth_dose(grid)
     between = Grid((44, 150, 150), (1.0, 1.0, 3.0), (-74.6, -74.6, -64.4))
-    back = restored(Dose(between, dose_onto(dose, between)), grid)
+    back = restore_dose(Dose(between, dose_onto(dose, between)), grid)
     error = np.abs(back.gy - dose.gy)
     assert error.mean() < 0.02 and error[dose.gy > 6].mean() < 0.1
-    assert restored(dose, grid) is dose
+    assert restore_dose(dose, grid) is dose
 
 
 def test_organs_keep_their_mean_dose_where_interpolation_takes_it_off_a_peak() -> None:

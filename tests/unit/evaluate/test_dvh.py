@@ -9,12 +9,10 @@ from vmat_diffusion.case import Dose, Structure
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import (
     Dvh,
-    dose_at_volume_gy,
     isodose_volume_cc,
     outside_percent,
     structure_dose_gy,
     structure_dvh,
-    volume_at_dose,
 )
 from vmat_diffusion.geometry import Grid
 
@@ -40,7 +38,7 @@ def test_dose_at_percent_is_the_median_and_the_extremes() -> None:
     assert dvh.dose_at_percent_gy(50) == pytest.approx(5.5)
     assert dvh.dose_at_percent_gy(0) == 10.0
     assert dvh.dose_at_percent_gy(100) == 1.0
-    assert dose_at_volume_gy([3.0, 1.0, 2.0], 50) == pytest.approx(2.0)
+    assert Dvh.of([3.0, 1.0, 2.0], 1.0).dose_at_percent_gy(50) == pytest.approx(2.0)
 
 
 def test_dose_at_volume_never_rises_with_volume() -> None:
@@ -60,7 +58,7 @@ def test_volume_counts_voxels_at_the_level_itself() -> None:
     dvh = Dvh.of(np.array([47.5, 50.0, 40.0, 59.85], np.float32), 2.0)
     assert float(dvh.volume_at_dose_percent(47.5)) == 75.0
     assert float(dvh.volume_at_dose_cc(59.85)) == 2.0
-    assert volume_at_dose([1, 2, 3, 4], 2.5) == 50.0
+    assert Dvh.of([1, 2, 3, 4], 1.0).volume_at_dose_percent(2.5) == 50.0
     assert dvh.volume_at_dose_percent([0.0, 100.0]).tolist() == [100.0, 0.0]
 
 

@@ -17,9 +17,10 @@ import pytest
 from dicom_files import save, structure_set
 from pydicom import dcmread
 from raw_patients import raw_patient
+from training_cases import stored_sdf_mm
 
 import vmat_diffusion.workflow.preprocess as module
-from vmat_diffusion.dataset.cases import TrainingCase, load_case, load_sdf_mm
+from vmat_diffusion.dataset.cases import TrainingCase, load_case
 from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case, without_names
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
@@ -515,7 +516,7 @@ def test_the_fractions_are_the_plans_and_not_the_goals(tmp_path: Path) -> None:
 
 def test_stored_distances_are_there_when_asked_for(tmp_path: Path) -> None:
     _run(_raw(tmp_path / "raw", 1), tmp_path / "out", replace(SETTINGS, store_sdf=True))
-    maps = load_sdf_mm(tmp_path / "out" / "case_0001.npz")
+    maps = stored_sdf_mm(tmp_path / "out" / "case_0001.npz")
     case = load_case(tmp_path / "out" / "case_0001.npz").case
     assert maps is not None
     for name, structure in case.structures.items():
