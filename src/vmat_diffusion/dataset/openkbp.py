@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
+from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import AIR_HU
 from vmat_diffusion.dataset.splits import SPLITS, Split
@@ -58,11 +58,7 @@ _CT_MAX = 4095
 _VOXEL_MM = (0.5, 20.0)
 _PATIENT = re.compile(r"pt_\d{1,6}")
 # The numbers of the challenge's patients.
-SPLIT_NUMBERS: Mapping[Split, range] = {
-    "train": range(1, 201),
-    "validation": range(201, 241),
-    "test": range(241, 341),
-}
+SPLIT_NUMBERS = dict(zip(SPLITS, (range(1, 201), range(201, 241), range(241, 341)), strict=True))
 # Names of folders that are a split: test, valid-pats, test-pats-no-dose.
 _SPLIT_FOLDER = re.compile(r"(train|valid|test)[a-z]*([-_]pats.*)?")
 
@@ -207,7 +203,10 @@ def training_case(patient: Patient) -> TrainingCase:
     masks = {name: from_openkbp(mask) for name, mask in patient.masks.items()}
     inside = np.logical_or.reduce([possible, *masks.values()])
     hu, body, steps = _hu_and_body(patient, grid, inside)
-    structures = {name: Structure(name, _role(name), mask) for name, mask in masks.items()}
+    structures = {
+        name: Structure(name, "target" if name in TARGET_GY else "organ", mask)
+        for name, mask in masks.items()
+    }
     structures["BODY"] = Structure("BODY", "body", body)
     dose = None
     if patient.dose_gy is not None:
@@ -254,14 +253,11 @@ def _hu_and_body(patient: Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np
     if patient.ct is None:
         body = without_holes(inside)
         hu = np.where(body, 0, AIR_HU).astype(np.int16)
-        return (
-            hu,
-            body,
-            [
-                "stand-in-ct: the CT is missing; 0 HU inside the body, air outside",
-                "body-from-masks: the possible-dose mask and the structures, without holes",
-            ],
-        )
+        steps = [
+            "stand-in-ct: the CT is missing; 0 HU inside the body, air outside",
+            "body-from-masks: the possible-dose mask and the structures, without holes",
+        ]
+        return hu, body, steps
     steps = [f"ct-to-hu: {_WATER} taken off the stored values"]
     over = int(np.count_nonzero(patient.ct > _CT_MAX))
     if over:
@@ -280,10 +276,6 @@ def _grid(voxel_mm: Point) -> Grid:
     y, x, z = voxel_mm
     origin = tuple(-(n - 1) / 2 * s for n, s in zip(SHAPE[::-1], (x, y, z), strict=True))
     return Grid(SHAPE, (x, y, z), origin)  # type: ignore[arg-type]
-
-
-def _role(name: str) -> Role:
-    return "target" if name in TARGET_GY else "organ"
 
 
 def _from_npz(path: Path) -> Patient:
