@@ -1,4 +1,4 @@
-"""The index of a data set: a line of JSON for each case."""
+"""The index of a data set: one line of JSON for each case."""
 
 from __future__ import annotations
 

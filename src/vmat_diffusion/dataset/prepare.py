@@ -28,12 +28,12 @@ AIR_HU = -1000
 _HU_MAX = 32767  # the limit of int16; only metal on an extended scale exceeds it
 # The volume must contain dose above this share of the maximum.
 DOSE_SHARE = 0.1
-# A voxel filled to within this of nothing or all is empty or full: rounding of float32.
+# A voxel counts as empty or full if its filled share is within this of 0 or 1: rounding of float32.
 _FILLED = 1e-4
 
 
 def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> TrainingCase:
-    """The whole body on a grid of `spacing_mm` whose middle is the middle of the targets.
+    """The whole body on a grid of `spacing_mm`; a voxel corner lies at the middle of the targets.
 
     HU and dose are averaged along axes that get coarser and interpolated along those that get finer;
     masks keep their volume. Raises CaseError for a case without targets or without voxels in them.
@@ -91,7 +91,7 @@ def target_middle_mm(case: Case) -> Point:
 
 
 def onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:
-    """Values on another grid: the mean over each voxel along axes that get coarser, else interpolated."""
+    """Values on another grid: means over the voxels along axes that get coarser, else interpolated."""
     coarser = [t > s for s, t in zip(source.spacing_mm, target.spacing_mm, strict=True)]
     between = Grid(
         tuple(  # type: ignore[arg-type]
@@ -108,11 +108,10 @@ def onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> N
 def dose_onto(dose: Dose, grid: Grid) -> NDArray[np.float32]:
     """A dose in Gy on another grid with the same integral over every region; 0 outside.
 
-    A parabola per voxel and axis, joined smoothly, whose mean over each voxel is the voxel's dose
-    (a cubic spline through the running integral), is averaged over the new voxels. Taking both grids'
-    doses as means of their voxels keeps the mean dose of every organ, which interpolation between
-    voxel centres does not: it takes 1/8 of the second difference off a peak. What the parabolas
-    overshoot is cut off at 0 and at the highest dose.
+    The dose of a voxel is its mean over the voxel, on both grids. Along each axis a cubic spline through
+    the running integral gives a smooth parabola per voxel with these means; it is averaged over the new
+    voxels. This keeps the mean dose of every organ. Interpolation between voxel centres does not: it
+    lowers a peak by 1/8 of the second difference. The result is clipped to 0 and the highest dose.
     """
     out = dose.gy.astype(np.float32)
     for axis in range(3):
@@ -122,7 +121,7 @@ def dose_onto(dose: Dose, grid: Grid) -> NDArray[np.float32]:
 
 
 def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
-    """Weights `[target, source]` that take voxel means to voxel means along one array axis."""
+    """Weights `[target, source]` from voxel means to voxel means along one array axis."""
     k = 2 - axis
     have, want = (
         g.bounds_mm[0][k] + g.spacing_mm[k] * np.arange(g.shape[axis] + 1) for g in (source, target)
@@ -134,7 +133,7 @@ def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
 
 
 def dose_inside(dose: Dose, grid: Grid, body: Mask) -> tuple[Dose, Mask]:
-    """A dose on the grid of a training case, 0 outside the body, and where there may be dose."""
+    """A dose on the grid of a training case, 0 outside the body, and the mask of possible dose."""
     possible = body & _covered(dose.grid, grid)
     gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
     return replace(dose, grid=grid, gy=gy, std_gy=None), possible
@@ -143,10 +142,10 @@ def dose_inside(dose: Dose, grid: Grid, body: Mask) -> tuple[Dose, Mask]:
 def mask_onto(mask: Mask, source: Grid, target: Grid) -> Mask:
     """A structure on another grid with the same volume, to within half a voxel, in every part along z.
 
-    As many voxels of each slice are taken as the structure's volume in it makes, what is left over
-    going to the next one: the ends of a structure, where whole slices are filled in part, keep their
-    share of volume and so its mean dose. Within a slice those go first that are filled most, then those
-    nearest to the inside, then those nearest to the middle.
+    The number of voxels in each slice is the structure's volume in it over the voxel volume; the fraction
+    is carried to the next slice. So the ends of a structure, where slices are filled in part, keep their
+    share of the volume, and the structure its mean dose. Within a slice the voxels with the largest filled
+    share come first, then those nearest to the inside, then those nearest to the middle.
     """
     out = np.zeros(target.shape, bool)
     box = bounding_box(mask)
@@ -191,9 +190,9 @@ def _covered(inner: Grid, grid: Grid) -> Mask:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a case reaches from the middle of its targets, in mm as (x, y, z), the larger side each.
+    """The extent of a case from the middle of its targets, in mm as (x, y, z), the larger side each.
 
-    `targets_mm` is what must not be cut; `wanted_mm` also holds the organs and the dose.
+    `targets_mm` contains the targets, which must not be cut; `wanted_mm` also the organs and the dose.
     """
 
     targets_mm: Point
@@ -243,10 +242,10 @@ def common_shape(
 
 
 def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[TrainingCase, Mapping[str, float]]:
-    """The case cut or padded to `shape` around the middle of its targets, and what each structure lost.
+    """The case cut or padded to `shape` around the middle of its targets, and the losses of structures.
 
-    The second value is the percentage of voxels cut off, for structures that lose any, body aside.
-    Raises CaseError if a target would be cut.
+    The second value is the percentage of voxels that each structure but the body lost, if any. Raises
+    CaseError if a target would be cut.
     """
     case, grid = training.case, training.case.grid
     middle = grid.index(np.array(target_middle_mm(case)))
@@ -283,7 +282,7 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
     dose = case.reference_dose
     if dose is not None:
         dose = replace(dose, grid=smaller, gy=cut(dose.gy))
-    # A structure without a voxel left is absent: far away for a network, not empty.
+    # A structure without voxels is absent: far away for a network, not empty.
     structures = {n: s for n, s in structures.items() if s.role == "body" or s.voxels}
     done = replace(case, grid=smaller, hu=cut(case.hu, AIR_HU), structures=structures, reference_dose=dose)
     return (
@@ -298,7 +297,7 @@ def cut_to(training: TrainingCase, shape: tuple[int, int, int]) -> tuple[Trainin
 
 
 def restore_dose(dose: Dose, grid: Grid) -> Dose:
-    """A dose on the grid of a training case, back on the grid of its source; 0 where it was cut off."""
+    """A dose on the grid of a training case, on the grid of its source; 0 where the case was cut."""
     if dose.grid.matches(grid):
         return dose
     return replace(dose, grid=grid, gy=dose_onto(dose, grid), std_gy=None)

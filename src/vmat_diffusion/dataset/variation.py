@@ -28,7 +28,7 @@ _FACTORS = (0.6, 1.2)
 _ARCS, _ARC_SHARES = (1, 2, 3), (0.2, 0.5, 0.3)
 _FULL_ARC_DEG = (182, 178)
 _COLLIMATOR_DEG = (5, 30)
-# Two fields that share a wide target leave its corners uncovered where the collimator is turned further.
+# Two fields that share a wide target do not cover its corners at larger collimator angles.
 _WIDE_COLLIMATOR_DEG = (5, 12)
 # A prostate is also treated without the angles from behind, through couch and rectum.
 _OPEN_BEHIND_DEG = (10, 40)
@@ -44,8 +44,8 @@ _LEVEL = re.compile(r"PTV_\d+(?:\.\d+)?")
 class Variation:
     """The differences of one plan from the other plans of its patient.
 
-    `goals` names a shipped sheet. `factors` are on the limits of each organ's goals. Angles are IEC 61217,
-    in degrees; `collimator_deg` holds one per arc, None leaves them to the optimiser. `seed` is the
+    `goals` names a shipped sheet. `factors` multiply the limits of each organ's goals. Angles are IEC 61217,
+    in degrees; `collimator_deg` has one per arc, None leaves them to the optimiser. `seed` is the
     optimiser's.
     """
 
@@ -86,7 +86,7 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
 
 
 def relabel_target(case: Case, sheet: GoalSheet) -> Case:
-    """The case with its only PTV named for the dose level of the sheet's only target; else the case."""
+    """The case with its only PTV renamed to the sheet's only target; unchanged if either has several."""
     wanted = tuple(sheet.prescription.target_gy)
     have = [s.name for s in case.targets if _LEVEL.fullmatch(s.name)]
     if len(wanted) != 1 or len(have) != 1 or wanted[0] == have[0] or not _LEVEL.fullmatch(wanted[0]):
@@ -159,7 +159,7 @@ def _scaled(goal: Goal, factor: float) -> Goal:
 
 
 def _fits_one_field(case: Case, machine: Machine) -> bool:
-    """Whether the targets fit the leaf span from everywhere, so that one arc reaches all of them."""
+    """Whether the targets fit the leaf span from all angles, so that one arc irradiates all of them."""
     low, high = mask_bounds_mm(targets_mask(case), case.grid)
     return math.dist(low, high) < machine.limits.leaf_span_mm - _FIELD_ROOM_MM
 

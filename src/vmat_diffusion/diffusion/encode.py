@@ -181,15 +181,7 @@ def encode(
     def distance(mask: Mask) -> NDArray[np.float32]:
         return signed_distance_mm(mask[box], spacing, encoding.reach_mm) / encoding.reach_mm
 
-    slots = [np.zeros(case.grid.shape, bool) for _ in encoding.levels]
-    present = np.zeros(len(encoding.levels), np.float32)
-    for target in case.targets:
-        gy = _level_gy(case, target.name)
-        if gy > 0 and target.voxels:
-            slot = int(np.abs(np.array(encoding.levels) - gy / top).argmin())
-            # Where targets are drawn one inside the other, each voxel belongs to the highest.
-            slots[slot] |= target.mask & (prescription <= np.float32(gy))
-            present[slot] = max(present[slot], gy / top)
+    slots, present = _target_slots(case, encoding, prescription)
     far = np.zeros(case.grid.shape, bool)
     organs = [case.structures[o].mask if o in case.structures else far for o in encoding.organs]
     projection = target_shadow(
@@ -221,6 +213,23 @@ def encode(
     vector[layout.spacing] = np.array(spacing) / _SPACING_UNIT_MM
     vector[layout.goals] = goal_numbers(goals or DoseGoals(), encoding, top)
     return Encoded(volume, vector, mask, box, case.grid, top)
+
+
+def _target_slots(
+    case: Case, encoding: Encoding, prescription: NDArray[np.float32]
+) -> tuple[list[Mask], NDArray[np.float32]]:
+    """The targets of each level as a mask, and the highest prescription of each relative to the highest."""
+    top = float(prescription.max())
+    slots = [np.zeros(case.grid.shape, bool) for _ in encoding.levels]
+    present = np.zeros(len(encoding.levels), np.float32)
+    for target in case.targets:
+        gy = _level_gy(case, target.name)
+        if gy > 0 and target.voxels:
+            slot = int(np.abs(np.array(encoding.levels) - gy / top).argmin())
+            # Where one target lies inside another, each voxel belongs to the highest prescription.
+            slots[slot] |= target.mask & (prescription <= np.float32(gy))
+            present[slot] = max(present[slot], gy / top)
+    return slots, present
 
 
 def goal_numbers(goals: DoseGoals, encoding: Encoding, top_gy: float) -> NDArray[np.float32]:

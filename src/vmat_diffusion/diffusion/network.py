@@ -1,9 +1,9 @@
-"""The network: a residual U-Net in 3-D whose anatomy is encoded once and reused at every sampling step.
+"""The network: a residual U-Net in 3-D that encodes the anatomy once for all sampling steps.
 
-One network in two roles. With no noisy sample it is a regression of the dose; with one, and the regression
-as its mean, it denoises the residual. The trunk works at half the resolution on eight sub-voxels as
-channels, so that nothing is lost on the way in; a perceptron per voxel, which sees the full-resolution
-channels, brings the output back to full resolution.
+One network in two roles. Without a noisy sample it is a regression of the dose. With a noisy sample and the
+regression as its mean, it denoises the residual. The trunk works at half the resolution, with the eight
+sub-voxels as channels, so that its input loses no information. A perceptron per voxel combines its output
+with the full-resolution channels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VOXEL_FEATURES = 32
 class Size:
     """Channels at 1/2, 1/4, 1/8 and 1/16 of the resolution, residual blocks per level, heads of attention.
 
-    `mixing` is how the coarsest level looks at the whole volume.
+    `mixing` is the layer that connects all voxels of the coarsest level.
     """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
@@ -37,7 +37,7 @@ class Size:
 
     @property
     def multiple(self) -> int:
-        """What the sides of the network's volumes are multiples of."""
+        """The sides of the network's volumes are multiples of this."""
         return 2 ** len(self.widths)
 
 
@@ -48,7 +48,7 @@ SIZES = {
 
 
 class Anatomy(NamedTuple):
-    """What the encoder makes of a case, once: features by level and by voxel, and the vector's embedding."""
+    """The encoded case: features of each level and of each voxel, and the embedding of the vector."""
 
     features: tuple[Tensor, ...]
     voxels: Tensor
@@ -100,7 +100,7 @@ class _Attention(nn.Module):
 class _StateSpace(nn.Module):
     """A selective state space over all voxels of the coarsest level, read from both ends.
 
-    h_i = a_i h_(i-1) + b_i x_i and y_i = c_i h_i, with a, b and c made from the input, in the dual form of
+    h_i = a_i h_(i-1) + b_i x_i and y_i = c_i h_i, where a, b and c depend on the input, in the dual form of
     Mamba-2 (Dao and Gu, arXiv:2405.21060): one masked product of all pairs, in plain torch.
     """
 
@@ -128,7 +128,7 @@ class _StateSpace(nn.Module):
 
 
 def _decay(step: Tensor) -> Tensor:
-    """How much of the state at j is left at i >= j, `[..., i, j]`; 0 for j after i."""
+    """The share of the state at j that remains at i >= j, `[..., i, j]`; 0 for j after i."""
     total = step.cumsum(-1)
     left = -(total[..., :, None] - total[..., None, :])
     later = torch.ones(left.shape[-2:], dtype=torch.bool, device=step.device).triu(1)
@@ -182,7 +182,7 @@ class DoseNet(nn.Module):
         )
 
     def anatomy(self, volume: Tensor, vector: Tensor) -> Anatomy:
-        """What is needed of the case at every step; depends on the case and its goals, not on the sample."""
+        """Encode a case and its goals; the result serves all sampling steps."""
         condition = self.vector(vector)
         h = self.stem(volume)
         features = []
