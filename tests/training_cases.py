@@ -11,7 +11,7 @@ from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dataset.cases import Constraint, TrainingCase, read_arrays, save_case
-from vmat_diffusion.dataset.splits import Member, place, save_splits
+from vmat_diffusion.dataset.splits import Member, place_cases, save_splits
 from vmat_diffusion.geometry import Grid
 
 
@@ -100,5 +100,5 @@ def save_dataset(folder: Path, cases: list[TrainingCase], splits: dict[str, str]
     (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if splits is not None:
         members = [Member(name, name, "all") for name in splits]
-        save_splits(folder / "splits.json", place(members, given=splits))  # type: ignore[arg-type]
+        save_splits(folder / "splits.json", place_cases(members, given=splits))  # type: ignore[arg-type]
     return folder

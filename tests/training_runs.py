@@ -12,12 +12,12 @@ from training_cases import save_dataset, small_training
 from vmat_diffusion.diffusion.network import Size
 from vmat_diffusion.training.encoded import TrainingData, encode_cases, entries_with_dose
 from vmat_diffusion.training.samples import NO_AUGMENTATION
-from vmat_diffusion.training.settings import Stage, TrainingSettings
+from vmat_diffusion.training.settings import TrainingSettings, TrainingStage
 
 TINY = Size(widths=(8, 8, 16, 16), blocks=1, heads=2, condition=16)
 
 
-def tiny_settings(*stages: Stage, changed: bool = True) -> TrainingSettings:
+def tiny_settings(*stages: TrainingStage, changed: bool = True) -> TrainingSettings:
     """Stages on a tiny network in single precision."""
     settings = TrainingSettings(
         stages=stages,
@@ -32,16 +32,16 @@ def tiny_settings(*stages: Stage, changed: bool = True) -> TrainingSettings:
     return settings if changed else replace(settings, changes=NO_AUGMENTATION)
 
 
-def mean_stage(samples: int = 16, **values: object) -> Stage:
+def mean_stage(samples: int = 16, **values: object) -> TrainingStage:
     """A stage for the regression with all losses."""
     losses = {"l1": 1.0, "dvh": 0.25, "gradient": 0.1}
     given = {"learning_rate": 3e-3, "warm_up": 4, "losses": losses, **values}
-    return Stage(samples=samples, **given)  # type: ignore[arg-type]
+    return TrainingStage(samples=samples, **given)  # type: ignore[arg-type]
 
 
-def residual_stage(samples: int = 8) -> Stage:
+def residual_stage(samples: int = 8) -> TrainingStage:
     """A stage for the residual."""
-    return Stage(
+    return TrainingStage(
         role="residual",
         samples=samples,
         warm_up=4,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmat_diffusion.diffusion.process import SCHEDULES, STEPS, add_noise, sample, trailing_steps, x0_from
+from vmat_diffusion.diffusion.process import SCHEDULES, STEPS, add_noise, run_sampler, trailing_steps, x0_from
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is in the [dev] extra; install it")
 
@@ -53,7 +53,7 @@ def theirs(method, schedule, answer, steps, start, clip=None):
 
 def ours(method, schedule, answer, steps, start, clip=None):
     generator = torch.Generator().manual_seed(4)
-    return sample(
+    return run_sampler(
         network,
         start,
         SCHEDULES[schedule](),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vmat_diffusion.diffusion import process
-from vmat_diffusion.diffusion.process import Schedule, prediction_target, sample, x0_from
+from vmat_diffusion.diffusion.process import Schedule, prediction_target, run_sampler, x0_from
 
 MEAN, STD = 0.7, 0.3
 
@@ -38,7 +38,7 @@ def start() -> torch.Tensor:
 def test_all_steps_of_a_deterministic_sampler_follow_the_exact_flow(start, name, method, bound):
     schedule = process.SCHEDULES[name]()
     model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
-    found = sample(model, start, schedule, steps=process.STEPS, method=method)
+    found = run_sampler(model, start, schedule, steps=process.STEPS, method=method)
     # DDIM is of first order: its error is about the size of a step; the solver's is that squared.
     assert float((found - exact_flow(start, schedule)).abs().mean()) < bound
 
@@ -49,7 +49,7 @@ def test_the_error_falls_with_the_order_of_the_sampler(start, method, order):
     model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
     exact = exact_flow(start, schedule)
     errors = [
-        float((sample(model, start, schedule, steps=n, method=method) - exact).abs().mean())
+        float((run_sampler(model, start, schedule, steps=n, method=method) - exact).abs().mean())
         for n in (25, 50, 100)
     ]
     fall = np.log2(np.array(errors[:-1]) / errors[1:])
@@ -65,7 +65,7 @@ def test_ancestral_sampling_has_the_mean_and_spread_of_the_data():
 
     begin = torch.randn(40_000, 1, generator=generator, dtype=torch.float64)
     model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
-    found = sample(model, begin, schedule, steps=process.STEPS, method="ddpm", draw=draw)
+    found = run_sampler(model, begin, schedule, steps=process.STEPS, method="ddpm", draw=draw)
     # Four standard errors of a mean and of a standard deviation of 40,000 draws, and the variance that
     # the last of 1000 steps leaves out.
     assert float(found.mean()) == pytest.approx(MEAN, abs=4 * STD / 200)
@@ -87,8 +87,8 @@ def test_every_answer_of_a_network_gives_the_same_x0_and_the_same_sample(start, 
         return prediction_target(x0, (x - a * x0) / b, t, schedule, answer)
 
     x0_model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
-    mine = sample(model, start, schedule, steps=8, target=answer)
-    theirs = sample(x0_model, start, schedule, steps=8)
+    mine = run_sampler(model, start, schedule, steps=8, target=answer)
+    theirs = run_sampler(x0_model, start, schedule, steps=8)
     # Noise at a signal of 1e-9, where the cosine schedule starts, costs half the digits.
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
@@ -96,10 +96,10 @@ def test_every_answer_of_a_network_gives_the_same_x0_and_the_same_sample(start, 
 def test_a_clamped_x0_bounds_the_sample_and_an_adjusted_one_moves_it(start):
     schedule = process.cosine()
     model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
-    clamped = sample(model, start, schedule, steps=8, clamp=(0.5, 0.9))
+    clamped = run_sampler(model, start, schedule, steps=8, clamp=(0.5, 0.9))
     assert clamped.min() >= 0.5 and clamped.max() <= 0.9
-    moved = sample(model, start, schedule, steps=8, adjust=lambda x0, t: x0 + 0.1)
-    assert float(moved.mean()) > float(sample(model, start, schedule, steps=8).mean()) + 0.1
+    moved = run_sampler(model, start, schedule, steps=8, adjust=lambda x0, t: x0 + 0.1)
+    assert float(moved.mean()) > float(run_sampler(model, start, schedule, steps=8).mean()) + 0.1
 
 
 def test_steps_start_at_the_noisiest_and_are_refused_out_of_range():

@@ -21,7 +21,7 @@ from vmat_diffusion.dataset.openkbp import (
     DECIMALS,
     NAMES,
     TARGET_GY,
-    Patient,
+    OpenKbpPatient,
     read_patient,
     to_openkbp,
     training_case,
@@ -112,7 +112,7 @@ def doses_by_way(prediction: Prediction) -> dict[str, Dose]:
     return doses
 
 
-def spread_in(prediction: Prediction, patient: Patient) -> Spread | None:
+def spread_in(prediction: Prediction, patient: OpenKbpPatient) -> Spread | None:
     """Counts for the calibration of the samples' spread; None for fewer than two."""
     if len(prediction.samples) < 2 or patient.dose_gy is None:
         return None
@@ -126,7 +126,7 @@ def spread_in(prediction: Prediction, patient: Patient) -> Spread | None:
     )
 
 
-def scores_of(dose: Dose, patient: Patient, case: TrainingCase, task: Task) -> DoseScores:
+def scores_of(dose: Dose, patient: OpenKbpPatient, case: TrainingCase, task: Task) -> DoseScores:
     """Scores of a dose as it stands in the challenge's file, with that file's decimals."""
     assert patient.dose_gy is not None and case.case.reference_dose is not None
     gy = as_written(dose)

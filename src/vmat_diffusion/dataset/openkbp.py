@@ -64,7 +64,7 @@ _SPLIT_FOLDER = re.compile(r"(train|valid|test)[a-z]*([-_]pats.*)?")
 
 
 @dataclass(frozen=True, eq=False)
-class Patient:
+class OpenKbpPatient:
     """The files of a patient, in OpenKBP's order of axes; masks by canonical name.
 
     `ct` and `dose_gy` are None where they are missing.
@@ -142,11 +142,8 @@ def patients_of_split(source: Path, split: Split) -> tuple[Path, ...]:
     found = [
         p for p in paths if named[p] == split or (named[p] is None and _number(p) in SPLIT_NUMBERS[split])
     ]
-    if (
-        not found
-        and _SPLIT_FOLDER.fullmatch(own := source.resolve().name.lower())
-        and own.startswith(split[:5])
-    ):
+    own = source.resolve().name.lower()
+    if not found and _SPLIT_FOLDER.fullmatch(own) and own.startswith(split[:5]):
         found = [path for path in paths if named[path] is None]
     if not found:
         raise CaseError(
@@ -178,7 +175,7 @@ def read_openkbp(path: Path) -> TrainingCase:
     return training_case(patient)
 
 
-def read_patient(path: Path) -> Patient:
+def read_patient(path: Path) -> OpenKbpPatient:
     """The files of a patient, with or without dose; for the errors see `read_openkbp`.
 
     A dose that is 0 everywhere counts as missing.
@@ -189,7 +186,7 @@ def read_patient(path: Path) -> Patient:
     return patient
 
 
-def training_case(patient: Patient) -> TrainingCase:
+def training_case(patient: OpenKbpPatient) -> TrainingCase:
     """A patient as a training case.
 
     The CT becomes Hounsfield units. A missing CT is replaced by water inside the body, and `has_ct` is False.
@@ -248,7 +245,9 @@ def write_dose_csv(path: Path, gy: NDArray) -> Path:
     return path
 
 
-def _hu_and_body(patient: Patient, grid: Grid, inside: Mask) -> tuple[NDArray[np.int16], Mask, list[str]]:
+def _hu_and_body(
+    patient: OpenKbpPatient, grid: Grid, inside: Mask
+) -> tuple[NDArray[np.int16], Mask, list[str]]:
     """Hounsfield units, a body that contains the mask `inside`, and the steps taken."""
     if patient.ct is None:
         body = without_holes(inside)
@@ -278,7 +277,7 @@ def _grid(voxel_mm: Point) -> Grid:
     return Grid(SHAPE, (x, y, z), origin)  # type: ignore[arg-type]
 
 
-def _from_npz(path: Path) -> Patient:
+def _from_npz(path: Path) -> OpenKbpPatient:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -294,7 +293,7 @@ def _from_npz(path: Path) -> Patient:
     if not np.issubdtype(bits.dtype, np.integer):
         raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
     masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
-    return Patient(
+    return OpenKbpPatient(
         id=path.stem,
         ct=ct,
         dose_gy=None if dose is None else dose.astype(np.float64) / 100,
@@ -304,7 +303,7 @@ def _from_npz(path: Path) -> Patient:
     )
 
 
-def _from_folder(folder: Path) -> Patient:
+def _from_folder(folder: Path) -> OpenKbpPatient:
     missing = [n for n in ("possible_dose_mask", "voxel_dimensions") if not _csv(folder, n).is_file()]
     if missing:
         raise CaseError(
@@ -322,7 +321,7 @@ def _from_folder(folder: Path) -> Patient:
         if _csv(folder, written).is_file()
     }
     has_ct, has_dose = (_csv(folder, name).is_file() for name in ("ct", "dose"))
-    return Patient(
+    return OpenKbpPatient(
         id=folder.name,
         ct=_sparse(_csv(folder, "ct"), values=True) if has_ct else None,
         dose_gy=_sparse(_csv(folder, "dose"), values=True) if has_dose else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmat_diffusion.dataset.tables import Rejection
 from vmat_diffusion.errors import InputError
 
-SITES = "sites.csv"
+SITES_FILE = "sites.csv"
 # The name of a folder becomes the case's id only if it is plainly an id: one of these words and a number, or
 # a name of this project. Any other word before a number may be a patient's name (`Smith_482913`).
 _ID_WORDS = "case|patient|pat|pt|id|p|hn|head_neck|lung|prostate|pros|brain|breast|gyn|pelvis|phantom|plan"
@@ -62,7 +62,7 @@ def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tup
         )
     if not folders:
         raise InputError(f"{raw} holds no case; put each case's DICOM files in a folder of its own below it")
-    lines = _read_sites(sites or raw / SITES, must_exist=sites is not None)
+    lines = _read_sites(sites or raw / SITES_FILE, must_exist=sites is not None)
     cases: dict[str, RawCase] = {}
     names = {_name(folder, raw) for folder in folders}
     empty = 0
@@ -102,7 +102,7 @@ def _lines_without_folder(lines: Mapping[str, _SiteLine], names: set[str]) -> li
     if not numbers:
         return []
     reason = f"line {', '.join(numbers)}: there is no folder of that name"
-    return [Rejection(SITES, reason, "write the folder's name in the column case")]
+    return [Rejection(SITES_FILE, reason, "write the folder's name in the column case")]
 
 
 def listing(folder: Path) -> list[str]:

@@ -19,8 +19,8 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import written_whole
 
 FILE = "splits.json"
-FRACTIONS = (0.8, 0.1, 0.1)
-SCHEMA = 1
+SPLIT_FRACTIONS = (0.8, 0.1, 0.1)
+_SCHEMA = 1
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -79,7 +79,9 @@ def split_dataset(
                 f"{FILE} was made with the fractions {shown} and the seed {before.seed}, which stay; leave "
                 "out --fractions and --seed or split a copy of the data set"
             )
-    splits = place(members, before=before, given=given, fractions=fractions or FRACTIONS, seed=seed or 0)
+    splits = place_cases(
+        members, before=before, given=given, fractions=fractions or SPLIT_FRACTIONS, seed=seed or 0
+    )
     if splits != before:
         save_splits(path, splits)
     return splits
@@ -103,12 +105,12 @@ def _stratum(record: Mapping[str, Any]) -> str:
     return f"{record['site']}, {max(levels):g} Gy" if levels else f"{record['site']}, no prescription"
 
 
-def place(
+def place_cases(
     members: Sequence[Member],
     *,
     before: Splits | None = None,
     given: Mapping[str, Split] | None = None,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    fractions: tuple[float, float, float] = SPLIT_FRACTIONS,
     seed: int = 0,
 ) -> Splits:
     """Place every member: cases of `before` keep their split, cases of `given` (by id) get that one.
@@ -182,7 +184,7 @@ def _fill(
 def save_splits(path: Path, splits: Splits) -> Path:
     """Write the splits with a hash of every entry and of the whole; the file appears whole or not at all."""
     record = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "fractions": list(splits.fractions),
         "seed": splits.seed,
         "cases": _entries(splits.placed),
@@ -217,9 +219,9 @@ def load_splits(path: Path, ids: Iterable[str] | None = None) -> Splits:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         whole = record.pop("hash")
-        if record["schema"] != SCHEMA:
+        if record["schema"] != _SCHEMA:
             raise CaseError(
-                f"{path.name} has schema {record['schema']}, this version reads {SCHEMA}; split again"
+                f"{path.name} has schema {record['schema']}, this version reads {_SCHEMA}; split again"
             )
         placed, left = ({e["id"]: _entry(e, path.name, remedy) for e in record[k]} for k in ("cases", "left"))
         splits = Splits(tuple(record["fractions"]), record["seed"], placed, left)

@@ -119,7 +119,7 @@ def trailing_steps(schedule: Schedule, steps: int) -> list[int]:
     return [round(total - k * total / steps) - 1 for k in range(steps)]
 
 
-def sample(
+def run_sampler(
     model: Callable[[Tensor, Tensor], Tensor],
     start: Tensor,
     schedule: Schedule,
@@ -252,7 +252,7 @@ def sample_residual(
         x0 = x0 * mask
         return x0 if adjust is None else adjust(x0) * mask
 
-    residual = sample(
+    residual = run_sampler(
         lambda x, t: network(x, time_of(t)).float(),
         draw(torch.Size((1, 1, *mask.shape))),
         SCHEDULES[process.schedule](),

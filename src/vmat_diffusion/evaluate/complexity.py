@@ -45,7 +45,7 @@ class Complexity:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedValues:
     """The title of a metric, and published values of VMAT plans; empty where none is known."""
 
     title: str
@@ -54,21 +54,23 @@ class Published:
 
 
 _PELVIS = "217 prostate plans, medians of three field sizes (1)"
-PUBLISHED: dict[str, Published] = {
-    "mcs": Published("Modulation complexity score", "", f"0.21 to 0.23: {_PELVIS}; 0.32 to 0.38: tongue (2)"),
-    "mean_area_cm2": Published(
+PUBLISHED: dict[str, PublishedValues] = {
+    "mcs": PublishedValues(
+        "Modulation complexity score", "", f"0.21 to 0.23: {_PELVIS}; 0.32 to 0.38: tongue (2)"
+    ),
+    "mean_area_cm2": PublishedValues(
         "Mean aperture area", "cm²", f"23 to 60: {_PELVIS}; 56 to 66: nasopharynx, means (3)"
     ),
-    "edge_per_mm": Published(
+    "edge_per_mm": PublishedValues(
         "Edge metric", "1/mm", "0.05 and 0.11: the two examples of the authors' script (4)"
     ),
-    "small_5mm": Published("Small apertures, up to 5 mm", "", f"0.15 to 0.21: {_PELVIS}"),
-    "small_10mm": Published("Small apertures, up to 10 mm", "", ""),
-    "leaf_travel_mm": Published("Leaf travel per beam", "mm", f"180 to 390: {_PELVIS}"),
-    "leaf_travel_mm_deg": Published("Leaf travel per degree", "mm/°", ""),
-    "mu_per_gy": Published("MU per Gy of the prescription", "MU/Gy", "203 to 225: tongue (2)"),
-    "mean_dose_rate_mu_min": Published("Mean dose rate", "MU/min", ""),
-    "mean_gantry_speed_deg_s": Published("Mean gantry speed", "°/s", ""),
+    "small_5mm": PublishedValues("Small apertures, up to 5 mm", "", f"0.15 to 0.21: {_PELVIS}"),
+    "small_10mm": PublishedValues("Small apertures, up to 10 mm", "", ""),
+    "leaf_travel_mm": PublishedValues("Leaf travel per beam", "mm", f"180 to 390: {_PELVIS}"),
+    "leaf_travel_mm_deg": PublishedValues("Leaf travel per degree", "mm/°", ""),
+    "mu_per_gy": PublishedValues("MU per Gy of the prescription", "MU/Gy", "203 to 225: tongue (2)"),
+    "mean_dose_rate_mu_min": PublishedValues("Mean dose rate", "MU/min", ""),
+    "mean_gantry_speed_deg_s": PublishedValues("Mean gantry speed", "°/s", ""),
 }
 SOURCES = (
     "(1) Kamperis, thesis, ekamperi.github.io/mrm_thesis, table of results",

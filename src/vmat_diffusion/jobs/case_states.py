@@ -1,7 +1,7 @@
 """A data set made by one job per case; an interrupted run goes on where it ended.
 
 Each case has a small state file under `.work`, written after the case's own files: whatever has a state is
-whole. A data set is opened, its jobs are run, and its tables are written from the states.
+whole. A command begins a data set, runs its jobs, and writes its tables from the states.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from vmat_diffusion.progress import Progress, silent
 
 WORK = ".work"
 _RUN = "run.json"
-Shape = tuple[int, int, int]
+VolumeShape = tuple[int, int, int]
 # Jobs by the id of the case: a key that changes with the source of the case, and the arguments.
 Jobs = Mapping[str, tuple[str, tuple[Any, ...]]]
 # Writes a picture of a case and returns its file.
 Draw = Callable[[Path, TrainingCase], Path]
 
 
-def open_dataset(
+def begin_dataset(
     out: Path,
     record: Mapping[str, Any],
-    shape: Shape | None,
+    shape: VolumeShape | None,
     *,
     resume: bool,
     admitting: Collection[str] = (),
-) -> Shape | None:
+) -> VolumeShape | None:
     """Prepare the folder of a data set; returns the shape that the data set has already, or `shape`.
 
     `record` holds the settings. Those in `admitting` only admit more cases and may be turned on when a data
@@ -137,7 +137,7 @@ def run_undone(
     return made, failed
 
 
-def write_case(
+def write_training_case(
     training: TrainingCase, out: Path, *, draw: Draw, sdf_mm: Mapping[str, NDArray] | None = None
 ) -> dict[str, Any]:
     """Write a case's npz and picture; returns `files` with sizes, `record` and `statistics` as read back."""
@@ -160,7 +160,7 @@ def rejections_of(states: Sequence[Mapping[str, Any]]) -> list[Rejection]:
 def write_tables(
     out: Path,
     record: Mapping[str, Any],
-    shape: Shape | None,
+    shape: VolumeShape | None,
     done: Sequence[Mapping[str, Any]],
     rejections: Sequence[Rejection],
 ) -> None:
@@ -172,7 +172,7 @@ def write_tables(
     write_dataset(out, settings=record, shape=shape, numbers=numbers)
 
 
-def write_run(out: Path, record: Mapping[str, Any], shape: Shape | None) -> None:
+def write_run(out: Path, record: Mapping[str, Any], shape: VolumeShape | None) -> None:
     """Keep the settings and the shape until `dataset.json` is written."""
     write_text(out / WORK / _RUN, json.dumps({"settings": record, "shape": shape}) + "\n")
 
@@ -227,7 +227,7 @@ def _admits_more(
     return bool(changed)
 
 
-def _admit(out: Path, record: Mapping[str, Any], shape: Shape | None) -> None:
+def _admit(out: Path, record: Mapping[str, Any], shape: VolumeShape | None) -> None:
     """Remove the states of the rejected cases and take the settings of `record`."""
     for state in read_states(out):
         if state["state"] == "rejected":
@@ -250,7 +250,7 @@ def _make(
     """One job: make a case, write its files and its state."""
     started = time.perf_counter()
     training = function(*arguments)
-    files = write_case(training, out, draw=draw)
+    files = write_training_case(training, out, draw=draw)
     figures, seconds = training.provenance.get("figures", {}), round(time.perf_counter() - started, 1)
     write_state(out, training.case.id, key, state="done", **files, figures=figures, seconds=seconds)
     return training.case.id

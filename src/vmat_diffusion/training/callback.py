@@ -16,11 +16,11 @@ from lightning import Callback, LightningModule, Trainer
 
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.progress import Progress
-from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, Journal, save_checkpoint
+from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, TrainingRecords, save_checkpoint
 from vmat_diffusion.training.encoded import TrainingData
 from vmat_diffusion.training.samples import EncodedCases
 from vmat_diffusion.training.stage import StageModule
-from vmat_diffusion.training.validation import CaseResult, picture, summary, validate
+from vmat_diffusion.training.validation import CaseValidation, picture, summary, validate
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -52,7 +52,7 @@ class TrainingCallback(Callback):
         self.signal: int | None = None
         self.note = ""
         self._received: int | None = None
-        self._journal: Journal | None = None
+        self._records: TrainingRecords | None = None
         self._handlers: dict[int, Any] = {}
         self._logged = self._saved = 0.0
 
@@ -61,7 +61,7 @@ class TrainingCallback(Callback):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         if trainer.is_global_zero:
-            self._journal = Journal(
+            self._records = TrainingRecords(
                 self.out,
                 stage=self.start.stage,
                 samples=self.module.samples,
@@ -106,8 +106,8 @@ class TrainingCallback(Callback):
     def _close(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._journal:
-            self._journal.close()
+        if self._records:
+            self._records.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:  # Ctrl-C again: at once
@@ -160,10 +160,10 @@ class TrainingCallback(Callback):
                 first=trainer.global_rank,
                 every=trainer.world_size,
             )
-            if self._journal:
+            if self._records:
                 shown = picture(self.module.predict_ema, self.cases[0], self.module.device)
                 name = f"{self.stage.role}/reference, prediction, difference"
-                self._journal.picture(name, shown, self.module.first + self.module.samples)
+                self._records.picture(name, shown, self.module.first + self.module.samples)
         self.validations += 1
         figures = summary(_gathered(mine, trainer.world_size))
         self._write({"validation": {**figures, "seconds": time.monotonic() - began}})
@@ -174,8 +174,8 @@ class TrainingCallback(Callback):
 
     def _write(self, figures: dict[str, Any]) -> None:
         where = {"stage": self.start.stage, "role": self.stage.role, "samples": self.module.samples}
-        if self._journal:
-            self._journal.write({**where, **figures}, self.module.first + self.module.samples)
+        if self._records:
+            self._records.write({**where, **figures}, self.module.first + self.module.samples)
 
     def _report(self, note: str | None = None) -> None:
         share = self.module.samples / self.stage.samples
@@ -184,9 +184,9 @@ class TrainingCallback(Callback):
         )
 
 
-def _gathered(mine: list[CaseResult], processes: int) -> list[CaseResult]:
+def _gathered(mine: list[CaseValidation], processes: int) -> list[CaseValidation]:
     """The results of all processes, by case."""
-    shares: list[list[CaseResult]] = [mine]
+    shares: list[list[CaseValidation]] = [mine]
     if processes > 1:
         shares = [[] for _ in range(processes)]
         torch.distributed.all_gather_object(shares, mine)

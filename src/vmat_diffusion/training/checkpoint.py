@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path} is no readable checkpoint; train again or restore the file") from None
 
 
-class Journal:
+class TrainingRecords:
     """Writes the records of a run from `(stage, samples)` on, and removes later ones of an interrupted run.
 
     `step` counts the samples of all stages. Records are JSON lines and curves for TensorBoard.

@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Role = Literal["mean", "residual"]
+StageRole = Literal["mean", "residual"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,7 +41,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One stage of a training; `warm_up` and `samples` count samples, not steps of the optimiser.
 
     `accumulate` samples make one step, over all processes together. The learning rate rises during
@@ -50,7 +50,7 @@ class Stage:
     `losses` gives the weight of each loss by name.
     """
 
-    role: Role = "mean"
+    role: StageRole = "mean"
     samples: Annotated[int, Field(ge=1)] = 16000
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     schedule: Literal["cosine", "trapezoid"] = "trapezoid"
@@ -96,7 +96,7 @@ class TrainingSettings:
     # This holds for the fields that are dataclasses too.
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
+    stages: Annotated[tuple[TrainingStage, ...], Field(min_length=1)] = (TrainingStage(),)
     encoding: Encoding = field(default_factory=Encoding)
     network: Literal["small", "base"] | Size = "small"
     process: Process = field(default_factory=Process)
@@ -191,7 +191,7 @@ def _check_numbers(settings: TrainingSettings) -> None:
             raise InputError(f"training setting {name} is {value}; give {remedy}")
 
 
-def _check_stage(number: int, stage: Stage) -> None:
+def _check_stage(number: int, stage: TrainingStage) -> None:
     known = [*LOSSES, RESIDUAL] if stage.role == "residual" else list(LOSSES)
     for name in stage.losses:
         if name not in known:

@@ -19,7 +19,7 @@ from vmat_diffusion.training.losses import LOSSES, RESIDUAL
 from vmat_diffusion.training.roles import denoise, regression, residual_base, sample_doses
 from vmat_diffusion.training.samples import Sample, SampleStream, stream_loader
 from vmat_diffusion.training.settings import TrainingSettings
-from vmat_diffusion.training.weights import new_network
+from vmat_diffusion.training.weights import initial_network
 
 # A training ends after so many steps in a row without a finite gradient.
 _MOST_LEFT_OUT = 10
@@ -42,7 +42,7 @@ class StageModule(LightningModule):
         self.stage = settings.stages[start.stage]
         self.first = sum(s.samples for s in settings.stages[: start.stage])
         self.samples = start.samples
-        self.net = new_network(settings)
+        self.net = initial_network(settings)
         self.net.load_state_dict(start.net)
         self.ema = _frozen_copy(self.net, start.ema)
         self.mean: DoseNet | None = None

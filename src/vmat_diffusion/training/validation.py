@@ -21,7 +21,7 @@ Predict = Callable[[Sample], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class CaseResult:
+class CaseValidation:
     """The validation of one case: scores of the mean dose, its absolute error summed over `voxels`.
 
     `single` holds the scores of the first sample alone where there are several. `gamma_percent` is the share
@@ -45,7 +45,7 @@ def validate(
     gamma_cases: int = 0,
     first: int = 0,
     every: int = 1,
-) -> list[CaseResult]:
+) -> list[CaseValidation]:
     """Results of every `every`-th case from `first` on; gamma for those among the first `gamma_cases`."""
     return [
         _result(cases[i], predict, device, spacings_mm[i] if i < gamma_cases else None)
@@ -58,7 +58,7 @@ def _result(
     predict: Predict,
     device: torch.device,
     gamma_spacing_mm: tuple[float, float, float] | None,
-) -> CaseResult:
+) -> CaseValidation:
     doses = [dose_gy(d, sample) for d in predict(on_device(sample, device)).cpu()]
     mean = np.mean(doses, axis=0)
     reference = (sample.dose * sample.top_gy).numpy()
@@ -67,7 +67,7 @@ def _result(
         score(gy, reference, mask, structures, sample.voxel_cc)
         for gy in ([mean, doses[0]] if len(doses) > 1 else [mean])
     )
-    return CaseResult(
+    return CaseValidation(
         sample.name,
         mine,
         error_gy=float(np.abs(mean - reference)[mask].sum()),
@@ -82,7 +82,7 @@ def dose_gy(relative: torch.Tensor, sample: Sample) -> NDArray[np.float32]:
     return (relative.float().clamp(min=0) * sample.mask * sample.top_gy).numpy()
 
 
-def summary(results: Sequence[CaseResult]) -> dict[str, float]:
+def summary(results: Sequence[CaseValidation]) -> dict[str, float]:
     """Figures over all cases; the mean absolute error is over voxels, the dose score over patients."""
     dose, dvh = overall([r.scores for r in results])
     figures = {

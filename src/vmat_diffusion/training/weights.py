@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from vmat_diffusion.diffusion.encode import Encoding
-from vmat_diffusion.diffusion.model import DoseModel, ModelDescription
-from vmat_diffusion.diffusion.model import new_network as random_network
+from vmat_diffusion.diffusion.model import DoseModel, ModelDescription, new_network
 from vmat_diffusion.diffusion.network import DoseNet
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
 from vmat_diffusion.training.samples import AugmentationSettings
-from vmat_diffusion.training.settings import Stage, TrainingSettings, Weight, plain, training_settings
+from vmat_diffusion.training.settings import TrainingSettings, TrainingStage, Weight, plain, training_settings
 
 # The default encoding of each site.
-SITES: Mapping[str, Encoding] = {
+SITE_ENCODINGS: Mapping[str, Encoding] = {
     "head_neck": Encoding(),
     "prostate": Encoding(
         organs=("Rectum", "Bladder", "Femur_Head_R", "Femur_Head_L", "PenileBulb", "Bag_Bowel"),
@@ -33,7 +32,7 @@ SITES: Mapping[str, Encoding] = {
 _LAST_LAYER = ("head.3.weight", "head.3.bias")
 # The layers that take the channels of the volume, and those that take the numbers of the vector.
 _CHANNEL_LAYERS, _VECTOR_LAYERS = ("stem.weight", "from_volume.weight"), ("vector.0.weight",)
-_TUNING = Stage(
+_TUNING = TrainingStage(
     samples=4000,
     learning_rate=2e-4,
     schedule="cosine",
@@ -47,16 +46,16 @@ def description(settings: TrainingSettings) -> ModelDescription:
     return ModelDescription(settings.encoding, settings.size, settings.process)
 
 
-def new_network(settings: TrainingSettings) -> DoseNet:
+def initial_network(settings: TrainingSettings) -> DoseNet:
     """A network of the settings' size with random weights, decided by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return random_network(description(settings))
+        return new_network(description(settings))
 
 
 def start_fresh(settings: TrainingSettings) -> Checkpoint:
     """The start of a training from random weights."""
-    weights = new_network(settings).state_dict()
+    weights = initial_network(settings).state_dict()
     return Checkpoint(settings=plain(settings), stage=0, samples=0, net=weights, ema=weights)
 
 
@@ -71,7 +70,7 @@ def model_of(checkpoint: Checkpoint, card: Mapping[str, Any]) -> DoseModel:
 
 
 def _network(settings: TrainingSettings, weights: Mapping[str, Tensor]) -> DoseNet:
-    net = new_network(settings)
+    net = initial_network(settings)
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
 
@@ -84,9 +83,9 @@ def tuning_settings(
     `settings` replaces them; the encoding is always the site's, network and process are the model's. Raises
     InputError for an unknown site.
     """
-    if site not in SITES:
-        raise InputError(f"--site {site} is unknown; known are {', '.join(SITES)}")
-    encoding = SITES[site]
+    if site not in SITE_ENCODINGS:
+        raise InputError(f"--site {site} is unknown; known are {', '.join(SITE_ENCODINGS)}")
+    encoding = SITE_ENCODINGS[site]
     if settings is None:
         residual = replace(_TUNING, role="residual", losses={"residual": 1.0})
         # A turn by 40 degrees maps nine equidistant fields onto themselves; it need not map arcs.

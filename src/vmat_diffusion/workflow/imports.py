@@ -20,8 +20,8 @@ from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (
+    begin_dataset,
     make_cases,
-    open_dataset,
     read_states,
     rejections_of,
     write_tables,
@@ -78,7 +78,7 @@ def import_openkbp(
     paths, again = _once_each(patient_paths(source))
     given = {name: _split_of(path, source) for name, path in paths.items()} if split_folders else {}
     record = {"source": SOURCE, "schema": SCHEMA, "version": __version__}
-    open_dataset(out, record, SHAPE, resume=resume)
+    begin_dataset(out, record, SHAPE, resume=resume)
     jobs = {name: (_key(path), (path,)) for name, path in paths.items()}
     pool = cluster or Cluster()
     made = make_cases(

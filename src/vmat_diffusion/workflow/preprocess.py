@@ -29,18 +29,18 @@ from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (
     WORK,
-    Shape,
+    VolumeShape,
+    begin_dataset,
     is_made,
-    open_dataset,
     read_state,
     read_states,
     rejections_of,
     run_undone,
     staged_path,
-    write_case,
     write_run,
     write_state,
     write_tables,
+    write_training_case,
 )
 from vmat_diffusion.progress import Progress, silent
 
@@ -58,7 +58,7 @@ class PreprocessRun:
     """
 
     out: Path
-    shape: Shape
+    shape: VolumeShape
     records: tuple[Mapping[str, Any], ...]
     rejections: tuple[Rejection, ...]
     cut_percent: Mapping[str, Mapping[str, float]]
@@ -86,7 +86,7 @@ def preprocess(
     out: Path,
     settings: Preparation,
     *,
-    shape: Shape | None = None,
+    shape: VolumeShape | None = None,
     sites: Path | None = None,
     cluster: Cluster | None = None,
     resume: bool = False,
@@ -107,8 +107,8 @@ def preprocess(
     if out.resolve().is_relative_to(raw.resolve()):
         raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
     cases, no_case = scan(raw, sites)
-    record = settings_record(settings, shape)
-    shape = open_dataset(out, record, shape, resume=resume, admitting=_ADMITTING)
+    record = preparation_record(settings, shape)
+    shape = begin_dataset(out, record, shape, resume=resume, admitting=_ADMITTING)
     if key is not None:
         write_table(key, ("case", "folder"), ((case.id, case.folder.name) for case in cases))
     pool = cluster or Cluster()
@@ -133,7 +133,7 @@ def preprocess(
     )
 
 
-def settings_record(settings: Preparation, shape: Shape | None) -> dict[str, Any]:
+def preparation_record(settings: Preparation, shape: VolumeShape | None) -> dict[str, Any]:
     """The settings as `dataset.json` keeps them: files by their contents' hash, no paths.
 
     Raises InputError for a mapping or goal sheet that cannot be read: else every case would say so.
@@ -162,7 +162,7 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
     return hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> Shape:
+def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> VolumeShape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
     extents = [
         Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
@@ -204,7 +204,7 @@ class _Work:
         """All states in the order of the cases' ids, those of cases without a raw folder included."""
         return read_states(self.out)
 
-    def run(self, stage: str, shape: Shape | None) -> None:
+    def run(self, stage: str, shape: VolumeShape | None) -> None:
         """Run the jobs that are not done: the first pass where `shape` is None, else the second."""
         jobs = {
             name: (_key(case), (case, self.settings, self.out, shape))
@@ -219,7 +219,7 @@ class _Work:
         if shape is not None:
             self.made += len(made)
 
-    def finished(self, shape: Shape) -> dict[str, dict[str, Any]]:
+    def finished(self, shape: VolumeShape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
         return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
 
@@ -233,7 +233,7 @@ def _key(case: RawCase) -> str:
     return f"{case.key} {case.site} {case.fractions}"
 
 
-def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None) -> str:
+def prepare(case: RawCase, settings: Preparation, out: Path, shape: VolumeShape | None) -> str:
     """One job: resample a case and keep it for later or, with a shape, finish it. Returns its id.
 
     Raises InputError to reject the case.
@@ -254,7 +254,7 @@ def prepare(case: RawCase, settings: Preparation, out: Path, shape: Shape | None
     return case.id
 
 
-def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Shape) -> dict[str, Any]:
+def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: VolumeShape) -> dict[str, Any]:
     """Cut a case to the shape, write its files and describe them as read back."""
     from vmat_diffusion.report.case_picture import case_picture
 
@@ -265,7 +265,7 @@ def _finish(training: TrainingCase, settings: Preparation, out: Path, shape: Sha
     if settings.store_sdf:
         spacing = cut.case.grid.spacing_mm
         sdf = {name: signed_distance_mm(s.mask, spacing) for name, s in cut.case.structures.items()}
-    made = write_case(cut, out, draw=case_picture, sdf_mm=sdf)
+    made = write_training_case(cut, out, draw=case_picture, sdf_mm=sdf)
     origin = cut.provenance
     statistics = made["statistics"]
     for key in ("extent_mm", "targets_extent_mm"):

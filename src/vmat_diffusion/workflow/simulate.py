@@ -31,8 +31,8 @@ from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (
+    begin_dataset,
     make_cases,
-    open_dataset,
     read_states,
     rejections_of,
     write_tables,
@@ -122,8 +122,8 @@ def simulate(
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
     load_machine(settings.machine).require_beam()
     out = out.absolute()  # workers of a cluster may start elsewhere
-    record = settings_record(settings)
-    open_dataset(out, record, None, resume=resume)
+    record = simulation_record(settings)
+    begin_dataset(out, record, None, resume=resume)
     jobs = {
         plan_id(patient, number): (patient.key, (patient, number, settings))
         for patient in patients
@@ -207,7 +207,7 @@ def plan_id(patient: PatientSource, number: int) -> str:
     return f"{patient.id}_p{number:02d}"
 
 
-def settings_record(settings: Simulation) -> dict[str, Any]:
+def simulation_record(settings: Simulation) -> dict[str, Any]:
     """The settings as `dataset.json` keeps them: the machine by name and contents, no paths."""
     digest = hashlib.sha256(machine_text(settings.machine).encode()).hexdigest()[:16]
     return {

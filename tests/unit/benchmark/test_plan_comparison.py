@@ -22,7 +22,7 @@ from vmat_diffusion.benchmark.plan_comparison import (
     organ_changes_percent,
 )
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dataset.openkbp import GOALS, NAMES, Patient, training_case
+from vmat_diffusion.dataset.openkbp import GOALS, NAMES, OpenKbpPatient, training_case
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
 
@@ -36,7 +36,7 @@ def case() -> Case:
     masks["Esophagus"][64:70, 60:66, 80:90] = True
     masks["Bone_Mandible"][48:52, 56:72, 44:50] = True
     possible = np.ones_like(masks["PTV_70"])
-    patient = Patient("pt_1", parts["ct"], None, masks, possible, VOXEL_MM)
+    patient = OpenKbpPatient("pt_1", parts["ct"], None, masks, possible, VOXEL_MM)
     return training_case(patient).case
 
 

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmat_diffusion.dataset.splits import FRACTIONS, SPLITS, Member, Splits, load_splits, place, save_splits
+from vmat_diffusion.dataset.splits import (
+    SPLIT_FRACTIONS,
+    SPLITS,
+    Member,
+    Splits,
+    load_splits,
+    place_cases,
+    save_splits,
+)
 from vmat_diffusion.errors import CaseError
 
 
@@ -26,7 +34,7 @@ def members(draw: st.DrawFn) -> list[Member]:
     ]
 
 
-FRACTION_SETS = st.sampled_from([FRACTIONS, (0.7, 0.15, 0.15), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0)])
+FRACTION_SETS = st.sampled_from([SPLIT_FRACTIONS, (0.7, 0.15, 0.15), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0)])
 
 
 def _patients(splits: Splits) -> dict[str, str]:
@@ -37,7 +45,7 @@ def _patients(splits: Splits) -> dict[str, str]:
 def test_by_patient_in_proportion_and_in_any_order(
     cases: list[Member], fractions: tuple[float, float, float], seed: int
 ) -> None:
-    splits = place(cases, fractions=fractions, seed=seed)
+    splits = place_cases(cases, fractions=fractions, seed=seed)
     assert sorted(name for s in SPLITS for name in splits.ids(s)) == sorted(m.id for m in cases)
     for member, split in splits.placed.values():
         assert all(s == split for m, s in splits.placed.values() if m.patient == member.patient)
@@ -47,14 +55,14 @@ def test_by_patient_in_proportion_and_in_any_order(
         for split, share in zip(SPLITS, fractions, strict=True):
             # One more at most by the rule; then two splits may each take one from the third.
             assert -2 < found[split] - share * found.total() < 1
-    assert place(cases[::-1], fractions=fractions, seed=seed).placed == splits.placed
+    assert place_cases(cases[::-1], fractions=fractions, seed=seed).placed == splits.placed
 
 
 @given(members(), st.data())
 def test_one_stratum_is_within_a_patient(cases: list[Member], data: st.DataObject) -> None:
     same = [Member(m.id, m.patient, "all") for m in cases]
-    found = Counter(_patients(place(same)).values())
-    for split, share in zip(SPLITS, FRACTIONS, strict=True):
+    found = Counter(_patients(place_cases(same)).values())
+    for split, share in zip(SPLITS, SPLIT_FRACTIONS, strict=True):
         assert abs(found[split] - share * found.total()) < 1
 
 
@@ -62,7 +70,7 @@ def test_one_stratum_is_within_a_patient(cases: list[Member], data: st.DataObjec
 def test_what_is_placed_stays_when_cases_come_and_go(cases: list[Member], cuts: list[int]) -> None:
     splits, seen = None, {}
     for cut in [*cuts, len(cases)]:
-        splits = place(cases[cut % (len(cases) + 1) // 2 : cut % (len(cases) + 1)], before=splits)
+        splits = place_cases(cases[cut % (len(cases) + 1) // 2 : cut % (len(cases) + 1)], before=splits)
         for patient, split in _patients(splits).items():
             assert seen.setdefault(patient, split) == split
     assert splits is not None
@@ -71,46 +79,46 @@ def test_what_is_placed_stays_when_cases_come_and_go(cases: list[Member], cuts: 
 @given(st.integers(1, 80), st.integers(0, 80))
 def test_proportions_hold_after_additions(first: int, more: int) -> None:
     cases = [Member(f"c{n}", f"p{n}", "a") for n in range(first + more)]
-    found = Counter(_patients(place(cases, before=place(cases[:first]))).values())
-    for split, share in zip(SPLITS, FRACTIONS, strict=True):
+    found = Counter(_patients(place_cases(cases, before=place_cases(cases[:first]))).values())
+    for split, share in zip(SPLITS, SPLIT_FRACTIONS, strict=True):
         assert abs(found[split] - share * found.total()) < 1
 
 
 def test_small_strata_do_not_all_train() -> None:
     cases = [Member(f"c{n}", f"p{n}", f"stratum {n}") for n in range(100)]
-    assert Counter(_patients(place(cases)).values()) == {"train": 80, "validation": 10, "test": 10}
+    assert Counter(_patients(place_cases(cases)).values()) == {"train": 80, "validation": 10, "test": 10}
 
 
 def test_given_splits_hold_and_are_added_to() -> None:
     cases = [Member(f"c{n}", f"p{n}", "a") for n in range(20)]
     given_splits = {f"c{n}": "test" for n in range(5)}
-    splits = place(cases, given=given_splits)
+    splits = place_cases(cases, given=given_splits)
     assert {f"c{n}" for n in range(5)} <= set(splits.ids("test"))
     # Test has 3 more than its share, which the others must lack: not all of it one of them.
     assert len(splits.ids("train")) + len(splits.ids("validation")) == 15
-    again = place([*cases, Member("new", "p3", "a")], before=splits)
+    again = place_cases([*cases, Member("new", "p3", "a")], before=splits)
     assert "new" in again.ids("test")
 
 
 def test_a_patient_cannot_be_in_two_splits() -> None:
     cases = [Member("a", "p", "s"), Member("b", "p", "s")]
     with pytest.raises(CaseError, match="patient p would be in train and in test"):
-        place(cases, given={"a": "train", "b": "test"})
+        place_cases(cases, given={"a": "train", "b": "test"})
     with pytest.raises(CaseError, match="case a belongs to another patient"):
-        place([Member("a", "q", "s")], before=place(cases))
+        place_cases([Member("a", "q", "s")], before=place_cases(cases))
     with pytest.raises(CaseError, match="case a is in the data set twice"):
-        place([*cases, Member("a", "q", "s")])
+        place_cases([*cases, Member("a", "q", "s")])
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.5, 0.5)])
 def test_fractions_that_make_no_whole_are_refused(fractions: tuple[float, ...]) -> None:
     with pytest.raises(CaseError, match="fractions"):
-        place([Member("a", "p", "s")], fractions=fractions)  # type: ignore[arg-type]
+        place_cases([Member("a", "p", "s")], fractions=fractions)  # type: ignore[arg-type]
 
 
 def _saved(folder: Path) -> tuple[Path, Splits]:
     cases = [Member(f"c{n}", f"p{n}", "a") for n in range(30)]
-    splits = place(cases[1:], before=place(cases))
+    splits = place_cases(cases[1:], before=place_cases(cases))
     return save_splits(folder / "splits.json", splits), splits
 
 

@@ -9,7 +9,7 @@ import pytest
 from training_cases import small_training
 
 from vmat_diffusion.case import Case, Prescription, Structure
-from vmat_diffusion.diffusion.encode import Encoding, encode
+from vmat_diffusion.diffusion.encode import DoseGoals, Encoding, encode, with_goals
 from vmat_diffusion.geometry import Mask
 
 LEVELS_GY = {"PTV_56": 56.0, "PTV_63": 63.0, "PTV_70": 70.0}
@@ -37,3 +37,18 @@ def test_nested_targets_are_encoded_as_exclusive_ones(order: tuple[str, ...]) ->
     first, second = (encode(case, case.body.mask, Encoding()) for case in (inside, apart))
     np.testing.assert_array_equal(first.volume, second.volume)
     np.testing.assert_array_equal(first.vector, second.vector)
+
+
+def test_every_number_of_the_vector_lies_where_its_name_says() -> None:
+    training, encoding = small_training(right=False), Encoding()
+    encoded = encode(training.case, training.possible_dose, encoding)
+    asked = with_goals(encoded, DoseGoals({"Parotid_L": 20.0}, {"Larynx": 35.0}), encoding)
+    names = encoding.vector_names
+    assert len(names) == len(set(names)) == encoding.layout.size == len(encoded.vector)
+    found = {name: float(value) for name, value in zip(names, asked.vector, strict=True) if value}
+    expected = {"level 1": 1.0, "level 0.8": 0.8, "has Parotid_L": 1.0, "has ct": 1.0}
+    expected |= {"spacing x": 1.0, "spacing y": 1.0, "spacing z": 1.25}
+    expected |= {"mean Parotid_L": 20 / 70, "mean asked Parotid_L": 1.0}
+    expected |= {"hot Larynx": 0.5, "hot asked Larynx": 1.0}
+    assert found == pytest.approx(expected)
+    np.testing.assert_array_equal(with_goals(asked, DoseGoals(), encoding).vector, encoded.vector)

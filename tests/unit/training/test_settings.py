@@ -8,7 +8,7 @@ import pytest
 from training_runs import mean_stage, residual_stage, tiny_settings
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.settings import Stage, Weight, load_settings, plain, training_settings
+from vmat_diffusion.training.settings import TrainingStage, Weight, load_settings, plain, training_settings
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.toml"))
 
@@ -56,19 +56,19 @@ def test_a_file_that_is_absent_or_no_toml_is_refused(tmp_path: Path) -> None:
 
 
 def test_trapezoid_rises_stays_and_falls_to_its_floor() -> None:
-    stage = Stage(samples=1000, learning_rate=0.1, warm_up=100, decay_from=0.7, floor=0.02)
+    stage = TrainingStage(samples=1000, learning_rate=0.1, warm_up=100, decay_from=0.7, floor=0.02)
     assert [stage.rate(n) for n in (0, 50, 100, 699)] == pytest.approx([0, 0.05, 0.1, 0.1])
     assert stage.rate(850) == pytest.approx(0.1 * 0.51)
     assert stage.rate(1000) == pytest.approx(0.002)
 
 
 def test_cosine_is_half_way_in_the_middle() -> None:
-    stage = Stage(samples=1000, learning_rate=0.1, warm_up=0, schedule="cosine", floor=0.0)
+    stage = TrainingStage(samples=1000, learning_rate=0.1, warm_up=0, schedule="cosine", floor=0.0)
     assert [stage.rate(n) for n in (0, 500, 1000)] == pytest.approx([0.1, 0.05, 0])
 
 
 def test_a_loss_may_begin_late() -> None:
-    stage = Stage(samples=1000, losses={"l1": 1.0, "dvh": Weight(0.25, before=0.05, from_share=0.1)})
+    stage = TrainingStage(samples=1000, losses={"l1": 1.0, "dvh": Weight(0.25, before=0.05, from_share=0.1)})
     assert [stage.weights(n)["dvh"] for n in (0, 100, 101)] == [0.05, 0.05, 0.25]
     assert stage.weights(0)["l1"] == 1.0
 

@@ -15,10 +15,10 @@ from vmat_diffusion.diffusion.network import DoseNet, Size
 from vmat_diffusion.diffusion.process import Process
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.weights import (
-    SITES,
+    SITE_ENCODINGS,
     description,
+    initial_network,
     model_of,
-    new_network,
     start_fresh,
     start_from,
     tuning_settings,
@@ -28,7 +28,7 @@ from vmat_diffusion.training.weights import (
 def _model(seed: int = 5, *, residual: bool = False) -> DoseModel:
     """A model whose every weight is random, those that begin with 0 as well."""
     settings = replace(tiny_settings(mean_stage()), seed=seed)
-    nets = [new_network(settings), new_network(replace(settings, seed=seed + 1))]
+    nets = [initial_network(settings), initial_network(replace(settings, seed=seed + 1))]
     for net in nets:
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(seed))
@@ -44,7 +44,7 @@ def test_inputs_that_both_encodings_have_keep_their_meaning() -> None:
     model = _model()
     old, new = Encoding(), replace(Encoding(), organs=("Rectum", "SpinalCord", "Brainstem"))
     settings = replace(tiny_settings(mean_stage()), encoding=new)
-    net = new_network(settings)
+    net = initial_network(settings)
     net.load_state_dict(start_from(model, settings).net)
     rng = torch.Generator().manual_seed(0)
     volume = torch.randn(1, len(old.channels), 16, 16, 16, generator=rng)
@@ -83,7 +83,7 @@ def test_a_residual_begins_with_the_residual_of_the_weights() -> None:
 
 def test_tuning_takes_the_network_of_the_weights_and_the_organs_of_the_site() -> None:
     settings = tuning_settings(_model(residual=True), "prostate")
-    assert settings.size == TINY and settings.encoding == SITES["prostate"]
+    assert settings.size == TINY and settings.encoding == SITE_ENCODINGS["prostate"]
     assert [s.role for s in settings.stages] == ["mean", "residual"]
     assert settings.changes.turn == 0  # arcs that leave out an angle are not the same after a turn
     with pytest.raises(InputError, match="--site elbow is unknown; known are head_neck, prostate, lung"):
@@ -91,7 +91,7 @@ def test_tuning_takes_the_network_of_the_weights_and_the_organs_of_the_site() ->
 
 
 def test_every_site_has_both_sides_of_its_organs() -> None:
-    for encoding in SITES.values():
+    for encoding in SITE_ENCODINGS.values():
         for organ in encoding.organs:
             other = {"_L": "_R", "_R": "_L"}.get(organ[-2:])
             assert other is None or organ[:-2] + other in encoding.organs
