@@ -206,6 +206,6 @@ def _check_stage(number: int, stage: TrainingStage) -> None:
         )
 
 
-def plain(settings: TrainingSettings) -> dict[str, Any]:
+def settings_record(settings: TrainingSettings) -> dict[str, Any]:
     """The settings as plain data, from which `training_settings` makes the same again."""
     return _ADAPTER.dump_python(settings, mode="json")

@@ -15,7 +15,13 @@ from vmat_diffusion.diffusion.network import DoseNet
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.training.checkpoint import Checkpoint
 from vmat_diffusion.training.samples import AugmentationSettings
-from vmat_diffusion.training.settings import TrainingSettings, TrainingStage, Weight, plain, training_settings
+from vmat_diffusion.training.settings import (
+    TrainingSettings,
+    TrainingStage,
+    Weight,
+    settings_record,
+    training_settings,
+)
 
 # The default encoding of each site.
 SITE_ENCODINGS: Mapping[str, Encoding] = {
@@ -56,7 +62,7 @@ def initial_network(settings: TrainingSettings) -> DoseNet:
 def start_fresh(settings: TrainingSettings) -> Checkpoint:
     """The start of a training from random weights."""
     weights = initial_network(settings).state_dict()
-    return Checkpoint(settings=plain(settings), stage=0, samples=0, net=weights, ema=weights)
+    return Checkpoint(settings=settings_record(settings), stage=0, samples=0, net=weights, ema=weights)
 
 
 def model_of(checkpoint: Checkpoint, card: Mapping[str, Any]) -> DoseModel:
@@ -119,8 +125,8 @@ def start_from(model: DoseModel, settings: TrainingSettings) -> Checkpoint:
         residual = _adapted(model.residual, described.encoding, settings.encoding)
     if settings.stages[0].role == "residual":
         weights = residual or with_zero_output(mean)
-        return Checkpoint(plain(settings), 0, 0, weights, weights, mean=mean)
-    return Checkpoint(plain(settings), 0, 0, mean, mean, residual=residual)
+        return Checkpoint(settings_record(settings), 0, 0, weights, weights, mean=mean)
+    return Checkpoint(settings_record(settings), 0, 0, mean, mean, residual=residual)
 
 
 def with_zero_output(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

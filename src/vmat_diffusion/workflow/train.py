@@ -190,14 +190,14 @@ def _train(
     from vmat_diffusion.training.checkpoint import read_metrics
     from vmat_diffusion.training.encoded import entries_with_dose
     from vmat_diffusion.training.loop import TrainingEnd, requeue, train
-    from vmat_diffusion.training.settings import plain
+    from vmat_diffusion.training.settings import settings_record
 
     began, out = time.monotonic(), folders.out
     out.mkdir(parents=True, exist_ok=True)
     parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
     _require_same_cases(parts, folders)
     with written_whole(out / SETTINGS) as part:
-        part.write_text(json.dumps(plain(settings), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(settings_record(settings), indent=1) + "\n", encoding="utf-8")
     was_finished = _is_end(start, settings)
     usr1 = getattr(signal, "SIGUSR1", None)
     try:
@@ -207,7 +207,7 @@ def _train(
     except _Warned:
         end = TrainingEnd(start, usr1, not _rank())
     else:
-        start = replace(start, settings=plain(settings))  # free settings may have changed
+        start = replace(start, settings=settings_record(settings))  # free settings may have changed
         end = train(settings, start, cases, out, machinery, progress=progress)
     finished = _is_end(end.checkpoint, settings)
     requeued = end.first_process and end.signal is not None and end.signal == usr1 and not finished
@@ -323,7 +323,7 @@ def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoi
     Raises InputError where it belongs to other settings, and without `resume`.
     """
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
-    from vmat_diffusion.training.settings import plain
+    from vmat_diffusion.training.settings import settings_record
 
     if not (out / CHECKPOINT).exists():
         return None
@@ -331,7 +331,7 @@ def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoi
         raise InputError(f"{out} holds a training already; pass --resume to go on or name another folder")
     found = load_checkpoint(out / CHECKPOINT)
     begun = found.stage + 1  # later stages may still be chosen
-    for name, value in plain(settings).items():
+    for name, value in settings_record(settings).items():
         before = found.settings[name]
         same = before[:begun] == value[:begun] if name == "stages" else before == value
         if name not in _FREE and not same:

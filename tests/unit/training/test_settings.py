@@ -8,7 +8,13 @@ import pytest
 from training_runs import mean_stage, residual_stage, tiny_settings
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.settings import TrainingStage, Weight, load_settings, plain, training_settings
+from vmat_diffusion.training.settings import (
+    TrainingStage,
+    Weight,
+    load_settings,
+    settings_record,
+    training_settings,
+)
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.toml"))
 
@@ -16,12 +22,12 @@ RECIPES = sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.toml"
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_and_survive_as_plain_data(path: Path) -> None:
     settings = load_settings(path)
-    assert training_settings(plain(settings)) == settings
+    assert training_settings(settings_record(settings)) == settings
 
 
 def test_a_size_of_its_own_survives_as_plain_data() -> None:
     settings = tiny_settings(mean_stage(), residual_stage())
-    assert training_settings(plain(settings)) == settings
+    assert training_settings(settings_record(settings)) == settings
 
 
 @pytest.mark.parametrize(
