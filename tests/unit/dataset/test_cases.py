@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_case import open_arc, small_case
+from training_cases import stored_sdf_mm
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import (
