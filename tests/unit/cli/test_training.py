@@ -101,20 +101,20 @@ def test_notice_before_the_first_step_puts_the_job_into_the_queue_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from vmat_diffusion.training import encoded_cache
+    from vmat_diffusion.training import encoded
 
     script = tmp_path / "scontrol"
     script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    whole = encoded_cache.encode_cases
+    whole = encoded.encode_cases
 
     def noticed(*arguments: object, **options: object) -> object:
         signal.raise_signal(signal.SIGUSR1)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(encoded_cache, "encode_cases", noticed)
+    monkeypatch.setattr(encoded, "encode_cases", noticed)
     out = tmp_path / "run"
     options = ("--config", recipe, "--data", data_set, "--out", out, "--workers", 0, "--resume", "--json")
     assert _run(monkeypatch, "train", *options) == 0
