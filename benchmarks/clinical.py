@@ -30,7 +30,8 @@ def section() -> Iterator[str]:
         yield f"#{line}" if line.startswith("#") else line
     yield ""
     yield "[Plans against clinical doses](plans_benchmark.md) says what the columns mean."
-    yield "Measured by `vmat-diffusion benchmark plans --data DIR --cases 20`, kept by `benchmarks/clinical.py`."
+    yield "The command is `vmat-diffusion benchmark plans --data DIR --cases 20`; `benchmarks/clinical.py`"
+    yield "keeps its tables."
     yield f"Measured on {kept['date']} on {kept['machine']}. {kept['remark']}".rstrip()
 
 

@@ -124,7 +124,8 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
     yield "## Time, memory, delivery"
     yield ""
     yield "`python benchmarks/plans.py`. Times are seconds of wall clock, one run each; CPU is processor"
-    yield "seconds of all cores. Goals are judged on the dose of the written plan, by the engine that planned it."
+    yield "seconds of all cores. Goals are judged on the dose of the written plan, by the engine that"
+    yield "planned it."
     yield ""
     stages = list(dict.fromkeys(s for f in figures.values() for s in f.get("seconds", {})))
     columns = [

@@ -92,8 +92,8 @@ def section() -> Iterator[str]:
     yield ""
     yield "`python benchmarks/prediction.py`. The whole volume of one head and neck of OpenKBP (pt_201), with"
     yield "its mirror image; seconds. One sample includes the regression around which it is drawn. Start is a"
-    yield "fresh `predict` until it begins to predict: Python, libraries, case and weights. Others is how many"
-    yield "cores the rest of the computer kept busy."
+    yield "fresh `predict` until it begins to predict: Python, libraries, case and weights. Others is how"
+    yield "many cores the rest of the computer kept busy."
     yield ""
     columns = ("device", "steps", "encode", "regression", "one sample", "each further", "start, s", "others")
     yield f"| {' | '.join(columns)} | date |"
