@@ -118,7 +118,7 @@ def _plans(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "## Plans that aim at the predicted dose"
     yield ""
-    yield f"`python benchmarks/priors.py`, {found['date']}; at most {found['max_minutes']:g} minutes of search."
+    yield f"`python benchmarks/priors.py`, {found['date']}; search of at most {found['max_minutes']:g} min."
     yield "Missed goals are must/should/wish; excess is by how much all limits are missed, in percent of"
     yield "them."
     yield ""
