@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from computer import today
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,7 +54,7 @@ class Row:
     without: tuple[str, ...] = ()
     shapes: bool = False  # masks in place of distances
     goals: float = 0.5
-    told: bool = False  # tell the goals when scoring
+    told: bool = False  # conditioning on the goals when scoring
     size: Size = SIZE
     smooth_voxels: float = 1.0
     shares: Mapping[str, float] = field(default_factory=lambda: {"l1": 1.0, "dvh": 0.25, "gradient": 0.1})
@@ -69,8 +70,8 @@ ROWS: dict[str, Row] = {
     "without gradient loss": replace(PLAIN, shares={"l1": 1.0, "dvh": 0.25}),
     "with conformity loss": replace(PLAIN, shares={**PLAIN.shares, "conformity": 0.05}),
     "with energy loss": replace(PLAIN, shares={**PLAIN.shares, "energy": 0.1}),
-    "goals never told in training": replace(PLAIN, goals=0.0),
-    "goals told when scoring": replace(PLAIN, told=True),
+    "without goals in training": replace(PLAIN, goals=0.0),
+    "goals when scoring": replace(PLAIN, told=True),
     "state space in place of attention": replace(PLAIN, size=replace(SIZE, mixing="state space")),
     "diffusion of the dose, noise": replace(PLAIN, role="dose", answer="noise"),
     "diffusion of the dose, v": replace(PLAIN, role="dose", answer="v"),
@@ -258,6 +259,7 @@ def main() -> None:
             "minutes": round(minutes, 1),
             "scores": {k: np.round(v, 3).tolist() for k, v in found.items()},
         }
+        done["date"] = today()
         with written_whole(asked.out) as part_file:
             part_file.write_text(json.dumps(done, indent=1) + "\n")
         print(name, rows[name], flush=True)

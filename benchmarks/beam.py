@@ -135,7 +135,7 @@ def section() -> Iterator[str]:
     if not FIGURES.is_file():
         return
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    yield from ("", f"## Pencil beam, {figures['date']}")
+    yield from ("", "## Pencil beam", "", f"`python benchmarks/beam.py`, {figures['date']}.")
     for machine, rows in figures["scans"].items():
         yield from (
             "",

@@ -29,7 +29,9 @@ def section() -> Iterator[str]:
     for line in kept["tables"].splitlines():
         yield f"#{line}" if line.startswith("#") else line
     yield ""
-    yield "What the columns mean: [Plans against clinical doses](plans_benchmark.md)."
+    yield "[Plans against clinical doses](plans_benchmark.md) says what the columns mean."
+    yield "The command is `vmat-diffusion benchmark plans --data DIR --cases 20`; `benchmarks/clinical.py`"
+    yield "keeps its tables."
     yield f"Measured on {kept['date']} on {kept['machine']}. {kept['remark']}".rstrip()
 
 

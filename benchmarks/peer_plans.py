@@ -191,7 +191,8 @@ def section() -> Iterator[str]:
     yield f"## Planning beside PyDoseRT {row['peer']['version']}"
     yield ""
     yield from paragraph(
-        f"""TG-119 C-shape, hard version, {row["threads"]} cores, one after the other. The same two arcs,
+        f"""`python benchmarks/peer_plans.py`. TG-119 C-shape, hard version, {row["threads"]} cores, one after
+        the other. The same two arcs,
         collimators, leaf widths, transmission and fixed jaws. PyDoseRT: its engine on a grid of
         {PEER_GRID_MM:g} mm, control points {SPACING_DEG:g} degrees apart, its map from free variables to
         apertures and its penalties (target under and over, core, falloff) with Adam from leaves around

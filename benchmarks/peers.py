@@ -194,7 +194,7 @@ def section() -> Iterator[str]:
     if not FIGURES.is_file():
         return
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    yield from ("", "## Beside other programs")
+    yield from ("", "## Beside other programs", "", "`python benchmarks/peers.py --large`.")
     if rows := figures.get("pyradplan"):
         yield from _matrix_lines(rows)
     if rows := figures.get("pydosert"):

@@ -116,14 +116,16 @@ def page(figures: dict[str, Any]) -> Iterator[str]:
     """The lines of docs/benchmarks.md."""
     yield "# Benchmarks"
     yield ""
-    yield "Written by `make bench`; do not edit. Times are seconds of wall clock, one run each, on the"
-    yield "computer named at the end; CPU is processor seconds of all cores. Goals are judged on the dose of"
-    yield "the written plan, by the engine that planned it."
-    yield ""
+    yield "`make bench` writes this page; do not edit it. Every section names the command that makes it and"
+    yield "the date."
     if not figures:
-        yield "No figures yet: run `make bench`."
         return
+    yield ""
     yield "## Time, memory, delivery"
+    yield ""
+    yield "`python benchmarks/plans.py`. Times are seconds of wall clock, one run each; CPU is processor"
+    yield "seconds of all cores. Goals are judged on the dose of the written plan, by the engine that"
+    yield "planned it."
     yield ""
     stages = list(dict.fromkeys(s for f in figures.values() for s in f.get("seconds", {})))
     columns = [

@@ -237,7 +237,9 @@ def section() -> Iterator[str]:
         return
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield ""
-    yield f"## Preprocessing, {figures['date']}"
+    yield "## Preprocessing"
+    yield ""
+    yield f"`python benchmarks/preprocess.py`, {figures['date']}."
     if rows := figures.get("dose"):
         yield ""
         yield "A made dose of 70/56 Gy on the head-and-neck CT of 512 x 512 x 148, through the file of the"
