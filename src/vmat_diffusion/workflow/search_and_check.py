@@ -116,7 +116,7 @@ def through_gate(
     """
     from vmat_diffusion.qa import smooth_difference
 
-    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
+    quick = replace(settings, search_minutes=settings.search_minutes * _CORRECTION_SHARE)
 
     def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
         with clock.stage(stage):
@@ -203,7 +203,7 @@ def plans_for(
         return (
             Made(optimised(case, sheet, machine, settings, report, target=target, improve=improve), target),
         )
-    share = replace(settings, max_minutes=settings.max_minutes / turns_of(len(prior.doses)))
+    share = replace(settings, search_minutes=settings.search_minutes / turns_of(len(prior.doses)))
     jobs = [
         Job(optimised, (case, sheet, machine, share), {"target": target, "improve": improve})
         for target in prior.doses
@@ -239,7 +239,7 @@ def optimised(
         jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,
-        max_minutes=settings.max_minutes,
+        max_minutes=settings.search_minutes,
     )
     if settings.arc_start_deg is not None and settings.arc_stop_deg is not None:
         own = replace(own, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)

@@ -117,7 +117,7 @@ def fine_tune(
     out: Path,
     *,
     machinery: Machinery,
-    config: Path | None = None,
+    config: str | Path | None = None,
     cache: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
