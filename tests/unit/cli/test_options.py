@@ -254,7 +254,7 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(t
     ("text", "said"),
     [
         ("archs = 3", "archs is not known; write arcs"),
-        ("fruit = 3", "fruit is not known; known are case, goals, out"),
+        ("xyz = 3", "xyz is not known; known are case, goals, out"),
         ("arcs = 9", "--arcs 9 is outside 1 to 6"),
         ("arcs = ", "are no TOML"),
         (None, "cannot be read"),
