@@ -26,7 +26,7 @@ from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.report.plan_boxes import write_plan_boxes
-from vmat_diffusion.workflow.run import plan_case
+from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 from vmat_diffusion.workflow.settings import PlanSettings, fitted
 from vmat_diffusion.workflow.simulate import must_be_plannable
@@ -242,6 +242,7 @@ def plan_patient(
     settings: PlanSettings,
     *,
     level: Level = "clinical",
+    tools: PlanningTools | None = None,
     progress: Progress | None = None,
 ) -> PlannedPatient:
     """Plan a patient of `read_plannable` and compare the plan with the clinical dose.
@@ -263,7 +264,13 @@ def plan_patient(
     with appearing_whole(folder, overwrite=True) as part:
         write_case(part, case)
     run = plan_case(
-        folder, out / PLANS / case.id, settings, overwrite=True, keep_interrupted=False, progress=progress
+        folder,
+        out / PLANS / case.id,
+        settings,
+        overwrite=True,
+        keep_interrupted=False,
+        tools=tools,
+        progress=progress,
     )
     minutes = (time.perf_counter() - started) / 60
     return PlannedPatient(

@@ -1,4 +1,4 @@
-"""What the files read again must hold: this plan, this dose, one patient."""
+"""The files of a plan: what they hold when read again, and the plan file that a passed verdict lets out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.geometry import signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa.verdict import Check
+from vmat_diffusion.qa.verdict import Check, Verdict
 
 # Re-read numbers may differ by the rounding of DICOM's decimal strings and 32-bit doses.
 _POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
@@ -24,6 +24,39 @@ class PlanFiles:
 
     plan: Path
     dose: Path | None = None
+
+
+def write_plan(
+    path: Path | str,
+    plan: Plan,
+    case: Case,
+    machine: Machine,
+    verdict: Verdict,
+    *,
+    prescription: Prescription | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the RT Plan of a plan that passed the gate, UNAPPROVED; there is no other way to one.
+
+    `verdict` is what `judge` said of this very plan on this case. `prescription` is the case's own unless
+    given. The case must come from DICOM, to which the plan refers. Raises PlanError without a verdict, for
+    one that did not pass or that is on another plan or case, and for what the file cannot hold.
+    """
+    from vmat_diffusion.dicom.write import write_unjudged_plan
+
+    if not isinstance(verdict, Verdict):
+        raise PlanError("a plan is written with the verdict of judge(...) only; judge the plan first")
+    verdict.require_passed(plan, case)
+    prescription = prescription or case.prescription
+    if prescription is None:
+        raise PlanError("the case has no prescription to write into the plan; fit a goal sheet to it")
+    return write_unjudged_plan(path, plan, case, machine, prescription=prescription, overwrite=overwrite)
+
+
+def release_plan(unjudged: Path, path: Path, plan: Plan, case: Case, verdict: Verdict) -> Path:
+    """Give the file that was judged its name as a plan. Raises PlanError unless the verdict lets it out."""
+    verdict.require_passed(plan, case)
+    return unjudged.replace(path)
 
 
 def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:

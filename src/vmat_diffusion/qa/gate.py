@@ -22,7 +22,7 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.files import PlanFiles, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
-from vmat_diffusion.qa.verdict import Check, Verdict, warning
+from vmat_diffusion.qa.verdict import Check, Verdict, fingerprint, warning
 
 
 def judge(
@@ -53,7 +53,7 @@ def judge(
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
         checks.append(Check("independent dose", False, None, None, "", "no independent dose was computed"))
-        return Verdict(tuple(checks))
+        return Verdict(tuple(checks), fingerprint=fingerprint(plan, case))
     body = on_grid(case.body.mask, case.grid, check.grid)
     tissue = tissue_of(body, case, check.grid)
     air = 100.0 * (1.0 - tissue.sum() / max(int(body.sum()), 1))
@@ -68,7 +68,7 @@ def judge(
     if sheet is not None:
         results = evaluate(sheet, case, denoised(dose, check))
         engines.append(required_goals(results))
-    verdict = Verdict((*checks, *engines), main, results)
+    verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     near = engines[0].value is not None and engines[0].value >= settings.correctable_gamma_percent
     return replace(verdict, correctable=alone and near and not verdict.passed)
 

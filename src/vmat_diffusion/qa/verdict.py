@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmat_diffusion.case import Case
+from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.plan import Plan
 
 _WARNINGS = "warnings"
 
@@ -60,13 +64,14 @@ class Verdict:
     """All checks of one plan. `gamma` and `results` (goals on the second dose) are there if computed.
 
     `correctable` says that nothing but the two engines' disagreement keeps the plan from passing, and
-    that they disagree no more than engines may.
+    that they disagree no more than engines may. `fingerprint` is that of the plan and case judged.
     """
 
     checks: tuple[Check, ...]
     gamma: GammaResult | None = None
     results: tuple[GoalResult, ...] = ()
     correctable: bool = False
+    fingerprint: str = ""
 
     @property
     def passed(self) -> bool:
@@ -85,3 +90,28 @@ class Verdict:
             "checks": [check.record() for check in self.checks],
             "gamma": self.gamma.summary() if self.gamma else None,
         }
+
+    def require_passed(self, plan: Plan, case: Case) -> None:
+        """Raise PlanError unless this verdict lets this plan out for this case."""
+        if self.fingerprint != fingerprint(plan, case):
+            raise PlanError("the verdict is on another plan or another case; judge this plan on this case")
+        if self.failed:
+            names = ", ".join(check.name for check in self.failed)
+            raise PlanError(f"the plan did not pass the gate ({names}); plan the case anew")
+
+
+def fingerprint(plan: Plan, case: Case) -> str:
+    """SHA-256 of what a plan delivers and of the images and structures that it was judged on."""
+    source = case.source
+    facts: list[object] = [
+        *(case.id, source.study_uid, source.frame_of_reference_uid, source.structure_set_uid),
+        *(plan.machine, plan.patient_position, plan.fractions, plan.dose_rate_mu_min),
+        *(f"{float(v)!r}" for v in plan.isocenter_mm),
+    ]
+    digest = hashlib.sha256()
+    for arc in plan.arcs:
+        facts += [arc.number, f"{float(arc.collimator_deg)!r} {float(arc.couch_deg)!r}", arc.leaves_mm.shape]
+        for values in (arc.gantry_deg, arc.leaves_mm, arc.jaws_mm, arc.mu):
+            digest.update(values.tobytes())
+    digest.update("|".join(map(str, facts)).encode())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
 from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
 from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, plan_case, run_demo
+from vmat_diffusion.workflow.search_and_check import PlanningTools
 from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "STAGES",
     "PlanRun",
     "PlanSettings",
+    "PlanningTools",
     "check_plan",
     "check_references",
     "compare_doses",

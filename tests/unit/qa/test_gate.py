@@ -16,7 +16,7 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import as_written, write_dose, write_plan
+from vmat_diffusion.dicom.write import as_written, write_dose, write_unjudged_plan
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
@@ -165,7 +165,7 @@ def test_a_truncated_dose_is_stopped(case: Case, plan: Plan, machine: Machine, d
 @pytest.fixture
 def files(tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose) -> PlanFiles:
     assert case.prescription is not None
-    rp = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    rp = write_unjudged_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
     return PlanFiles(rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp))
 
 

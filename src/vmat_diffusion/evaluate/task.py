@@ -1,0 +1,30 @@
+"""A planning task: whom to treat, what for, and with which linac."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vmat_diffusion.case import Case
+from vmat_diffusion.evaluate.goals import GoalSheet, add_unions, fit_to_case
+from vmat_diffusion.machine import Machine
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A case, the goal sheet for the targets that it has, and the machine that is to deliver the plan."""
+
+    case: Case
+    sheet: GoalSheet
+    machine: Machine
+
+    @classmethod
+    def fitted(cls, case: Case, sheet: GoalSheet, machine: Machine) -> Task:
+        """The task in which case and sheet are fitted to each other.
+
+        The sheet keeps the targets that the case has; the case gets the sheet's prescription and unions
+        (Lungs = Lung_L + Lung_R). Raises GoalError where a required target is absent, MachineError for a
+        machine without a beam model.
+        """
+        machine.require_beam()
+        sheet = fit_to_case(sheet, case)
+        return cls(add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine)
