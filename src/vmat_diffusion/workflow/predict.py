@@ -423,3 +423,23 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, report: Progr
     checks = (warning(DOMAIN, done.unusual, "nothing about the case is unusual for the model"),)
     made = {"model": name, "used": True, "told": goals_told(done.told), **dict(done.regression.provenance)}
     return Prior(done.samples if several else (done.regression,), checks, made)
+
+
+def predict_dose(
+    case: Case,
+    sheet: GoalSheet,
+    weights: str = "shipped",
+    *,
+    samples: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dose:
+    """The dose that a model expects of a case for a sheet that was fitted to it, to be aimed at.
+
+    The regression, or of so many `samples` the one that meets the sheet best. `weights` is "shipped" or a
+    path. Raises InputError for weights or a case that cannot be used.
+    """
+    from vmat_diffusion.diffusion.model import load_model
+
+    asked = PredictSettings(goals=sheet.name, weights=weights, samples=samples, seed=seed)
+    return predicted(Subject(case, sheet), load_model(weights), asked, progress).best

@@ -413,9 +413,9 @@ def test_a_failing_write_leaves_nothing_behind(
 def test_a_written_plan_that_differs_is_never_published(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmat_diffusion.dicom import export_plan
+    from vmat_diffusion.dicom import write
 
-    monkeypatch.setattr(export_plan, "angle_as_written", lambda degrees: 7.0)
+    monkeypatch.setattr(write, "angle_as_written", lambda degrees: 7.0)
     with pytest.raises(PlanError, match="gantry angles"):
         export()
     assert list(tmp_path.iterdir()) == []
