@@ -18,22 +18,22 @@ from vmat_diffusion.benchmark.plan_comparison import (
     metric_table,
     organ_change,
 )
-from vmat_diffusion.benchmark.plans_tables import (
+from vmat_diffusion.benchmark.plans_patient import (
     CASES,
     PLANS,
     Level,
     PlannedPatient,
     plan_patient,
     read_plannable,
-    write_results,
 )
+from vmat_diffusion.benchmark.plans_tables import write_results
 from vmat_diffusion.benchmark.statistics import pooled_median
 from vmat_diffusion.dataset.openkbp import GOALS
 from vmat_diffusion.dataset.splits import Split, patients_of
 from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import unexpected
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run_files import kept_or_temporary
@@ -145,7 +145,7 @@ def benchmark_plans(
     """
     started = time.perf_counter()
     check_places(None, out)
-    report: Progress = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     paths = [p for p in patients_of(settings.data, settings.split) if _number(p) >= settings.first]
     if out is not None:
         _refuse_foreign(out, overwrite=overwrite)

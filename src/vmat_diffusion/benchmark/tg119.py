@@ -12,7 +12,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.tg119_cases import CASES, SOURCE, ScoredGoal, Tg119Case
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
@@ -115,7 +115,7 @@ def benchmark_tg119(
     the one that is being planned. Raises InputError for settings that cannot be used, or a plan in `out` that
     was made with others.
     """
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     wanted = [case for case in CASES.values() if case.name in settings.cases]
     asked = {case.name: settings.of_plan(case) for case in wanted}
     done: list[CaseResult] = []

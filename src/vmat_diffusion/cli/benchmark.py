@@ -25,7 +25,7 @@ from vmat_diffusion.errors import InputError
 if TYPE_CHECKING:
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
-    from vmat_diffusion.benchmark.plans_tables import Level
+    from vmat_diffusion.benchmark.plans_patient import Level
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
     from vmat_diffusion.dataset.splits import Split
 
@@ -286,7 +286,7 @@ def benchmark_plans(
 
 def _level(name: str) -> Level:
     """A level by its name; InputError for any other."""
-    from vmat_diffusion.benchmark.plans_tables import LEVELS
+    from vmat_diffusion.benchmark.plans_patient import LEVELS
 
     if name not in LEVELS:
         raise InputError(f"--level {name!r} is not known; choose {' or '.join(LEVELS)}")

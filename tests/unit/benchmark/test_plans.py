@@ -18,7 +18,7 @@ from small_case import UNIFORM_GY, StandIn, open_arc
 from vmat_diffusion.benchmark import plans as module
 from vmat_diffusion.benchmark.plan_comparison import Criterion, JudgedDose, PlanComparison
 from vmat_diffusion.benchmark.plans import PlansSettings, benchmark_plans
-from vmat_diffusion.benchmark.plans_tables import Level, PlannedPatient, plan_patient
+from vmat_diffusion.benchmark.plans_patient import Level, PlannedPatient, plan_patient
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.errors import CaseError, InputError, PlanError
