@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from vmat_diffusion.dose.monte_carlo import MonteCarlo
     from vmat_diffusion.evaluate.dvh import structure_dvh
     from vmat_diffusion.evaluate.gamma import gamma
-    from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, fit_to_case, load_goals, parse_goals
+    from vmat_diffusion.evaluate.goals import (
+        GoalResult,
+        GoalSheet,
+        evaluate,
+        fit_to_case,
+        load_goals,
+        normalized_at,
+        parse_goals,
+    )
     from vmat_diffusion.evaluate.task import Task
     from vmat_diffusion.geometry import Grid
     from vmat_diffusion.machine import Machine, load_machine
@@ -49,6 +57,7 @@ __all__ = [
     "Dose",
     "DoseEngine",
     "GateSettings",
+    "GoalResult",
     "GoalSheet",
     "Grid",
     "Machine",
@@ -69,6 +78,7 @@ __all__ = [
     "judge",
     "load_goals",
     "load_machine",
+    "normalized_at",
     "optimize",
     "parse_goals",
     "phantom",
@@ -95,7 +105,7 @@ _HOMES = {
     "dose.monte_carlo": "MonteCarlo",
     "evaluate.dvh": "structure_dvh",
     "evaluate.gamma": "gamma",
-    "evaluate.goals": "GoalSheet evaluate fit_to_case load_goals parse_goals",
+    "evaluate.goals": "GoalResult GoalSheet evaluate fit_to_case load_goals normalized_at parse_goals",
     "evaluate.task": "Task",
     "geometry": "Grid",
     "machine": "Machine load_machine",
