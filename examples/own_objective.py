@@ -2,8 +2,8 @@
 
     python examples/own_objective.py
 
-The optimiser makes a term of every goal of the sheet. A wish that no contour expresses becomes a structure, as
-planners do it, and a goal on it.
+The optimiser makes a term of every goal of the sheet. A wish that no contour expresses becomes a structure,
+as planners do it, and a goal on it.
 """
 
 from __future__ import annotations

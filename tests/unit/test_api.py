@@ -42,7 +42,8 @@ def test_every_public_name_is_there_documented_and_in_the_directory() -> None:
     "first", ["vd.phantom", "import vmat_diffusion.phantom", "from vmat_diffusion import phantom"]
 )
 def test_a_name_that_is_also_a_module_is_called_whoever_loaded_it(first: str) -> None:
-    program = f"import vmat_diffusion as vd; {first}; print(vd.phantom('water_cylinder').id, len(vd.phantom.PHANTOMS))"
+    use = "print(vd.phantom('water_cylinder').id, len(vd.phantom.PHANTOMS))"
+    program = f"import vmat_diffusion as vd; {first}; {use}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "water_cylinder" and int(done.stdout.split()[1]) > 3
 
