@@ -8,8 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3
-from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.tissue import AIR_BELOW_G_CM3, density_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma

@@ -31,11 +31,11 @@ def judge(
     plan: Plan,
     machine: Machine,
     dose: Dose,
-    check: Dose | None,
     *,
+    check: Dose | None,
     settings: GateSettings | None = None,
     files: PlanFiles | None = None,
-    more: Sequence[Check] = (),
+    earlier_checks: Sequence[Check] = (),
 ) -> Verdict:
     """Every check of a plan whose dose is `dose`, against the independent dose `check` of the same plan.
 
@@ -44,7 +44,7 @@ def judge(
     the plan. Never raises for what it is to judge.
     """
     settings = settings or GateSettings()
-    checks = [*more, _deliverable(plan, machine), *_coverage(case, dose, settings)]
+    checks = [*earlier_checks, _deliverable(plan, machine), *_coverage(case, dose, settings)]
     if (origin := same_patient(case, plan, dose)) is not None:
         checks.append(origin)
     if turned := _turned_couch(plan):

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,16 +20,16 @@ from scipy.interpolate import RegularGridInterpolator
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose.collimator import plan_layers
-from vmat_diffusion.dose.fluence import exposures
-from vmat_diffusion.dose.materials import MEDIA
+from vmat_diffusion.dose.delivery import exposures
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
+from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
 from vmat_diffusion.dose.pencil_beam import point_dose
-from vmat_diffusion.dose.rays import Density, Progress
+from vmat_diffusion.dose.tissue import MEDIA, Density
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, Point, beam_axes
 from vmat_diffusion.machine import BeamModel, Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.progress import Progress, under_name
 
 BUILD_UP_MM = 15.0
 _AXIS_HALF_WIDTH_MM = 6.0
@@ -96,7 +95,9 @@ def monte_carlo_engine(
     def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
         exposed = exposures(case.plan, case.machine, max_step_deg=0.5, max_travel_mm=5.0)
         openings = plan_openings(exposed, case.machine, case.plan.patient_position)
-        source = sampled(openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm)
+        source = photon_source(
+            openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm
+        )
         run = simulate(
             case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed,
             progress=progress,
@@ -121,8 +122,8 @@ def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
             even_density(phantom),
             np.stack([middle[0][x], middle[1][y], middle[2][z]], axis=1),
             case.plan.isocenter_mm,
-            case.plan.patient_position,
             medium=phantom.medium.ravel()[inside],
+            patient_position=case.plan.patient_position,
             step_mm=step_mm,
             progress=progress,
         )
@@ -157,7 +158,7 @@ def reference_check(
     *,
     read_plan: ReadPlan | None = None,
     gamma: PassRate | None = None,
-    progress: Callable[[str, float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ReferenceResult]:
     """Compute every case in a folder and compare.
 
@@ -174,7 +175,7 @@ def reference_check(
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
-        heard = None if progress is None else partial(progress, case.name)
+        heard = None if progress is None else under_name(progress, case.name)
         gy, sigma = engine(case, heard)
         results.append(compare(case, gy, sigma, time.perf_counter() - started, gamma))
     return results
