@@ -2,7 +2,7 @@
 
 A case folder holds `case.json` and `dose.npz` (dose and sigma in Gy cm2 per photon fluence, density,
 medium, voxel edges in mm), and an RTPLAN where the beam is not static; the spectrum lies one level
-up. What reads RTPLANs and what computes gamma is handed in, for neither belongs to a dose engine.
+up. The caller hands in a reader of RTPLANs and a gamma, which are no part of a dose engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,15 +57,10 @@ class ReferenceCase:
     sigma: NDArray[np.float32]
 
 
+# Dose and sigma `[z, y, x]` in the unit of the reference. Reference cases have uneven voxels, which no `Grid`
+# holds, so that what computes them is no `DoseEngine`; both functions below end in the engine's own code.
 Doses = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class ReferenceEngine(Protocol):
-    """What computes a case: dose and sigma `[z, y, x]` in the unit of the reference."""
-
-    def __call__(self, case: ReferenceCase, progress: Progress | None = None) -> Doses:
-        """The dose of one case; `progress` hears the share done and a note."""
-        ...
+DoseOfCase = Callable[[ReferenceCase, Progress | None], Doses]
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class ReferenceResult:
 
 def monte_carlo_engine(
     uncertainty: float = 0.01, max_seconds: float | None = None, seed: int = 0
-) -> ReferenceEngine:
+) -> DoseOfCase:
     """The Monte Carlo engine as `reference_check` takes it."""
 
     def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
@@ -108,7 +102,7 @@ def monte_carlo_engine(
     return engine
 
 
-def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
+def pencil_beam_engine(step_mm: float = 1.5) -> DoseOfCase:
     """The pencil beam as `reference_check` takes it; its sigma is zero."""
 
     def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
@@ -154,7 +148,7 @@ def even_density(phantom: Phantom) -> Density:
 
 def reference_check(
     folder: Path,
-    engine: ReferenceEngine,
+    dose_of: DoseOfCase,
     *,
     read_plan: ReadPlan | None = None,
     gamma: PassRate | None = None,
@@ -175,8 +169,8 @@ def reference_check(
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
-        heard = None if progress is None else under_name(progress, case.name)
-        gy, sigma = engine(case, heard)
+        under_case = None if progress is None else under_name(progress, case.name)
+        gy, sigma = dose_of(case, under_case)
         results.append(compare(case, gy, sigma, time.perf_counter() - started, gamma))
     return results
 

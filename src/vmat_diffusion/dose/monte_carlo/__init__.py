@@ -79,7 +79,7 @@ class MonteCarlo:
 
 
 def phantom_of(case: Case, grid: Grid) -> Phantom:
-    """Density and medium of a case on a grid: the pencil beam's densities, media by their bands."""
+    """Density and medium of a case on a grid: the densities and media of `dose/tissue.py`."""
     covered = average_onto(case.body.mask, case.grid, grid)
     density = np.where(covered < _LEAST_COVER, 0.0, density_of(case, grid).g_cm3)
     low, _ = grid.bounds_mm

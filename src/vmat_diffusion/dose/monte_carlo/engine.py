@@ -1,4 +1,4 @@
-"""Runs batches of histories until the dose is known well enough, and what a voxel's sigma is."""
+"""Batches of histories until the dose is known well enough, and the sigma of every voxel."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def simulate(
     inside = mass > 0
     # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
     flat_density = phantom.density_g_cm3.ravel()
-    judged = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
+    tissue = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
     # One small batch first, so that compiling does not count as computing.
     run_batches(0, 1, seed, split, part, source, geometry, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
@@ -118,7 +118,7 @@ def simulate(
         collect(tally, total, square)
         batches += _ROUND
         seconds = time.perf_counter() - started
-        sigma_now = _mean_relative_sigma(total, square, batches, mass, judged)
+        sigma_now = _mean_relative_sigma(total, square, batches, mass, tissue)
         if progress:
             done = min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2)
             progress("dose", done, f"sigma {100 * sigma_now:.2f} %")

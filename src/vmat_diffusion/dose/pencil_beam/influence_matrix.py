@@ -17,7 +17,7 @@ from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.dose.pencil_beam.beam_tables import SCALES, Tables, kernel_sigma_mm, tables
 from vmat_diffusion.dose.pencil_beam.fluence import reach_mm
 from vmat_diffusion.dose.pencil_beam.loops import beamlets
-from vmat_diffusion.dose.pencil_beam.products import compact, join, turn_over
+from vmat_diffusion.dose.pencil_beam.products import compact, join, transposed
 from vmat_diffusion.dose.pencil_beam.rays import trace_directions
 from vmat_diffusion.dose.tissue import Density, medium_at
 from vmat_diffusion.errors import InputError
@@ -72,8 +72,8 @@ def influence_matrix(
 
     Beamlets fill `box_mm` (x1, x2, y1, y2), `beamlet_mm` along the leaves and one leaf row across.
     Doses below `cut` of that of a beamlet centred on the voxel are sampled: a few larger entries stand for
-    many small ones, with the same expectation. `announce` hears the expected memory before anything is
-    built. Raises InputError where that is above `max_gb`, or for a box without area.
+    many small ones, with the same expectation. `announce` is called with the expected memory before anything
+    is built. Raises InputError where that is above `max_gb`, or for a box without area.
     """
     x1, x2, y1, y2 = box_mm
     if not (x2 > x1 and y2 > y1 and beamlet_mm > 0):
@@ -127,7 +127,7 @@ def influence_matrix(
 def _joined(
     blocks: list[_Block], voxels: int, count: int, columns: NDArray, rows: NDArray
 ) -> InfluenceMatrix:
-    """Both matrices from the rows of each exposure; exposures are turned over two and more at a time."""
+    """Both matrices from the rows of each exposure; exposures are transposed several at a time."""
     sizes = np.array([len(at) for _, at, _ in blocks])
     ends = np.concatenate([[0], np.cumsum(sizes)])
     shape = (voxels, count * len(blocks))
@@ -136,14 +136,14 @@ def _joined(
     pointers = np.concatenate([[0], np.cumsum(sum(np.diff(pointer) for pointer, _, _ in blocks))])
     turned = np.zeros(shape[1] + 1, np.int64)
 
-    def turn(s: int) -> None:
-        own = np.empty(count + 1, np.int64)
+    def transpose(s: int) -> None:
+        pointer = np.empty(count + 1, np.int64)
         where = slice(ends[s], ends[s + 1])
-        turn_over(*blocks[s], own, by_beamlet[0][where], by_beamlet[1][where])
-        turned[s * count + 1 : (s + 1) * count + 1] = ends[s] + own[1:]
+        transposed(*blocks[s], pointer, by_beamlet[0][where], by_beamlet[1][where])
+        turned[s * count + 1 : (s + 1) * count + 1] = ends[s] + pointer[1:]
 
     with ThreadPoolExecutor(get_num_threads()) as pool:
-        list(pool.map(turn, range(len(blocks))))
+        list(pool.map(transpose, range(len(blocks))))
     filled = pointers[:-1].copy()
     for s, block in enumerate(blocks):
         join(*block, s * count, filled, *by_voxel)

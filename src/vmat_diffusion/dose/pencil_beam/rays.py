@@ -1,4 +1,4 @@
-"""Radiological depth: the water-equivalent way from the source to any point of a patient."""
+"""Radiological depth: the water-equivalent path length from the source to any point of a patient."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vmat_diffusion.progress import Progress
 
 _STEP_MM = 2.5
 _LATERAL_MM = 4.0
-# Water-equivalent lengths over which density counts for lateral spread: what charged particles, and
-# scattered photons, have come through. Chosen on lung slabs, docs/dose_engine.md.
+# Water-equivalent lengths over which density counts for the lateral spread of primary dose (charged
+# particles) and of scatter. Chosen on lung slabs, docs/dose_engine.md.
 NEAR_MM, WIDE_MM = 7.0, 70.0
 _F, _I, _U = np.float32, np.int32, np.uint32
-_NOTHING = 1e-4  # below this density there is no body, and nothing to spread in
+_LEAST_DENSITY = 1e-4  # relative to water; below it there is no body and no spread
 
 
 class DepthField(NamedTuple):
-    """What lies in the way of the rays of one gantry angle, on a divergent lattice.
+    """Depth and density along the rays of one gantry angle, on a divergent lattice.
 
     `field[v, w, u, RAY_LANES]`: water-equivalent depth in mm, and the density relative to water that
     widens primary dose and scatter: the harmonic mean over the last NEAR_MM and WIDE_MM of depth, with
@@ -84,7 +84,7 @@ def _span(relative_mm: NDArray, axes: BeamAxes, sad_mm: float) -> tuple[NDArray,
 
 
 @numba.njit(inline="always")
-def _falling(x):  # type: ignore[no-untyped-def]
+def _decay(x):  # type: ignore[no-untyped-def]
     """exp(-x) for x >= 0 within 2e-5, as a polynomial that the compiler computes for several rays at once."""
     y = x * _F(-0.125)
     eighth = _F(1) + y * (_F(1) + y * (_F(1 / 2) + y * (_F(1 / 6) + y * _F(1 / 24))))
@@ -141,12 +141,12 @@ def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, reac
                 before[iu] = here[iu]
                 total[iu] += added
                 # Each mean is of length per depth; its weights fall exponentially with depth.
-                least = _F(_NOTHING) * length
+                least = _F(_LEAST_DENSITY) * length
                 lightness = length / max(added, least)
                 counts = added > least
-                keep = _falling(added * per_near)
+                keep = _decay(added * per_near)
                 near[iu] = near[iu] * keep + lightness * (_F(1) - keep) if counts else near[iu]
-                keep = _falling(added * per_wide)
+                keep = _decay(added * per_wide)
                 wide[iu] = wide[iu] * keep + lightness * (_F(1) - keep) if counts else wide[iu]
             for iu in range(nu):
                 out[iv, iw, iu, 0], out[iv, iw, iu, 1] = total[iu], _F(1) / near[iu]
