@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.engines import Engine, dose_engine
+from vmat_diffusion.dose.engines import DoseEngine, dose_engine
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
-from vmat_diffusion.progress import Clock, Progress
+from vmat_diffusion.progress import Clock, Progress, under_name
 from vmat_diffusion.workflow.predict import Prior
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -52,7 +51,7 @@ def _own_optimizer(case: Case, sheet: GoalSheet, machine: Machine, **options: An
     return optimize(case, sheet, machine, **options)
 
 
-def _monte_carlo(machine: Machine, settings: PlanSettings, correction: int) -> Engine:
+def _monte_carlo(machine: Machine, settings: PlanSettings, correction: int) -> DoseEngine:
     """The project's independent engine, with other random numbers for each correction of a plan."""
     return dose_engine(
         "monte-carlo",
@@ -73,7 +72,7 @@ class PlanningTools:
     """
 
     optimizer: Optimizer = _own_optimizer
-    check_engine: Callable[[Machine, PlanSettings, int], Engine] = _monte_carlo
+    check_engine: Callable[[Machine, PlanSettings, int], DoseEngine] = _monte_carlo
     run_together: Callable[[Sequence[Job], Progress], Sequence[Optimized | None]] = made_together
 
 
@@ -133,7 +132,7 @@ def search_and_check(
                     engine=tools.check_engine(task.machine, settings, correction),
                     gate=gate,
                     earlier=prior.checks,
-                    progress=partial(clock.report, stage),
+                    progress=under_name(clock.report, stage),
                 )
             if not plan.verdict.correctable or plan.check is None or correction == _CORRECTIONS:
                 break
@@ -166,10 +165,10 @@ def judge_files(
     task: Task,
     optimized: Optimized,
     *,
-    engine: Engine,
+    engine: DoseEngine,
     gate: GateSettings,
     earlier: Sequence[Check] = (),
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> JudgedPlan:
     """Write plan and dose into `folder`, recompute what the file says, and judge it with `earlier` checks.
 
@@ -193,7 +192,7 @@ def judge_files(
         files = PlanFiles(unjudged, dose_file)
         check = engine(read_plan(unjudged, machine), case, dose.grid, progress=progress)
     verdict = judge(
-        case, sheet, plan, machine, dose=dose, check=check, settings=gate, files=files, more=earlier
+        case, sheet, plan, machine, dose=dose, check=check, settings=gate, files=files, earlier_checks=earlier
     )
     if verdict.passed:
         release_plan(unjudged, plan_file, plan, case, verdict)
