@@ -99,7 +99,7 @@ def main() -> None:
     figures: dict[str, Any] = {"date": today(), "speed": speed()}
     folder = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "reference_dose"
     if folder.is_dir():
-        figures["cases"] = check_references(folder, uncertainty=0.01, max_minutes=minutes)["cases"]
+        figures["cases"] = check_references(folder, uncertainty=0.01, check_minutes=minutes)["cases"]
     else:
         print("Monte Carlo: no reference doses in VMAT_SHARED_DATA, speed only", file=sys.stderr)
         figures["cases"] = []

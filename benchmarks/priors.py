@@ -80,7 +80,7 @@ def main() -> None:
             if prior in plans.setdefault(name, {}):
                 continue
             settings = PlanSettings(
-                goals=GOALS, prior=prior, weights=asked.weights, max_minutes=asked.max_minutes
+                goals=GOALS, prior=prior, weights=asked.weights, search_minutes=asked.max_minutes
             )
             plans[name][prior] = planned(asked.data / f"{name}.npz", settings)
             with written_whole(asked.out) as part:

@@ -132,7 +132,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['planned']} of {summary['asked']} patients planned, {len(summary['failed'])} failed, "
         f"{len(summary['left_out'])} left out; split {summary['settings']['split']}, "
         f"prior {summary['settings']['plan']['prior']}, at most "
-        f"{summary['settings']['plan']['max_minutes']:g} minutes of optimisation each."
+        f"{summary['settings']['plan']['search_minutes']:g} minutes of optimisation each."
     ]
     if not summary["planned"]:
         return found

@@ -28,7 +28,7 @@ class Tg119Settings:
 
     cases: tuple[str, ...] = tuple(CASES)
     machine: str = "generic_6mv"
-    max_minutes: float = 5.0
+    search_minutes: float = 5.0
     grid_mm: float = 3.0
     seed: int = 0
     uncertainty: float = 0.02

@@ -75,7 +75,7 @@ def read_subject(source: Path, settings: PredictSettings) -> Subject:
     Raises InputError where they cannot be used.
     """
     if source.suffix != ".npz":
-        return Subject(*read_with_goals(source, settings.goals, settings.reading))
+        return Subject(*read_with_goals(source, settings.goals, settings))
     from vmat_diffusion.evaluate.goals import load_goals
 
     sheet = load_goals(settings.goals)

@@ -96,7 +96,7 @@ def compute_dose(
     engine: str,
     machine: str = "generic_6mv",
     uncertainty: float = 0.02,
-    max_minutes: float | None = None,
+    check_minutes: float | None = None,
     grid_mm: float = 3.0,
     seed: int = 0,
     mapping: Path | None = None,
@@ -112,7 +112,7 @@ def compute_dose(
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
     from vmat_diffusion.dicom.write import write_dose
     from vmat_diffusion.dose.tissue import dose_grid
 
@@ -133,7 +133,7 @@ def second_check(
     goals: str | None = None,
     engine: str = "monte-carlo",
     uncertainty: float = 0.02,
-    max_minutes: float | None = None,
+    check_minutes: float | None = None,
     grid_mm: float = 3.0,
     seed: int = 0,
     gate: Path | None = None,
@@ -160,7 +160,7 @@ def second_check(
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
-        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
         case, sheet = _asked(case, plan, goals)
         from vmat_diffusion.dose.tissue import dose_grid
 
@@ -281,7 +281,7 @@ def check_references(
     *,
     engine: str = "monte-carlo",
     uncertainty: float = 0.01,
-    max_minutes: float | None = None,
+    check_minutes: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every case in a folder of reference doses against the engine: what `reference-check` prints.
@@ -301,7 +301,7 @@ def check_references(
         found = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=1.0)
         return found.pass_percent
 
-    limit_s = None if max_minutes is None else 60.0 * max_minutes
+    limit_s = None if check_minutes is None else 60.0 * check_minutes
     chosen = pencil_beam_engine() if engine == "pencil-beam" else monte_carlo_engine(uncertainty, limit_s)
     results = reference_check(folder, chosen, read_plan=read_plan, gamma=rate, progress=progress)
     return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}

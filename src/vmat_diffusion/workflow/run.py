@@ -224,7 +224,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
     machine = load_machine(settings.machine)
     machine.require_beam()
-    case, sheet = read_with_goals(case_folder, settings.goals, settings.reading)
+    case, sheet = read_with_goals(case_folder, settings.goals, settings)
     if settings.normalize_gy is not None:
         from vmat_diffusion.evaluate.goals import normalized_at
 

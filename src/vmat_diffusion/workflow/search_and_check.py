@@ -116,7 +116,7 @@ def search_and_check(
     _stop_unless_wanted([search for search, _ in searches], keep_interrupted=keep_interrupted)
     clock.split("optimise", "dose", sum(search.seconds.get("dose", 0.0) for search, _ in searches))
 
-    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
+    quick = replace(settings, search_minutes=settings.search_minutes * _CORRECTION_SHARE)
     out = []
     for number, (optimized, target) in enumerate(searches):
         place = plan_folder(folder, number, len(searches))
@@ -245,7 +245,7 @@ def _searches(
     if len(prior.doses) < 2:
         target = prior.doses[0] if prior.doses else None
         return [(search_plan(task, settings, progress, target=target, **start), target)]
-    share = replace(settings, max_minutes=settings.max_minutes / turns_of(len(prior.doses)))
+    share = replace(settings, search_minutes=settings.search_minutes / turns_of(len(prior.doses)))
     jobs = [Job(search_plan, (task, share), {"target": target, **start}) for target in prior.doses]
     found = zip(tools.run_together(jobs, progress), prior.doses, strict=True)
     return [(optimized, target) for optimized, target in found if optimized is not None]
@@ -278,7 +278,7 @@ def _optimizer_settings(settings: PlanSettings) -> Settings:
         jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,
-        max_minutes=settings.max_minutes,
+        max_minutes=settings.search_minutes,
     )
     if settings.arc_start_deg is None or settings.arc_stop_deg is None:
         return chosen

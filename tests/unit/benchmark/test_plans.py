@@ -191,8 +191,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert planned == [] and [p.id for p in fewer.patients] == ["pt_201"]
     with pytest.raises(InputError, match="holds results of another level; pass --overwrite"):
         benchmark_plans(replace(settings, level="sheet"), out=out)
-    other = replace(settings, plan=replace(PLAN, max_minutes=2.0))
-    with pytest.raises(InputError, match="holds results of another max_minutes; pass --overwrite"):
+    other = replace(settings, plan=replace(PLAN, search_minutes=2.0))
+    with pytest.raises(InputError, match="holds results of another search_minutes; pass --overwrite"):
         benchmark_plans(other, out=out)
     benchmark_plans(other, out=out, overwrite=True)
     assert planned == ["pt_201", "pt_203", "pt_204"]

@@ -35,7 +35,7 @@ def _interrupt(made: SimpleNamespace, call: int) -> None:
 def test_a_case_is_planned_on_the_common_road_and_scored(tmp_path: Path, optimiser: StandIn) -> None:
     calls = optimiser()
     done = benchmark_tg119(
-        replace(EASY, max_minutes=2.0, grid_mm=4.0), out=tmp_path / "out", tools=optimiser.tools
+        replace(EASY, search_minutes=2.0, grid_mm=4.0), out=tmp_path / "out", tools=optimiser.tools
     )
     (asked,) = calls
     assert (asked["settings"].max_minutes, asked["settings"].grid_mm) == (2.0, 4.0)
@@ -93,19 +93,19 @@ def test_plans_of_other_settings_are_not_mixed_in(
 ) -> None:
     calls = optimiser()
     benchmark_tg119(EASY, out=tmp_path, tools=optimiser.tools)
-    other = replace(BOTH, max_minutes=1.0)
-    with pytest.raises(InputError, match="holds a plan of another max_minutes; pass --overwrite"):
+    other = replace(BOTH, search_minutes=1.0)
+    with pytest.raises(InputError, match="holds a plan of another search_minutes; pass --overwrite"):
         benchmark_tg119(other, out=tmp_path, tools=optimiser.tools)
     assert len(calls) == 1 and not (tmp_path / "cshape_hard").exists()
     with monkeypatch.context() as patch:
         patch.setattr(workflow, "__version__", "0.0.0")
         with pytest.raises(InputError, match="another version"):
             benchmark_tg119(EASY, out=tmp_path, tools=optimiser.tools)
-    benchmark_tg119(replace(EASY, max_minutes=1.0), out=tmp_path, overwrite=True, tools=optimiser.tools)
+    benchmark_tg119(replace(EASY, search_minutes=1.0), out=tmp_path, overwrite=True, tools=optimiser.tools)
     assert len(calls) == 2
     (tmp_path / "cshape_easy" / "case" / "RS.dcm").write_bytes(b"another")
     with pytest.raises(InputError, match="another phantom"):
-        benchmark_tg119(replace(EASY, max_minutes=1.0), out=tmp_path, tools=optimiser.tools)
+        benchmark_tg119(replace(EASY, search_minutes=1.0), out=tmp_path, tools=optimiser.tools)
 
 
 def test_what_is_no_plan_of_this_program_is_not_replaced(tmp_path: Path, optimiser: StandIn) -> None:

@@ -89,7 +89,7 @@ def test_candidates_share_the_time_and_the_best_is_kept(
 
     calls = optimiser(engine=factors, change=scale)
     run = plan_case(
-        case_folder, tmp_path / "out", asked(weights, candidates=3, max_minutes=6), tools=optimiser.tools
+        case_folder, tmp_path / "out", asked(weights, candidates=3, search_minutes=6), tools=optimiser.tools
     )
     assert [c["settings"].max_minutes for c in calls] == [6 / turns_of(3)] * 3
     assert len({c["target"].gy.tobytes() for c in calls}) == 3
@@ -182,10 +182,12 @@ def test_candidates_need_weights_with_diffusion(
 
 def test_each_candidate_needs_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "cores", lambda: 2)
-    with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --max-minutes 8"):
-        plan_settings(goals="x", prior="diffusion", candidates=16, max_minutes=5)
-    assert plan_settings(goals="x", prior="diffusion", candidates=10, max_minutes=5).candidates == 10
-    assert plan_settings(goals="x", max_minutes=0.5).max_minutes == 0.5
+    with pytest.raises(
+        InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --search-minutes 8"
+    ):
+        plan_settings(goals="x", prior="diffusion", candidates=16, search_minutes=5)
+    assert plan_settings(goals="x", prior="diffusion", candidates=10, search_minutes=5).candidates == 10
+    assert plan_settings(goals="x", search_minutes=0.5).search_minutes == 0.5
 
 
 def test_candidates_need_doses_to_aim_at() -> None:

@@ -259,7 +259,7 @@ def test_a_data_set_without_cases_of_the_sites_is_refused(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"effort": 0.0}, "--effort 0 is outside"),
-        ({"max_minutes": -1.0}, "--max-minutes -1 is outside"),
+        ({"search_minutes": -1.0}, "--search-minutes -1 is outside"),
         ({"grid_mm": 20.0}, "--grid-mm 20 is outside"),
         ({"spacing_mm": (1.0, 1.0, 9.0)}, "--spacing-mm 9 is outside"),
         ({"seed": -1}, "--seed -1 is outside"),
