@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +64,6 @@ def fit_machine(
             raise InputError(f"{path} exists; choose another name or pass --overwrite")
     if out.suffix != ".toml":
         raise InputError(f"{out} does not end in .toml; a machine file does")
-    from dataclasses import replace
-
     from vmat_diffusion.commissioning.beam_fit import absolute, beam_toml, fit_beam
     from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
     from vmat_diffusion.report.beam import beam_fit_png

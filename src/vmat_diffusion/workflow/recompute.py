@@ -13,7 +13,7 @@ from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.progress import Progress, under_name
+from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
@@ -108,7 +108,7 @@ def compute_dose(
 
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
@@ -150,7 +150,7 @@ def second_check(
     """
     from vmat_diffusion.qa import PlanFiles, judge
 
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     asked = uncertainty if engine == "monte-carlo" else 0.0
     limits, base = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":

@@ -21,6 +21,12 @@ from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
 from vmat_diffusion.workflow.run_files import (
+    CONTROL_POINTS,
+    DOSE_FILE,
+    FLUENCE,
+    PLAN_FILE,
+    RECORD,
+    REPORT_FILE,
     TRAJECTORIES,
     appearing_whole,
     trajectory_name,
@@ -31,8 +37,6 @@ from vmat_diffusion.workflow.run_files import (
 )
 from vmat_diffusion.workflow.search_and_check import (
     CANDIDATE_FOLDERS,
-    DOSE_FILE,
-    PLAN_FILE,
     JudgedPlan,
     PlanningTools,
     plan_folder,
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
 # wrong input is refused at once.
 
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
-FILES = (PLAN_FILE, DOSE_FILE, "report.html", "control_points.csv", "fluence.npz", "run.json")
+FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
 @dataclass(frozen=True)
@@ -302,17 +306,17 @@ def _write(folder: Path, home: Path, run: PlanRun, settings: PlanSettings, clock
     """The run with its files in `folder`, which will be called `home`."""
     plan, machine = run.plan, run.task.machine
     with clock.stage("write"):
-        write_control_points(folder / "control_points.csv", plan, machine)
-        write_fluence(folder / "fluence.npz", plan, machine, run.judged.optimized.fluence)
+        write_control_points(folder / CONTROL_POINTS, plan, machine)
+        write_fluence(folder / FLUENCE, plan, machine, run.judged.optimized.fluence)
         if settings.trajectory and not run.violations:
             write_trajectories(folder, plan, machine)
     with clock.stage("report"):
         _report(folder, run)
     asked = (trajectory_name(arc.number) for arc in plan.arcs)
-    names = [name for name in (*FILES, *asked) if name == "run.json" or (folder / name).exists()]
+    names = [name for name in (*FILES, *asked) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
-    write_json(folder / "run.json", _run_record(run))
+    write_json(folder / RECORD, _run_record(run))
     return run
 
 
@@ -321,7 +325,7 @@ def _report(folder: Path, run: PlanRun) -> None:
 
     history = run.judged.optimized.history
     write_report(
-        folder / "report.html",
+        folder / REPORT_FILE,
         case=run.task.case,
         plan=run.plan,
         machine=run.task.machine,

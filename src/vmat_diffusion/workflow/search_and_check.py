@@ -20,6 +20,7 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
 from vmat_diffusion.workflow.predict import Prior
+from vmat_diffusion.workflow.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized, Settings
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-PLAN_FILE, DOSE_FILE = "RP.dcm", "RD.dcm"
 # The plan under judgement: not called .dcm, so that no import of a folder takes it for a plan.
 UNJUDGED_FILE = "RP.unjudged"
 CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
