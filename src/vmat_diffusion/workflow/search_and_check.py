@@ -117,7 +117,7 @@ def search_and_check(
     clock.split("optimise", "dose", sum(search.seconds.get("dose", 0.0) for search, _ in searches))
 
     quick = replace(settings, search_minutes=settings.search_minutes * _CORRECTION_SHARE)
-    out = []
+    plans = []
     for number, (optimized, target) in enumerate(searches):
         place = plan_folder(folder, number, len(searches))
         place.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def search_and_check(
         for correction in range(_CORRECTIONS + 1):
             stage = "check again" if correction else "check"
             with clock.stage(stage):
-                plan = judge_files(
+                judged = judge_files(
                     place,
                     task,
                     optimized,
@@ -134,10 +134,10 @@ def search_and_check(
                     earlier=prior.checks,
                     progress=under_name(clock.report, stage),
                 )
-            if not plan.verdict.correctable or plan.check is None or correction == _CORRECTIONS:
+            if not judged.verdict.correctable or judged.check is None or correction == _CORRECTIONS:
                 break
-            first = first or plan.verdict
-            found = smooth_difference(optimized.dose, plan.check)
+            first = first or judged.verdict
+            found = smooth_difference(optimized.dose, judged.check)
             # On top of what was added to the fast engine's dose in this search.
             difference = found if difference is None else _sum(found, difference)
             with clock.stage("optimise again"):
@@ -150,9 +150,9 @@ def search_and_check(
                     difference=difference,
                     start=optimized,
                 )
-        out.append(replace(plan, first_verdict=first))
-    _stop_unless_wanted([plan.optimized for plan in out], keep_interrupted=keep_interrupted)
-    return tuple(out)
+        plans.append(replace(judged, first_verdict=first))
+    _stop_unless_wanted([plan.optimized for plan in plans], keep_interrupted=keep_interrupted)
+    return tuple(plans)
 
 
 def plan_folder(folder: Path, number: int, count: int) -> Path:
