@@ -12,10 +12,11 @@ from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dicom.write import write_case
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
+from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.run_files import appearing_whole
-from vmat_diffusion.workflow.settings import PlanSettings, fitted
+from vmat_diffusion.workflow.settings import PlanSettings
 from vmat_diffusion.workflow.simulate import must_be_plannable
 
 CASES, PLANS = "cases", "plans"
@@ -70,7 +71,7 @@ def plan_patient(
     started = time.perf_counter()
     clinical = training.case.reference_dose
     assert clinical is not None  # as `read_plannable` makes sure
-    case, sheet = fitted(training.case, load_goals(settings.goals))
+    case, sheet = fit_to_each_other(training.case, load_goals(settings.goals))
     if level == "clinical":
         highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
         settings = replace(settings, normalize_gy=highest)

@@ -21,10 +21,17 @@ class Task:
     def fitted(cls, case: Case, sheet: GoalSheet, machine: Machine) -> Task:
         """The task in which case and sheet are fitted to each other.
 
-        The sheet keeps the targets that the case has; the case gets the sheet's prescription and unions
-        (Lungs = Lung_L + Lung_R). Raises GoalError where a required target is absent, MachineError for a
+        As in `fit_to_each_other`; unions are such as Lungs = Lung_L + Lung_R. Raises MachineError for a
         machine without a beam model.
         """
         machine.require_beam()
-        sheet = fit_to_case(sheet, case)
-        return cls(add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet, machine)
+        return cls(*fit_to_each_other(case, sheet), machine)
+
+
+def fit_to_each_other(case: Case, sheet: GoalSheet) -> tuple[Case, GoalSheet]:
+    """The case with the sheet's prescription and unions, and the sheet for the targets that it has.
+
+    Raises GoalError where a required target is absent.
+    """
+    sheet = fit_to_case(sheet, case)
+    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet

@@ -14,7 +14,7 @@ from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.provenance import case_provenance
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, fitted, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
 
 if TYPE_CHECKING:
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -82,9 +82,10 @@ def read_subject(source: Path, settings: PredictSettings) -> Subject:
     if not source.is_file():
         raise CaseError(f"case {source} does not exist; give a DICOM folder or the npz of a training case")
     from vmat_diffusion.dataset.cases import load_case
+    from vmat_diffusion.evaluate.task import fit_to_each_other
 
     training = load_case(source)
-    return Subject(*fitted(training.case, sheet), training)
+    return Subject(*fit_to_each_other(training.case, sheet), training)
 
 
 def predicted(
