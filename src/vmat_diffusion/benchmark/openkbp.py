@@ -13,19 +13,19 @@ import numpy as np
 from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.boosting import VoxelModel, fit_voxels
 from vmat_diffusion.benchmark.calibration import Spread, coverage, fit_spread, reliability
-from vmat_diffusion.benchmark.journal import (
-    Journal,
+from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
+from vmat_diffusion.benchmark.openkbp_patient import (
+    REGRESSION,
     PatientResult,
-    check_places,
+    PredictionTask,
     claim_places,
     is_published,
-    journal_path,
+    judge_patient,
     publish,
 )
-from vmat_diffusion.benchmark.openkbp_patient import REGRESSION, Task, judge_patient
 from vmat_diffusion.benchmark.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.benchmark.statistics import Interval
-from vmat_diffusion.benchmark.steering import Steer, Steered, check_organs, steering_table
+from vmat_diffusion.benchmark.steering import SteeringRequest, SteeringResult, check_organs, steering_table
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dataset.splits import Split, patients_of
@@ -63,7 +63,7 @@ class BenchmarkSettings:
     gamma: bool = True
     patients: tuple[int, ...] | None = None
     fit_spread: tuple[int, ...] = ()
-    steer: tuple[Steer, ...] = ()
+    steer: tuple[SteeringRequest, ...] = ()
     steer_cases: int = 10
     boosting: bool = False
     boosting_cases: int = 60
@@ -102,7 +102,7 @@ class BenchmarkResult:
         return [p.scores for p in self.patients if p.scores.ways]
 
     @property
-    def steered(self) -> list[Steered]:
+    def steered(self) -> list[SteeringResult]:
         """What became of all that was asked for."""
         return [one for p in self.patients for one in p.steered]
 
@@ -205,7 +205,7 @@ def benchmark_openkbp(
     model.require_samples(settings.samples)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
-    task = Task(
+    task = PredictionTask(
         model=model,
         sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
         gamma=settings.gamma,
@@ -274,10 +274,10 @@ def _boosting(settings: BenchmarkSettings, model: DoseModel, report: Progress) -
     return fitted
 
 
-def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[Steer]:
+def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[SteeringRequest]:
     """What has not been asked of enough patients yet."""
 
-    def patients(one: Steer) -> int:
+    def patients(one: SteeringRequest) -> int:
         asked = (one.organ, one.change_gy)
         return sum(asked in {(s.organ, s.asked_gy) for s in r.steered} for r in results)
 

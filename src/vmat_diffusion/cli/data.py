@@ -23,7 +23,7 @@ from vmat_diffusion.workflow.settings import (
 )
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.deidentify import Deidentified
+    from vmat_diffusion.workflow.deidentify import DeidentifiedFolder
     from vmat_diffusion.workflow.preprocess import Prepared
 
 _Dicom = Annotated[
@@ -66,7 +66,7 @@ def deidentify(options: DeidentifyOptions) -> None:
         raise typer.Exit(1)
 
 
-def _deidentified_text(done: Deidentified) -> str:
+def _deidentified_text(done: DeidentifiedFolder) -> str:
     """Files by case, what was done how often, and what was left out."""
     cases = [[name, ", ".join(f"{n} {k}" for k, n in kinds.items())] for name, kinds in done.cases.items()]
     actions: Counter[str] = Counter()

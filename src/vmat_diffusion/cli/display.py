@@ -134,11 +134,11 @@ def _bars(console: Console, *, verbose: bool) -> Iterator[Progress]:
 
 def run_text(run: PlanRun) -> str:
     """A planning run: its goals, delivery, verdict, times and files."""
-    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.sheet.prescription.target_gy.items())
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.task.sheet.prescription.target_gy.items())
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in run.seconds.items())
     parts = [
-        f"{run.sheet.title}: {levels} in {run.plan.fractions} fractions, "
-        f"normalised to {run.sheet.normalization}",
+        f"{run.task.sheet.title}: {levels} in {run.plan.fractions} fractions, "
+        f"normalised to {run.task.sheet.normalization}",
         goals_text(run.results),
         *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "

@@ -144,9 +144,7 @@ def beam_fit(options: BeamFitOptions) -> None:
     from vmat_diffusion.workflow.beam import fit_machine
 
     with work_shown(options) as progress:
-        done = fit_machine(
-            **keywords(fit_machine, options), progress=lambda share, note: progress("fit", share, note)
-        )
+        done = fit_machine(**keywords(fit_machine, options), progress=progress)
     if options.json:
         show(json.dumps(done.summary()))
         return

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
-from vmat_diffusion.dose.pencil_beam import dose_grid
-from vmat_diffusion.dose.rays import Density, density_of
-from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, fluence_model, jaw_parts
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.tissue import Density, density_of, dose_grid
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.geometry import Point, sample
@@ -47,8 +46,8 @@ from vmat_diffusion.optimize.reach import (
 )
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.plan import Plan, at_pace_of_leaves
+from vmat_diffusion.progress import Progress, under_name
 
-Progress = Callable[[str, float, str], None]
 _SEARCH_STEP_MM = 2.5
 # Between jaws and open leaves while these are searched for, and in the plan.
 _JAW_ROOM_MM, _JAW_MARGIN_MM = 8.0, 2.0
@@ -180,7 +179,7 @@ class _Run:
         plan = written(self._plan(self.reach.way, self.newest[0]))
         plan, dose = normalized(
             plan,
-            lambda plan: self.full_dose(plan, grid, lambda done, note: self.progress("dose", done, note)),
+            lambda plan: self.full_dose(plan, grid, self.progress),
             self.case,
             self.sheet,
             self.machine.limits,
@@ -264,9 +263,9 @@ class _Run:
             self.objective.points_mm,
             angles_only(way),
             self.model,
-            self.isocenter,
-            self.case.patient_position,
-            progress=lambda done, note: self.progress(name, done, note),
+            isocenter_mm=self.isocenter,
+            patient_position=self.case.patient_position,
+            progress=under_name(self.progress, name),
         )
 
     def _fluence(self, sectors: Sectors) -> FluenceMaps:
@@ -426,7 +425,7 @@ class _Run:
     @property
     def _inside(self) -> NDArray[np.intp]:
         """The leaf pair of each of the search's strips; one layer, as arc_frames refuses stacked ones."""
-        return self.machine.row_pairs()[self.model.strips, 0]
+        return self.machine.row_pairs()[self.model.rows, 0]
 
     def _plan(self, way: Track, state: Apertures) -> Plan:
         return plan_of(

@@ -14,7 +14,7 @@ from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.provenance import case_provenance
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, fitted, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
 
 if TYPE_CHECKING:
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -82,9 +82,10 @@ def read_subject(source: Path, settings: PredictSettings) -> Subject:
     if not source.is_file():
         raise CaseError(f"case {source} does not exist; give a DICOM folder or the npz of a training case")
     from vmat_diffusion.dataset.cases import load_case
+    from vmat_diffusion.evaluate.task import fit_to_each_other
 
     training = load_case(source)
-    return Subject(*fitted(training.case, sheet), training)
+    return Subject(*fit_to_each_other(training.case, sheet), training)
 
 
 def predicted(
@@ -423,3 +424,23 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, report: Progr
     checks = (warning(DOMAIN, done.unusual, "nothing about the case is unusual for the model"),)
     made = {"model": name, "used": True, "told": goals_told(done.told), **dict(done.regression.provenance)}
     return Prior(done.samples if several else (done.regression,), checks, made)
+
+
+def predict_dose(
+    case: Case,
+    sheet: GoalSheet,
+    weights: str = "shipped",
+    *,
+    samples: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dose:
+    """The dose that a model expects of a case for a sheet that was fitted to it, to be aimed at.
+
+    The regression, or of so many `samples` the one that meets the sheet best. `weights` is "shipped" or a
+    path. Raises InputError for weights or a case that cannot be used.
+    """
+    from vmat_diffusion.diffusion.model import load_model
+
+    asked = PredictSettings(goals=sheet.name, weights=weights, samples=samples, seed=seed)
+    return predicted(Subject(case, sheet), load_model(weights), asked, progress).best

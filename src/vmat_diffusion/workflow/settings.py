@@ -252,6 +252,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
     if not folder.is_dir():
         raise CaseError(f"case folder {folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.evaluate.task import fit_to_each_other
 
     case = read_case(
         folder,
@@ -260,15 +261,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
         patient_position=how.patient_position,
         allow_outside_body=how.allow_outside_body,
     )
-    return fitted(replace(case, ct_table=table), sheet)
-
-
-def fitted(case: Case, sheet: GoalSheet) -> tuple[Case, GoalSheet]:
-    """The case with the sheet's prescription and unions, and the sheet for the targets that it has."""
-    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case
-
-    sheet = fit_to_case(sheet, case)
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+    return fit_to_each_other(replace(case, ct_table=table), sheet)
 
 
 def _sector(given: Any) -> Any:

@@ -11,10 +11,10 @@ from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
 from vmat_diffusion.benchmark import openkbp as benchmark
-from vmat_diffusion.benchmark.journal import Journal, PatientResult
+from vmat_diffusion.benchmark.journal import Journal
 from vmat_diffusion.benchmark.openkbp import BenchmarkSettings, _depends_on, benchmark_openkbp
-from vmat_diffusion.benchmark.openkbp_patient import Task, judge_patient
-from vmat_diffusion.benchmark.steering import Steer
+from vmat_diffusion.benchmark.openkbp_patient import PatientResult, PredictionTask, judge_patient
+from vmat_diffusion.benchmark.steering import SteeringRequest
 from vmat_diffusion.dataset.openkbp import read_patient
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.diffusion.predict import Sampling
@@ -198,7 +198,7 @@ def test_what_the_trees_learnt_from_is_part_of_the_settings(data: Path, tmp_path
         ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"weights": "absent"}, "weights absent do not exist"),
-        ({"steer": (Steer("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
+        ({"steer": (SteeringRequest("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
         ({"samples": -1}, "samples -1 is outside 0 to 64"),
         ({"fit_spread": (201,)}, "0 samples have no spread"),
     ],
@@ -239,7 +239,7 @@ def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> No
         weights=weights,
         gamma=False,
         patients=(201, 203),
-        steer=(Steer("Parotid_L", -5.0), Steer("Larynx", -69.0)),
+        steer=(SteeringRequest("Parotid_L", -5.0), SteeringRequest("Larynx", -69.0)),
         steer_cases=1,
     )
     done = benchmark_openkbp(settings)
@@ -257,8 +257,8 @@ def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> No
 
 
 def test_a_pull_takes_the_organ_to_the_wanted_mean_and_leaves_others(data: Path) -> None:
-    task = Task(tiny_model(), Sampling(samples=2, steps=2), gamma=False)
-    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Larynx", -5.0)])
+    task = PredictionTask(tiny_model(), Sampling(samples=2, steps=2), gamma=False)
+    done = judge_patient(data / "validation" / "pt_203.npz", task, [SteeringRequest("Larynx", -5.0)])
     pulled = next(s for s in done.steered if s.way == "pulled")
     # The last step of the sampler ends with the pull; samples that were below are left there.
     assert pulled.mean_gy["Larynx"] == pytest.approx(-5.0, abs=0.7)

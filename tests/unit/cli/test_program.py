@@ -7,13 +7,15 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import open_arc, replace_optimiser
+from small_case import StandIn, open_arc
 
 from vmat_diffusion import __version__, cli
+from vmat_diffusion.workflow import plan_case
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,13 @@ class Ended:
 
 
 Command = Callable[..., Ended]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Stands in for optimiser and independent engine in the runs of the command line."""
+    made = StandIn()
+    monkeypatch.setattr("vmat_diffusion.workflow.plan_case", partial(plan_case, tools=made.tools))
+    return made
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def planned(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> tuple[Path, Ended]:
     """A results folder made with the stand-in optimiser, and how its command ended."""
-    replace_optimiser(monkeypatch)()
+    stand_in(monkeypatch)()
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "out", "--json")
     return tmp_path / "out", ended
 
@@ -71,7 +80,7 @@ def test_plan_prints_one_json_object_and_nothing_else_on_stdout(planned: tuple[P
 def test_what_libraries_print_does_not_reach_stdout(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    replace_optimiser(monkeypatch)(noise="chatter of a library")
+    stand_in(monkeypatch)(noise="chatter of a library")
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o", "--json")
     json.loads(ended.out)
     assert "chatter of a library" in ended.err
@@ -80,7 +89,7 @@ def test_what_libraries_print_does_not_reach_stdout(
 def test_plan_without_json_prints_goals_and_files(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    replace_optimiser(monkeypatch)()
+    stand_in(monkeypatch)()
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     assert ended.code == 0
     assert "D95% >= 50 Gy" in ended.out
@@ -93,7 +102,7 @@ def test_plan_ends_with_1_where_the_machine_cannot_deliver(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     arc = open_arc().arcs[0]
-    replace_optimiser(monkeypatch)(replace(open_arc(), arcs=(replace(arc, mu=np.full(18, 1e-4)),)))
+    stand_in(monkeypatch)(replace(open_arc(), arcs=(replace(arc, mu=np.full(18, 1e-4)),)))
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     assert ended.code == 1
     assert "NOT DELIVERABLE" in ended.out
@@ -159,7 +168,7 @@ def test_a_missing_option_is_named_and_ends_with_2(case_folder: Path, command: C
 def test_a_defect_ends_with_3_and_a_traceback_only_on_demand(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    replace_optimiser(monkeypatch)(failing=ZeroDivisionError("a defect"))
+    stand_in(monkeypatch)(failing=ZeroDivisionError("a defect"))
     arguments = ("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     ended = command(*arguments)
     assert ended.code == 3
@@ -172,7 +181,7 @@ def test_a_defect_ends_with_3_and_a_traceback_only_on_demand(
 def test_an_interrupt_outside_the_optimiser_leaves_nothing(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    replace_optimiser(monkeypatch)(failing=KeyboardInterrupt())
+    stand_in(monkeypatch)(failing=KeyboardInterrupt())
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     assert ended.code == 130
     assert ended.err.endswith("Error: interrupted; nothing unfinished was kept\n")
@@ -183,10 +192,8 @@ def test_an_interrupt_outside_the_optimiser_leaves_nothing(
 def test_a_termination_leaves_nothing_and_the_signal_as_it_was(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    import vmat_diffusion.optimize as package
-
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(package, "optimize", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    stand_in(monkeypatch)(change=lambda made, call: signal.raise_signal(signal.SIGTERM))
     ended = command("plan", case_folder, "--goals", "tg119_cshape_easy", "--out", tmp_path / "new" / "o")
     assert ended.code == 143
     assert ended.err.endswith("Error: terminated; nothing unfinished was kept\n")
@@ -323,7 +330,7 @@ def test_odd_inputs_are_described_or_refused(shared_data: Path, command: Command
 def test_plan_ends_with_1_where_the_gate_does_not_pass(
     case_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    replace_optimiser(monkeypatch)(engine=(1.3,))
+    stand_in(monkeypatch)(engine=(1.3,))
     asked = ("--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     ended = command("plan", case_folder, *asked)
     assert ended.code == 1

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_case import small_case
+from small_case import StandIn, small_case
 
 from vmat_diffusion import cli
 from vmat_diffusion.dataset.cases import TrainingCase, save_case
 from vmat_diffusion.dataset.tables import case_record, write_index
+
+
+@pytest.fixture
+def optimiser(optimiser: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The stand-in in place of the optimiser, which `simulate` takes from its package."""
+    monkeypatch.setattr("vmat_diffusion.optimize.optimize", optimiser.optimize)
+    return optimiser
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def test_plans_are_shown_as_a_table_and_as_json(
     data_set: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    optimiser: Callable[..., list[dict]],
+    optimiser: StandIn,
 ) -> None:
     calls = optimiser(noise="words of a library")
     options = ("--data", data_set, "--out", tmp_path / "out", "--search-minutes", 2, "--grid-mm", 5)

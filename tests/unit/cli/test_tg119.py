@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from small_case import small_case
+from small_case import StandIn, small_case
 
 from vmat_diffusion import cli
+from vmat_diffusion.benchmark.tg119 import benchmark_tg119
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -27,10 +28,12 @@ def test_scores_are_shown_as_tables_and_as_json(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    optimiser: Callable[..., list[dict]],
+    optimiser: StandIn,
 ) -> None:
     monkeypatch.setattr("vmat_diffusion.phantom.phantom", lambda name: small_case())
     calls = optimiser(noise="chatter of a library")
+    handed_in = partial(benchmark_tg119, tools=optimiser.tools)
+    monkeypatch.setattr("vmat_diffusion.benchmark.tg119.benchmark_tg119", handed_in)
     options = ["cshape_easy", "cshape_hard", "--out", tmp_path / "out"]
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr()
