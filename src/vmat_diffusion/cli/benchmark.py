@@ -13,19 +13,18 @@ from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import OpenkbpFolder, Overwrite, Working
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     ArcCount,
     CheckMinutes,
     GateFile,
     GridMm,
     MachineName,
-    Option,
     PriorName,
     SearchMinutes,
     Seed,
     Uncertainty,
     WeightsName,
-    settings,
 )
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pydantic import Field
 from vmat_diffusion.cli.display import short, show, table
 from vmat_diffusion.cli.fields import Facts
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import Option, settings
+from vmat_diffusion.options import Option, settings
 
 _ANY_NAME = "Name of a shipped one, or a file."
 

@@ -14,6 +14,7 @@ from vmat_diffusion.cli.display import goals_text, show, stdout_kept, table, ver
 from vmat_diffusion.cli.fields import CaseFolder, Engine, Facts, OutFolder, Overwrite, PlanFile, Working
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     AllowOutsideBody,
     CheckMinutes,
@@ -22,12 +23,10 @@ from vmat_diffusion.workflow.settings import (
     GridMm,
     MachineName,
     MappingFile,
-    Option,
     PatientPosition,
     Seed,
     TrajectoryKind,
     Uncertainty,
-    settings,
 )
 
 _Sheet = Annotated[

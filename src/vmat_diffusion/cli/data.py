@@ -14,13 +14,8 @@ from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import ClusterOptions, DataSetOut, Facts, Linkage, Resume, Working
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import (
-    AllowOutsideBody,
-    MappingFile,
-    Option,
-    PatientPosition,
-    settings,
-)
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import AllowOutsideBody, MappingFile, PatientPosition
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import DeidentifiedFolder

@@ -12,6 +12,7 @@ from pydantic import Field
 from vmat_diffusion.cli.display import show, table, work_shown
 from vmat_diffusion.cli.fields import CaseFolder, Engine, Overwrite, PlanFile, Working
 from vmat_diffusion.cli.options import keywords
+from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     ArcCount,
     CheckMinutes,
@@ -19,10 +20,8 @@ from vmat_diffusion.workflow.settings import (
     GridMm,
     MachineName,
     MappingFile,
-    Option,
     Seed,
     Uncertainty,
-    settings,
 )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vmat_diffusion.jobs.cluster import Cluster
-from vmat_diffusion.workflow.settings import Option, settings
+from vmat_diffusion.options import Option, settings
 
 CaseFolder = Annotated[
     Path,

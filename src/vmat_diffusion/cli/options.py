@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import Option, marks_of, range_of, range_text, spelled
+from vmat_diffusion.options import Option, marks_of, range_of, range_text, spelled
 
 if sys.version_info >= (3, 11):
     import tomllib

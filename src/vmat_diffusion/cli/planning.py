@@ -13,7 +13,8 @@ from vmat_diffusion.cli.display import goals_text, run_text, show, stdout_kept, 
 from vmat_diffusion.cli.fields import CaseFolder, Facts, OutFolder, Overwrite, Working
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import Option, PlanSettings, PredictSettings, plan_settings, settings
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun

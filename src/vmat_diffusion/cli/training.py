@@ -15,7 +15,8 @@ from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import ClusterOptions, DataSet, DataSetOut, Facts, MemoryGb, Resume, Working
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import Option, Simulation, VoxelMm, settings
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import Simulation, VoxelMm
 
 if TYPE_CHECKING:
     from vmat_diffusion.progress import Progress

@@ -25,7 +25,8 @@ from vmat_diffusion.cli.options import Command, Spelled, command, fields_of, has
 from vmat_diffusion.cli.page import with_tables
 from vmat_diffusion.cli.program import COMMANDS, GROUPS, function_of
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.workflow.settings import Option, PlanSettings, settings, spelled
+from vmat_diffusion.options import Option, settings, spelled
+from vmat_diffusion.workflow.settings import PlanSettings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "commands.md"
 HEAVY = ("numpy", "scipy", "torch", "numba", "pydicom", "matplotlib", "lightning", "distributed")
