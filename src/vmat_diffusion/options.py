@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, wraps
 from inspect import get_annotations
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -29,14 +29,14 @@ class Option:
         positional: It is an argument in the order of the fields, `CASE`, not an option.
         metavar: What stands for the value in help; None leaves it to the field's type.
         old: Spellings that are accepted, with a hint, until the next release; without dashes a last argument.
-        text: The value is read as text, which a validator of the field takes apart.
+        text: The "whole" value, or "each" of several, is read as text, which a validator takes apart.
     """
 
     short: tuple[str, ...] = ()
     positional: bool = False
     metavar: str | None = None
     old: tuple[str, ...] = ()
-    text: bool = False
+    text: Literal["", "each", "whole"] = ""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

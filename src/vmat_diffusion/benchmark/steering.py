@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vmat_diffusion.benchmark.settings import SteeringRequest
 from vmat_diffusion.benchmark.statistics import Interval, pooled_mean
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, told
@@ -23,14 +24,6 @@ from vmat_diffusion.geometry import Mask
 GUIDANCE = 3.0
 # How much of what is missing each step of the sampler makes good.
 PULL = 0.5
-
-
-@dataclass(frozen=True)
-class SteeringRequest:
-    """A change of an organ's mean dose that is asked for, in Gy."""
-
-    organ: str
-    change_gy: float
 
 
 @dataclass(frozen=True)
@@ -63,20 +56,6 @@ class SteeringRow:
     achieved_gy: Interval
     other_organs_gy: Interval | None
     d95_gy: Mapping[str, Interval]
-
-
-def parse_steer(text: str) -> SteeringRequest:
-    """`Parotid_L:-5`; InputError for anything else."""
-    organ, _, change = text.partition(":")
-    try:
-        gy = float(change)
-    except ValueError:
-        gy = 0.0
-    if not organ or not -70 <= gy <= 70 or gy == 0:
-        raise InputError(
-            f"steer {text!r} is no organ with a change of its mean of -70 to 70 Gy; write Parotid_L:-5"
-        )
-    return SteeringRequest(organ, gy)
 
 
 def check_organs(asked: Sequence[SteeringRequest], model: DoseModel) -> None:

@@ -9,41 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
-from vmat_diffusion.benchmark.tg119_cases import CASES, SOURCE, ScoredGoal, Tg119Case
+from vmat_diffusion.benchmark.settings import Tg119Settings
+from vmat_diffusion.benchmark.tg119_cases import SOURCE, ScoredGoal, Tg119Case
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
-
-
-@dataclass(frozen=True)
-class Tg119Settings:
-    """Which cases are planned, and what `plan` would be asked for with each of them.
-
-    Raises InputError for a case that is not known.
-    """
-
-    cases: tuple[str, ...] = tuple(CASES)
-    machine: str = "generic_6mv"
-    search_minutes: float = 5.0
-    grid_mm: float = 3.0
-    seed: int = 0
-    uncertainty: float = 0.02
-    check_minutes: float | None = None
-    gate: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
-
-    def of_plan(self, case: Tg119Case) -> PlanSettings:
-        """The settings of one case's plan."""
-        own = {name: value for name, value in asdict(self).items() if name != "cases"}
-        return plan_settings(goals=case.goals, **own)
+from vmat_diffusion.workflow.settings import PlanSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +67,7 @@ class Tg119Result:
         """The object that `benchmark tg119 --json` prints."""
         return {
             "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
-            "settings": asdict(self.settings),
+            "settings": {**asdict(self.settings), "cases": [c.name for c in self.settings.wanted()]},
             "published": SOURCE,
             "passed": sum(case.passed for case in self.cases),
             "cases": [case.summary() for case in self.cases],
@@ -116,7 +90,7 @@ def benchmark_tg119(
     was made with others.
     """
     report = progress or silent
-    wanted = [case for case in CASES.values() if case.name in settings.cases]
+    wanted = settings.wanted()
     asked = {case.name: settings.of_plan(case) for case in wanted}
     done: list[CaseResult] = []
     with kept_or_temporary(out) as folder:

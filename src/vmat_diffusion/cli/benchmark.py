@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from vmat_diffusion.benchmark.settings import BenchmarkSettings, OpenkbpFolder, Tg119Settings
 from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
-from vmat_diffusion.cli.fields import OpenkbpFolder, Overwrite, Working
-from vmat_diffusion.cli.options import keywords
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.cli.fields import Overwrite, Working
+from vmat_diffusion.cli.options import keywords, part
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     ArcCount,
     CheckMinutes,
-    GateFile,
-    GridMm,
     MachineName,
     PriorName,
     SearchMinutes,
@@ -34,48 +31,9 @@ if TYPE_CHECKING:
 
 
 @settings
-class OpenkbpOptions(Working):
+class OpenkbpOptions(BenchmarkSettings, Working):
     """What `benchmark openkbp` takes."""
 
-    data: OpenkbpFolder
-    split: Annotated[Literal["train", "validation", "test"], Field(description="The patients' split.")] = (
-        "validation"
-    )
-    weights: WeightsName = "shipped"
-    samples: Annotated[
-        int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")
-    ] = 0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
-    seed: Seed = 0
-    patients: Annotated[
-        str | None,
-        Field(description="Only these patients of the split; by default all."),
-        Option(metavar="201-210,215"),
-    ] = None
-    fit_spread: Annotated[
-        str,
-        Field(description="Fit the spread of the samples on these patients and judge it on the others."),
-        Option(metavar="201-210,215"),
-    ] = ""
-    steer: Annotated[
-        tuple[str, ...],
-        Field(description="Ask for this change of an organ's mean dose, such as Parotid_L:-5."),
-        Option(metavar="ORGAN:GY"),
-    ] = ()
-    steer_cases: Annotated[
-        int, Field(ge=1, le=1000, description="Patients of whom each change is asked.")
-    ] = 10
-    baseline: Annotated[
-        Literal["boosting"] | None,
-        Field(description="Also score gradient-boosted trees that see single voxels."),
-    ] = None
-    train_data: Annotated[
-        Path | None,
-        Field(description="Folder with the split train for the trees, if it is not in the data folder."),
-        Option(metavar="DIR"),
-    ] = None
-    gamma: Annotated[bool, Field(description="Compute gamma 3 %/3 mm, some seconds for each patient.")] = True
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
     csv_out: Annotated[
         Path | None,
         Field(description="Write each dose to this folder as the challenge's pt_N.csv."),
@@ -91,43 +49,18 @@ class OpenkbpOptions(Working):
 
 def benchmark_openkbp(options: OpenkbpOptions) -> None:
     """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
-    from vmat_diffusion.benchmark.openkbp import BenchmarkSettings
     from vmat_diffusion.benchmark.openkbp import benchmark_openkbp as run
-    from vmat_diffusion.benchmark.steering import parse_steer
 
-    asked = keywords(BenchmarkSettings, options) | {
-        "steer": tuple(map(parse_steer, options.steer)),
-        "boosting": options.baseline is not None,
-        "patients": None if options.patients is None else _numbers(options.patients),
-        "fit_spread": _numbers(options.fit_spread) if options.fit_spread else (),
-    }
+    asked = BenchmarkSettings(**part(BenchmarkSettings, options))
     with work_shown(options) as progress:
         done = run(
-            BenchmarkSettings(**asked),
+            asked,
             csv_out=options.csv_out,
             out=options.out,
             overwrite=options.overwrite,
             progress=progress,
         )
     show(json.dumps(done.summary()) if options.json else _openkbp_text(done))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Numbers and ranges between commas, each number once and in ascending order."""
-    from vmat_diffusion.dataset.splits import NUMBERS
-
-    largest = max(of_split[-1] for of_split in NUMBERS.values())
-    numbers: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= first <= last <= largest:
-            raise InputError(
-                f"patients {text!r}: {part!r} is no number and no range of the challenge's 1 to {largest}; "
-                "write 201-210,215"
-            )
-        numbers |= set(range(first, last + 1))
-    return tuple(sorted(numbers))
 
 
 def _openkbp_text(done: BenchmarkResult) -> str:
@@ -240,38 +173,22 @@ def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
 
 
 @settings
-class Tg119Options(Working):
+class Tg119Options(Tg119Settings, Working):
     """What `benchmark tg119` takes."""
 
-    names: Annotated[
-        tuple[str, ...],
-        Field(
-            description="Cases: multitarget, prostate, headneck, cshape_easy, cshape_hard; by default all."
-        ),
-        Option(positional=True, metavar="NAME", old=("--cases",)),
-    ] = ()
     out: Annotated[
         Path | None,
         Field(description="Where to write: a folder for the plans, where a stopped run goes on."),
         Option(short=("-o",), metavar="DIR"),
     ] = None
-    search_minutes: SearchMinutes = 5.0
-    machine: MachineName = "generic_6mv"
-    grid_mm: GridMm = 3.0
-    seed: Seed = 0
-    uncertainty: Uncertainty = 0.02
-    check_minutes: CheckMinutes = None
-    gate: GateFile = None
     overwrite: Overwrite = False
 
 
 def benchmark_tg119(options: Tg119Options) -> None:
     """Plan the TG-119 cases and score them beside the report; run again with --out to go on after a stop."""
-    from vmat_diffusion.benchmark.tg119 import Tg119Settings
     from vmat_diffusion.benchmark.tg119 import benchmark_tg119 as run
-    from vmat_diffusion.benchmark.tg119_cases import CASES
 
-    asked = Tg119Settings(cases=options.names or tuple(CASES), **keywords(Tg119Settings, options))
+    asked = Tg119Settings(**part(Tg119Settings, options))
     with work_shown(options) as progress:
         done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
     show(json.dumps(done.summary()) if options.json else _tg119_text(done))

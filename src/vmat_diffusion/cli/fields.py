@@ -33,11 +33,6 @@ DataSet = Annotated[
     Field(description="Folder of the cases: a data set with splits.json."),
     Option(metavar="DIR"),
 ]
-OpenkbpFolder = Annotated[
-    Path,
-    Field(description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."),
-    Option(metavar="DIR"),
-]
 MemoryGb = Annotated[float, Field(description="Memory limit of each worker, GB.")]
 Engine = Annotated[
     Literal["pencil-beam", "monte-carlo"], Field(description="Dose engine that computes the dose.")

@@ -57,7 +57,8 @@ class Spelled:
     def many(self) -> bool:
         """Whether it may have several values."""
         inner = get_args(self.kind)
-        return get_origin(self.kind) is tuple and len(inner) == 2 and inner[1] is Ellipsis
+        several = get_origin(self.kind) is tuple and len(inner) == 2 and inner[1] is Ellipsis
+        return several and self.mark.text != "whole"
 
     @property
     def again(self) -> bool:
@@ -227,7 +228,7 @@ def _unset(field: Spelled) -> Any:
 
 def _typed(field: Spelled, old: str | None = None) -> Annotated[Any, ...]:
     """The type that typer reads, with its spelling; in its `old` spelling it is hidden."""
-    read = bool if field.flag else (_read_as(field.kind, text=field.mark.text) | None)
+    read = bool if field.flag else (_read_as(field) | None)
     if old is None and field.mark.positional:
         return Annotated[read, typer.Argument(metavar=field.metavar, help=field.help)]
     if old is not None and not old.startswith("-"):
@@ -247,16 +248,14 @@ def _typed(field: Spelled, old: str | None = None) -> Annotated[Any, ...]:
     return Annotated[read, option]
 
 
-def _read_as(kind: Any, *, text: bool) -> Any:
+def _read_as(field: Spelled) -> Any:
     """What typer makes of the words of a command line; the dataclass checks it."""
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
+    inner = tuple(map(_plain, get_args(field.kind)))
+    if field.many:
+        return list[str if field.mark.text else inner[0]]  # type: ignore[misc]
+    if field.words or field.mark.text:
         return str
-    if get_origin(kind) is not tuple:
-        return str if text else kind
-    if inner[1:] == (Ellipsis,):
-        return list[str if text else _read_as(_plain(inner[0]), text=False)]  # type: ignore[misc]
-    return tuple[tuple(_plain(part) for part in inner)]  # type: ignore[misc]
+    return tuple[inner] if get_origin(field.kind) is tuple else field.kind  # type: ignore[valid-type]
 
 
 def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:

@@ -183,7 +183,7 @@ class PlanSettings(Reading):
     avoid_deg: Annotated[
         tuple[Annotated[tuple[Angle, Angle], BeforeValidator(_sector)], ...],
         Field(description="Sector of gantry angles, clockwise, from which no beam comes."),
-        Option(metavar="FROM:TO", old=("--avoid",), text=True),
+        Option(metavar="FROM:TO", old=("--avoid",), text="each"),
     ] = ()
     seconds_per_turn: Annotated[
         float,

@@ -66,7 +66,10 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
     if field.words:
         return [field.words[-1]], field.words[-1]
     if field.mark.text:
-        return ["80:120"], ["80:120"]
+        word = {"steer": "Larynx:-5", "avoid_deg": "80:120"}.get(field.name, "201-203")
+        return [word], [word] if field.mark.text == "each" else word
+    if field.name == "cases":
+        return ["prostate"], ["prostate"]
     values: dict[Any, tuple[str, Any]] = {
         int: ("3", 3),
         float: ("1.5", 1.5),
@@ -81,6 +84,8 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
         return [word] * count, [value] * count
     if "seconds_per_turn" in field.name:
         return ["60"], 60.0
+    if field.name == "samples":
+        return ["2"], 2
     if field.name in ("uncertainty", "pull"):
         return ["0.1"], 0.1
     word, value = values[kind]
