@@ -23,8 +23,8 @@ from vmat_diffusion.optimize.objectives import Objective
 
 # Of MU in units of what an open field would need: small beside any goal, enough to keep apertures wide.
 _MU_PENALTY = 0.008
-# Adam's decay of the mean and of the mean square of the gradient: shorter memories than usual, as projection
-# and new weights change the problem every few steps.
+# Adam's decay of the mean and of the mean square of the gradient: shorter memories than the usual 0.9 and
+# 0.999, as a stage has few iterations.
 _MEAN_DECAY, _SQUARE_DECAY = 0.85, 0.97
 # Adam's first steps have full length in every direction, however small the gradient: so many are shortened.
 _SHORT_STEPS = 8

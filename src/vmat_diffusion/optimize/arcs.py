@@ -27,7 +27,11 @@ _COUCH_MOST_DEG = 90.0
 _SPAN_ROOM_MM = 1.0
 # Partial arcs, clockwise: from the back over the target's side to this far beyond the front.
 _PARTIAL_DEG = {90.0: (330.0, 178.0), 270.0: (182.0, 30.0)}
+# Targets nearer than this to the middle of the body are on no side.
 _MIDLINE_MM = 10.0
+
+# X1, X2, Y1, Y2 at the isocentre plane.
+Jaws = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class ArcFrame:
 
     gantry_deg: NDArray[np.float64]
     collimator_deg: float
-    jaws_mm: tuple[float, float, float, float]
+    jaws_mm: Jaws
     couch_deg: float = 0.0
 
     def thinned(self, every: int) -> NDArray[np.intp]:
@@ -110,17 +114,7 @@ def arc_frames(
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
     refuse_machine(machine)
     rotation = (stop_deg - start_deg) % 360.0 or 360.0
-    for end in (start_deg, stop_deg):
-        if abs(end % 360.0 - 180.0) < 0.05:
-            raise PlanError(
-                f"an arc cannot start or stop at {end:g} deg, whose side is ambiguous; take 181 or 179"
-            )
-    stop = machine.limits.gantry_stop_deg
-    if stop is not None and turns_through(np.array([start_deg, start_deg + rotation]), stop):
-        raise PlanError(
-            f"an arc from {start_deg:g} clockwise to {stop_deg:g} deg turns through {stop:g} deg, where "
-            f"machine {machine.name} has its stop; exchange start and stop or split the arc"
-        )
+    _refuse_span(machine, start_deg, stop_deg, rotation)
     count = max(round(rotation / spacing_deg), 4)
     clockwise = start_deg + rotation * np.arange(count + 1) / count
     parts = _arcs_outside(clockwise, avoid_deg)
@@ -143,20 +137,40 @@ def arc_frames(
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
     for number, (collimator, view) in enumerate(zip(collimators_deg, views, strict=True)):
-        x1, x2, y1, y2 = view.box(points, free, collimator)
-        if x2 - x1 > span:
-            if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
-                raise PlanError(
-                    f"the targets are {x2 - x1:.0f} mm wide across the leaves, which span {span:.0f} mm; "
-                    f"{'give two arcs' if arcs == 1 else 'turn the collimator or treat with two isocentres'}"
-                )
-            x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
-        over = machine.limits.jaw_overtravel_x_mm
-        x1, x2 = min(x1, over), max(x2, -over)
+        box = view.box(points, free, collimator)
+        jaws = _within_span(box, machine, span, number=number, arcs=arcs)
         for part in parts if number % 2 == 0 else [p[::-1] for p in reversed(parts)]:
-            jaws = (x1, x2, y1, y2)
             frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, jaws, view.couch_deg % 360.0))
     return tuple(frames)
+
+
+def _refuse_span(machine: Machine, start_deg: float, stop_deg: float, rotation_deg: float) -> None:
+    """Raise PlanError for an arc that ends at 180 degrees or turns through the gantry's stop."""
+    for end in (start_deg, stop_deg):
+        if abs(end % 360.0 - 180.0) < 0.05:
+            raise PlanError(
+                f"an arc cannot start or stop at {end:g} deg, whose side is ambiguous; take 181 or 179"
+            )
+    stop = machine.limits.gantry_stop_deg
+    if stop is not None and turns_through(np.array([start_deg, start_deg + rotation_deg]), stop):
+        raise PlanError(
+            f"an arc from {start_deg:g} clockwise to {stop_deg:g} deg turns through {stop:g} deg, where "
+            f"machine {machine.name} has its stop; exchange start and stop or split the arc"
+        )
+
+
+def _within_span(box: Jaws, machine: Machine, span_mm: float, *, number: int, arcs: int) -> Jaws:
+    """The jaws of one arc: the box around the targets, or its left or right part if the leaves span less."""
+    x1, x2, y1, y2 = box
+    if x2 - x1 > span_mm:
+        if arcs == 1 or x2 - x1 > 2 * span_mm - _MARGIN_MM:
+            raise PlanError(
+                f"the targets are {x2 - x1:.0f} mm wide across the leaves, which span {span_mm:.0f} mm; "
+                f"{'give two arcs' if arcs == 1 else 'turn the collimator or treat with two isocentres'}"
+            )
+        x1, x2 = (x1, x1 + span_mm) if number % 2 == 0 else (x2 - span_mm, x2)
+    over = machine.limits.jaw_overtravel_x_mm
+    return min(x1, over), max(x2, -over), y1, y2
 
 
 def _arcs_outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> list[NDArray]:
@@ -184,7 +198,7 @@ class _View:
     position: str
     couch_deg: float
 
-    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> tuple[float, float, float, float]:
+    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> Jaws:
         """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
         machine = self.machine
         low, high = np.full(2, np.inf), np.full(2, -np.inf)

@@ -24,7 +24,7 @@ from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.sequence import Sector, sweep_arc
 from vmat_diffusion.progress import Progress, silent
 
-# Bixels as wide as leaves are high.
+# Width of a bixel along the leaves' travel.
 _COLUMN_MM = 5.0
 # On the mean rise of fluence along the leaves, in units of a uniform field: small beside any missed goal.
 _RISE_PENALTY = 1e-3
@@ -54,7 +54,7 @@ def columns_over_jaws(model: FluenceModel) -> NDArray[np.float64]:
     return low + _COLUMN_MM * np.arange(int(np.ceil((high - low) / _COLUMN_MM - 1e-6)) + 1)
 
 
-def projection_of_targets(
+def bixels_over_targets(
     targets_mm: NDArray,
     axes: BeamAxes,
     *,
@@ -63,7 +63,7 @@ def projection_of_targets(
     row_edges_mm: NDArray,
     column_edges_mm: NDArray,
 ) -> NDArray[np.bool_]:
-    """The bixels within 7 mm of the targets' projection along a beam, shape (leaf rows, columns).
+    """Which bixels lie within 7 mm of the targets as the source sees them, shape (leaf rows, columns).
 
     `targets_mm[n, 3]` are points of the targets in patient coordinates.
     """
@@ -242,7 +242,7 @@ def open_bixels(
     frames = [sectors.frames[a] for a in sectors.arc]
     out = np.stack(
         [
-            projection_of_targets(
+            bixels_over_targets(
                 targets_mm,
                 beam_axes(gantry, frame.collimator_deg, frame.couch_deg, patient_position),
                 isocenter_mm=isocenter_mm,

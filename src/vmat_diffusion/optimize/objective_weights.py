@@ -1,4 +1,4 @@
-"""The numbers of the objective, each with its reason; found on phantoms and OpenKBP training patients."""
+"""The numbers of the objective, each with its reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ObjectiveWeights:
     max_at_most: float = 0.97
     histogram_at_most: float = 0.985
     histogram_at_least: float = 1.004
-    # Histogram goals concern few points of a structure; the factor brings their mean to the size of others.
+    # Brings the mean over the points that a histogram goal pushes to the size of other hinges.
     histogram: float = 3.0
     # A mean that is out of reach pulls with constant force beyond this relative excess, and does not bend
     # everything else.
@@ -71,8 +71,8 @@ class ObjectiveWeights:
     # Above this normalisation factor the search raises the dose that sets the plan's level; below, scaling
     # the MU at the end changes nothing that matters.
     level_factor: float = 1.003
-    # The normalisation of a state differs from 1 by at most this: early states are far off, and weights that
-    # followed them would swing. For the question which goals are missed, the true factor counts.
+    # The normalisation factor of a state differs from 1 by at most this: little while goals are weighed, as
+    # early states are far off; more where the question is which goals a plan would miss.
     normalization_while_weighing: float = 0.05
     normalization_while_judging: float = 0.25
     # A mean of powers is not differentiable at dose 0.

@@ -31,7 +31,7 @@ from vmat_diffusion.optimize.sampling import CeilingMap, Region, draw_samples
 class GoalTerm:
     """A hinge for one goal, with the weight that grows while the goal is missed.
 
-    The one that `is_normalization` is no goal of the sheet but the dose that its normalisation asks for.
+    The term with `is_normalization` stands for the dose that the sheet's normalisation asks for.
     """
 
     goal: Goal
@@ -247,8 +247,8 @@ class Objective:
             else self._weight(term, standing, first, any_fails=bool(fails))
             for term, standing in zip(self.terms, standings, strict=True)
         ]
-        judged = zip(self.terms, standings, strict=True)
-        missed = sum(t.goal.status(s.value) != "pass" for t, s in judged if s.value is not None)
+        values = zip(self.terms, (s.value for s in standings), strict=True)
+        missed = sum(t.goal.status(value) != "pass" for t, value in values if value is not None)
         return objective.with_goal_weights(weights), missed
 
     def _standing(self, term: GoalTerm, dose: NDArray) -> _Standing:
@@ -318,12 +318,12 @@ class Objective:
 
     def _factor_for(self, dose: NDArray, most: float) -> float:
         """The factor that brings the sheet's normalisation about, `most` off 1; 1 where it says nothing."""
-        wish = self.normalization
-        region = self.regions.get(wish.structure)
+        normalization = self.normalization
+        region = self.regions.get(normalization.structure)
         if region is None:
             return 1.0
-        now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
-        return float(np.clip(wish.gy / now, 1 - most, 1 + most)) if now else 1.0
+        now_gy = self.value(_as_goal(normalization), region, dose)
+        return float(np.clip(normalization.gy / now_gy, 1 - most, 1 + most)) if now_gy else 1.0
 
     def _eased(self, term: GoalTerm) -> float:
         return max(term.weight * self.weights.eased, self.weights.least)
@@ -355,6 +355,10 @@ def _power_mean(d: Tensor, exponent: float, least_dose: float) -> Tensor:
     return top * (d / top).pow(exponent).mean().pow(1 / exponent)
 
 
+def _as_goal(normalization: Normalization) -> Goal:
+    return Goal(normalization.structure, normalization.metric, ">=", normalization.gy, "Gy")
+
+
 def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
@@ -374,17 +378,17 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         ceiling[inside] = np.maximum(ceiling[inside], level * falloffs[name].hot)
         fixed_dose[inside] = np.maximum(fixed_dose[inside], level * BORDER)
     terms = [GoalTerm(g, samples.region_of(g)) for g in sheet.goals if g.structure in regions]
-    wish = sheet.normalization
-    if wish.structure in regions:
-        goal = Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy")
-        terms.append(GoalTerm(goal, regions[wish.structure], is_normalization=True))
+    normalization = sheet.normalization
+    if normalization.structure in regions:
+        region = regions[normalization.structure]
+        terms.append(GoalTerm(_as_goal(normalization), region, is_normalization=True))
     return Objective(
         points_mm,
         regions,
         target_gy,
         torch.as_tensor(ceiling, dtype=torch.float32),
         samples.tissue,
-        wish,
+        normalization,
         reference,
         torch.as_tensor(fixed_dose / BORDER, dtype=torch.float32),
         tuple(terms),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numpy.typing import NDArray
 
@@ -97,19 +97,8 @@ def optimize(
             state = search_apertures(prepared, _start_from_plan(prepared, task.existing_plan))
         fluence = start.fluence if start else {}
     with clock.stage("dose"):
-        plan, dose = finish(prepared, state)
-    conflicts = _conflicts(task, state, dose)
-    return Optimized(
-        plan,
-        dose,
-        _outcome(task, state, conflicts),
-        state.history,
-        fluence,
-        {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()},
-        state.objective.goal_weights,
-        conflicts,
-        prepared.frames,
-    )
+        optimized = finish(prepared, state, fluence)
+    return replace(optimized, seconds={stage: round(s, 2) for stage, s in clock.seconds.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +169,8 @@ def _start_from_plan(prepared: Prepared, plan: Plan) -> SearchStart:
     )
 
 
-def finish(prepared: Prepared, state: SearchState) -> tuple[Plan, Dose]:
-    """The plan as it is written, normalised on its full dose, and that dose."""
+def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray]) -> Optimized:
+    """The plan as it is written, normalised on its full dose, with what the search leaves open."""
     task = prepared.task
     task.progress("dose", 0.0, "final dose")
 
@@ -193,7 +182,18 @@ def finish(prepared: Prepared, state: SearchState) -> tuple[Plan, Dose]:
         return prepared.full_dose(plan, grid, lambda done, note: task.progress("dose", done, note))
 
     plan = written(prepared.plan(state.points, state.apertures))
-    return normalized(plan, full_dose, task.case, task.sheet, task.machine.limits, finalize=written)
+    plan, dose = normalized(plan, full_dose, task.case, task.sheet, task.machine.limits, finalize=written)
+    conflicts = _conflicts(task, state, dose)
+    return Optimized(
+        plan,
+        dose,
+        _outcome(task, state, conflicts),
+        state.history,
+        fluence,
+        goal_weights=state.objective.goal_weights,
+        conflicts=conflicts,
+        frames=prepared.frames,
+    )
 
 
 def _conflicts(task: PlanningTask, state: SearchState, dose: Dose) -> tuple[Conflict, ...]:

@@ -38,7 +38,7 @@ from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress
 
-# Nodes of the fluence in the search: finer ones change the dose by less than the grid of the report does.
+# Distance of the fluence's nodes in the search; what they miss the full dose makes good.
 _NODES_MM = 2.5
 # More structures with goals need more iterations, from this number up to twice as many.
 _FEW_STRUCTURES, _MOST_EFFORT = 3, 2.0
