@@ -10,17 +10,17 @@ import torch
 from synthetic_plans import conformal_arc
 
 from vmat_diffusion.dose import dose_grid
-from vmat_diffusion.dose.fluence import (
+from vmat_diffusion.dose.delivery import exposures
+from vmat_diffusion.dose.pencil_beam.fluence import (
     FluenceModel,
     convolved_fluence,
-    exposures,
     fluence_model,
     jaw_parts,
     opening,
     opening_in_torch,
 )
-from vmat_diffusion.dose.rays import density_of
-from vmat_diffusion.dose.sampled import SampledDose, gathered_in_torch, sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, gathered_in_torch, sampled_dose
+from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Plan
@@ -48,14 +48,16 @@ def sampled() -> tuple[SampledDose, FluenceModel]:
     assert len(exposed.mu) == len(MOTION_MM)
     model = fluence_model(MACHINE, BOX, 2.0)
     points = grid.points_mm(chosen)
-    found = sampled_dose(MACHINE, density, points, exposed, model, (0.0, 0.0, 0.0), dtype=np.float64)
+    found = sampled_dose(
+        MACHINE, density, points, exposed, model, isocenter_mm=(0.0, 0.0, 0.0), dtype=np.float64
+    )
     return found, model
 
 
 def apertures(model: FluenceModel, *, at_borders: bool) -> Arrays:
     """Leaves, jaws and MU; at borders, leaf ends start at nodes or on an X jaw, and Y1 on a leaf's border."""
     rng = np.random.default_rng(7)
-    n, strips = len(MOTION_MM), model.strips.stop - model.strips.start
+    n, strips = len(MOTION_MM), model.rows.stop - model.rows.start
     leaves = np.empty((n, 2, 2, strips))
     leaves[:, 0, 0] = rng.uniform(-40, -2, (n, strips))
     leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(4, 40, (n, strips))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from vmat_diffusion.dose.fluence import (
+from vmat_diffusion.dose.delivery import exposures
+from vmat_diffusion.dose.pencil_beam.fluence import (
     FluenceModel,
     convolved_fluence,
-    exposures,
     fluence_model,
     jaw_parts,
     nodes,
@@ -26,7 +26,7 @@ from vmat_diffusion.plan import Arc, Plan
 MACHINE = load_machine("generic_6mv")
 BOX = (-40.0, 40.0, -30.0, 30.0)
 MODEL = fluence_model(MACHINE, BOX, 2.5)
-STRIPS = MODEL.strips.stop - MODEL.strips.start
+STRIPS = MODEL.rows.stop - MODEL.rows.start
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -38,7 +38,7 @@ def beam_fit(
             energy=energy,
             fluence_mode=fluence_mode,
             overwrite=overwrite,
-            progress=lambda share, note: progress("fit", share, note),
+            progress=progress,
         )
     if as_json:
         show(json.dumps(done.summary()))

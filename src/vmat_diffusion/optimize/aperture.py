@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
-from vmat_diffusion.dose.sampled import SampledDose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.evaluate.goals import Goal
 from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliverableSet, jaws_of
 from vmat_diffusion.optimize.modulation import ModulationPenalties, modulation_penalty

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.sequence import project_leaves

@@ -14,8 +14,8 @@ from scipy.optimize import minimize
 from scipy.special import erf
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import FluenceModel, row_shares
-from vmat_diffusion.dose.sampled import SampledDose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, row_shares
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.geometry import BeamAxes, Point, beam_axes, project
 from vmat_diffusion.machine import Limits
 from vmat_diffusion.optimize.arcs import ArcFrame

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.pencil_beam import PencilBeam
-from vmat_diffusion.dose.rays import Progress
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet, normalization_gy
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.machine import Limits, Machine
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.progress import Progress
 
 # Rounds of scaling where segments at their least MU do not scale with the others.
 _ROUNDS = 4

@@ -179,7 +179,7 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
 
     def full_dose(plan: Plan) -> Dose:
         grid = prepared.density.grid
-        return prepared.full_dose(plan, grid, lambda done, note: task.progress("dose", done, note))
+        return prepared.full_dose(plan, grid, task.progress)
 
     plan = written(prepared.plan(state.points, state.apertures))
     plan, dose = normalized(plan, full_dose, task.case, task.sheet, task.machine.limits, finalize=written)

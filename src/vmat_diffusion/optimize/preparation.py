@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.fluence import FluenceModel, fluence_model, jaw_parts
-from vmat_diffusion.dose.pencil_beam import dose_grid
-from vmat_diffusion.dose.rays import Density, density_of
-from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, fluence_model, jaw_parts
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.tissue import Density, density_of, dose_grid
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.geometry import Point
@@ -36,7 +35,7 @@ from vmat_diffusion.optimize.objectives import HistogramAim, Objective, Pointwis
 from vmat_diffusion.optimize.plan_apertures import frames_of, plan_of
 from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, under_name
 
 # Distance of the fluence's nodes in the search; what they miss the full dose makes good.
 _NODES_MM = 2.5
@@ -128,7 +127,7 @@ class Prepared:
     @property
     def pairs(self) -> NDArray[np.intp]:
         """The leaf pair of each of the search's leaf rows; one layer, as stacked ones are refused."""
-        return self.task.machine.row_pairs()[self.model.strips, 0]
+        return self.task.machine.row_pairs()[self.model.rows, 0]
 
     def sampled_dose(self, points: ControlPoints, stage: str) -> SampledDose:
         """The map from convolved fluence at the segments' middles to dose at the objective's points."""
@@ -138,9 +137,9 @@ class Prepared:
             self.objective_for_maps.points_mm,
             beam_directions(points),
             self.model,
-            self.isocenter_mm,
-            self.task.case.patient_position,
-            progress=lambda fraction, note: self.task.progress(stage, fraction, note),
+            isocenter_mm=self.isocenter_mm,
+            patient_position=self.task.case.patient_position,
+            progress=under_name(self.task.progress, stage),
         )
 
     def problem(self, allowed: DeliverableSet, objective: Objective, stage: str) -> ApertureProblem:

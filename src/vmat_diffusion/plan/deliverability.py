@@ -1,6 +1,6 @@
-"""What would not work: every limit of the machine that a plan breaks, in a sentence.
+"""Every limit of the machine that a plan breaks, one sentence each.
 
-`violations` is code of its own: it knows the plan and the machine, never who made the plan.
+`violations` sees only the plan and the machine, so that it checks plans from any system alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RELATIVE_TOLERANCE = 1e-3
 
 
 def violations(plan: Plan, machine: Machine) -> list[str]:
-    """Everything that keeps the machine from delivering the plan, one sentence each; [] is good."""
+    """Everything that keeps the machine from delivering the plan, one sentence each; [] if nothing does."""
     found: list[str] = []
     if not plan.arcs:
         found.append("the plan has no beam with monitor units; at least one is needed")

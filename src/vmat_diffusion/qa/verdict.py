@@ -1,4 +1,4 @@
-"""A question with its answer, and all of them of one plan."""
+"""The outcome of one check, and the verdict that all checks of a plan make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WARNINGS = "warnings"
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer; `value` and `limit` are in `unit`. No limit: reported, not judged."""
+    """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported."""
 
     name: str
     passed: bool
@@ -25,12 +25,12 @@ class Check:
 
     @property
     def warns(self) -> bool:
-        """Whether it stops no plan but holds what a person must read."""
+        """Whether the plan may pass but a person must read `why`."""
         return self.passed and self.unit == _WARNINGS and bool(self.value)
 
     @property
     def word(self) -> str:
-        """The result in a word."""
+        """The outcome in one word: pass, fail, warning or reported."""
         if self.warns or not self.passed:
             return "warning" if self.passed else "fail"
         return "reported" if self.limit is None else "pass"
@@ -50,17 +50,17 @@ class Check:
 
 
 def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:
-    """A check that stops no plan and says what is unusual, or `otherwise` where nothing is."""
+    """A check that every plan passes: it says what is unusual, or `otherwise` where nothing is."""
     why = "; ".join(sentences) or otherwise
     return Check(name, True, float(len(sentences)), None, _WARNINGS, why)
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """All checks of one plan. `gamma` and `results` (goals on the second dose) are there if computed.
+    """All checks of one plan; `gamma` and `results` (goals on the independent dose) where computed.
 
-    `correctable` says that nothing but the two engines' disagreement keeps the plan from passing, and
-    that they disagree no more than engines may.
+    `correctable`: the plan fails only because the two engines disagree, and they disagree no more than a
+    new optimisation can correct.
     """
 
     checks: tuple[Check, ...]

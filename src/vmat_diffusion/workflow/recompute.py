@@ -13,7 +13,7 @@ from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
@@ -114,10 +114,10 @@ def compute_dose(
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
     compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
     from vmat_diffusion.dicom.write import write_dose
-    from vmat_diffusion.dose.pencil_beam import dose_grid
+    from vmat_diffusion.dose.tissue import dose_grid
 
     grid = dose_grid(case, grid_mm)
-    dose = compute(plan, case, grid, progress=lambda done, note: report("dose", done, note))
+    dose = compute(plan, case, grid, progress=report)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_dose(out, dose, case, plan_file=plan_file, overwrite=overwrite)
     return dose
@@ -162,16 +162,16 @@ def second_check(
         plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
         compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
         case, sheet = _asked(case, plan, goals)
-        from vmat_diffusion.dose.pencil_beam import dose_grid
+        from vmat_diffusion.dose.tissue import dose_grid
 
         grid = dose_grid(case, grid_mm)
         dose = _planned_dose(dose_file, engine)
         if dose is None:
             fast = dose_engine("pencil-beam", linac)
-            dose = fast(plan, case, grid, progress=lambda done, note: report("dose", done, note))
-        check = compute(plan, case, grid, progress=lambda done, note: report("check", done, note))
+            dose = fast(plan, case, grid, progress=report)
+        check = compute(plan, case, grid, progress=under_name(report, "check"))
         files = PlanFiles(plan_file, dose_file)
-        verdict = judge(case, sheet, plan, linac, dose, check, settings=limits, files=files)
+        verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.engines import Engine, dose_engine
+from vmat_diffusion.dose.engines import DoseEngine, dose_engine
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
-from vmat_diffusion.progress import Clock, Progress
+from vmat_diffusion.progress import Clock, Progress, under_name
 from vmat_diffusion.workflow.predict import Prior
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -43,10 +43,10 @@ def pass_gate(
     plan: Plan,
     dose: Dose,
     *,
-    engine: Engine,
+    engine: DoseEngine,
     settings: GateSettings,
     more: Sequence[Check] = (),
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Judged:
     """Write plan and dose into `folder`, recompute what the files say, and judge it, `more` included.
 
@@ -66,7 +66,9 @@ def pass_gate(
         write_dose(rd, dose, case, plan_file=rp, overwrite=True)
         files = PlanFiles(rp, rd)
         check = engine(read_plan(rp, machine), case, dose.grid, progress=progress)
-    verdict = judge(case, sheet, plan, machine, dose, check, settings=settings, files=files, more=more)
+    verdict = judge(
+        case, sheet, plan, machine, dose, check=check, settings=settings, files=files, earlier_checks=more
+    )
     if not verdict.passed:
         rp.unlink(missing_ok=True)
         write_dose(rd, dose, case, plan_file=None, overwrite=True)
@@ -87,7 +89,7 @@ class Gated:
     first: Verdict | None = None
 
 
-def _engine(machine: Machine, settings: PlanSettings, again: int) -> Engine:
+def _engine(machine: Machine, settings: PlanSettings, again: int) -> DoseEngine:
     """The independent engine, with other random numbers for each correction of a plan."""
     return dose_engine(
         "monte-carlo",
@@ -118,7 +120,7 @@ def through_gate(
 
     quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
 
-    def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
+    def judged(candidate: Optimized, engine: DoseEngine, stage: str) -> Judged:
         with clock.stage(stage):
             return pass_gate(
                 folder,
@@ -130,7 +132,7 @@ def through_gate(
                 engine=engine,
                 settings=gate,
                 more=more,
-                progress=lambda done, note: clock.report(stage, done, note),
+                progress=under_name(clock.report, stage),
             )
 
     now, first, difference = made.optimized, None, None

@@ -11,9 +11,10 @@ import math
 
 import numba
 
-from vmat_diffusion.dose.materials import BREMS, ECUT, ELECTRON_MEV, HIGHEST, LOWEST, PCUT, POINTS
+from vmat_diffusion.dose.monte_carlo.cross_sections import BREMS, ECUT, HIGHEST, LOWEST, PCUT, POINTS
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
+from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 LOSS, HARD, MOLLER, SCATTER, SCREENING, RANGE = range(6)
 STEP = 0.30  # share of its energy that an electron may lose in one step

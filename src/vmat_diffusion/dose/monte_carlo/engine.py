@@ -1,4 +1,4 @@
-"""Runs batches of histories until the dose is known well enough, and what a voxel's sigma is."""
+"""Batches of histories until the dose is known well enough, and the sigma of every voxel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3, MEDIA, tables
+from vmat_diffusion.dose.monte_carlo.cross_sections import tables
 from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, collect, run_batches
-from vmat_diffusion.dose.rays import Progress
+from vmat_diffusion.dose.monte_carlo.source import Source
+from vmat_diffusion.dose.tissue import AIR_BELOW_G_CM3, MEDIA
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.progress import Progress
 
 GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
@@ -60,7 +62,7 @@ class Estimate:
 
 def simulate(
     phantom: Phantom,
-    source: tuple,
+    source: Source,
     *,
     uncertainty: float,
     max_seconds: float | None = None,
@@ -92,7 +94,7 @@ def simulate(
     inside = mass > 0
     # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
     flat_density = phantom.density_g_cm3.ravel()
-    judged = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
+    tissue = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
     # One small batch first, so that compiling does not count as computing.
     run_batches(0, 1, seed, split, part, source, geometry, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
@@ -116,16 +118,17 @@ def simulate(
         collect(tally, total, square)
         batches += _ROUND
         seconds = time.perf_counter() - started
-        sigma_now = _mean_relative_sigma(total, square, batches, mass, judged)
+        sigma_now = _mean_relative_sigma(total, square, batches, mass, tissue)
         if progress:
-            progress(min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2), f"sigma {100 * sigma_now:.2f} %")
+            done = min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2)
+            progress("dose", done, f"sigma {100 * sigma_now:.2f} %")
         enough = batches >= _FEWEST_BATCHES and sigma_now <= uncertainty
         late = max_seconds is not None and seconds >= max_seconds
         many = max_histories is not None and batches * batch_histories >= max_histories
         if enough or late or many:
             break
     scale = np.zeros(voxels)
-    scale[inside] = source[0][-1] * GRAY_PER_MEV_G / batch_histories / mass[inside]
+    scale[inside] = source.photons_cm2[-1] * GRAY_PER_MEV_G / batch_histories / mass[inside]
     mean = total / batches
     variance = np.maximum(square / batches - mean**2, 0) / (batches - 1)
     shape = phantom.density_g_cm3.shape

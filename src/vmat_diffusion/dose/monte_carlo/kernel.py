@@ -12,10 +12,11 @@ import math
 import numba
 import numpy as np
 
-from vmat_diffusion.dose.materials import ELECTRON_MEV, PCUT
+from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read, transport
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, find, forward_cosine, rayleigh, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
+from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
@@ -212,9 +213,9 @@ def cascade(  # type: ignore[no-untyped-def]
 @numba.njit(inline="always")
 def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-def]
     """Draw one particle from the source: fills p, returns its weight and whether it is an electron."""
-    cumulative, box, frame_of, frames, origin, energy_edges, energy_cdf, horn, n = source
+    cumulative, box = source.photons_cm2, source.box_cm
     entry = min(np.searchsorted(cumulative, choice * cumulative[-1], side="right"), len(cumulative) - 1)
-    frame = frame_of[entry]
+    axes = source.axes[source.frame[entry]]
     # The moment within the exposure: openings close and open linearly, so draw it by their width.
     gap0, gap1 = box[entry, 1] - box[entry, 0], box[entry, 3] - box[entry, 2]
     xi = uniform(state)
@@ -223,47 +224,50 @@ def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-de
     high = box[entry, 1] + t * (box[entry, 3] - box[entry, 1])
     a = low + across * (high - low)
     b = box[entry, 4] + along * (box[entry, 5] - box[entry, 4])
-    sad, collimator = n[0], n[1]
+    sad, collimator = source.sad_cm, source.collimator_cm
     height, sx, sy = 0.0, 0.0, 0.0
     kind = uniform(state)
-    electron = kind < n[6]
-    sigma = n[2]
+    electron = kind < source.electron_share
+    sigma = source.focal_sigma_cm
     if electron:
-        sigma = n[7]
-        height = n[4]
-    elif kind < n[6] + n[5]:
-        sigma, height = n[3], n[4]
+        sigma = source.electron_sigma_cm
+        height = source.head_distance_cm
+    elif kind < source.electron_share + source.head_share:
+        sigma, height = source.head_sigma_cm, source.head_distance_cm
     if sigma > 0.0:
         c, s = azimuth(state)
         r = sigma * math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
         sx, sy = r * c, r * s
-    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the origin.
+    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the target.
     shrink = collimator / sad
     ax, ay, az = a * shrink - sx, b * shrink - sy, -(collimator - height)
     length = math.sqrt(ax * ax + ay * ay + az * az)
     ax, ay, az = ax / length, ay / length, az / length
     top = sad - height
-    weight = n[15] if electron else n[16]
-    if n[8] > 0.0:
+    weight = source.electron_weight if electron else source.photon_weight
+    if source.isotropic:
         weight *= (-az) ** 3
     fall = (sad - height) / -az
     hit_x, hit_y = sx + ax * fall, sy + ay * fall
     radius2 = hit_x * hit_x + hit_y * hit_y
     xi = uniform(state)
     if electron:
-        p[6] = min(-n[9] * math.log(1.0 - xi * n[11]) + n[12], n[10])
+        drawn = -source.electron_mean_mev * math.log(1.0 - xi * source.electron_cdf_max)
+        p[6] = min(drawn + source.electron_min_mev, source.electron_max_mev)
     else:
-        k = np.searchsorted(energy_cdf, xi, side="right")
-        k = min(max(k, 1), len(energy_cdf) - 1)
-        share = (xi - energy_cdf[k - 1]) / (energy_cdf[k] - energy_cdf[k - 1])
-        p[6] = energy_edges[k - 1] + share * (energy_edges[k] - energy_edges[k - 1])
-        p[6] = max(p[6] * (1.0 - n[13] * radius2), 0.02)
-        f = min(math.sqrt(radius2) / n[14], len(horn) - 1.001)
+        edges, cdf, ratio = source.energy_mev, source.energy_cdf, source.off_axis_ratio
+        k = np.searchsorted(cdf, xi, side="right")
+        k = min(max(k, 1), len(cdf) - 1)
+        share = (xi - cdf[k - 1]) / (cdf[k] - cdf[k - 1])
+        p[6] = edges[k - 1] + share * (edges[k] - edges[k - 1])
+        p[6] = max(p[6] * (1.0 - source.softening_per_cm2 * radius2), 0.02)
+        f = min(math.sqrt(radius2) / source.off_axis_step_cm, len(ratio) - 1.001)
         j = int(f)
-        weight *= horn[j] + (f - j) * (horn[j + 1] - horn[j])
+        weight *= ratio[j] + (f - j) * (ratio[j + 1] - ratio[j])
+    origin = source.isocenter_cm
     for k in range(3):
-        p[k] = origin[k] + sx * frames[frame, 0, k] + sy * frames[frame, 1, k] + top * frames[frame, 2, k]
-        p[k + 3] = ax * frames[frame, 0, k] + ay * frames[frame, 1, k] + az * frames[frame, 2, k]
+        p[k] = origin[k] + sx * axes[0, k] + sy * axes[1, k] + top * axes[2, k]
+        p[k + 3] = ax * axes[0, k] + ay * axes[1, k] + az * axes[2, k]
     return weight, electron
 
 

@@ -16,9 +16,9 @@ from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
 from scipy.special import ive, ndtr
 
-from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil
-from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM, LANES, SCALES_PER_UNIT
-from vmat_diffusion.dose.materials import kerma_ratios
+from vmat_diffusion.dose.pencil_beam.kernels import electron_pencil, photon_pencil
+from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, LANES, OFF_AXIS_STEP_MM, SCALES_PER_UNIT
+from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
 from vmat_diffusion.machine import BeamModel
 
 _DEPTH_MM = 500.0
@@ -141,7 +141,7 @@ def tables(beam: BeamModel, reach_mm: float) -> Tables:
     for k, scale in enumerate(SCALES):
         for out, mixture in ((primary, narrow), (scatter, wide)):
             out[:, k] = unit * by_depth(depth, nodes, _fitted(mixture, scale, sigma))
-    radius = np.arange(0.0, _RADIUS_MM, HORN_STEP_MM)
+    radius = np.arange(0.0, _RADIUS_MM, OFF_AXIS_STEP_MM)
     ratio = blurred_ratio(beam, radius[:, None], sigma, reach_mm)
     hardness = off_axis(beam, radius)[1]
     return Tables(
@@ -153,6 +153,30 @@ def tables(beam: BeamModel, reach_mm: float) -> Tables:
         kerma_ratios(*spectrum(beam)).astype(np.float32),
         float(beam.sad_mm),
     )
+
+
+def kerma_ratios(energy_mev: NDArray, number: NDArray) -> NDArray[np.float64]:
+    """Collision kerma of each medium relative to water in the same photon fluence, by XCOM.
+
+    In charged particle equilibrium this is the dose to the medium over the dose to water. Energy radiated by
+    electrons is left out of the ratio (below 0.2 % up to bone).
+    """
+    energy = np.asarray(energy_mev, float)
+    given = np.array([_mean_compton_share(e) for e in energy])
+    pair = np.maximum(1 - 2 * ELECTRON_MEV / energy, 0.0)
+    kerma = []
+    for medium in media():
+        _, incoherent, photo, to_pair = attenuation(medium, energy).T
+        kerma.append(np.sum(number * energy * (incoherent * given + photo + to_pair * pair)))
+    return np.array(kerma) / kerma[0]
+
+
+def _mean_compton_share(energy_mev: float) -> float:
+    """Mean share of its energy that a photon gives to the electron (Klein and Nishina), by quadrature."""
+    cosine, weight = np.polynomial.legendre.leggauss(200)
+    ratio = 1 / (1 + energy_mev / ELECTRON_MEV * (1 - cosine))
+    section = ratio**2 * (ratio + 1 / ratio - 1 + cosine**2) * weight
+    return float(np.sum(section * (1 - ratio)) / np.sum(section))
 
 
 def padded(values: NDArray) -> NDArray[np.float32]:

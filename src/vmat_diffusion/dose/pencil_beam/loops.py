@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import extending, types
 
 DEPTH_STEP_MM = 1.0
-HORN_STEP_MM = 2.0
+OFF_AXIS_STEP_MM = 2.0
 SCALES_PER_UNIT = 256.0
 LUT_PER_MM = 2.0
 LANES = 8  # kernels, padded with zeros, so that one instruction treats them all
@@ -175,7 +175,7 @@ def _in_beam(points, medium, axes, rays, tables):  # type: ignore[no-untyped-def
         u, v = (x * ux + y * uy + z * uz) * scale, (x * vx + y * vy + z * vz) * scale
         real[0, j], real[1, j], real[2, j] = u, v, inverse * _F(SCALES_PER_UNIT)
         real[3, j] = scale * scale * medium[j]
-        r = min(np.sqrt(u * u + v * v) * _F(1 / HORN_STEP_MM), last_r)
+        r = min(np.sqrt(u * u + v * v) * _F(1 / OFF_AXIS_STEP_MM), last_r)
         fu = min(max((u - low_u) * per_lateral, _F(0)), last_u)
         fv = min(max((v - low_v) * per_lateral, _F(0)), last_v)
         fw = min(max((top - w) * per_step, _F(0)), last_w)
@@ -276,7 +276,7 @@ def tabulate(points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u
 
 @numba.njit(inline="always")
 def _shares(table, edges, at, sigma, out):  # type: ignore[no-untyped-def]
-    """How much of each strip between ascending edges a Gaussian at `at` collects: `out[strip]`."""
+    """Share of a Gaussian at `at` between each two neighbouring ascending edges: `out[intervals]`."""
     before = _normal_at(table, (edges[0] - at) / sigma)
     for e in range(1, len(edges)):
         here = _normal_at(table, (edges[e] - at) / sigma)
