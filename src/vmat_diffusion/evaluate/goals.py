@@ -1,4 +1,7 @@
-"""Clinical goals: sheets in TOML, fitted to a case, and judged on a dose. See `docs/goals.md`."""
+"""Clinical goals: sheets in TOML, fitted to a case, and judged on a dose. See `docs/goals.md`.
+
+More than 400 lines, as what a sheet may say, how it is read and how it is judged change together.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ Status = Literal["pass", "acceptable", "fail", "not evaluated"]
 _STATEMENT = re.compile(r"(\S+)\s*(>=|<=|=)\s*(\d+(?:\.\d+)?)\s*(Gy|%|cc)?")
 # float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
 _ROUNDING = 1e-6
-# So far off the sheet's may the dose of a normalisation be chosen.
+# The dose of a normalisation may be chosen up to this share off the sheet's.
 _LEVEL_SHARE = 0.2
 
 

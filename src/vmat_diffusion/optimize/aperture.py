@@ -163,10 +163,10 @@ class Stage:
 class SearchStep:
     """One iteration of the search; all its apertures are deliverable.
 
-    `apertures` are those of this iteration and `value` what they cost; `best` the cheapest of this round, a
-    round being the iterations between two changes of the weights; `leader`, of the apertures at which the
-    weights changed, those that missed fewest goals, higher priorities first. `missed` counts the goals open
-    at the last change, and `objective` has the weights of this round.
+    `apertures` are those of this iteration and `value` is what the search minimises. A round is the
+    iterations between two changes of the weights: `objective` has the weights of this one, `best` its
+    apertures of least value. `leader` are, of all apertures at which the weights changed, those that missed
+    fewest goals, higher priorities first. `missed` counts the goals open at the last change.
     """
 
     iteration: int

@@ -1,7 +1,7 @@
 """The aperture stages: the search at few control points, then at more, and at last at all of them.
 
-Each stage yields frozen states of which every one is deliverable, so that whoever is interrupted, or out of
-time, keeps the newest.
+Every state that a stage yields is frozen and deliverable. So Ctrl-C or the time limit can end the search at
+any point, and the newest state is kept.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _JAW_ROOM_MM, _JAW_MARGIN_MM = 8.0, 2.0
 
 @dataclass(frozen=True, eq=False)
 class SearchStart:
-    """Where the search begins: apertures at every n-th control point of the stages' first.
+    """Where the search begins: apertures at the control points of the first stage.
 
-    `goal_weights` are those of an earlier search to continue, else empty. `history` has that search's rows.
+    `tracking_jaws` says whether the jaws may follow these apertures at once. A search that `continues` an
+    earlier one takes over its `history` and `goal_weights`, and leaves out no stage when time is short.
     """
 
     apertures: Apertures
@@ -60,8 +61,8 @@ class SearchStart:
 class SearchState:
     """A deliverable state of the search.
 
-    `apertures` lie in the set `allowed`, whose control points are theirs. `conflicts` are those observed at
-    the end of the last stage. `out_of_time` says that the time limit ended a stage, or left one out.
+    `allowed` is the set that `apertures` lie in, with their control points. `conflicts` are those observed at
+    the end of the last stage. `out_of_time`: the time limit ended a stage, or left one out.
     """
 
     allowed: DeliverableSet
@@ -79,7 +80,7 @@ class SearchState:
 
 
 def search_apertures(prepared: Prepared, start: SearchStart) -> SearchState:
-    """The last state of all stages, or the newest at Ctrl-C or the time limit, at all control points."""
+    """The last state of all stages, or the newest one at Ctrl-C or the time limit, at all control points."""
     points = control_points(prepared.frames, start.stages[0].every)
     allowed, apertures = _deliverable(prepared, points, start.apertures, tracking_jaws=start.tracking_jaws)
     newest = SearchState(allowed, apertures, start.objective, start.history)
@@ -203,7 +204,7 @@ def _correction(prepared: Prepared, problem: ApertureProblem, apertures: Apertur
 
 
 def _at_every(prepared: Prepared, state: SearchState, every: int) -> SearchState:
-    """The state at every n-th control point, with jaws that follow it, unless it is there already."""
+    """The state at every n-th control point, with jaws that follow it; the same if these are its own."""
     points = control_points(prepared.frames, every)
     if np.array_equal(points.angles_deg, state.points.angles_deg):
         return state
@@ -220,7 +221,7 @@ def _deliverable(
     tracking_jaws: bool,
     room_mm: float = _JAW_ROOM_MM,
 ) -> tuple[DeliverableSet, Apertures]:
-    """Apertures projected onto what can be delivered, and that set; jaws follow the leaves where they can."""
+    """Apertures projected onto the deliverable set, and that set; jaws follow the leaves where they can."""
     machine = prepared.task.machine
     allowed = DeliverableSet(points, machine, prepared.rates)
     apertures = allowed.project(apertures)

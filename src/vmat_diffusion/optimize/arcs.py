@@ -22,10 +22,11 @@ _LEAST_ARC_DEG = 20.0
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
 # Crossed collimators stand this far off 0 and 90, for the same reason.
 _TILT_DEG = 5.0
+# Couch angles that are accepted, to either side.
 _COUCH_MOST_DEG = 90.0
 # Less of the leaf span is used than there is, so that rounding for a file does not break it.
 _SPAN_ROOM_MM = 1.0
-# Partial arcs, clockwise: from the back over the target's side to this far beyond the front.
+# Partial arcs, clockwise, by the side of the targets: from the back to 30 degrees beyond the front.
 _PARTIAL_DEG = {90.0: (330.0, 178.0), 270.0: (182.0, 30.0)}
 # Targets nearer than this to the middle of the body are on no side.
 _MIDLINE_MM = 10.0

@@ -94,10 +94,10 @@ class PlanningTask:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """All that stays the same during the search.
+    """What stays the same during the search.
 
-    `frames` are the arcs with the most that their jaws open. Of the two objectives, which differ in how they
-    aim at a predicted dose, one is for fluence maps and one for leaves.
+    `frames` are the arcs with the most that their jaws open. The two objectives differ in how they aim at a
+    predicted dose: point by point for fluence maps, by histogram for leaves.
     """
 
     task: PlanningTask
