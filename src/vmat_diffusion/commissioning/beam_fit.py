@@ -198,13 +198,13 @@ def fit_beam(scan: Scan, start: BeamModel, *, rounds: int = 3, progress: Progres
             progress("fit", turn / rounds, f"round {turn + 1} of {rounds}")
         for _ in range(2):
             horn = _fitted_off_axis_ratio(scan, relative(values), horn, weight)
-        found = least_squares(
+        solution = least_squares(
             lambda v: (relative(v * unit) - scan.dose) * weight,
             values / unit,
             bounds=(low / unit, high / unit),
             max_nfev=12,
         )
-        values = found.x * unit
+        values = solution.x * unit
     horn = _fitted_off_axis_ratio(scan, relative(values), horn, weight)
     beam = calibrated(with_parameters(start, values, horn))
     dose = scan_dose(beam, scan) * beam.photons_cm2_mu / beam.gy_per_mu
@@ -220,8 +220,8 @@ def _fitted_off_axis_ratio(scan: Scan, dose: NDArray, horn: NDArray, weight: NDA
     smooth = 0.3 * np.diff(np.eye(len(horn)), 2, axis=0)
     rows = np.concatenate([design * weight[:, None], smooth])
     wanted = np.concatenate([scan.dose * weight, np.zeros(len(smooth))])
-    found = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return found / found[0]
+    ratio = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return ratio / ratio[0]
 
 
 # What `fit_beam` sets besides the parameters of the same name.

@@ -17,13 +17,18 @@ from scipy.optimize import nnls
 from scipy.special import ive, ndtr
 
 from vmat_diffusion.dose.pencil_beam.kernels import electron_pencil, photon_pencil
-from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, LANES, OFF_AXIS_STEP_MM, SCALES_PER_UNIT
+from vmat_diffusion.dose.pencil_beam.loops import (
+    DEPTH_STEP_MM,
+    LANES,
+    OFF_AXIS_STEP_MM,
+    SCALES,
+    SCALES_PER_UNIT,
+)
 from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
 from vmat_diffusion.machine import BeamModel
 
 _DEPTH_MM = 500.0
 _RADIUS_MM = 500.0
-SCALES = np.geomspace(0.12, 2.5, 16)
 # Widths at the isocentre plane: a geometric series whose narrowest is one of these with the focal spot
 # added. Series and ratio are those that fit square fields of these half widths best at these depths.
 _KERNELS = 5
@@ -65,8 +70,8 @@ def _best_widths(beam: BeamModel) -> tuple[float, ...]:
     for narrow in _NARROWEST_MM:
         for ratio in _RATIOS:
             sigma = np.hypot(narrow, _focal_mm(beam)) * ratio ** np.arange(_KERNELS)
-            found = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
-            error = float(np.square(found / wanted - 1).mean())
+            fitted = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
+            error = float(np.square(fitted / wanted - 1).mean())
             if error < least:
                 best, least = tuple(float(s) for s in sigma), error
     return best
