@@ -290,5 +290,5 @@ def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], 
     q = np.clip(1 - beam.softening_per_mm2 * radius_mm**2, softer[0], 1.0)
     cosine = 1 / np.sqrt(1 + (radius_mm / beam.sad_mm) ** 2)
     angular = cosine**2 if beam.angular == "isotropic" else 1 / cosine
-    horn = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
-    return horn * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)
+    number_ratio = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
+    return number_ratio * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)

