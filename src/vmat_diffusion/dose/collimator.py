@@ -1,4 +1,4 @@
-"""A beam behind the collimator that a plan was made for."""
+"""The machine for a plan from any system: a known beam behind the collimator of the plan."""
 
 from __future__ import annotations
 
