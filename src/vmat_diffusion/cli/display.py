@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _REJECTIONS_SHOWN = 20
 # Columns whose cells are all this short are not folded on a narrow terminal.
 _NEVER_FOLDED = 12
+_LONGEST_WORD = 20
 # A table without lines but for dashes under the header: eight rows of a rich box, left, line, cross, right.
 _DASHES = "    \n    \n -  \n    \n    \n    \n    \n    \n"
 
@@ -223,9 +224,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else needed
     grid = Table(box=Box(_DASHES, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for k, name in enumerate(cells[0]):
-        short = max(len(row[k]) for row in cells) <= _NEVER_FOLDED
+        words = [word for row in cells for word in row[k].split()] or [""]
         grid.add_column(
-            Text(name), justify="left" if k < left else "right", overflow="fold", no_wrap=short or k >= left
+            Text(name),
+            justify="left" if k < left else "right",
+            overflow="fold",
+            no_wrap=max(len(row[k]) for row in cells) <= _NEVER_FOLDED,
+            min_width=min(max(map(len, words)), _LONGEST_WORD),  # numbers are single words
         )
     for row in cells[1:]:
         grid.add_row(*map(Text, row))

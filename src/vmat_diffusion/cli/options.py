@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -54,9 +55,14 @@ class Spelled:
 
     @property
     def many(self) -> bool:
-        """Whether it may be given again."""
+        """Whether it may have several values."""
         inner = get_args(self.kind)
         return get_origin(self.kind) is tuple and len(inner) == 2 and inner[1] is Ellipsis
+
+    @property
+    def again(self) -> bool:
+        """Whether the option may be repeated."""
+        return self.many and not self.mark.positional
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ class Spelled:
         facts = [
             "required" if self.required else "",
             self.bounds,
-            "may be given again" if self.many and not self.mark.positional else "",
+            "may be given again" if self.again else "",
             f"default {self.default_text}" if self.default_text else "",
         ]
         known = "; ".join(fact for fact in facts if fact)
@@ -117,7 +123,7 @@ def _plain(hint: Any) -> Any:
 
 
 def fields_of(kind: type) -> list[Spelled]:
-    """The fields of a command's dataclass: arguments first, required options before others."""
+    """The fields of a command's dataclass: arguments, required options, others."""
     defaults = {f.name: f.default for f in fields(kind)}
     found = [
         Spelled(
@@ -125,7 +131,15 @@ def fields_of(kind: type) -> list[Spelled]:
         )
         for name, (hint, info, mark) in marks_of(kind).items()
     ]
-    return sorted(found, key=lambda f: (not f.mark.positional, not f.required and not f.mark.positional))
+    return sorted(found, key=_place)
+
+
+def _place(field: Spelled) -> int:
+    if field.mark.positional:
+        return 0
+    if field.required:
+        return 1 if field.name != "out" else 2
+    return 3
 
 
 def _bounds(hint: Any, info: Any) -> dict[str, float]:
@@ -138,6 +152,22 @@ def has_config(kind: type) -> bool:
     return bool(names) and "config" not in names
 
 
+def usage_of(kind: type) -> str:
+    """The arguments and the required options of a command: `CASE --goals SHEET --out DIR [OPTIONS]`."""
+    words = []
+    for field in fields_of(kind):
+        if field.required:
+            words.append(_short(field))
+        elif field.mark.positional:
+            words.append(f"[{_short(field)}]")
+    return " ".join([*words, "[OPTIONS]"])
+
+
+def _short(field: Spelled) -> str:
+    """`--out DIR` where the spelling is `-o, --out DIR`."""
+    return field.spelling.rpartition(", ")[2]
+
+
 class Command(TyperCommand):
     """A command whose help is written from its dataclass."""
 
@@ -145,8 +175,7 @@ class Command(TyperCommand):
         """Write usage, what the command does, its arguments and its options."""
         kind = self.callback.options  # type: ignore[union-attr]
         found = fields_of(kind)
-        asked = [f.spelling.rpartition(", ")[2] for f in found if f.required or f.mark.positional]
-        formatter.write_usage(ctx.command_path, " ".join([*asked, "[OPTIONS]"]))
+        formatter.write_usage(ctx.command_path, usage_of(kind))
         self.format_help_text(ctx, formatter)
         rows = [(f.spelling, f.help) for f in found if not f.mark.positional]
         if has_config(kind):
@@ -243,12 +272,10 @@ def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
     file = line.pop(_CONFIG, None)
     found = fields_of(kind)
     values = (_from_file(kind, file) if file else {}) | _with_old_spellings(found, line)
-    missing = [f.spelling for f in found if f.required and f.name not in values]
+    missing = [_short(f) for f in found if f.required and f.name not in values]
     if missing:
-        raise InputError(
-            f"{context.command_path.partition(' ')[2]} needs {missing[0]}; give it, or see "
-            f"{context.command_path} --help"
-        )
+        name, path = context.info_name, context.command_path
+        raise InputError(f"{name} needs {' and '.join(missing)}; give it, or see {path} --help")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
@@ -289,7 +316,9 @@ def _from_file(kind: type, file: Path) -> dict[str, Any]:
     known = [f.name for f in fields_of(kind)]
     for key in values:
         if key not in known:
-            raise InputError(f"options {file}: {key} is not known; known are {', '.join(known)}")
+            near = get_close_matches(key, known, n=1)
+            remedy = f"write {near[0]}" if near else f"known are {', '.join(known)}"
+            raise InputError(f"options {file}: {key} is not known; {remedy}")
     return values
 
 

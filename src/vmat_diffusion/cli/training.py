@@ -206,10 +206,12 @@ def fine_tune(options: FineTuneOptions) -> None:
 class ExportWeightsOptions(Facts):
     """What `export-weights` takes."""
 
-    run: Annotated[Path, Field(description="Folder of a training."), Option(positional=True, metavar="RUN")]
+    run: Annotated[
+        Path, Field(description="Folder of a training."), Option(positional=True, metavar="TRAINING")
+    ]
     out: Annotated[
         Path | None,
-        Field(description="Where to write: a safetensors file; by default RUN/weights.safetensors."),
+        Field(description="Where to write: a safetensors file; by default weights.safetensors in it."),
         Option(short=("-o",), metavar="FILE"),
     ] = None
     spread: Annotated[

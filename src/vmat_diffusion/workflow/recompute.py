@@ -281,7 +281,7 @@ def check_references(
     *,
     engine: str = "monte-carlo",
     uncertainty: float = 0.01,
-    check_minutes: float | None = None,
+    check_minutes: float | None = 5.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every case in a folder of reference doses against the engine: what `reference-check` prints.

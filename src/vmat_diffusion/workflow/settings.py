@@ -151,7 +151,8 @@ def _sentence(kind: type, error: ValidationError) -> str:
             return f"{spelled(name)} {shown} is outside {bounds}; choose one within"
         return f"{spelled(name)} {shown} is not {bounds or 'a finite number'}; choose another"
     if first["type"] == "literal_error":
-        return f"{spelled(name)} {shown} is not known; choose {first['ctx']['expected']}"
+        words = first["ctx"]["expected"].replace("'", "")
+        return f"{spelled(name)} {shown} is not known; choose {words}"
     return f"{spelled(name)} {shown}: {first['msg']}; correct it"
 
 
@@ -394,7 +395,7 @@ class Simulation:
     ] = 1.0
     search_minutes: Annotated[
         Annotated[float, Field(ge=0.01, le=1440)] | None,
-        Field(description="The search for a plan ends after this time, minutes; by default at convergence."),
+        Field(description="The search for a plan ends after this time, minutes: by default at convergence."),
         Option(old=("--max-minutes",)),
     ] = None
     spacing_mm: Annotated[

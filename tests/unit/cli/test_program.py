@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -63,28 +62,8 @@ def planned(
     return tmp_path / "out", ended
 
 
-def test_the_command_line_itself_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, vmat_diffusion.cli as c; "
-        "print([m for m in ('numpy', 'scipy', 'torch', 'numba', 'pydicom', 'pydantic', 'matplotlib') "
-        "if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_version(command: Command) -> None:
     assert command("--version") == Ended(0, f"{__version__}\n", "")
-
-
-def test_every_command_has_help(command: Command) -> None:
-    for name in (
-        "inspect", "phantom", "plan", "check", "dvh", "machine", "goals", "demo",
-        "gamma", "dose", "qa", "reference-check",
-    ):  # fmt: skip
-        ended = command(name, "--help")
-        assert ended.code == 0
-        assert "Usage" in ended.out
 
 
 def test_plan_prints_one_json_object_and_nothing_else_on_stdout(planned: tuple[Path, Ended]) -> None:
@@ -150,13 +129,13 @@ def test_plan_refuses_a_folder_in_use(
         (["plan", "CASE", "--goals", "no_such_sheet", "--out", "OUT"], "no_such_sheet"),
         (["plan", "CASE", "--goals", "prostate_78", "--out", "OUT"], "PTV_78"),
         (["plan", "CASE", "--goals", "tg119_cshape_easy", "--out", "OUT", "--machine", "m"], "'m'"),
-        (["plan", "CASE", "--goals", "tg119_cshape_easy", "--out", "OUT", "--grid-mm", "90"], "grid_mm"),
+        (["plan", "CASE", "--goals", "tg119_cshape_easy", "--out", "OUT", "--grid-mm", "90"], "grid-mm"),
         (["plan", "CASE", "--goals", "tg119_cshape_easy", "--out", "OUT", "--prior", "magic"], "prior"),
         (["inspect", "NOWHERE"], "does not exist"),
         (["check", "NOWHERE"], "does not exist"),
         (["check", "TEXT"], "TEXT"),
-        (["dvh", "--case", "CASE", "--dose", "NOWHERE"], "does not exist"),
-        (["dvh", "--case", "CASE", "--dose", "TEXT"], "TEXT"),
+        (["dvh", "CASE", "NOWHERE"], "does not exist"),
+        (["dvh", "CASE", "TEXT"], "TEXT"),
         (["phantom", "no_such_phantom", "--out", "OUT"], "tg119_cshape"),
         (["phantom", "no_such_phantom", "--out", "OUT"], "head_neck"),
         (["phantom", "thorax", "--seed", "1", "--out", "OUT"], "--seed"),
@@ -258,7 +237,7 @@ def test_check_writes_trajectories_once(
     for wrong, named in (
         (("--trajectory", "csv"), "belong together"),
         (("--out", tmp_path / "u"), "belong together"),
-        (("--trajectory", "xml", "--out", tmp_path / "u"), "'xml' is not known; give csv"),
+        (("--trajectory", "xml", "--out", tmp_path / "u"), "xml is not known; choose csv"),
     ):
         ended = command("check", out / "RP.dcm", *wrong)
         assert ended.code == 2 and named in ended.err
@@ -269,9 +248,7 @@ def test_dvh_measures_every_structure(
     planned: tuple[Path, Ended], case_folder: Path, command: Command
 ) -> None:
     out, _ = planned
-    ended = command(
-        "dvh", "--case", case_folder, "--dose", out / "RD.dcm", "--goals", "tg119_cshape_easy", "--json"
-    )
+    ended = command("dvh", case_folder, out / "RD.dcm", "--goals", "tg119_cshape_easy", "--json")
     assert ended.code == 0
     found = json.loads(ended.out)
     rows = {row["structure"]: row for row in found["structures"]}
@@ -280,7 +257,7 @@ def test_dvh_measures_every_structure(
     assert rows["PTV"]["volume_cc"] == pytest.approx(180 * 0.15)
     assert rows["PTV"]["d95_gy"] == pytest.approx(52.0, abs=1e-3)
     assert [g["status"] for g in found["goals"]] == ["pass", "pass", "fail"]
-    text = command("dvh", "--case", case_folder, "--dose", out / "RD.dcm").out
+    text = command("dvh", case_folder, out / "RD.dcm").out
     assert "PTV" in text
     assert "52.00" in text
 
@@ -382,7 +359,7 @@ def test_dose_and_qa_of_a_plan_file(
 ) -> None:
     """The fast engine checks the stand-in's uniform dose, which is none of this plan: it must not pass."""
     out, _ = planned
-    options = ("--plan", out / "RP.dcm", "--case", case_folder, "--engine", "pencil-beam", "--grid-mm", 6)
+    options = (out / "RP.dcm", case_folder, "--engine", "pencil-beam", "--grid-mm", 6)
     made = command("dose", *options, "--out", tmp_path / "RD.dcm", "--json")
     assert made.code == 0 and json.loads(made.out)["max_gy"] > 0
     assert command("dose", *options, "--out", tmp_path / "RD.dcm").code == 2

@@ -52,7 +52,7 @@ def test_plans_are_shown_as_a_table_and_as_json(
     optimiser: StandIn,
 ) -> None:
     calls = optimiser(noise="words of a library")
-    options = ("--cases", data_set, "--out", tmp_path / "out", "--max-minutes", 2, "--grid-mm", 5)
+    options = ("--data", data_set, "--out", tmp_path / "out", "--search-minutes", 2, "--grid-mm", 5)
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr().out
     assert "case_1_p01  phantom  tg119_cshape" in shown and "2 plans in" in shown
@@ -72,9 +72,9 @@ def test_plans_are_shown_as_a_table_and_as_json(
     ("options", "sentence"),
     [
         ((), "give exactly one"),
-        (("--cases", "nowhere", "--synthetic", "2"), "give exactly one"),
-        (("--cases", "nowhere"), "holds no readable index.jsonl"),
-        (("--cases", "nowhere", "--spacing-mm", "2", "2", "2"), "--spacing-mm is for synthetic patients"),
+        (("--data", "nowhere", "--synthetic", "2"), "give exactly one"),
+        (("--data", "nowhere"), "holds no readable index.jsonl"),
+        (("--data", "nowhere", "--spacing-mm", "2", "2", "2"), "--spacing-mm is for synthetic patients"),
         (("--synthetic", "2", "--sites", "elbow"), "--sites elbow"),
         (("--synthetic", "2", "--machine", "generic_hd120"), "no beam model"),
         (("--synthetic", "2", "--plans-per-case", "0"), "--plans-per-case 0 is outside 1 to 99"),
