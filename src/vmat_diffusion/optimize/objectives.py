@@ -7,7 +7,7 @@ targets, and every organ as low as the rest allows. Equations: `docs/optimiser.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.evaluate.metrics import Bound, histogram_value
@@ -38,6 +39,21 @@ class GoalTerm:
     region: Region
     weight: float = 1.0
     is_normalization: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectiveTerm:
+    """A term beside those of the goals: `weight` times a penalty on the dose of a structure.
+
+    `penalty` takes the dose of the course in Gy at the structure's sampled points, a tensor `[points]`
+    before normalisation, and returns a scalar that torch can differentiate. The hinge of a goal missed by a
+    tenth is about 0.1 to 1. `structure` is one that the goal sheet names.
+    """
+
+    name: str
+    structure: str
+    penalty: Callable[[Tensor], Tensor]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +125,7 @@ class Objective:
     fixed_dose: Tensor
     terms: tuple[GoalTerm, ...] = ()
     aims: tuple[Aim, ...] = ()
+    extra_terms: tuple[ObjectiveTerm, ...] = ()
     normalization_factor: float = 1.0
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
 
@@ -164,6 +181,9 @@ class Objective:
             out[name] = out.get(name, dose.new_zeros(())) + hinge
         for aim in self.aims:
             out[f"aim for {aim.region.name}"] = weights.aim * self.excess(aim, dose)
+        for extra in self.extra_terms:
+            gy = dose[self.regions[extra.structure].points] * self.reference_gy
+            out[extra.name] = extra.weight * extra.penalty(gy)
         return out
 
     def excess(self, aim: Aim, dose: Tensor) -> Tensor:
@@ -359,10 +379,17 @@ def _as_goal(normalization: Normalization) -> Goal:
     return Goal(normalization.structure, normalization.metric, ">=", normalization.gy, "Gy")
 
 
-def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator) -> Objective:
+def build_objective(
+    case: Case,
+    sheet: GoalSheet,
+    grid: Grid,
+    rng: np.random.Generator,
+    extra_terms: Sequence[ObjectiveTerm] = (),
+) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case.
+    `grid` is the dose grid; `sheet` must already be fitted to the case. Raises GoalError for an extra term
+    on a structure that is not sampled.
     """
     target_gy = {n: gy for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
     reference = max(sheet.prescription.target_gy.values())
@@ -377,6 +404,12 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         inside = regions[name].points
         ceiling[inside] = np.maximum(ceiling[inside], level * falloffs[name].hot)
         fixed_dose[inside] = np.maximum(fixed_dose[inside], level * BORDER)
+    for extra in extra_terms:
+        if extra.structure not in regions:
+            raise GoalError(
+                f"objective term {extra.name}: goal sheet {sheet.name} has nothing on {extra.structure}, "
+                f"so it is not sampled; name one of {', '.join(regions)} or add a goal on it"
+            )
     terms = [GoalTerm(g, samples.region_of(g)) for g in sheet.goals if g.structure in regions]
     normalization = sheet.normalization
     if normalization.structure in regions:
@@ -392,4 +425,5 @@ def build_objective(case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Gen
         reference,
         torch.as_tensor(fixed_dose / BORDER, dtype=torch.float32),
         tuple(terms),
+        extra_terms=tuple(extra_terms),
     )

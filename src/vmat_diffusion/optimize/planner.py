@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from vmat_diffusion.optimize.fluence_map import (
     optimize_fluence,
 )
 from vmat_diffusion.optimize.normalization import normalized
-from vmat_diffusion.optimize.objectives import Objective
+from vmat_diffusion.optimize.objectives import Objective, ObjectiveTerm
 from vmat_diffusion.optimize.plan_apertures import apertures_of
 from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, TimeLimit, prepare
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
@@ -56,6 +56,7 @@ def optimize(
     difference: Dose | None = None,
     start: Optimized | None = None,
     improve: Plan | None = None,
+    terms: Sequence[ObjectiveTerm] = (),
 ) -> Optimized:
     """Plan a case for a goal sheet that was fitted to it.
 
@@ -66,7 +67,8 @@ def optimize(
     engine's dose of a similar plan less this one's, is added to every dose, the returned one included.
     `start`, made for the same case, sheet, machine and settings, is continued by the last stage of the
     search alone, which takes about a third of the time. `improve` is a plan from any system whose arcs
-    and apertures the search begins with in place of fluence maps.
+    and apertures the search begins with in place of fluence maps. `terms` are added to those that the sheet
+    makes.
     Raises GoalError for a case without the sheet's targets, PlanError for what cannot be planned.
     """
     settings = settings or Settings()
@@ -82,6 +84,7 @@ def optimize(
         start=start,
         improve=improve,
         time=TimeLimit(settings.max_minutes),
+        terms=terms,
     )
     clock = Clock(None)
     with clock.stage("prepare"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,7 +31,13 @@ from vmat_diffusion.optimize.deliverable_set import (
 )
 from vmat_diffusion.optimize.jaws import jaws_track
 from vmat_diffusion.optimize.normalization import FullDose
-from vmat_diffusion.optimize.objectives import HistogramAim, Objective, PointwiseAim, build_objective
+from vmat_diffusion.optimize.objectives import (
+    HistogramAim,
+    Objective,
+    ObjectiveTerm,
+    PointwiseAim,
+    build_objective,
+)
 from vmat_diffusion.optimize.plan_apertures import frames_of, plan_of
 from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan
@@ -75,6 +81,7 @@ class PlanningTask:
     start: Optimized | None
     improve: Plan | None
     time: TimeLimit
+    terms: Sequence[ObjectiveTerm] = ()
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
@@ -180,7 +187,8 @@ def prepare(task: PlanningTask) -> Prepared:
     task.progress("prepare", 0.0, "sampling structures")
     grid = dose_grid(case, settings.grid_mm)
     density = density_of(case, grid)
-    objective = build_objective(case, task.sheet, grid, np.random.default_rng(settings.seed))
+    rng = np.random.default_rng(settings.seed)
+    objective = build_objective(case, task.sheet, grid, rng, task.terms)
     plan = task.existing_plan
     isocenter = plan.isocenter_mm if plan else isocenter_of(case, targets)
     frames = _frames(task, isocenter)

@@ -8,10 +8,11 @@ import torch
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose import dose_grid
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import sample
-from vmat_diffusion.optimize.objectives import HistogramAim, PointwiseAim, build_objective
+from vmat_diffusion.optimize.objectives import HistogramAim, ObjectiveTerm, PointwiseAim, build_objective
 from vmat_diffusion.phantom import phantom
 
 
@@ -263,3 +264,20 @@ def test_aiming_adds_to_the_objective_what_lies_above(aimed):
 
 def test_the_gradient_with_a_dose_to_aim_at_is_that_of_the_function(aimed):
     assert_gradient_is_exact(aimed[0], seed=2)
+
+
+def test_a_term_of_ones_own_is_added_and_differentiated():
+    case = phantom("tg119_cshape")
+    sheet = fit_to_case(load_goals("tg119_cshape_easy"), case)
+
+    def built(*terms):
+        return build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0), terms)
+
+    term = ObjectiveTerm("core mean", "Core", lambda gy: gy.mean(), weight=2.0)
+    plain, own = built(), built(term)
+    dose = torch.full((len(plain.points_mm),), 0.5)
+    # 0.5 of 50 Gy in the core, twice.
+    assert float(own(dose) - plain(dose)) == pytest.approx(50.0, rel=1e-5)
+    assert_gradient_is_exact(own, seed=3)
+    with pytest.raises(GoalError, match="has nothing on Liver"):
+        built(replace(term, structure="Liver"))
