@@ -18,7 +18,7 @@ import vmat_diffusion as vd
 from vmat_diffusion.commissioning.beam_fit import Scan, calibrated, scan_dose
 
 SIDES_MM = (50.0, 100.0, 200.0)
-DEPTHS_MM = np.concatenate([np.arange(4.0, 30.0, 4.0), np.arange(30.0, 300.0, 30.0)])
+DEPTHS_MM = np.concatenate([np.arange(1.0, 30.0, 2.0), np.arange(30.0, 301.0, 5.0)])
 
 
 def measure(folder: Path) -> tuple[Path, Path, Path]:
@@ -31,7 +31,7 @@ def measure(folder: Path) -> tuple[Path, Path, Path]:
         return scan_dose(beam, points)
 
     head = "curve,field_mm,ssd_mm,type,axis,depth_mm,x_mm,y_mm,z_depth_mm,dose_rel"
-    depth_doses, profiles, factors = [head], [head], ["side_mm,of"]
+    depth_doses, profiles, factors = [head], [head], ["# ssd_mm = 1000", "# depth_mm = 100", "side_mm,of"]
     for side in SIDES_MM:
         field = f"{side:03.0f}*{side:03.0f},1000"
         axis = dose(side, 0 * DEPTHS_MM, DEPTHS_MM)
@@ -39,7 +39,7 @@ def measure(folder: Path) -> tuple[Path, Path, Path]:
             f"PDD,{field},OPD,Z,,0,0,{z},{100 * d / axis.max():.4f}"
             for z, d in zip(DEPTHS_MM, axis, strict=True)
         ]
-        x = np.arange(-side * 0.8, side * 0.8 + 1, side / 20)
+        x = np.arange(-side * 0.8, side * 0.8 + 1, 2.0)
         across = dose(side, x, np.full(len(x), 100.0))
         profiles += [
             f"PRF,{field},OPP,X,100,{a},0,100,{100 * d / across.max():.4f}"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.task import Task
     from vmat_diffusion.geometry import Grid
     from vmat_diffusion.machine import Machine, load_machine
-    from vmat_diffusion.optimize import Optimized, optimize
+    from vmat_diffusion.optimize import ObjectiveTerm, Optimized, optimize
     from vmat_diffusion.optimize import Settings as OptimizerSettings
     from vmat_diffusion.phantom import phantom
     from vmat_diffusion.plan import Arc, Plan, violations
@@ -62,6 +62,7 @@ __all__ = [
     "Grid",
     "Machine",
     "MonteCarlo",
+    "ObjectiveTerm",
     "Optimized",
     "OptimizerSettings",
     "PencilBeam",
@@ -109,7 +110,7 @@ _HOMES = {
     "evaluate.task": "Task",
     "geometry": "Grid",
     "machine": "Machine load_machine",
-    "optimize": "Optimized OptimizerSettings=Settings optimize",
+    "optimize": "ObjectiveTerm Optimized OptimizerSettings=Settings optimize",
     "phantom": "phantom",
     "plan": "Arc Plan violations",
     "qa": "GateSettings Verdict judge write_plan",

@@ -31,9 +31,9 @@ def apertures(machine: Machine) -> tuple[Exposures, np.ndarray]:
     rng = np.random.default_rng(3)
     edges = machine.row_edges_mm()
     inside = (edges[:-1] >= BOX[2]) & (edges[1:] <= BOX[3])
-    n, strips, columns = len(GANTRY), len(edges) - 1, 16
-    first = rng.integers(0, 8, (n, strips))
-    last = first + rng.integers(0, 9, (n, strips))
+    n, rows, columns = len(GANTRY), len(edges) - 1, 16
+    first = rng.integers(0, 8, (n, rows))
+    last = first + rng.integers(0, 9, (n, rows))
     leaves = BOX[0] + 5.0 * np.stack([first, last], axis=1)
     mu = rng.uniform(5.0, 20.0, n)
     open_ = (np.arange(columns) >= first[..., None]) & (np.arange(columns) < last[..., None])
@@ -117,8 +117,8 @@ def test_rows_longer_than_usual_are_kept_whole() -> None:
     )
     deep, box = np.array([[0.0, 120.0, 0.0], [20.0, 140.0, -20.0]]), (-100.0, 100.0, -100.0, 100.0)
     one, jaws = np.zeros(1), np.tile(np.array(box), (1, 2, 1))
-    strips = len(machine.row_edges_mm()) - 1
-    open_field = np.broadcast_to(np.array([[-100.0], [100.0]]), (1, 2, 2, strips)).copy()
+    rows = len(machine.row_edges_mm()) - 1
+    open_field = np.broadcast_to(np.array([[-100.0], [100.0]]), (1, 2, 2, rows)).copy()
     exposed = Exposures(one, one, one, open_field, jaws, np.ones(1))
     built = influence_matrix(machine, water, deep, exposed, box, isocenter_mm=(0.0, 0.0, 0.0), beamlet_mm=2.5)
     assert np.diff(built.matrix.indptr).max() > 384

@@ -52,7 +52,7 @@ def test_goals_of_ones_own_are_planned_and_judged() -> None:
 @pytest.mark.timeout(300)
 def test_an_objective_of_ones_own_lowers_what_it_asks_for() -> None:
     found = example("own_objective").main()
-    assert found["tight"] < found["loose"] - 1
+    assert found["own term"] < found["goals alone"] - 1
 
 
 @pytest.mark.timeout(300)

@@ -1,4 +1,4 @@
-"""The gate: what must hold before a plan may be written, and why it does not. See `docs/gate.md`."""
+"""`judge`: every check of a plan, its dose and the independent dose, as one verdict. See `docs/gate.md`."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def pencil_beam_engine(step_mm: float = 1.5) -> DoseOfCase:
         middle = [(e[1:] + e[:-1]) / 2 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)]
         inside = np.flatnonzero(phantom.density_g_cm3.ravel() > 0)
         z, y, x = np.unravel_index(inside, phantom.density_g_cm3.shape)
-        found = point_dose(
+        at_voxels = point_dose(
             case.machine,
             exposures(case.plan, case.machine),
             even_density(phantom),
@@ -122,7 +122,7 @@ def pencil_beam_engine(step_mm: float = 1.5) -> DoseOfCase:
             progress=progress,
         )
         gy = np.zeros(phantom.density_g_cm3.shape, np.float32)
-        gy.ravel()[inside] = found * np.float32(case.fluence_per_mu)
+        gy.ravel()[inside] = at_voxels * np.float32(case.fluence_per_mu)
         return gy, np.zeros_like(gy)
 
     return engine

@@ -78,7 +78,7 @@ def write_influence(
     from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
     from vmat_diffusion.dose.tissue import density_of, dose_grid
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
-    from vmat_diffusion.optimize.reach import angles_only, track
+    from vmat_diffusion.optimize.deliverable_set import beam_directions, control_points
 
     table = load_ct_table(ct_table)
     case = replace(read_case(case_folder, mapping=mapping), ct_table=table)
@@ -90,7 +90,7 @@ def write_influence(
         case, targets, isocenter, linac, arcs=arcs, start_deg=181.0, stop_deg=179.0,
         spacing_deg=spacing_deg, collimators_deg=None,
     )  # fmt: skip
-    exposed = angles_only(track(frames, 1))
+    exposed = beam_directions(control_points(frames, 1))
     grid = dose_grid(case, grid_mm)
     voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
     built = influence_matrix(

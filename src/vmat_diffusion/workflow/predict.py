@@ -169,18 +169,16 @@ def exceeded(sheet: GoalSheet, case: Case, dose: Dose, organs: tuple[str, ...]) 
     is out of reach is told as 6 Gy below the dose.
     """
     from vmat_diffusion.diffusion.encode import DoseGoals
-    from vmat_diffusion.diffusion.steer import POINT_CC
     from vmat_diffusion.evaluate.goals import evaluate
 
     mean: dict[str, float] = {}
     hot: dict[str, float] = {}
     for result in evaluate(sheet, case, dose):
         goal, metric, value = result.goal, result.goal.metric, result.value
-        near_maximum = metric.kind == "max" or (metric.kind == "Dcc" and (metric.value or 0.0) <= POINT_CC)
         if (
             goal.comparator != "<="
             or goal.structure not in organs
-            or not (metric.kind == "mean" or near_maximum)
+            or not (metric.kind == "mean" or metric.is_near_maximum)
         ):
             continue
         if value is not None and value > goal.limit:

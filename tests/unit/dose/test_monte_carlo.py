@@ -56,8 +56,8 @@ def test_phantom_of_wrong_shape_is_refused():
 
 
 def exposure(leaf_gap_mm, jaws):
-    strips = len(load_machine("generic_6mv").row_edges_mm()) - 1
-    leaves = np.zeros((1, 2, 2, strips))
+    rows = len(load_machine("generic_6mv").row_edges_mm()) - 1
+    leaves = np.zeros((1, 2, 2, rows))
     leaves[:, :, 1] = leaf_gap_mm
     zero = np.zeros(1)
     return Exposures(zero, zero, zero, leaves, np.tile(np.array(jaws, float), (1, 2, 1)), np.array([100.0]))

@@ -125,7 +125,7 @@ def transport(  # type: ignore[no-untyped-def]
     charge,
     weight,
     keep,
-    geometry,
+    voxels,
     electron,
     to_water,
     state,
@@ -141,7 +141,7 @@ def transport(  # type: ignore[no-untyped-def]
     caller gives survivors `weight / keep`. Long because it is the innermost loop of the engine: all
     state is in local variables, which a compiler keeps in registers.
     """
-    ex, ey, ez, density, medium, absorb_cm = geometry
+    ex, ey, ez, density, medium, absorb_cm = voxels
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
     ix, iy, iz = cell[0], cell[1], cell[2]
     x, y, z, u, v, w, energy = p[0], p[1], p[2], p[3], p[4], p[5], p[6]

@@ -8,9 +8,11 @@ are split again: Kawrakow and Fippel, Phys Med Biol 45:2163 (2000). The expectat
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read, transport
@@ -24,10 +26,24 @@ _STACK = 256
 _SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g^2, g^3 = g + 1
 
 
+class Voxels(NamedTuple):
+    """The phantom as the loops read it: edges along each axis; density and medium flat, in the order z, y, x.
+
+    A slow electron whose range in its voxel's medium is below `absorb_cm` is absorbed where it is.
+    """
+
+    x_cm: NDArray[np.float64]
+    y_cm: NDArray[np.float64]
+    z_cm: NDArray[np.float64]
+    density_g_cm3: NDArray[np.float64]
+    medium: NDArray[np.uint8]
+    absorb_cm: float
+
+
 @numba.njit(error_model="numpy", fastmath=True)
-def enter(p, cell, geometry):  # type: ignore[no-untyped-def]
+def enter(p, cell, voxels):  # type: ignore[no-untyped-def]
     """Move a particle to the grid's border along its direction; False if it misses the grid."""
-    ex, ey, ez = geometry[0], geometry[1], geometry[2]
+    ex, ey, ez = voxels.x_cm, voxels.y_cm, voxels.z_cm
     near, far = 0.0, 1e30
     for axis, edges in enumerate((ex, ey, ez)):
         at, slope = p[axis], p[axis + 3]
@@ -55,7 +71,7 @@ def interact(  # type: ignore[no-untyped-def]
     t,
     split,
     weight,
-    geometry,
+    voxels,
     photon,
     electron,
     to_water,
@@ -80,7 +96,7 @@ def interact(  # type: ignore[no-untyped-def]
                 push(photons, n_photons, p, u, v, w, left, cell, 0.0)
                 n_photons += 1
         else:
-            voxel = (cell[2] * (len(geometry[1]) - 1) + cell[1]) * (len(geometry[0]) - 1) + cell[0]
+            voxel = (cell[2] * (len(voxels.y_cm) - 1) + cell[1]) * (len(voxels.x_cm) - 1) + cell[0]
             tally[voxel] += left * weight
         momentum = math.sqrt(given * (given + 2.0 * ELECTRON_MEV))
         cosine = (energy - left * cosine) / momentum if momentum > 0.0 else 1.0
@@ -102,13 +118,13 @@ def interact(  # type: ignore[no-untyped-def]
         push(charged, 0, p, u, v, w, energy, cell, -1.0)
         n_charged = 1
     return follow(
-        keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+        keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
     )
 
 
 @numba.njit(error_model="numpy", fastmath=True)
 def follow(  # type: ignore[no-untyped-def]
-    keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+    keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
 ):
     """Empty the stack of charged particles; returns the size of the stack of photons."""
     p, cell = np.empty(8), np.empty(3, np.int64)
@@ -119,7 +135,7 @@ def follow(  # type: ignore[no-untyped-def]
         for k in range(3):
             cell[k] = int(charged[n_charged, 7 + k])
         n_charged, n_photons = transport(
-            p, cell, charged[n_charged, 10], weight, keep, geometry, electron, to_water, state, tally,
+            p, cell, charged[n_charged, 10], weight, keep, voxels, electron, to_water, state, tally,
             charged, n_charged, photons, n_photons,
         )  # fmt: skip
     return n_photons
@@ -127,10 +143,10 @@ def follow(  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def trace(  # type: ignore[no-untyped-def]
-    p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
+    p, cell, split, weight, voxels, photon, electron, to_water, state, tally, charged, photons, n_photons
 ):
     """Follow one photon of full weight through the grid with its split interactions."""
-    ex, ey, ez, density, medium, _ = geometry
+    ex, ey, ez, density, medium = voxels.x_cm, voxels.y_cm, voxels.z_cm, voxels.density_g_cm3, voxels.medium
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
     ix, iy, iz = cell[0], cell[1], cell[2]
     x, y, z, u, v, w = p[0], p[1], p[2], p[3], p[4], p[5]
@@ -162,7 +178,7 @@ def trace(  # type: ignore[no-untyped-def]
                         n_photons += 1
                 else:
                     n_photons = interact(
-                        p, at, m, i, t, split, share, geometry, photon, electron, to_water, state, tally,
+                        p, at, m, i, t, split, share, voxels, photon, electron, to_water, state, tally,
                         charged, photons, n_photons,
                     )  # fmt: skip
                 done += 1
@@ -190,7 +206,7 @@ def trace(  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def cascade(  # type: ignore[no-untyped-def]
-    n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, tally, charged, photons
+    n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, tally, charged, photons
 ):
     """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number."""
     traced = 0
@@ -202,9 +218,7 @@ def cascade(  # type: ignore[no-untyped-def]
             cell[k] = int(photons[n, 7 + k])
         traced += 1
         own = 0.0 if part == SCATTER and traced == 1 else weight
-        n = trace(
-            p, cell, split, own, geometry, photon, electron, to_water, state, tally, charged, photons, n
-        )
+        n = trace(p, cell, split, own, voxels, photon, electron, to_water, state, tally, charged, photons, n)
         if part == PRIMARY:
             break
     return traced
@@ -273,7 +287,7 @@ def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-de
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
 def run_batches(  # type: ignore[no-untyped-def]
-    first, histories, seed, split, part, source, geometry, photon, electron, to_water, tally
+    first, histories, seed, split, part, source, voxels, photon, electron, to_water, tally
 ):
     """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch.
 
@@ -292,20 +306,20 @@ def run_batches(  # type: ignore[no-untyped-def]
             across = (shift_a + h * _SPREAD_A) % 1.0
             along = (shift_b + h * _SPREAD_B) % 1.0
             weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
-            if not enter(p, cell, geometry):
+            if not enter(p, cell, voxels):
                 continue
             u, v, w, energy = p[3], p[4], p[5], p[6]
             if is_electron:
                 push(charged, 0, p, u, v, w, energy, cell, -1.0)
                 n = follow(
-                    1.0 / split, weight, geometry, electron, to_water, state, row, charged, 1, photons, 0
+                    1.0 / split, weight, voxels, electron, to_water, state, row, charged, 1, photons, 0
                 )
                 weight *= split
             else:
                 push(photons, 0, p, u, v, w, energy, cell, 0.0)
                 n = 1
             traced[batch] += cascade(
-                n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, row, charged,
+                n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, row, charged,
                 photons,
             )  # fmt: skip
     return traced

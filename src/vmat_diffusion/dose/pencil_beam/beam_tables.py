@@ -17,13 +17,18 @@ from scipy.optimize import nnls
 from scipy.special import ive, ndtr
 
 from vmat_diffusion.dose.pencil_beam.kernels import electron_pencil, photon_pencil
-from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, LANES, OFF_AXIS_STEP_MM, SCALES_PER_UNIT
+from vmat_diffusion.dose.pencil_beam.loops import (
+    DEPTH_STEP_MM,
+    LANES,
+    OFF_AXIS_STEP_MM,
+    SCALES,
+    SCALES_PER_UNIT,
+)
 from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
 from vmat_diffusion.machine import BeamModel
 
 _DEPTH_MM = 500.0
 _RADIUS_MM = 500.0
-SCALES = np.geomspace(0.12, 2.5, 16)
 # Widths at the isocentre plane: a geometric series whose narrowest is one of these with the focal spot
 # added. Series and ratio are those that fit square fields of these half widths best at these depths.
 _KERNELS = 5
@@ -65,8 +70,8 @@ def _best_widths(beam: BeamModel) -> tuple[float, ...]:
     for narrow in _NARROWEST_MM:
         for ratio in _RATIOS:
             sigma = np.hypot(narrow, _focal_mm(beam)) * ratio ** np.arange(_KERNELS)
-            found = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
-            error = float(np.square(found / wanted - 1).mean())
+            fitted = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
+            error = float(np.square(fitted / wanted - 1).mean())
             if error < least:
                 best, least = tuple(float(s) for s in sigma), error
     return best
@@ -285,5 +290,5 @@ def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], 
     q = np.clip(1 - beam.softening_per_mm2 * radius_mm**2, softer[0], 1.0)
     cosine = 1 / np.sqrt(1 + (radius_mm / beam.sad_mm) ** 2)
     angular = cosine**2 if beam.angular == "isotropic" else 1 / cosine
-    horn = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
-    return horn * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)
+    number_ratio = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
+    return number_ratio * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)

@@ -14,9 +14,9 @@ from scipy import sparse
 from scipy.special import ndtr
 
 from vmat_diffusion.dose.delivery import Exposures
-from vmat_diffusion.dose.pencil_beam.beam_tables import SCALES, Tables, kernel_sigma_mm, tables
+from vmat_diffusion.dose.pencil_beam.beam_tables import Tables, kernel_sigma_mm, tables
 from vmat_diffusion.dose.pencil_beam.fluence import reach_mm
-from vmat_diffusion.dose.pencil_beam.loops import beamlets
+from vmat_diffusion.dose.pencil_beam.loops import SCALES, beamlets
 from vmat_diffusion.dose.pencil_beam.products import compact, join, transposed
 from vmat_diffusion.dose.pencil_beam.rays import trace_directions
 from vmat_diffusion.dose.tissue import Density, medium_at
@@ -100,7 +100,7 @@ def influence_matrix(
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
     blocks: list[Any] = [None] * n
-    found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
+    indices, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
     counts = np.empty(m, np.int64)
     for members, axes, rays in trace_directions(
         density, exposed, isocenter_mm, table.sad_mm, patient_position, progress=progress
@@ -111,15 +111,15 @@ def influence_matrix(
             while True:
                 beamlets(
                     relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
-                    counts, found, values,
+                    counts, indices, values,
                 )  # fmt: skip
-                if (longest := int(counts.max(initial=0))) <= found.shape[1]:
+                if (longest := int(counts.max(initial=0))) <= indices.shape[1]:
                     break
                 room = min(count, 2 * longest)
-                found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
+                indices, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
             pointer = np.concatenate([[0], np.cumsum(counts)])
             at, gy = np.empty(pointer[-1], np.int32), np.empty(pointer[-1], np.float32)
-            compact(pointer, found, values, at, gy)
+            compact(pointer, indices, values, at, gy)
             blocks[int(s)] = (pointer, at, gy * np.float32(beam.gy_per_mu))
     return _joined(blocks, m, count, columns, rows)
 

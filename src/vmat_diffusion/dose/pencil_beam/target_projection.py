@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from vmat_diffusion.dose.pencil_beam.beam_tables import SCALES, tables
-from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM
+from vmat_diffusion.dose.pencil_beam.beam_tables import tables
+from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, SCALES
 from vmat_diffusion.dose.pencil_beam.rays import DepthField, depth_field
 from vmat_diffusion.dose.tissue import Density
 from vmat_diffusion.errors import CaseError
@@ -55,15 +55,15 @@ def target_projection(
     source_points = (density.grid.points_mm(lit) - np.asarray(isocenter_mm)).astype(np.float32)
     level = (target_gy.ravel()[lit] / top).astype(np.float32)
     half_mm = 0.5 * float(np.linalg.norm(density.grid.spacing_mm)) / np.sqrt(3.0)
-    found = np.zeros((len(inside), 3), np.float32)
+    relative = np.zeros((len(inside), 3), np.float32)
     for angle in gantry_deg:
         axes = beam_axes(angle, 0.0, 0.0, patient_position)
         rays = depth_field(density, axes, isocenter_mm, beam.sad_mm)
         frame = np.stack([axes.x, axes.y, axes.to_source])
         view = _beams_eye_view(source_points, level, frame, beam.sad_mm, half_mm)
-        found += _relative_dose(points, rays, fall, view)
+        relative += _relative_dose(points, rays, fall, view)
     out = np.zeros((3, target_gy.size), np.float32)
-    out[:, inside] = found.T / len(gantry_deg)
+    out[:, inside] = relative.T / len(gantry_deg)
     return out.reshape(3, *target_gy.shape)
 
 
