@@ -26,10 +26,10 @@ from vmat_diffusion.case import Dose
 from vmat_diffusion.commissioning.beam_fit import absolute
 from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
 from vmat_diffusion.dicom.read import read_plan
-from vmat_diffusion.dose.fluence import exposures
-from vmat_diffusion.dose.influence_matrix import influence_matrix
-from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid, jaw_box
-from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.delivery import exposures, jaw_box
+from vmat_diffusion.dose.pencil_beam import PencilBeam
+from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
+from vmat_diffusion.dose.tissue import density_of, dose_grid
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Arc, Plan
@@ -98,7 +98,9 @@ def speed() -> dict[str, Any]:
 
     def matrix() -> None:
         made[:] = [
-            influence_matrix(machine, density, points, every, jaw_box(every), (0.0, 0.0, 0.0), max_gb=9)
+            influence_matrix(
+                machine, density, points, every, jaw_box(every), isocenter_mm=(0.0, 0.0, 0.0), max_gb=9
+            )
         ]
 
     matrix()

@@ -23,7 +23,7 @@ import numpy as np
 from computer import today
 
 from vmat_diffusion.dose.monte_carlo.engine import SPLIT, Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.source import Openings, frames, sampled
+from vmat_diffusion.dose.monte_carlo.source import Openings, Source, frames, photon_source
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.workflow import check_references
 
@@ -32,14 +32,14 @@ FIGURES = ROOT / "docs" / "benchmarks_monte_carlo.json"
 EGSNRC = "EGSnrc on one core of such a computer: 158 to 174 s to 2 % of the maximum."
 
 
-def water_cube() -> tuple[Phantom, tuple]:
+def water_cube() -> tuple[Phantom, Source]:
     """The set-up: 30 cm of water centred 50 mm behind the isocentre's plane, field 10 x 10 cm2."""
     edges = np.linspace(-150.0, 150.0, 101)
     shape = (100, 100, 100)
     zero = np.zeros(1)
     box = np.array([[-50.0, 50.0, -50.0, 50.0, -50.0, 50.0]])
     openings = Openings(box, np.ones(1), np.zeros(1, np.int64), frames(zero, zero, zero, "HFS"))
-    source = sampled(openings, load_machine("point_source").require_beam(), (0.0, 0.0, 0.0), 1000.0)
+    source = photon_source(openings, load_machine("point_source").require_beam(), (0.0, 0.0, 0.0), 1000.0)
     return Phantom(edges, edges + 50.0, edges, np.ones(shape), np.zeros(shape, np.uint8)), source
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     figures: dict[str, Any] = {"date": today(), "speed": speed()}
     folder = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "reference_dose"
     if folder.is_dir():
-        figures["cases"] = check_references(folder, uncertainty=0.01, max_minutes=minutes)["cases"]
+        figures["cases"] = check_references(folder, uncertainty=0.01, check_minutes=minutes)["cases"]
     else:
         print("Monte Carlo: no reference doses in VMAT_SHARED_DATA, speed only", file=sys.stderr)
         figures["cases"] = []

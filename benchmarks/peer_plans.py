@@ -28,8 +28,8 @@ from computer import stamp
 from peers import driver, environment, paragraph
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
-from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.pencil_beam import PencilBeam
+from vmat_diffusion.dose.tissue import density_of, dose_grid
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
 from vmat_diffusion.files import written_whole

@@ -21,11 +21,13 @@ from computer import today
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.goals import evaluate
 from vmat_diffusion.evaluate.ranking import goal_score
+from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
-from vmat_diffusion.workflow.predict import Prior, prior_of, read_input
-from vmat_diffusion.workflow.search_and_check import plans_for
+from vmat_diffusion.progress import silent
+from vmat_diffusion.workflow.predict import prior_of, read_input
+from vmat_diffusion.workflow.search_and_check import search_plan
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_priors.json"
@@ -40,10 +42,8 @@ def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
     start = time.perf_counter()
     source_case = read_input(source, PredictSettings(goals=settings.goals))
     case, sheet, machine = source_case.case, source_case.sheet, load_machine(settings.machine)
-    quiet = lambda stage, done, note: None  # noqa: E731
-    prior = Prior() if settings.prior == "goals" else prior_of(case, sheet, settings, quiet)
-    (one,) = plans_for(case, sheet, machine, settings, prior, quiet)
-    made = one.optimized
+    doses = () if settings.prior == "goals" else prior_of(case, sheet, settings, silent).doses
+    made = search_plan(Task(case, sheet, machine), settings, silent, target=doses[0] if doses else None)
     results = evaluate(sheet, case, made.dose)
     inside = {
         s.name: structure_dose_gy(made.dose, s, case.grid) for s in case.structures.values() if s.voxels
@@ -80,7 +80,7 @@ def main() -> None:
             if prior in plans.setdefault(name, {}):
                 continue
             settings = PlanSettings(
-                goals=GOALS, prior=prior, weights=asked.weights, max_minutes=asked.max_minutes
+                goals=GOALS, prior=prior, weights=asked.weights, search_minutes=asked.max_minutes
             )
             plans[name][prior] = planned(asked.data / f"{name}.npz", settings)
             with written_whole(asked.out) as part:

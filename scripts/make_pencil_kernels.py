@@ -23,7 +23,7 @@ from scipy.special import ndtr
 
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, PRIMARY, SCATTER
-from vmat_diffusion.dose.monte_carlo.source import Openings, frames, sampled
+from vmat_diffusion.dose.monte_carlo.source import Openings, frames, photon_source
 from vmat_diffusion.machine import load_machine
 
 PHOTON_MEV = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0, 1.4, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0)
@@ -64,9 +64,9 @@ def pencil_dose(
     openings = Openings(
         np.array([[-b, b, -b, b, -b, b]]), np.ones(1), np.zeros(1, np.int64), frames(zero, zero, zero, "HFS")
     )
-    source = sampled(openings, beam, (0.0, 0.0, 0.0), 1e5)
-    if electrons:
-        source[-1][12] = energy_mev  # one energy: the lowest of the spectrum is the highest
+    source = photon_source(openings, beam, (0.0, 0.0, 0.0), 1e5)
+    if electrons:  # one energy: the lowest of the spectrum is the highest
+        source = source._replace(electron_min_mev=energy_mev)
     run = simulate(
         water, source, uncertainty=1e-9, max_histories=HISTORIES, seed=1, part=part, batch_histories=1000
     )

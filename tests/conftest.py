@@ -6,10 +6,14 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from small_case import StandIn
 
 # Shapes and types in the signatures of these modules are enforced while testing; an int is a fine float.
 install_import_hook(
@@ -98,8 +102,8 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
-    """Installs a stand-in for the optimiser and the independent engine; see `replace_optimiser`."""
-    from small_case import replace_optimiser
+def optimiser() -> StandIn:
+    """A stand-in for the optimiser and the independent engine, to be handed in as `optimiser.tools`."""
+    from small_case import StandIn
 
-    return replace_optimiser(monkeypatch)
+    return StandIn()

@@ -1,16 +1,17 @@
-"""A case that reads in milliseconds, a plan for it, and a stand-in for the optimiser."""
+"""A case that reads in milliseconds, a plan for it, and a stand-in for optimiser and independent engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
+from vmat_diffusion.jobs.together import Job
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.workflow import PlanningTools
 
 UNIFORM_GY = 52.0
 
@@ -39,62 +40,71 @@ def open_arc(isocenter_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Plan
     return Plan((arc,), isocenter_mm, 25, "generic_6mv")
 
 
-def replace_optimiser(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., list[dict]]:
-    """A function that installs a stand-in: it hands over a given plan with a uniform dose, or fails.
+class StandIn:
+    """Stands in for the optimiser and the independent engine: `plan_case(..., tools=stand_in.tools)`.
 
-    It returns the list in which the stand-in notes its keyword arguments. The independent engine is
-    replaced by one that finds the uniform dose times each of `engine` in turn. Several plans are made one
-    after the other in this process, each on a third of the time.
+    Calling it says what the next runs do: the optimiser hands over `plan` with a uniform dose, after
+    `change(optimized, number_of_the_call)`, or fails; the engine finds the uniform dose times each of
+    `engine` in turn. It returns the list in which the optimiser notes its arguments. Several plans are made
+    one after the other in this process.
     """
-    import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.search_and_check as judging
-    import vmat_diffusion.workflow.search_and_check as optimising
-    from vmat_diffusion.jobs.together import Job
 
-    def one_by_one(jobs: list[Job], report: object) -> list[object]:
-        return [job.function(*job.arguments, report, **job.keywords) for job in jobs]
+    def __init__(self) -> None:
+        self.tools = PlanningTools(
+            self.optimize, lambda machine, settings, correction: self._engine, _in_turn
+        )
+        self()
 
-    def install(
+    def __call__(
+        self,
         plan: Plan | None = None,
         *,
         failing: BaseException | None = None,
         noise: str = "",
         engine: tuple[float, ...] = (1.0, 1.0, 1.0),
+        change: Callable[[SimpleNamespace, int], None] = lambda made, call: None,
     ) -> list[dict]:
-        calls: list[dict] = []
-        factors = list(engine)
+        self._plan, self._failing, self._noise, self._change = plan, failing, noise, change
+        self._factors = list(engine)
+        self._calls: list[dict] = []
+        return self._calls
 
-        def second(plan: Plan, case: Case, grid: Grid | None = None, progress: object = None) -> Dose:
-            assert grid is not None
-            gy = np.full(grid.shape, UNIFORM_GY * factors.pop(0), np.float32)
-            return Dose(grid, gy, provenance={"engine": "stand-in"})
+    def optimize(self, case: Case, sheet: object, machine: object, **keywords: object) -> SimpleNamespace:
+        from vmat_diffusion.optimize import Outcome
 
-        def optimize(case: Case, sheet: object, machine: object, **keywords: object) -> SimpleNamespace:
-            calls.append(keywords)
-            if noise:
-                print(noise)
-            if failing is not None:
-                raise failing
-            made = keywords["finalize"](plan or open_arc())
-            grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
-            return SimpleNamespace(
-                plan=made,
-                dose=Dose(
-                    grid, np.full(grid.shape, UNIFORM_GY, np.float32), provenance={"engine": "uniform"}
-                ),
-                conflicts=(),
-                outcome=package.Outcome.CONVERGED,
-                history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
-                fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
-                seconds={"dose": 0.0},
-            )
+        self._calls.append({"sheet": sheet, **keywords})
+        if self._noise:
+            print(self._noise)
+        if self._failing is not None:
+            raise self._failing
+        grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+        gy = np.full(grid.shape, UNIFORM_GY, np.float32)
+        made = SimpleNamespace(
+            plan=keywords["finalize"](self._plan or open_arc()),
+            dose=Dose(grid, gy, provenance={"engine": "uniform"}),
+            conflicts=(),
+            outcome=Outcome.CONVERGED,
+            history=({"stage": "test", "objective": 2.0}, {"stage": "test", "objective": 1.0}),
+            fluence={"ideal_mu": np.ones((2, 3, 4), np.float32)},
+            seconds={"dose": 0.0},
+        )
+        self._change(made, len(self._calls) - 1)
+        return made
 
-        monkeypatch.setattr(package, "optimize", optimize)
-        monkeypatch.setattr(optimising, "made_together", one_by_one)
-        monkeypatch.setattr(optimising, "turns_of", lambda jobs: 3)
-        monkeypatch.setattr(judging, "dose_engine", lambda name, machine, **settings: second)
-        return calls
+    def _engine(self, plan: Plan, case: Case, grid: Grid | None = None, progress: object = None) -> Dose:
+        assert grid is not None
+        gy = np.full(grid.shape, UNIFORM_GY * self._factors.pop(0), np.float32)
+        return Dose(grid, gy, provenance={"engine": "stand-in"})
 
-    return install
+
+def _in_turn(jobs: Sequence[Job], report: object) -> list[object]:
+    """Does the jobs in this process; None for those from an interrupt on."""
+    done: list[object] = []
+    for job in jobs:
+        try:
+            done.append(job.function(*job.arguments, report, **job.keywords))
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            break
+    return [*done, *[None] * (len(jobs) - len(done))]

@@ -19,11 +19,12 @@ from clock import report, timed
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom.read import read_plan
-from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.influence_matrix import InfluenceMatrix, influence_matrix
-from vmat_diffusion.dose.pencil_beam import PencilBeam, jaw_box
-from vmat_diffusion.dose.rays import density_of
-from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
+from vmat_diffusion.dose.pencil_beam import PencilBeam
+from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model
+from vmat_diffusion.dose.pencil_beam.influence_matrix import InfluenceMatrix, influence_matrix
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
@@ -62,7 +63,7 @@ def matrix(phantom: str, figures: str) -> None:
             angles, zero, zero, np.zeros((n, 2, 2, rows)), np.tile(box, (n, 2, 1)), np.ones(n)
         )
         density = density_of(case, grid)
-        return influence_matrix(machine, density, points, exposed, box, isocenter, max_gb=100.0)
+        return influence_matrix(machine, density, points, exposed, box, isocenter_mm=isocenter, max_gb=100.0)
 
     warm, _ = timed(lambda: build(gantry[:1]))
     seconds, built = timed(lambda: build(gantry))
@@ -114,7 +115,7 @@ def gradients(repeats: int, machine: Machine, plan: Plan, case: Case, gy: np.nda
     model = fluence_model(machine, jaw_box(exposed), STEP_MM)
     variables = [
         torch.tensor(values, dtype=torch.float32, requires_grad=True)
-        for values in (exposed.leaves_mm[..., model.strips], exposed.jaws_mm, exposed.mu)
+        for values in (exposed.leaves_mm[..., model.rows], exposed.jaws_mm, exposed.mu)
     ]
     inside = np.flatnonzero(case.body.mask)
     count = math.ceil(len(inside) * len(exposed.mu) * BYTES / (PART_GB * 1e9))
@@ -122,7 +123,7 @@ def gradients(repeats: int, machine: Machine, plan: Plan, case: Case, gy: np.nda
 
     def tabulate(part: np.ndarray) -> SampledDose:
         points = case.grid.points_mm(part)
-        return sampled_dose(machine, density, points, exposed, model, plan.isocenter_mm)
+        return sampled_dose(machine, density, points, exposed, model, isocenter_mm=plan.isocenter_mm)
 
     def gradient(sampled: SampledDose) -> np.ndarray:
         for tensor in variables:

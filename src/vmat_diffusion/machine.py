@@ -126,8 +126,8 @@ class BeamModel:
     numbers in bins that end at `spectrum_upper_mev`. A share of the photons starts from a Gaussian of
     `head_sigma_mm` in a plane `head_distance_mm` below the target, the others from a Gaussian of
     `focal_sigma_mm` at the target. At radius r of the isocentre plane energies fall by
-    `1 - softening r^2` and numbers are multiplied by `horn(r)`. Contaminant electrons start from the head's
-    plane with their own spread and an exponential spectrum.
+    `1 - softening r^2` and numbers are multiplied by the off-axis ratio `horn(r)`. Contaminant electrons
+    start from the head's plane with their own spread and an exponential spectrum.
     """
 
     energy: str
@@ -198,14 +198,14 @@ class Machine:
         return self.beam
 
     def row_edges_mm(self) -> NDArray[np.float64]:
-        """Edges of the strips in which no leaf boundary of any layer lies, ascending."""
+        """Edges in mm of the leaf rows, ascending: the leaf boundaries of all layers together."""
         edges = np.concatenate([np.asarray(la.boundaries_mm) for la in self.mlc.layers])
         return np.unique(np.round(edges, 6))
 
     def row_pairs(self) -> NDArray[np.intp]:
-        """For each strip of `row_edges_mm` and each layer the leaf pair above it, -1 where none.
+        """The leaf pair of each layer in each leaf row between `row_edges_mm`, -1 where there is none.
 
-        Shape `(strips, layers)`; pairs are numbered through all layers, as in `Arc.leaves_mm`.
+        Shape `(rows, layers)`; pairs are numbered through all layers, as in `Arc.leaves_mm`.
         """
         edges = self.row_edges_mm()
         middle = (edges[1:] + edges[:-1]) / 2

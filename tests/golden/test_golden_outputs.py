@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_case import open_arc
+from small_case import StandIn, open_arc
 
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.geometry import Grid, sample
@@ -47,11 +46,11 @@ def keys(node: Any) -> Any:
     return type(node).__name__
 
 
-def test_form_of_a_run_s_files(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], golden: Any
-) -> None:
+def test_form_of_a_run_s_files(case_folder: Path, tmp_path: Path, optimiser: StandIn, golden: Any) -> None:
     optimiser()
-    run = plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"))
+    run = plan_case(
+        case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"), tools=optimiser.tools
+    )
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     record["program"]["git"] = record["program"]["git"] or ""
     with (tmp_path / "out" / "control_points.csv").open(newline="") as stream:

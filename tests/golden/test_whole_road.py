@@ -8,13 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vmat_diffusion.case import Case
+from vmat_diffusion.dicom.read import read_dose, read_plan
 from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dose import PencilBeam
+from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.optimize import Optimized, optimize
 from vmat_diffusion.phantom import phantom
+from vmat_diffusion.plan import violations
+from vmat_diffusion.qa import plan_differences
+from vmat_diffusion.workflow import FILES, PlanningTools, plan_case, plan_settings
 
 PROGRAM = (sys.executable, "-m", "vmat_diffusion")
 # What the project promises on two CPU cores.
@@ -57,6 +68,37 @@ def doses_gy(case: Path, out: Path) -> dict[str, dict[str, float]]:
     command = [*PROGRAM, "dvh", "--case", case, "--dose", out / "RD.dcm", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {row["structure"]: row for row in json.loads(done.stdout)["structures"]}
+
+
+def short_search(case: Case, sheet: GoalSheet, machine: Machine, **options: Any) -> Optimized:
+    """The project's optimiser with a tenth of its iterations at every second control point."""
+    options["settings"] = replace(options["settings"], effort=0.1, spacing_deg=4.0)
+    return optimize(case, sheet, machine, **options)
+
+
+@pytest.mark.timeout(300)
+def test_a_small_case_goes_the_whole_road_in_a_minute(case_folder: Path, tmp_path: Path) -> None:
+    """Real optimiser, both engines, real files, coarse: what is written is what was judged."""
+    gate = tmp_path / "gate.toml"
+    gate.write_text("uncertainty_percent = 10.0\n")
+    settings = plan_settings(
+        goals="tg119_cshape_easy", arcs=1, grid_mm=6.0, normalize_gy=51.0, uncertainty=0.08, gate=str(gate)
+    )
+    start = time.process_time()
+    run = plan_case(case_folder, tmp_path / "out", settings, tools=PlanningTools(optimizer=short_search))
+    assert time.process_time() - start < 60
+    assert run.passed, run.verdict.failed
+    assert run.violations == () and run.outcome != "INTERRUPTED"
+    assert {c.name for c in run.verdict.checks} >= {"files agree", "gamma 3 %/3 mm", "required goals"}
+    assert run.check is not None and run.check.provenance["engine"] == "monte-carlo"
+    assert {f.name for f in (tmp_path / "out").iterdir()} == set(FILES)
+    # Whoever reads the files finds this plan, and the dose that the fast engine finds for it.
+    plan, dose = read_plan(tmp_path / "out" / "RP.dcm"), read_dose(tmp_path / "out" / "RD.dcm")
+    assert plan_differences(run.plan, plan) == [] and not violations(plan, run.task.machine)
+    assert dose.provenance["plan_uid"] == plan.provenance["sop_instance_uid"]
+    again = PencilBeam(run.task.machine)(plan, run.task.case, dose.grid)
+    np.testing.assert_allclose(dose.gy, again.gy, atol=1e-3 * again.gy.max())
+    assert doses_gy(case_folder, tmp_path / "out")["PTV"]["d95_gy"] == pytest.approx(51.0, abs=0.05)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import write_dose, write_plan
+from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     machine = load_machine("generic_6mv")
     assert case.prescription is not None
     folder = root / "case"
-    plan = write_plan(
+    plan = write_unjudged_plan(
         folder / "RP.dcm", two_arcs(case, machine), case, machine, prescription=case.prescription
     )
     grid = Grid((12, 20, 24), (3.0, 3.0, 2.5), (-36.1, -30.2, -15.3))

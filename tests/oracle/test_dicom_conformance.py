@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.dicom.write import write_dose, write_plan
+from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     case = as_study(folder / "case", phantom("tg119_cshape"))
     machine = load_machine("generic_6mv")
     assert case.prescription is not None
-    plan = write_plan(
+    plan = write_unjudged_plan(
         folder / "RP.dcm", two_arcs(case, machine), case, machine, prescription=case.prescription
     )
     rng = np.random.default_rng(0)

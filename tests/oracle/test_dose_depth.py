@@ -15,8 +15,8 @@ from water import block
 
 from vmat_diffusion.case import Case, density_g_cm3
 from vmat_diffusion.dose import dose_grid
-from vmat_diffusion.dose.materials import electron_density
-from vmat_diffusion.dose.rays import Density, density_of, depth_field
+from vmat_diffusion.dose.pencil_beam.rays import depth_field
+from vmat_diffusion.dose.tissue import Density, density_of, electron_density
 from vmat_diffusion.geometry import Grid, beam_axes, project, source_position_mm
 
 ISOCENTER = (6.0, -8.0, 10.0)

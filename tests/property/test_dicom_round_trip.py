@@ -14,7 +14,7 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_plan
+from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_unjudged_plan
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
@@ -94,7 +94,9 @@ def test_a_plan_reads_back_as_written(data: st.DataObject, case: Case, machine: 
     assume(violations(expected, machine) == [])
     assert case.prescription is not None
     with tempfile.TemporaryDirectory() as folder:
-        path = write_plan(Path(folder) / "RP.dcm", plan, case, machine, prescription=case.prescription)
+        path = write_unjudged_plan(
+            Path(folder) / "RP.dcm", plan, case, machine, prescription=case.prescription
+        )
         found = read_plan(path, machine)
     assert violations(found, machine) == []
     assert found.isocenter_mm == pytest.approx(expected.isocenter_mm, abs=1e-9)
@@ -126,7 +128,7 @@ def test_recomputing_the_written_plan_gives_the_written_dose(tmp_path: Path, mac
     case = replace(read_case(tmp_path / "case"), prescription=Prescription(25, {"PTV": 50.0}))
     assert case.prescription is not None
     plan = as_written(two_arcs(case, machine, step_deg=15.0))
-    plan_file = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    plan_file = write_unjudged_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
     engine, grid = PencilBeam(machine), case.grid.around((-60, -60, -60), (60, 60, 60), (4.0, 4.0, 4.0))
     write_dose(tmp_path / "RD.dcm", engine(plan, case, grid), case, plan_file=plan_file)
     stored = read_dose(tmp_path / "RD.dcm")

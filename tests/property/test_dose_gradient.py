@@ -10,17 +10,17 @@ import torch
 from synthetic_plans import conformal_arc
 
 from vmat_diffusion.dose import dose_grid
-from vmat_diffusion.dose.fluence import (
+from vmat_diffusion.dose.delivery import exposures
+from vmat_diffusion.dose.pencil_beam.fluence import (
     FluenceModel,
     convolved_fluence,
-    exposures,
     fluence_model,
     jaw_parts,
     opening,
     opening_in_torch,
 )
-from vmat_diffusion.dose.rays import density_of
-from vmat_diffusion.dose.sampled import SampledDose, gathered_in_torch, sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, gathered_in_torch, sampled_dose
+from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Plan
@@ -48,17 +48,19 @@ def sampled() -> tuple[SampledDose, FluenceModel]:
     assert len(exposed.mu) == len(MOTION_MM)
     model = fluence_model(MACHINE, BOX, 2.0)
     points = grid.points_mm(chosen)
-    found = sampled_dose(MACHINE, density, points, exposed, model, (0.0, 0.0, 0.0), dtype=np.float64)
+    found = sampled_dose(
+        MACHINE, density, points, exposed, model, isocenter_mm=(0.0, 0.0, 0.0), dtype=np.float64
+    )
     return found, model
 
 
 def apertures(model: FluenceModel, *, at_borders: bool) -> Arrays:
     """Leaves, jaws and MU; at borders, leaf ends start at nodes or on an X jaw, and Y1 on a leaf's border."""
     rng = np.random.default_rng(7)
-    n, strips = len(MOTION_MM), model.strips.stop - model.strips.start
-    leaves = np.empty((n, 2, 2, strips))
-    leaves[:, 0, 0] = rng.uniform(-40, -2, (n, strips))
-    leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(4, 40, (n, strips))
+    n, rows = len(MOTION_MM), model.rows.stop - model.rows.start
+    leaves = np.empty((n, 2, 2, rows))
+    leaves[:, 0, 0] = rng.uniform(-40, -2, (n, rows))
+    leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(4, 40, (n, rows))
     jaws = np.tile([-55.0, 52.0, *Y_JAWS], (n, 2, 1))
     if at_borders:
         shift = np.array([-1, 1])[:, None] * model.gap_offset_mm / 2
@@ -67,7 +69,7 @@ def apertures(model: FluenceModel, *, at_borders: bool) -> Arrays:
         leaves[:, 0, 0, ::5] = jaws[:, 0, :1] - shift[0]
     else:
         jaws += rng.uniform(0.1, 1, jaws.shape)
-    leaves[:, 1] = leaves[:, 0] + MOTION_MM[:, None, None] * rng.uniform(-1, 1, (n, 2, strips))
+    leaves[:, 1] = leaves[:, 0] + MOTION_MM[:, None, None] * rng.uniform(-1, 1, (n, 2, rows))
     return tuple(torch.tensor(a) for a in (leaves, jaws, rng.uniform(0.5, 5, n)))  # type: ignore[return-value]
 
 
@@ -107,7 +109,7 @@ def test_dose_gradients_equal_central_differences(
     found = torch.autograd.grad(function(*(a.requires_grad_() for a in arrays)), arrays)
     assert all(g.dtype == torch.float64 for g in found)
     rng = np.random.default_rng(11)
-    on_jaw = [(s, 0, 0, strip) for s in range(len(mu)) for strip in (5, 15)]
+    on_jaw = [(s, 0, 0, row) for s in range(len(mu)) for row in (5, 15)]
     chosen = [np.unravel_index(p, leaves.shape) for p in rng.choice(leaves.numel(), 12, replace=False)]
     jaw = [(s, s % 2, k) for s in range(len(mu)) for k in range(jaws.shape[2])]
     places = [[*on_jaw, *chosen], jaw, list(np.ndindex(*mu.shape))]

@@ -11,10 +11,11 @@ from synthetic_plans import conformal_arc
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import PencilBeam, dose_grid
-from vmat_diffusion.dose.fluence import Exposures, FluenceModel, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.pencil_beam import jaw_box
-from vmat_diffusion.dose.rays import density_of, same_beam_direction
-from vmat_diffusion.dose.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, convolved_fluence, fluence_model
+from vmat_diffusion.dose.pencil_beam.rays import same_beam_direction
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
@@ -55,13 +56,14 @@ def sampled(case: Case, plan: Plan, grid: Grid) -> tuple[SampledDose, FluenceMod
     exposed = exposures(plan, MACHINE)
     model = fluence_model(MACHINE, jaw_box(exposed), STEP_MM)
     points = grid.points_mm(chosen)
-    return sampled_dose(MACHINE, density, points, exposed, model, plan.isocenter_mm), model, exposed, chosen
+    found = sampled_dose(MACHINE, density, points, exposed, model, isocenter_mm=plan.isocenter_mm)
+    return found, model, exposed, chosen
 
 
 def field(model: FluenceModel, exposed: Exposures) -> torch.Tensor:
     return convolved_fluence(
         model,
-        torch.as_tensor(exposed.leaves_mm[..., model.strips], dtype=torch.float32),
+        torch.as_tensor(exposed.leaves_mm[..., model.rows], dtype=torch.float32),
         torch.as_tensor(exposed.jaws_mm, dtype=torch.float32),
         torch.as_tensor(exposed.mu, dtype=torch.float32),
     )
@@ -103,7 +105,7 @@ def test_the_transpose_is_the_adjoint(sampled: tuple) -> None:
 def test_dose_gradient_in_leaves_equals_finite_differences(sampled: tuple) -> None:
     """Through fluence and influence together, in float32 with steps of 0.1 mm."""
     influence, model, exposed, _ = sampled
-    leaves = torch.as_tensor(exposed.leaves_mm[..., model.strips], dtype=torch.float32).requires_grad_()
+    leaves = torch.as_tensor(exposed.leaves_mm[..., model.rows], dtype=torch.float32).requires_grad_()
     jaws, mu = (torch.as_tensor(a, dtype=torch.float32) for a in (exposed.jaws_mm, exposed.mu))
 
     def total(positions: torch.Tensor) -> torch.Tensor:

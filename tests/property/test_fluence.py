@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from vmat_diffusion.dose.fluence import (
+from vmat_diffusion.dose.delivery import exposures
+from vmat_diffusion.dose.pencil_beam.fluence import (
     FluenceModel,
     convolved_fluence,
-    exposures,
     fluence_model,
     jaw_parts,
     nodes,
@@ -26,7 +26,7 @@ from vmat_diffusion.plan import Arc, Plan
 MACHINE = load_machine("generic_6mv")
 BOX = (-40.0, 40.0, -30.0, 30.0)
 MODEL = fluence_model(MACHINE, BOX, 2.5)
-STRIPS = MODEL.strips.stop - MODEL.strips.start
+ROWS = MODEL.rows.stop - MODEL.rows.start
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -34,15 +34,15 @@ Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def apertures(seed: int, motion_mm: float, *, on_nodes: bool = False, n: int = 2) -> Arrays:
     """Leaves, jaws and MU of n exposures, in float64; leaves clear of the jaws."""
     rng = np.random.default_rng(seed)
-    leaves = np.empty((n, 2, 2, STRIPS))
-    leaves[:, 0, 0] = rng.uniform(-30, -2, (n, STRIPS))
-    leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(1, 30, (n, STRIPS))
+    leaves = np.empty((n, 2, 2, ROWS))
+    leaves[:, 0, 0] = rng.uniform(-30, -2, (n, ROWS))
+    leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(1, 30, (n, ROWS))
     if on_nodes:  # leaf ends, after the gap offset, stand exactly at nodes
         at = MODEL.u.position_mm
         shift = np.array([-1, 1])[:, None] * MODEL.gap_offset_mm / 2
         nearest = np.abs(at - (leaves[:, 0] + shift)[..., None]).argmin(axis=-1)
         leaves[:, 0] = at[nearest] - shift
-    leaves[:, 1] = leaves[:, 0] + rng.uniform(-motion_mm, motion_mm, (n, 2, STRIPS))
+    leaves[:, 1] = leaves[:, 0] + rng.uniform(-motion_mm, motion_mm, (n, 2, ROWS))
     jaws = np.tile([-37.0, 36.0, -27.0, 23.0], (n, 2, 1)) + rng.uniform(-1, 1, (n, 2, 4))
     mu = rng.uniform(0.5, 5, n)
     return tuple(torch.tensor(a, dtype=torch.float64) for a in (leaves, jaws, mu))  # type: ignore[return-value]
@@ -121,7 +121,7 @@ def test_blurred_aperture_equals_a_blurred_raster() -> None:
     centre = np.arange(-half + pixel / 2, half, pixel)
     raster = np.zeros((len(centre), len(centre)), np.float32)
     x1, x2, y1, y2 = jaws[0, 0].numpy()
-    for k in range(STRIPS):
+    for k in range(ROWS):
         low, high = max(model.row_edges_mm[k], y1), min(model.row_edges_mm[k + 1], y2)
         row = ((centre > low) & (centre < high))[:, None]
         a, b = leaves[0, 0, :, k].numpy()

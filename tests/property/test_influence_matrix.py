@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vmat_diffusion.dose.fluence import Exposures
-from vmat_diffusion.dose.influence_matrix import InfluenceMatrix, influence_matrix
-from vmat_diffusion.dose.pencil_beam import dose_grid, point_dose
-from vmat_diffusion.dose.rays import Density, density_of, medium_at
+from vmat_diffusion.dose.delivery import Exposures
+from vmat_diffusion.dose.pencil_beam import point_dose
+from vmat_diffusion.dose.pencil_beam.influence_matrix import InfluenceMatrix, influence_matrix
+from vmat_diffusion.dose.tissue import Density, density_of, dose_grid, medium_at
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
@@ -31,9 +31,9 @@ def apertures(machine: Machine) -> tuple[Exposures, np.ndarray]:
     rng = np.random.default_rng(3)
     edges = machine.row_edges_mm()
     inside = (edges[:-1] >= BOX[2]) & (edges[1:] <= BOX[3])
-    n, strips, columns = len(GANTRY), len(edges) - 1, 16
-    first = rng.integers(0, 8, (n, strips))
-    last = first + rng.integers(0, 9, (n, strips))
+    n, rows, columns = len(GANTRY), len(edges) - 1, 16
+    first = rng.integers(0, 8, (n, rows))
+    last = first + rng.integers(0, 9, (n, rows))
     leaves = BOX[0] + 5.0 * np.stack([first, last], axis=1)
     mu = rng.uniform(5.0, 20.0, n)
     open_ = (np.arange(columns) >= first[..., None]) & (np.arange(columns) < last[..., None])
@@ -57,7 +57,7 @@ def chosen() -> tuple[Density, np.ndarray]:
 @pytest.fixture(scope="module")
 def built(chosen: tuple) -> InfluenceMatrix:
     exposed, _ = apertures(opaque())
-    return influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0))
+    return influence_matrix(opaque(), *chosen, exposed, BOX, isocenter_mm=(0.0, 0.0, 0.0))
 
 
 def test_matrix_times_fluence_is_the_engine_s_dose(chosen: tuple, built: InfluenceMatrix) -> None:
@@ -82,7 +82,7 @@ def test_the_transpose_is_the_same_matrix(built: InfluenceMatrix) -> None:
 
 def test_a_lower_cut_keeps_more_entries_and_the_same_sum(chosen: tuple, built: InfluenceMatrix) -> None:
     exposed, _ = apertures(opaque())
-    fuller = influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), cut=0.002)
+    fuller = influence_matrix(opaque(), *chosen, exposed, BOX, isocenter_mm=(0.0, 0.0, 0.0), cut=0.002)
     assert fuller.matrix.nnz > 1.5 * built.matrix.nnz
     ones = np.ones(built.matrix.shape[1])
     few, many = built.matrix @ ones, fuller.matrix @ ones
@@ -94,7 +94,9 @@ def test_memory_is_announced_and_capped(chosen: tuple, built: InfluenceMatrix) -
     exposed, _ = apertures(opaque())
     heard: list[str] = []
     with pytest.raises(InputError, match=r"above the limit of 0.01 GB.*--max-gb"):
-        influence_matrix(opaque(), *chosen, exposed, BOX, (0.0, 0.0, 0.0), max_gb=0.01, announce=heard.append)
+        influence_matrix(
+            opaque(), *chosen, exposed, BOX, isocenter_mm=(0.0, 0.0, 0.0), max_gb=0.01, announce=heard.append
+        )
     assert heard and "1500 voxels x 4608 beamlets" in heard[0]
     expected = float(heard[0].split("about ")[1].split()[0])
     # An estimate from above: points outside the beam have few entries.
@@ -104,7 +106,7 @@ def test_memory_is_announced_and_capped(chosen: tuple, built: InfluenceMatrix) -
 def test_a_box_without_area_is_refused(chosen: tuple) -> None:
     exposed, _ = apertures(opaque())
     with pytest.raises(InputError, match="no area"):
-        influence_matrix(opaque(), *chosen, exposed, (10.0, 10.0, -30.0, 30.0), (0.0, 0.0, 0.0))
+        influence_matrix(opaque(), *chosen, exposed, (10.0, 10.0, -30.0, 30.0), isocenter_mm=(0.0, 0.0, 0.0))
 
 
 def test_rows_longer_than_usual_are_kept_whole() -> None:
@@ -115,10 +117,10 @@ def test_rows_longer_than_usual_are_kept_whole() -> None:
     )
     deep, box = np.array([[0.0, 120.0, 0.0], [20.0, 140.0, -20.0]]), (-100.0, 100.0, -100.0, 100.0)
     one, jaws = np.zeros(1), np.tile(np.array(box), (1, 2, 1))
-    strips = len(machine.row_edges_mm()) - 1
-    open_field = np.broadcast_to(np.array([[-100.0], [100.0]]), (1, 2, 2, strips)).copy()
+    rows = len(machine.row_edges_mm()) - 1
+    open_field = np.broadcast_to(np.array([[-100.0], [100.0]]), (1, 2, 2, rows)).copy()
     exposed = Exposures(one, one, one, open_field, jaws, np.ones(1))
-    built = influence_matrix(machine, water, deep, exposed, box, (0.0, 0.0, 0.0), beamlet_mm=2.5)
+    built = influence_matrix(machine, water, deep, exposed, box, isocenter_mm=(0.0, 0.0, 0.0), beamlet_mm=2.5)
     assert np.diff(built.matrix.indptr).max() > 384
     # The last beamlet of the row, in a far corner, stands for none but itself and some sampled ones.
     row = built.matrix[0]

@@ -7,19 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from vmat_diffusion.dose.materials import (
-    ECUT,
-    ELECTRON_MEV,
-    attenuation,
-    energy_grid,
-    media,
-    tables,
-)
+from vmat_diffusion.dose.monte_carlo.cross_sections import ECUT, energy_grid, tables
 from vmat_diffusion.dose.monte_carlo.electrons import HARD, LOSS, MOLLER, brems_energy, moller
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.photons import compton
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded
-from vmat_diffusion.dose.monte_carlo.source import Openings, frames, sampled
+from vmat_diffusion.dose.monte_carlo.source import Openings, frames, photon_source
+from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
 from vmat_diffusion.machine import load_machine
 
 
@@ -35,7 +29,7 @@ def beam(energy_mev, half_mm=50.0):
         spectrum_upper_mev=(energy_mev,),
         spectrum_number=(1.0,),
     )
-    return sampled(openings, line, (0.0, 0.0, 0.0), 1000.0), float(openings.area_cm2[0])
+    return photon_source(openings, line, (0.0, 0.0, 0.0), 1000.0), float(openings.area_cm2[0])
 
 
 def water(x, y, z):

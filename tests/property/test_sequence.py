@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vmat_diffusion.optimize.sequence import above, below, deliverable, lipschitz, sweep
+from vmat_diffusion.optimize.sequence import lipschitz, lower_envelope, project_leaves, sweep, upper_envelope
 
 POSITIONS = hnp.arrays(
     np.float64, st.tuples(st.integers(2, 12), st.just(2), st.integers(1, 5)), elements=st.floats(-150, 150)
@@ -29,7 +29,7 @@ def test_a_trajectory_within_the_limit_stays_where_it_is(positions):
 @given(POSITIONS, st.floats(0.5, 30))
 def test_deliverable_leaves_keep_travel_gap_and_range_together(positions, reach):
     gap, low, high = 0.6, -70.0, 60.0
-    leaves = deliverable(positions, np.full(len(positions) - 1, reach), gap, low, high)
+    leaves = project_leaves(positions, np.full(len(positions) - 1, reach), gap, low, high)
     assert np.abs(np.diff(leaves, axis=0)).max() <= reach + 1e-9
     assert (leaves[:, 1] - leaves[:, 0]).min() >= gap - 1e-9
     assert leaves.min() >= low - 1e-9 and leaves.max() <= high + 1e-9
@@ -41,8 +41,11 @@ def test_deliverable_leaves_stay_in_a_range_that_moves_no_faster(positions, reac
     gap, n = 0.6, len(positions)
     steps = np.full(n - 1, reach)
     wild = np.random.default_rng(seed).uniform(-80, 80, (2, n, 1))
-    low, high = below(np.minimum(wild[0], -5.0), steps), above(np.maximum(wild[1], 5.0), steps)
-    leaves = deliverable(positions, steps, gap, low, high)
+    low, high = (
+        lower_envelope(np.minimum(wild[0], -5.0), steps),
+        upper_envelope(np.maximum(wild[1], 5.0), steps),
+    )
+    leaves = project_leaves(positions, steps, gap, low, high)
     assert np.abs(np.diff(leaves, axis=0)).max() <= reach + 1e-9
     assert (leaves[:, 1] - leaves[:, 0]).min() >= gap - 1e-9
     assert (leaves - low[:, None]).min() >= -1e-9 and (high[:, None] - leaves).min() >= -1e-9

@@ -162,8 +162,8 @@ STACKED = HEAD[: HEAD.index("[[mlc.layers]]")] + "".join(
 )
 
 
-def test_strips_of_two_stacked_layers_lie_between_all_leaf_boundaries() -> None:
-    """Two layers offset by half a leaf: each strip lies behind one leaf of each, numbered through."""
+def test_leaf_rows_of_two_stacked_layers_lie_between_all_leaf_boundaries() -> None:
+    """Two layers offset by half a leaf: each leaf row lies behind one leaf of each, numbered through."""
     machine = parse_machine(STACKED, "stacked")
     assert machine.mlc.pairs == 9
     assert machine.row_edges_mm().tolist() == [-25, -20, -15, -10, -5, 0, 5, 10, 15, 20, 25]

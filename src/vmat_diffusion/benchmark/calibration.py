@@ -50,6 +50,7 @@ def spread_of(
     reference_gy: NDArray,
     regression_gy: NDArray,
     samples_gy: Sequence[NDArray],
+    *,
     possible_dose: Mask,
     structures: Mapping[str, tuple[bool, Mask]],
     voxel_cc: float,

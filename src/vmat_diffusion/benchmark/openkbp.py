@@ -13,22 +13,22 @@ import numpy as np
 from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.boosting import VoxelModel, fit_voxels
 from vmat_diffusion.benchmark.calibration import Spread, coverage, fit_spread, reliability
-from vmat_diffusion.benchmark.journal import (
-    Journal,
+from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
+from vmat_diffusion.benchmark.openkbp_patient import (
+    REGRESSION,
     PatientResult,
-    check_places,
+    PredictionTask,
     claim_places,
     is_published,
-    journal_path,
+    judge_patient,
     publish,
 )
-from vmat_diffusion.benchmark.openkbp_patient import REGRESSION, Task, judge_patient
 from vmat_diffusion.benchmark.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
+from vmat_diffusion.benchmark.settings import BenchmarkSettings, SteeringRequest
 from vmat_diffusion.benchmark.statistics import Interval
-from vmat_diffusion.benchmark.steering import Steer, Steered, check_organs, steering_table
+from vmat_diffusion.benchmark.steering import SteeringResult, check_organs, steering_table
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import patients_of_split, read_openkbp
-from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.diffusion.case_prediction import choose_device
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
@@ -41,49 +41,6 @@ from vmat_diffusion.workflow.run_files import write_json
 
 # What the result of a patient depends on, beside the weights and what is asked for.
 _KEPT = ("samples", "steps", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """What is predicted and scored.
-
-    `patients` are the numbers that are taken of the split, all without it. With `samples` the mean of so
-    many is scored beside the regression and one sample. The factor on the spread of the samples is fitted on
-    the patients `fit_spread`, and judged on the others. Each of `steer` is asked of the first `steer_cases`
-    patients of whom it can be. With `boosting` trees are fitted to `boosting_cases` of the split train in
-    `train_data`, or in `data`, and scored as well.
-    """
-
-    data: Path
-    split: Split = "validation"
-    weights: str = "shipped"
-    samples: int = 0
-    steps: int = 8
-    seed: int = 0
-    gamma: bool = True
-    patients: tuple[int, ...] | None = None
-    fit_spread: tuple[int, ...] = ()
-    steer: tuple[Steer, ...] = ()
-    steer_cases: int = 10
-    boosting: bool = False
-    boosting_cases: int = 60
-    train_data: Path | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("samples", self.samples, 0, 64),
-            ("steps", self.steps, 1, 1000),
-            ("seed", self.seed, 0, 2**32 - 1),
-            ("boosting cases", self.boosting_cases, 1, 10_000),
-            ("cases to steer", self.steer_cases, 1, 1000),
-        ):
-            if not low <= value <= high:
-                raise InputError(f"benchmark: {name} {value} is outside {low} to {high}; choose one of these")
-        if self.fit_spread and self.samples < 2:
-            raise InputError(
-                f"benchmark: {self.samples} samples have no spread that could be fitted; ask for 8 samples"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +59,7 @@ class BenchmarkResult:
         return [p.scores for p in self.patients if p.scores.ways]
 
     @property
-    def steered(self) -> list[Steered]:
+    def steered(self) -> list[SteeringResult]:
         """What became of all that was asked for."""
         return [one for p in self.patients for one in p.steered]
 
@@ -205,7 +162,7 @@ def benchmark_openkbp(
     model.require_samples(settings.samples)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
-    task = Task(
+    task = PredictionTask(
         model=model,
         sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
         gamma=settings.gamma,
@@ -274,10 +231,10 @@ def _boosting(settings: BenchmarkSettings, model: DoseModel, report: Progress) -
     return fitted
 
 
-def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[Steer]:
+def _still_asked(settings: BenchmarkSettings, results: Sequence[PatientResult]) -> list[SteeringRequest]:
     """What has not been asked of enough patients yet."""
 
-    def patients(one: Steer) -> int:
+    def patients(one: SteeringRequest) -> int:
         asked = (one.organ, one.change_gy)
         return sum(asked in {(s.organ, s.asked_gy) for s in r.steered} for r in results)
 

@@ -17,7 +17,9 @@ from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.evaluate.openkbp import dvh_points
 
 Points = Mapping[str, Mapping[str, float]]
-COVERAGE = "D95"
+COVERAGE, MEAN = "D95", "mean"
+# The last decimal of the challenge's doses: scaled to the same coverage, doses differ by rounding.
+_EQUAL_GY = 1e-3
 
 # Lower limits of targets and upper limits of organs in Gy, as `plan_criteria_dict` of the published code of
 # Babier et al., Phys Med Biol 67:185012 (2022), github.com/ababier/open-kbp-opt, has them.
@@ -65,6 +67,16 @@ class PlanComparison:
     planned: JudgedDose
     matched: JudgedDose
     clinical: JudgedDose
+
+
+@dataclass(frozen=True)
+class CriterionCount:
+    """In how many patients a criterion is met by the plan at matched coverage, as planned, and clinically."""
+
+    patients: int
+    matched: int
+    planned: int
+    clinical: int
 
 
 def compare_plan(planned: Dose, clinical: Dose, case: Case, sheet: GoalSheet) -> PlanComparison:
@@ -130,21 +142,6 @@ def _on_points(points: Points, case: Case) -> dict[str, Criterion]:
         met = value >= limit if target else value <= limit
         out[f"{name} {statement} {'>=' if target else '<='} {limit:g} Gy"] = Criterion(value, met)
     return out
-
-
-MEAN = "mean"
-# The last decimal of the challenge's doses: scaled to the same coverage, doses differ by rounding.
-_EQUAL_GY = 1e-3
-
-
-@dataclass(frozen=True)
-class CriterionCount:
-    """In how many patients a criterion is met by the plan at matched coverage, as planned, and clinically."""
-
-    patients: int
-    matched: int
-    planned: int
-    clinical: int
 
 
 def metric_table(compared: Sequence[PlanComparison]) -> dict[str, dict[str, Paired]]:

@@ -18,22 +18,23 @@ from vmat_diffusion.benchmark.plan_comparison import (
     metric_table,
     organ_change,
 )
-from vmat_diffusion.benchmark.plans_tables import (
+from vmat_diffusion.benchmark.plans_patient import (
     CASES,
     PLANS,
     Level,
     PlannedPatient,
     plan_patient,
     read_plannable,
-    write_results,
 )
+from vmat_diffusion.benchmark.plans_tables import write_results
 from vmat_diffusion.benchmark.statistics import pooled_median
 from vmat_diffusion.dataset.openkbp import GOALS, patients_of_split
 from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import unexpected
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow import PlanningTools
 from vmat_diffusion.workflow.provenance import git_revision
 from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -131,18 +132,20 @@ def benchmark_plans(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    tools: PlanningTools | None = None,
     progress: Progress | None = None,
 ) -> PlansResult:
     """Plan patients, compare each plan with the clinical dose, and write tables and box plots into `out`.
 
     A patient without CT or clinical dose is left out and named; one whose planning fails is named with the
     reason and tried again by the next run. The others are kept as they come, and a run that was interrupted
-    goes on there; `overwrite` starts afresh. Without `out` nothing is kept. Raises InputError for settings
+    goes on there; `overwrite` starts afresh. Without `out` nothing is kept. `tools` are those of `plan_case`.
+    Raises InputError for settings
     or folders that cannot be used, and where no patient can be planned.
     """
     started = time.perf_counter()
     check_places(None, out)
-    report: Progress = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     paths = [p for p in patients_of_split(settings.data, settings.split) if _number(p) >= settings.first]
     if out is not None:
         _refuse_foreign(out, overwrite=overwrite)
@@ -150,7 +153,7 @@ def benchmark_plans(
         journal_path(None, out), _depends_on(settings), PlannedPatient, overwrite=overwrite
     )
     with kept_or_temporary(out) as folder:
-        patients, failed, left_out = _plan_all(paths, settings, journal, folder, report)
+        patients, failed, left_out = _plan_all(paths, settings, journal, folder, tools=tools, report=report)
     result = PlansResult(settings, patients, failed, left_out, time.perf_counter() - started)
     _refuse_empty(result, len(paths))
     if out is not None:
@@ -163,6 +166,8 @@ def _plan_all(
     settings: PlansSettings,
     journal: Journal[PlannedPatient],
     folder: Path,
+    *,
+    tools: PlanningTools | None,
     report: Progress,
 ) -> tuple[tuple[PlannedPatient, ...], tuple[Rejection, ...], tuple[Rejection, ...]]:
     """Plans as many as are asked for: those planned or kept, those that failed, those left out."""
@@ -184,7 +189,9 @@ def _plan_all(
             continue
         try:
             told = _within(report, path.stem, count, settings.cases)
-            made = plan_patient(training, folder, settings.plan, level=settings.level, progress=told)
+            made = plan_patient(
+                training, folder, settings.plan, level=settings.level, tools=tools, progress=told
+            )
         except InputError as error:
             failed.append(rejection(path.stem, str(error)))
         except Exception as error:

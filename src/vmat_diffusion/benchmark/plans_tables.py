@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from vmat_diffusion.benchmark.plan_comparison import (
     COVERAGE,
-    PlanComparison,
-    compare_plan,
     criteria_met,
     differences_gy,
     organ_change,
 )
+from vmat_diffusion.benchmark.plans_patient import PlannedPatient
 from vmat_diffusion.benchmark.statistics import interval_text
-from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dataset.tables import Rejection
-from vmat_diffusion.dicom.write import write_case
-from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.progress import Progress
 from vmat_diffusion.report.plan_boxes import write_plan_boxes
-from vmat_diffusion.workflow.run import plan_case
-from vmat_diffusion.workflow.run_files import appearing_whole, write_json
-from vmat_diffusion.workflow.settings import PlanSettings, fitted
-from vmat_diffusion.workflow.simulate import require_plannable
+from vmat_diffusion.workflow.run_files import write_json
 
 PATIENTS_CSV, SUMMARY_JSON, SUMMARY_MD, BOXES_PNG = "plans.csv", "plans.json", "plans.md", "plans.png"
 
@@ -143,7 +132,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['planned']} of {summary['asked']} patients planned, {len(summary['failed'])} failed, "
         f"{len(summary['left_out'])} left out; split {summary['settings']['split']}, "
         f"prior {summary['settings']['plan']['prior']}, at most "
-        f"{summary['settings']['plan']['max_minutes']:g} minutes of optimisation each."
+        f"{summary['settings']['plan']['search_minutes']:g} minutes of optimisation each."
     ]
     if not summary["planned"]:
         return found
@@ -202,78 +191,3 @@ def criteria_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
-
-
-CASES, PLANS = "cases", "plans"
-# The dose at which a plan is normalised: the goal sheet's, or the clinical one where that is higher.
-Level = Literal["clinical", "sheet"]
-LEVELS: tuple[Level, ...] = get_args(Level)
-
-
-@dataclass(frozen=True)
-class PlannedPatient:
-    """A patient's plan against the clinical dose, and what the gate says of it.
-
-    `failed_checks` are the names of the gate's checks that did not pass. MU and beam-on time are per
-    fraction; `minutes` are those of the whole run with its independent dose and report.
-    """
-
-    id: str
-    comparison: PlanComparison
-    outcome: str
-    violations: int
-    passed: bool
-    failed_checks: tuple[str, ...]
-    mu: float
-    delivery_s: float
-    minutes: float
-
-
-def read_plannable(path: Path) -> TrainingCase:
-    """A patient with CT and clinical dose. Raises CaseError for any other."""
-    training = read_openkbp(path)
-    require_plannable(training)
-    return training
-
-
-def plan_patient(
-    training: TrainingCase,
-    out: Path,
-    settings: PlanSettings,
-    *,
-    level: Level = "clinical",
-    progress: Progress | None = None,
-) -> PlannedPatient:
-    """Plan a patient of `read_plannable` and compare the plan with the clinical dose.
-
-    At the `clinical` level the plan covers its highest target at least as the clinical dose does.
-
-    The patient as DICOM files goes to `out/cases/ID`, the run to `out/plans/ID`. The comparison is on the
-    patient's own voxels and structures, not on those that come back from contours. Ctrl-C leaves no run.
-    Raises InputError for a patient that cannot be planned.
-    """
-    started = time.perf_counter()
-    clinical = training.case.reference_dose
-    assert clinical is not None  # as `read_plannable` makes sure
-    case, sheet = fitted(training.case, load_goals(settings.goals))
-    if level == "clinical":
-        highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
-        settings = replace(settings, normalize_gy=highest)
-    folder = out / CASES / case.id
-    with appearing_whole(folder, overwrite=True) as part:
-        write_case(part, case)
-    run = plan_case(
-        folder, out / PLANS / case.id, settings, overwrite=True, keep_interrupted=False, progress=progress
-    )
-    minutes = (time.perf_counter() - started) / 60
-    return PlannedPatient(
-        id=case.id,
-        comparison=compare_plan(run.dose, clinical, case, sheet),
-        outcome=run.outcome,
-        violations=len(run.violations),
-        passed=run.passed,
-        failed_checks=tuple(check.name for check in run.verdict.failed),
-        mu=round(run.plan.total_mu, 1),
-        delivery_s=round(run.delivery_s, 1),
-        minutes=round(minutes, 2),
-    )

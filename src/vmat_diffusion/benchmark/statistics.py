@@ -1,4 +1,4 @@
-"""Means and medians over patients with bootstrap intervals."""
+"""Means and medians over patients with bootstrap intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ class Interval:
     low: float | None
     high: float | None
     patients: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Values `a` of some patients against `b` of the same.
+
+    `a` and `b` are medians, `difference` that of a - b with its interval. `p` is two-sided, of the Wilcoxon
+    signed-rank test; `effect` is the matched-pairs rank-biserial correlation, 1 where a is the larger one
+    in every patient, -1 where b is. Both are None where no pair differs.
+    """
+
+    a: float
+    b: float
+    difference: Interval
+    p: float | None
+    effect: float | None
 
 
 def pooled_mean(
@@ -56,41 +72,6 @@ def pooled_median(points: Sequence[Sequence[float]], *, draws: int = 2000, seed:
     return _interval(value, np.array(medians), len(own))
 
 
-def interval_text(found: Mapping[str, Any], digits: int = 2, unit: float = 1.0) -> str:
-    """The plain data of an `Interval` as `1.20 (0.90 to 1.50)`, in `unit`s."""
-    value, low, high = (
-        None if found[name] is None else f"{unit * found[name]:.{digits}f}"
-        for name in ("value", "low", "high")
-    )
-    return f"{value}" if low is None else f"{value} ({low} to {high})"
-
-
-def _drawn(patients: int, draws: int, seed: int) -> NDArray[np.int64]:
-    """Sets of patients drawn with replacement, `[draws, patients]`."""
-    return np.random.default_rng(seed).integers(0, patients, (draws, patients))
-
-
-def _interval(value: float, drawn: NDArray[np.float64], patients: int) -> Interval:
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Interval(value, float(low), float(high), patients)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Values `a` of some patients against `b` of the same.
-
-    `a` and `b` are medians, `difference` that of a - b with its interval. `p` is two-sided, of the Wilcoxon
-    signed-rank test; `effect` is the matched-pairs rank-biserial correlation, 1 where a is the larger one
-    in every patient, -1 where b is. Both are None where no pair differs.
-    """
-
-    a: float
-    b: float
-    difference: Interval
-    p: float | None
-    effect: float | None
-
-
 def compare_pairs(a: Sequence[float], b: Sequence[float], *, equal_within: float = 0.0) -> Paired:
     """The comparison of paired values; pairs that are equal, or nearly so, enter the medians alone.
 
@@ -115,3 +96,22 @@ def compare_pairs(a: Sequence[float], b: Sequence[float], *, equal_within: float
         p=p,
         effect=effect,
     )
+
+
+def interval_text(found: Mapping[str, Any], digits: int = 2, unit: float = 1.0) -> str:
+    """The plain data of an `Interval` as `1.20 (0.90 to 1.50)`, in `unit`s."""
+    value, low, high = (
+        None if found[name] is None else f"{unit * found[name]:.{digits}f}"
+        for name in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
+
+
+def _drawn(patients: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Sets of patients drawn with replacement, `[draws, patients]`."""
+    return np.random.default_rng(seed).integers(0, patients, (draws, patients))
+
+
+def _interval(value: float, drawn: NDArray[np.float64], patients: int) -> Interval:
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Interval(value, float(low), float(high), patients)

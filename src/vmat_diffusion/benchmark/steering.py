@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vmat_diffusion.benchmark.settings import SteeringRequest
 from vmat_diffusion.benchmark.statistics import Interval, pooled_mean
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.diffusion.encode import DoseGoals, Encoded, with_goals
@@ -19,9 +20,14 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import dvh_points
 from vmat_diffusion.geometry import Mask
 
+# Weight of classifier-free guidance: the answer to the goals goes this much further from that without.
+GUIDANCE = 3.0
+# How much of what is missing each step of the sampler makes good.
+PULL = 0.5
+
 
 @dataclass(frozen=True)
-class Steered:
+class SteeringResult:
     """One patient steered in one way: the change of the mean dose of `organ` that was asked, and all changes.
 
     Changes are against the prediction without goals, in Gy: means of organs, D95 of targets. `free_gy` is
@@ -52,81 +58,17 @@ class SteeringRow:
     d95_gy: Mapping[str, Interval]
 
 
-def steered(
-    way: str,
-    organ: str,
-    asked_gy: float,
-    free: NDArray,
-    found: NDArray,
-    structures: Mapping[str, tuple[bool, Mask]],
-) -> Steered:
-    """What has changed from the dose `free` to the dose `found`, in Gy and on one grid."""
-    means, targets = {}, {}
-    for name, (target, mask) in structures.items():
-        if target:
-            d95 = [dvh_points(gy[mask], target=True, voxel_cc=1.0)["D95"] for gy in (free, found)]
-            targets[name] = d95[1] - d95[0]
-        else:
-            means[name] = float(np.mean(found[mask], dtype=float) - np.mean(free[mask], dtype=float))
-    own = float(np.mean(free[structures[organ][1]], dtype=float))
-    return Steered(way, organ, asked_gy, own, means, targets)
-
-
-def steering_table(results: Sequence[Steered]) -> list[SteeringRow]:
-    """What was achieved, by organ, what was asked and way."""
-    kinds = dict.fromkeys((r.organ, r.asked_gy, r.way) for r in results)
-    rows = []
-    for organ, asked, way in kinds:
-        these = [r for r in results if (r.organ, r.asked_gy, r.way) == (organ, asked, way)]
-        targets = sorted({t for r in these for t in r.d95_gy}, reverse=True)
-        rows.append(
-            SteeringRow(
-                organ,
-                asked,
-                way,
-                achieved_gy=pooled_mean([r.mean_gy[organ] for r in these]),
-                other_organs_gy=_others(these),
-                d95_gy={t: pooled_mean([r.d95_gy[t] for r in these if t in r.d95_gy]) for t in targets},
+def check_organs(asked: Sequence[SteeringRequest], model: DoseModel) -> None:
+    """Raises InputError for an organ the model cannot be asked about."""
+    for one in asked:
+        if one.organ not in model.encoding.organs:
+            raise InputError(
+                f"steer: the model knows no goals for {one.organ}; known are "
+                + ", ".join(model.encoding.organs)
             )
-        )
-    return rows
 
 
-def _others(results: Sequence[Steered]) -> Interval | None:
-    changes = [[gy for name, gy in r.mean_gy.items() if name != r.organ] for r in results]
-    some = [c for c in changes if c]
-    return pooled_mean([sum(c) for c in some], [len(c) for c in some]) if some else None
-
-
-# Weight of classifier-free guidance: the answer to the goals goes this much further from that without.
-GUIDANCE = 3.0
-# How much of what is missing each step of the sampler makes good.
-PULL = 0.5
-
-
-@dataclass(frozen=True)
-class Steer:
-    """A change of an organ's mean dose that is asked for, in Gy."""
-
-    organ: str
-    change_gy: float
-
-
-def parse_steer(text: str) -> Steer:
-    """`Parotid_L:-5`; InputError for anything else."""
-    organ, _, change = text.partition(":")
-    try:
-        gy = float(change)
-    except ValueError:
-        gy = 0.0
-    if not organ or not -70 <= gy <= 70 or gy == 0:
-        raise InputError(
-            f"steer {text!r} is no organ with a change of its mean of -70 to 70 Gy; write Parotid_L:-5"
-        )
-    return Steer(organ, gy)
-
-
-def can_steer(case: Case, free: Dose, asked: Steer, model: DoseModel) -> bool:
+def can_steer(case: Case, free: Dose, asked: SteeringRequest, model: DoseModel) -> bool:
     """Whether the model knows the organ, the case has it and its mean in the prediction can move so far."""
     if asked.organ not in model.encoding.organs or asked.organ not in case.structures:
         return False
@@ -135,8 +77,14 @@ def can_steer(case: Case, free: Dose, asked: Steer, model: DoseModel) -> bool:
 
 
 def steer(
-    case: Case, encoded: Encoded, free: Dose, asked: Steer, model: DoseModel, sampling: Sampling
-) -> list[Steered]:
+    case: Case,
+    encoded: Encoded,
+    asked: SteeringRequest,
+    model: DoseModel,
+    *,
+    free: Dose,
+    sampling: Sampling,
+) -> list[SteeringResult]:
     """Predict the case again, once in each way, and compare with the dose `free` of the same sampling.
 
     Told: the mean that is wanted stands in the vector of goals. Guided: the same with guidance. Pulled, for
@@ -158,12 +106,32 @@ def steer(
         if s.role in ("target", "organ") and s.voxels
     }
     return [
-        steered(way, asked.organ, asked.change_gy, free.gy, prediction.mean.gy, structures)
+        steering_result(way, asked, free=free.gy, found=prediction.mean.gy, structures=structures)
         for way, prediction in ways.items()
     ]
 
 
-def _mean_limit(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) -> DoseLimit:
+def steering_result(
+    way: str,
+    asked: SteeringRequest,
+    *,
+    free: NDArray,
+    found: NDArray,
+    structures: Mapping[str, tuple[bool, Mask]],
+) -> SteeringResult:
+    """What has changed from the dose `free` to the dose `found`, in Gy and on one grid."""
+    means, targets = {}, {}
+    for name, (target, mask) in structures.items():
+        if target:
+            d95 = [dvh_points(gy[mask], target=True, voxel_cc=1.0)["D95"] for gy in (free, found)]
+            targets[name] = d95[1] - d95[0]
+        else:
+            means[name] = float(np.mean(found[mask], dtype=float) - np.mean(free[mask], dtype=float))
+    own = float(np.mean(free[structures[asked.organ][1]], dtype=float))
+    return SteeringResult(way, asked.organ, asked.change_gy, own, means, targets)
+
+
+def _mean_limit(case: Case, encoded: Encoded, asked: SteeringRequest, wanted_gy: float) -> DoseLimit:
     """The wanted mean of an organ, of which what lies in no target is pulled."""
     mask = case.structures[asked.organ].mask
     flat = np.flatnonzero(mask[encoded.box])
@@ -179,11 +147,27 @@ def _mean_limit(case: Case, encoded: Encoded, asked: Steer, wanted_gy: float) ->
     )
 
 
-def check_organs(asked: Sequence[Steer], model: DoseModel) -> None:
-    """Raises InputError for an organ the model cannot be asked about."""
-    for one in asked:
-        if one.organ not in model.encoding.organs:
-            raise InputError(
-                f"steer: the model knows no goals for {one.organ}; known are "
-                + ", ".join(model.encoding.organs)
+def steering_table(results: Sequence[SteeringResult]) -> list[SteeringRow]:
+    """What was achieved, by organ, what was asked and way."""
+    kinds = dict.fromkeys((r.organ, r.asked_gy, r.way) for r in results)
+    rows = []
+    for organ, asked, way in kinds:
+        these = [r for r in results if (r.organ, r.asked_gy, r.way) == (organ, asked, way)]
+        targets = sorted({t for r in these for t in r.d95_gy}, reverse=True)
+        rows.append(
+            SteeringRow(
+                organ,
+                asked,
+                way,
+                achieved_gy=pooled_mean([r.mean_gy[organ] for r in these]),
+                other_organs_gy=_others(these),
+                d95_gy={t: pooled_mean([r.d95_gy[t] for r in these if t in r.d95_gy]) for t in targets},
             )
+        )
+    return rows
+
+
+def _others(results: Sequence[SteeringResult]) -> Interval | None:
+    changes = [[gy for name, gy in r.mean_gy.items() if name != r.organ] for r in results]
+    some = [c for c in changes if c]
+    return pooled_mean([sum(c) for c in some], [len(c) for c in some]) if some else None

@@ -9,41 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion import __version__
-from vmat_diffusion.benchmark.tg119_cases import CASES, SOURCE, ScoredGoal, Tg119Case
+from vmat_diffusion.benchmark.settings import Tg119Settings
+from vmat_diffusion.benchmark.tg119_cases import SOURCE, ScoredGoal, Tg119Case
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.provenance import git_revision
-from vmat_diffusion.workflow.run import plan_case
 from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
-
-
-@dataclass(frozen=True)
-class Tg119Settings:
-    """Which cases are planned, and what `plan` would be asked for with each of them.
-
-    Raises InputError for a case that is not known.
-    """
-
-    cases: tuple[str, ...] = tuple(CASES)
-    machine: str = "generic_6mv"
-    max_minutes: float = 5.0
-    grid_mm: float = 3.0
-    seed: int = 0
-    uncertainty: float = 0.02
-    check_minutes: float | None = None
-    gate: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
-
-    def of_plan(self, case: Tg119Case) -> PlanSettings:
-        """The settings of one case's plan."""
-        own = {name: value for name, value in asdict(self).items() if name != "cases"}
-        return plan_settings(goals=case.goals, **own)
+from vmat_diffusion.workflow.settings import PlanSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +67,7 @@ class Tg119Result:
         """The object that `benchmark tg119 --json` prints."""
         return {
             "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
-            "settings": asdict(self.settings),
+            "settings": {**asdict(self.settings), "cases": [c.name for c in self.settings.wanted()]},
             "published": SOURCE,
             "passed": sum(case.passed for case in self.cases),
             "cases": [case.summary() for case in self.cases],
@@ -105,16 +79,18 @@ def benchmark_tg119(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    tools: PlanningTools | None = None,
     progress: Progress | None = None,
 ) -> Tg119Result:
     """Plan the cases and score them; `out/NAME/plan` has the files of `plan`, `out/NAME/case` the phantom.
 
     A case whose plan is in `out` already is scored as it is; `overwrite` plans it again. Without `out`
-    nothing is kept. Ctrl-C ends the run and keeps the finished cases, not the one that is being planned.
-    Raises InputError for settings that cannot be used, or a plan in `out` that was made with others.
+    nothing is kept. `tools` are those of `plan_case`. Ctrl-C ends the run and keeps the finished cases, not
+    the one that is being planned. Raises InputError for settings that cannot be used, or a plan in `out` that
+    was made with others.
     """
-    report = progress or (lambda stage, fraction, note: None)
-    wanted = [case for case in CASES.values() if case.name in settings.cases]
+    report = progress or silent
+    wanted = settings.wanted()
     asked = {case.name: settings.of_plan(case) for case in wanted}
     done: list[CaseResult] = []
     with kept_or_temporary(out) as folder:
@@ -125,15 +101,23 @@ def benchmark_tg119(
         for count, case in enumerate(wanted, start=1):
             run = kept.get(case.name)
             if run is None:
-                run = _planned(case, places[case.name], asked[case.name], report, overwrite=overwrite)
+                run = _plan(
+                    case, places[case.name], asked[case.name], report, overwrite=overwrite, tools=tools
+                )
             done.append(CaseResult(case, case.scored(_values(run)), run))
             so_far = f"{count} of {len(wanted)}, {sum(one.passed for one in done)} passed"
             report("benchmark", count / len(wanted), so_far)
     return Tg119Result(settings, tuple(done))
 
 
-def _planned(
-    case: Tg119Case, folder: Path, settings: PlanSettings, report: Progress, *, overwrite: bool
+def _plan(
+    case: Tg119Case,
+    folder: Path,
+    settings: PlanSettings,
+    report: Progress,
+    *,
+    overwrite: bool,
+    tools: PlanningTools | None,
 ) -> dict[str, Any]:
     """Write the phantom as DICOM, plan it, and return what the run has recorded."""
     from vmat_diffusion.dicom.write import write_case
@@ -147,7 +131,15 @@ def _planned(
     def of_case(stage: str, fraction: float, note: str) -> None:
         report(f"{case.name}: {stage}", fraction, note)
 
-    plan_case(files, folder / "plan", settings, overwrite=overwrite, keep_interrupted=False, progress=of_case)
+    plan_case(
+        files,
+        folder / "plan",
+        settings,
+        overwrite=overwrite,
+        keep_interrupted=False,
+        tools=tools,
+        progress=of_case,
+    )
     return _record(folder)
 
 

@@ -1,133 +1,69 @@
-"""The commands that measure how good the dose model is."""
+"""The commands that measure predictions and plans on public data."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from pydantic import Field
 
-from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
-from vmat_diffusion.cli.options import (
-    AsJson,
+from vmat_diffusion.benchmark.settings import BenchmarkSettings, OpenkbpFolder, Tg119Settings
+from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
+from vmat_diffusion.cli.fields import Overwrite, Working
+from vmat_diffusion.cli.options import keywords, part
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import (
+    ArcCount,
     CheckMinutes,
-    GateFile,
-    GridMm,
     MachineName,
-    Overwrite,
+    PriorName,
+    SearchMinutes,
     Seed,
     Uncertainty,
+    WeightsName,
 )
-from vmat_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
-    from vmat_diffusion.benchmark.plans_tables import Level
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
-    from vmat_diffusion.dataset.splits import Split
 
 
-def benchmark_openkbp(
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with pt_N.npz files or pt_N folders, in folders by split.")
-    ],
-    split: Annotated[str, typer.Option(metavar="train|validation|test")] = "validation",
-    weights: Annotated[str, typer.Option(help="'shipped' or a file of `train`.")] = "shipped",
-    samples: Annotated[int, typer.Option(help="Samples of each dose; 0 for the regression alone.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 8,
-    seed: Seed = 0,
-    patients: Annotated[
-        str | None, typer.Option(help="Only these of the split, such as 201-210,215.")
-    ] = None,
-    fit_spread: Annotated[
-        str, typer.Option("--fit-spread", help="Fit the samples' spread on these, judge it on the others.")
-    ] = "",
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORGAN:GY", help="Ask for this change of a mean: Parotid_L:-5. Repeatable."),
-    ] = None,
-    steer_cases: Annotated[int, typer.Option("--steer-cases", help="Of so many patients.")] = 10,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="boosting", help="Score trees on single voxels as well.")
-    ] = None,
-    train_data: Annotated[
-        Path | None, typer.Option("--train-data", help="Folder with the split train, if not in --data.")
-    ] = None,
-    gamma: Annotated[bool, typer.Option("--gamma/--no-gamma", help="3 %/3 mm, some seconds each.")] = True,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+@settings
+class OpenkbpOptions(BenchmarkSettings, Working):
+    """What `benchmark openkbp` takes."""
+
     csv_out: Annotated[
-        Path | None, typer.Option("--csv-out", help="Write each dose as the challenge's pt_N.csv here.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON object to this file.")] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
+        Path | None,
+        Field(description="Write each dose to this folder as the challenge's pt_N.csv."),
+        Option(metavar="DIR"),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a file for the JSON object."),
+        Option(short=("-o",), metavar="FILE"),
+    ] = None
+    overwrite: Overwrite = False
+
+
+def benchmark_openkbp(options: OpenkbpOptions) -> None:
     """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
-    from vmat_diffusion.benchmark.openkbp import BenchmarkSettings
     from vmat_diffusion.benchmark.openkbp import benchmark_openkbp as run
-    from vmat_diffusion.benchmark.steering import parse_steer
 
-    settings = BenchmarkSettings(
-        data=data,
-        split=_split(split),
-        weights=weights,
-        samples=samples,
-        steps=steps,
-        seed=seed,
-        steer=tuple(parse_steer(text) for text in steer or ()),
-        steer_cases=steer_cases,
-        boosting=_is_boosting(baseline),
-        train_data=train_data,
-        gamma=gamma,
-        patients=None if patients is None else _numbers(patients),
-        fit_spread=_numbers(fit_spread) if fit_spread else (),
-        device=device,
-    )
-    with stdout_kept(), progress_bar() as progress:
-        done = run(settings, csv_out=csv_out, out=out, overwrite=overwrite, progress=progress)
-    show(json.dumps(done.summary()) if as_json else _text(done))
+    asked = BenchmarkSettings(**part(BenchmarkSettings, options))
+    with work_shown(options) as progress:
+        done = run(
+            asked,
+            csv_out=options.csv_out,
+            out=options.out,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    show(json.dumps(done.summary()) if options.json else _openkbp_text(done))
 
 
-def _split(name: str) -> Split:
-    from vmat_diffusion.dataset.splits import SPLITS
-    from vmat_diffusion.errors import InputError
-
-    if name not in SPLITS:
-        raise InputError(f"split {name!r} is not known; known are {', '.join(SPLITS)}")
-    return name
-
-
-def _is_boosting(baseline: str | None) -> bool:
-    from vmat_diffusion.errors import InputError
-
-    if baseline not in (None, "boosting"):
-        raise InputError(f"baseline {baseline!r} is not known; known is boosting")
-    return baseline is not None
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Numbers and ranges between commas, each number once and in ascending order."""
-    from vmat_diffusion.dataset.openkbp import SPLIT_NUMBERS
-    from vmat_diffusion.errors import InputError
-
-    largest = max(of_split[-1] for of_split in SPLIT_NUMBERS.values())
-    numbers: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= first <= last <= largest:
-            raise InputError(
-                f"patients {text!r}: {part!r} is no number and no range of the challenge's 1 to {largest}; "
-                "write 201-210,215"
-            )
-        numbers |= set(range(first, last + 1))
-    return tuple(sorted(numbers))
-
-
-def _text(done: BenchmarkResult) -> str:
+def _openkbp_text(done: BenchmarkResult) -> str:
     found = done.summary()
     parts = [
         f"{found['patients']} patients of split {done.settings.split}, {found['scored']} with a reference "
@@ -236,125 +172,34 @@ def _interval(found: dict[str, Any], unit: float = 1.0) -> str:
     return interval_text(found, unit=unit)
 
 
-def benchmark_plans(
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with pt_N.npz files or pt_N folders, in folders by split.")
-    ],
-    cases: Annotated[int, typer.Option("--cases", help="Plan so many validation patients.")],
-    first: Annotated[int, typer.Option(help="The lowest patient number.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for plans, tables and plots.")] = None,
-    prior: Annotated[str, typer.Option(metavar="goals|diffusion", help="As of `plan`.")] = "goals",
-    weights: Annotated[str, typer.Option(help="Of the prior diffusion.")] = "shipped",
-    level: Annotated[
-        str,
-        typer.Option(
-            metavar="clinical|sheet",
-            help="At the clinical coverage where that is above the goal sheet's, or at the sheet's.",
-        ),
-    ] = "clinical",
-    machine: MachineName = "generic_6mv",
-    arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
-    max_minutes: Annotated[float, typer.Option(help="Of optimisation for each plan.")] = 5.0,
-    uncertainty: Uncertainty = 0.02,
-    check_minutes: CheckMinutes = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Plan OpenKBP patients and compare with their clinical doses; run again to go on after a stop."""
-    from vmat_diffusion.benchmark.plans import PlansSettings
-    from vmat_diffusion.benchmark.plans import benchmark_plans as run
-    from vmat_diffusion.dataset.openkbp import GOALS
-    from vmat_diffusion.workflow import plan_settings
+@settings
+class Tg119Options(Tg119Settings, Working):
+    """What `benchmark tg119` takes."""
 
-    plan = plan_settings(
-        goals=GOALS,
-        machine=machine,
-        prior=prior,
-        weights=weights,
-        arcs=arcs,
-        seed=seed,
-        max_minutes=max_minutes,
-        uncertainty=uncertainty,
-        check_minutes=check_minutes,
-    )
-    settings = PlansSettings(data=data, cases=cases, first=first, plan=plan, level=_level(level))
-    with stdout_kept(), progress_bar() as progress:
-        done = run(settings, out=out, overwrite=overwrite, progress=progress)
-    show(json.dumps(done.summary()) if as_json else _benchmark_plans_text(done))
-
-
-def _level(name: str) -> Level:
-    """A level by its name; InputError for any other."""
-    from vmat_diffusion.benchmark.plans_tables import LEVELS
-
-    if name not in LEVELS:
-        raise InputError(f"--level {name!r} is not known; choose {' or '.join(LEVELS)}")
-    return name
-
-
-def _benchmark_plans_text(done: PlansResult) -> str:
-    from vmat_diffusion.benchmark.plans_tables import criteria_rows, metric_rows, patient_rows, sentences
-
-    summary = done.summary()
-    parts = ["\n".join(sentences(summary))]
-    if done.patients:
-        parts += [
-            table(*patient_rows(done.patients), left=2),
-            "DVH points, coverage matched\n" + table(*metric_rows(summary), left=2),
-            "Patients who meet a criterion\n" + table(*criteria_rows(summary), left=1),
-        ]
-    for title, those in (("Failed", done.failed), ("Left out", done.left_out)):
-        if those:
-            cells = [[r.case, r.reason, r.remedy] for r in those]
-            parts.append(f"{title}\n" + table(["patient", "reason", "remedy"], cells, left=3))
-    return "\n\n".join(parts)
-
-
-def benchmark_tg119(
-    cases: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="multitarget, prostate, headneck, cshape_easy, cshape_hard."),
-    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Keep the plans here, and go on here after a stop.")
-    ] = None,
-    max_minutes: Annotated[float, typer.Option(help="Stop optimising each case after this time.")] = 5.0,
-    machine: MachineName = "generic_6mv",
-    grid_mm: GridMm = 3.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same plans, on one device.")] = 0,
-    uncertainty: Uncertainty = 0.02,
-    check_minutes: CheckMinutes = None,
-    gate: GateFile = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
+        Path | None,
+        Field(description="Where to write: a folder for the plans, where a stopped run goes on."),
+        Option(short=("-o",), metavar="DIR"),
+    ] = None
+    overwrite: Overwrite = False
+
+
+def benchmark_tg119(options: Tg119Options) -> None:
     """Plan the TG-119 cases and score them beside the report; run again with --out to go on after a stop."""
-    from vmat_diffusion.benchmark.tg119 import Tg119Settings
     from vmat_diffusion.benchmark.tg119 import benchmark_tg119 as run
-    from vmat_diffusion.benchmark.tg119_cases import CASES
 
-    settings = Tg119Settings(
-        cases=tuple(cases or CASES),
-        machine=machine,
-        max_minutes=max_minutes,
-        grid_mm=grid_mm,
-        seed=seed,
-        uncertainty=uncertainty,
-        check_minutes=check_minutes,
-        gate=str(gate) if gate else None,
-    )
-    with stdout_kept(), progress_bar() as progress:
-        done = run(settings, out=out, overwrite=overwrite, progress=progress)
-    show(json.dumps(done.summary()) if as_json else _benchmark_tg119_text(done))
+    asked = Tg119Settings(**part(Tg119Settings, options))
+    with work_shown(options) as progress:
+        done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _tg119_text(done))
 
 
-def _benchmark_tg119_text(done: Tg119Result) -> str:
+def _tg119_text(done: Tg119Result) -> str:
     passed = sum(case.passed for case in done.cases)
-    return "\n\n".join([*map(_case, done.cases), f"{passed} of {len(done.cases)} cases passed"])
+    return "\n\n".join([*map(_tg119_case, done.cases), f"{passed} of {len(done.cases)} cases passed"])
 
 
-def _case(found: CaseResult) -> str:
+def _tg119_case(found: CaseResult) -> str:
     rows = [
         [
             goal.goal.structure,
@@ -372,3 +217,64 @@ def _case(found: CaseResult) -> str:
         f"{found.run['mu']:.0f} MU, gate {'passed' if found.gated else f'NOT PASSED: {failed}'}"
     )
     return head + "\n" + table(["structure", "goal", "Gy", "published", "needed", "reached"], rows, left=2)
+
+
+@settings
+class PlansOptions(Working):
+    """What `benchmark plans` takes."""
+
+    data: OpenkbpFolder
+    count: Annotated[int, Field(description="Plan so many validation patients."), Option(old=("--cases",))]
+    first: Annotated[int, Field(description="The lowest patient number.")] = 1
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a folder for plans, tables and plots; by default none."),
+        Option(short=("-o",), metavar="DIR"),
+    ] = None
+    prior: PriorName = "goals"
+    weights: WeightsName = "shipped"
+    level: Annotated[
+        Literal["clinical", "sheet"],
+        Field(description="Dose level: the clinical coverage where it is above the sheet's, or the sheet's."),
+    ] = "clinical"
+    machine: MachineName = "generic_6mv"
+    arcs: ArcCount = 2
+    search_minutes: SearchMinutes = 5.0
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    seed: Seed = 0
+    overwrite: Overwrite = False
+
+
+def benchmark_plans(options: PlansOptions) -> None:
+    """Plan OpenKBP patients and compare with their clinical doses; run again to go on after a stop."""
+    from vmat_diffusion.benchmark.plans import PlansSettings
+    from vmat_diffusion.benchmark.plans import benchmark_plans as run
+    from vmat_diffusion.dataset.openkbp import GOALS
+    from vmat_diffusion.workflow import PlanSettings, plan_settings
+
+    plan = plan_settings(goals=GOALS, **keywords(PlanSettings, options))
+    asked = PlansSettings(
+        data=options.data, cases=options.count, first=options.first, plan=plan, level=options.level
+    )
+    with work_shown(options) as progress:
+        done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _plans_text(done))
+
+
+def _plans_text(done: PlansResult) -> str:
+    from vmat_diffusion.benchmark.plans_tables import criteria_rows, metric_rows, patient_rows, sentences
+
+    summary = done.summary()
+    parts = ["\n".join(sentences(summary))]
+    if done.patients:
+        parts += [
+            table(*patient_rows(done.patients), left=2),
+            "DVH points, coverage matched\n" + table(*metric_rows(summary), left=2),
+            "Patients who meet a criterion\n" + table(*criteria_rows(summary), left=1),
+        ]
+    for title, those in (("Failed", done.failed), ("Left out", done.left_out)):
+        if those:
+            cells = [[r.case, r.reason, r.remedy] for r in those]
+            parts.append(f"{title}\n" + table(["patient", "reason", "remedy"], cells, left=3))
+    return "\n\n".join(parts)

@@ -1,32 +1,136 @@
-"""The commands that show what is shipped with the package: machines and goal sheets."""
+"""The commands that show what is shipped with the package, and copy it to start from."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
 
-import typer
+from pydantic import Field
 
 from vmat_diffusion.cli.display import short, show, table
-from vmat_diffusion.cli.options import AsJson
+from vmat_diffusion.cli.fields import Facts
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+
+_ANY_NAME = "Name of a shipped one, or a file."
 
 
-def machine_list() -> None:
+@dataclass(frozen=True)
+class Shelf:
+    """Files of one kind that are shipped: the package and folder they lie in, and their ending."""
+
+    package: str
+    folder: str
+    ending: str
+    names: tuple[str, ...] = ()
+
+    def all_names(self) -> tuple[str, ...]:
+        """The names of the files without their ending."""
+        if self.names:
+            return self.names
+        files = (resources.files(self.package) / self.folder).iterdir()
+        return tuple(sorted(f.name.removesuffix(self.ending) for f in files if f.name.endswith(self.ending)))
+
+    def text(self, name: str) -> str:
+        """What the file of that name holds, "" for the only one. Raises InputError for an unknown name."""
+        names = self.all_names()
+        if not name and len(names) == 1:
+            (name,) = names
+        if name not in names:
+            raise InputError(f"{name!r} is not the name of a shipped one; give one of {', '.join(names)}")
+        file = resources.files(self.package) / self.folder / f"{name}{self.ending}"
+        return file.read_text(encoding="utf-8")
+
+
+SHELVES = {
+    "goals": Shelf("vmat_diffusion", "goals", ".toml"),
+    "machine": Shelf("vmat_diffusion", "machines", ".toml"),
+    "mapping": Shelf("vmat_diffusion.dicom", ".", ".json", ("oar_mapping",)),
+    "gate": Shelf("vmat_diffusion.qa", ".", ".toml", ("gate",)),
+}
+
+
+@settings
+class ListOptions(Facts):
+    """What `list` takes."""
+
+
+@settings
+class ShowOptions(Facts):
+    """What `show` takes."""
+
+    name: Annotated[str, Field(description=_ANY_NAME), Option(positional=True, metavar="NAME")]
+
+
+@settings
+class ShowOneOptions(Facts):
+    """What `show` takes where one file is shipped."""
+
+    file: Annotated[
+        Path | None,
+        Field(description="A file of your own; by default the shipped one."),
+        Option(positional=True, metavar="FILE"),
+    ] = None
+
+
+@settings
+class CopyOptions:
+    """What `copy` takes."""
+
+    name: Annotated[
+        str,
+        Field(description="Name of a shipped one, as `list` shows it; by default the only one."),
+        Option(positional=True, metavar="NAME"),
+    ] = ""
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a new file; by default it is printed."),
+        Option(short=("-o",), metavar="FILE"),
+    ] = None
+
+
+def machine_list(options: ListOptions) -> None:
     """Names of the shipped machines."""
-    from vmat_diffusion.machine import load_machine, machine_names
+    from vmat_diffusion.machine import load_machine
 
-    show(table(["name", "title"], [[n, load_machine(n).title] for n in machine_names()], left=2))
+    _listed(options, ["name", "title"], [[n, load_machine(n).title] for n in SHELVES["machine"].all_names()])
 
 
-def machine_show(
-    name: Annotated[str, typer.Argument(help="A shipped machine's name or a TOML file.")],
-    as_json: AsJson = False,
-) -> None:
+def goals_list(options: ListOptions) -> None:
+    """Names of the shipped goal sheets."""
+    from vmat_diffusion.evaluate.goals import load_goals
+
+    sheets = [load_goals(name) for name in SHELVES["goals"].all_names()]
+    rows = [[s.name, s.prescription.fractions, s.title] for s in sheets]
+    _listed(options, ["name", "fractions", "title"], rows)
+
+
+def mapping_list(options: ListOptions) -> None:
+    """Names of the shipped tables of structure names."""
+    _listed(options, ["name"], [[name] for name in SHELVES["mapping"].all_names()])
+
+
+def gate_list(options: ListOptions) -> None:
+    """Names of the shipped files of the gate's limits."""
+    _listed(options, ["name"], [[name] for name in SHELVES["gate"].all_names()])
+
+
+def _listed(options: ListOptions, header: list[str], rows: list[list[Any]]) -> None:
+    if options.json:
+        show(json.dumps([dict(zip(header, row, strict=True)) for row in rows]))
+    else:
+        show(table(header, rows, left=len(header)))
+
+
+def machine_show(options: ShowOptions) -> None:
     """Every number of a machine with its source."""
     from vmat_diffusion.workflow import machine_table
 
-    title, rows = machine_table(name)
-    if as_json:
+    title, rows = machine_table(options.name)
+    if options.json:
         records = {key: {"value": value, "source": source} for key, value, source in rows}
         show(json.dumps({"title": title, **records}))
     else:
@@ -34,34 +138,90 @@ def machine_show(
         show(f"{title}\n\n" + table(["key", "value", "source"], shown, left=3))
 
 
-def goals_list() -> None:
-    """Names of the shipped goal sheets."""
-    from vmat_diffusion.evaluate.goals import goal_sheet_names, load_goals
-
-    sheets = [load_goals(name) for name in goal_sheet_names()]
-    show(
-        table(
-            ["name", "fractions", "title"],
-            [[s.name, s.prescription.fractions, s.title] for s in sheets],
-            left=3,
-        )
-    )
-
-
-def goals_show(
-    name: Annotated[str, typer.Argument(help="A shipped sheet's name or a TOML file.")],
-) -> None:
+def goals_show(options: ShowOptions) -> None:
     """The prescription, the normalisation and the goals of a sheet, with their sources."""
     from vmat_diffusion.evaluate.goals import load_goals
 
-    sheet = load_goals(name)
-    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
+    sheet = load_goals(options.name)
+    header = ["priority", "structure", "goal", "acceptable", "source"]
     rows = [
         [g.priority, g.structure, g.statement, "" if g.variation is None else f"{g.variation:g}", g.source]
         for g in sheet.goals
     ]
+    if options.json:
+        record = {
+            "title": sheet.title,
+            "prescription_gy": dict(sheet.prescription.target_gy),
+            "fractions": sheet.prescription.fractions,
+            "normalization": [str(n) for n in sheet.normalizations],
+            "goals": [dict(zip(header, row, strict=True)) for row in rows],
+        }
+        show(json.dumps(record))
+        return
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
     show(
         f"{sheet.title}\n{levels} in {sheet.prescription.fractions} fractions\n"
         f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}\n\n"
-        + table(["priority", "structure", "goal", "acceptable", "source"], rows, left=5)
+        + table(header, rows, left=5)
     )
+
+
+def mapping_show(options: ShowOneOptions) -> None:
+    """The canonical structure names with their roles and the names that are taken for them."""
+    from vmat_diffusion.dicom.names import load_table
+
+    load_table(options.file)  # refuses a table with a wrong entry
+    text = (
+        options.file.read_text(encoding="utf-8") if options.file else SHELVES["mapping"].text("oar_mapping")
+    )
+    structures = json.loads(text)["structures"]
+    if options.json:
+        show(json.dumps(structures))
+        return
+    rows = [
+        [name, entry["role"], ", ".join(entry.get("aliases", ())), ", ".join(entry.get("regexes", ()))]
+        for name, entry in structures.items()
+    ]
+    show(table(["name", "role", "other names", "patterns"], rows, left=4))
+
+
+def gate_show(options: ShowOneOptions) -> None:
+    """The limits of the gate."""
+    from vmat_diffusion.qa.limits import load_gate
+
+    limits = asdict(load_gate(options.file))
+    show(json.dumps(limits) if options.json else table(["limit", "value"], list(limits.items()), left=1))
+
+
+def goals_copy(options: CopyOptions) -> None:
+    """Print a shipped goal sheet, or write it to a file, to start your own from."""
+    _copied("goals", options)
+
+
+def machine_copy(options: CopyOptions) -> None:
+    """Print a shipped machine, or write it to a file, to start your own from."""
+    _copied("machine", options)
+
+
+def mapping_copy(options: CopyOptions) -> None:
+    """Print the shipped table of structure names, or write it to a file, to start your own from."""
+    _copied("mapping", options)
+
+
+def gate_copy(options: CopyOptions) -> None:
+    """Print the shipped limits of the gate, or write them to a file, to start your own from."""
+    _copied("gate", options)
+
+
+def _copied(kind: str, options: CopyOptions) -> None:
+    from vmat_diffusion.files import written_whole
+
+    text = SHELVES[kind].text(options.name)
+    if options.out is None:
+        show(text.rstrip("\n"))
+        return
+    if options.out.exists():
+        raise InputError(f"{options.out} exists; name another file")
+    with written_whole(options.out, overwrite=False) as part:
+        part.write_text(text, encoding="utf-8")
+    show(str(options.out.resolve()))

@@ -1,66 +1,114 @@
-"""The commands that look at plans and doses that anybody made."""
+"""The commands that look at cases, plans and doses that anybody made."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from vmat_diffusion.cli.display import goals_text, progress_bar, show, stdout_kept, table, verdict_text
-from vmat_diffusion.cli.options import (
-    AsJson,
+from vmat_diffusion.cli.display import goals_text, show, stdout_kept, table, verdict_text, work_shown
+from vmat_diffusion.cli.fields import CaseFolder, Engine, Facts, OutFolder, Overwrite, PlanFile, Working
+from vmat_diffusion.cli.options import keywords
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import (
+    AllowOutsideBody,
     CheckMinutes,
     CtTableFile,
     GateFile,
     GridMm,
     MachineName,
     MappingFile,
-    Overwrite,
+    PatientPosition,
     Seed,
     TrajectoryKind,
     Uncertainty,
 )
-from vmat_diffusion.errors import InputError
+
+_Sheet = Annotated[
+    str | None,
+    Field(description="Goal sheet: a shipped sheet's name or a TOML file; its goals are judged too."),
+    Option(metavar="SHEET"),
+]
 
 
-def check(
-    plan_file: Annotated[Path, typer.Argument(metavar="RP.dcm", help="Any RTPLAN.")],
-    machine: MachineName = "generic_6mv",
-    trajectory: TrajectoryKind = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the trajectories.")] = None,
-    as_json: AsJson = False,
-) -> None:
+@settings
+class InspectOptions(Facts):
+    """What `inspect` takes."""
+
+    folder: Annotated[
+        Path, Field(description="Any folder of DICOM files."), Option(positional=True, metavar="DIR")
+    ]
+    mapping: MappingFile = None
+    patient_position: PatientPosition = None
+    allow_outside_body: AllowOutsideBody = False
+
+
+def inspect(options: InspectOptions) -> None:
+    """Show what a folder holds, and what would be refused and why."""
+    from vmat_diffusion.dicom.inspection import inspect as inspect_folder
+
+    if not options.folder.exists():
+        raise InputError(f"{options.folder} does not exist; give a folder of DICOM files")
+    with stdout_kept():
+        found = inspect_folder(**keywords(inspect_folder, options))
+    show(json.dumps(asdict(found)) if options.json else "\n".join(found.lines()))
+
+
+@settings
+class CheckOptions(Facts):
+    """What `check` takes."""
+
+    plan: PlanFile
+    machine: MachineName = "generic_6mv"
+    trajectory: TrajectoryKind = None
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a folder for the trajectories."),
+        Option(short=("-o",), metavar="DIR"),
+    ] = None
+
+
+def check(options: CheckOptions) -> None:
     """Say whether a machine can deliver an RTPLAN; exit code 1 if it cannot."""
     from vmat_diffusion.workflow import check_plan
 
-    if trajectory not in (None, "csv"):
-        raise InputError(f"trajectory format {trajectory!r} is not known; give csv")
-    if (trajectory is None) != (out is None):
+    if (options.trajectory is None) != (options.out is None):
         raise InputError("--trajectory csv and --out FOLDER belong together; give both or neither")
     with stdout_kept():
-        checked = check_plan(plan_file, machine, trajectories=out)
-    if as_json:
+        checked = check_plan(options.plan, options.machine, trajectories=options.out)
+    if options.json:
         show(json.dumps(checked.summary()))
     else:
         show("\n".join([str(checked), *checked.violations]))
     raise typer.Exit(1 if checked.violations else 0)
 
 
-def dvh(
-    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
-    dose: Annotated[Path, typer.Option("--dose", help="RTDOSE file.")],
-    goals: Annotated[str | None, typer.Option("--goals", help="Judge these goals too.")] = None,
-    mapping: MappingFile = None,
-    as_json: AsJson = False,
-) -> None:
+@settings
+class DvhOptions(Facts):
+    """What `dvh` takes."""
+
+    case: CaseFolder
+    dose: Annotated[
+        Path,
+        Field(description="RTDOSE file."),
+        Option(positional=True, metavar="DOSE", old=("--dose",)),
+    ]
+    goals: _Sheet = None
+    mapping: MappingFile = None
+
+
+def dvh(options: DvhOptions) -> None:
     """Dose and volume of every structure, and the goals of a sheet, for any RTDOSE."""
     from vmat_diffusion.workflow import dose_statistics
 
     with stdout_kept():
-        statistics = dose_statistics(case, dose, goals=goals, mapping=mapping)
-    if as_json:
+        statistics = dose_statistics(options.case, options.dose, **keywords(dose_statistics, options))
+    if options.json:
         show(json.dumps(statistics.summary()))
         return
     records = list(statistics.rows())
@@ -70,30 +118,38 @@ def dvh(
         show("\n" + goals_text(statistics.results))
 
 
-def gamma(
-    reference: Annotated[Path, typer.Argument(metavar="REF.dcm", help="RTDOSE at whose voxels is compared.")],
-    evaluated: Annotated[Path, typer.Argument(metavar="EVAL.dcm", help="RTDOSE that is searched.")],
-    dose_percent: Annotated[float, typer.Option(help="Dose criterion, percent.")] = 3.0,
-    distance_mm: Annotated[float, typer.Option(help="Distance criterion, mm.")] = 3.0,
-    local: Annotated[bool, typer.Option("--local", help="Percent of the local dose.")] = False,
-    threshold_percent: Annotated[float, typer.Option(help="Leave out lower reference doses.")] = 10.0,
-    max_gamma: Annotated[float, typer.Option(help="Search up to this gamma.")] = 2.0,
-    as_json: AsJson = False,
-) -> None:
+@settings
+class GammaOptions(Facts):
+    """What `gamma` takes."""
+
+    reference: Annotated[
+        Path,
+        Field(description="RTDOSE whose voxels are compared."),
+        Option(positional=True, metavar="REF.dcm"),
+    ]
+    evaluated: Annotated[
+        Path,
+        Field(description="RTDOSE in which the nearest agreement is searched."),
+        Option(positional=True, metavar="EVAL.dcm"),
+    ]
+    dose_percent: Annotated[float, Field(description="Dose criterion, percent.")] = 3.0
+    distance_mm: Annotated[float, Field(description="Distance criterion, mm.")] = 3.0
+    local: Annotated[
+        bool, Field(description="The dose criterion is a percentage of the local dose, not of the maximum.")
+    ] = False
+    threshold_percent: Annotated[
+        float, Field(description="Voxels with less reference dose are left out, percent of the maximum.")
+    ] = 10.0
+    max_gamma: Annotated[float, Field(description="The search ends at this gamma.")] = 2.0
+
+
+def gamma(options: GammaOptions) -> None:
     """Gamma index between two RTDOSE files, in three dimensions; their grids may differ."""
     from vmat_diffusion.workflow import compare_doses
 
     with stdout_kept():
-        found = compare_doses(
-            reference,
-            evaluated,
-            dose_percent=dose_percent,
-            distance_mm=distance_mm,
-            local=local,
-            threshold_percent=threshold_percent,
-            max_gamma=max_gamma,
-        )
-    if as_json:
+        found = compare_doses(**keywords(compare_doses, options))
+    if options.json:
         show(json.dumps(found.summary()))
         return
     left_out = f"; {found.outside} more have no evaluated dose near" if found.outside else ""
@@ -103,111 +159,64 @@ def gamma(
     )
 
 
-def dose(
-    plan_file: Annotated[Path, typer.Option("--plan", help="Any RTPLAN.")],
-    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
-    out: Annotated[Path, typer.Option("--out", help="RTDOSE file to write.")],
-    engine: Annotated[str, typer.Option(help="pencil-beam or monte-carlo.")] = "monte-carlo",
-    machine: MachineName = "generic_6mv",
-    uncertainty: Uncertainty = 0.02,
-    max_minutes: Annotated[float | None, typer.Option(help="Monte Carlo ends after this time.")] = None,
-    grid_mm: GridMm = 3.0,
-    seed: Seed = 0,
-    mapping: MappingFile = None,
-    ct_table: CtTableFile = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compute the dose of an RTPLAN from any system and write it as RTDOSE."""
-    from vmat_diffusion.workflow import compute_dose
+@settings
+class QaOptions(Working):
+    """What `qa` takes."""
 
-    with stdout_kept(), progress_bar() as progress:
-        found = compute_dose(
-            plan_file,
-            case,
-            out,
-            engine=engine,
-            machine=machine,
-            uncertainty=uncertainty,
-            max_minutes=max_minutes,
-            grid_mm=grid_mm,
-            seed=seed,
-            mapping=mapping,
-            ct_table=ct_table,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if as_json:
-        record = {"file": str(out.resolve()), "max_gy": float(found.gy.max()), **found.provenance}
-        show(json.dumps(record, default=str))
-    else:
-        show(f"{out.resolve()}\nhighest dose {found.gy.max():.2f} Gy")
+    plan: PlanFile
+    case: CaseFolder
+    out: OutFolder
+    dose: Annotated[
+        Path | None,
+        Field(description="RTDOSE file of the plan; without it the fast engine's dose is compared."),
+        Option(metavar="RD.dcm"),
+    ] = None
+    goals: _Sheet = None
+    engine: Engine = "monte-carlo"
+    machine: MachineName = "generic_6mv"
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    grid_mm: GridMm = 3.0
+    seed: Seed = 0
+    gate: GateFile = None
+    mapping: MappingFile = None
+    ct_table: CtTableFile = None
+    overwrite: Overwrite = False
 
 
-def qa(
-    plan_file: Annotated[Path, typer.Option("--plan", help="Any RTPLAN.")],
-    case: Annotated[Path, typer.Option("--case", help="Folder with CT and structure set.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    dose_file: Annotated[
-        Path | None, typer.Option("--dose", help="The planned RTDOSE; without it the fast engine's.")
-    ] = None,
-    goals: Annotated[str | None, typer.Option("--goals", help="Ask these goals too.")] = None,
-    engine: Annotated[str, typer.Option(help="The second engine.")] = "monte-carlo",
-    machine: MachineName = "generic_6mv",
-    uncertainty: Uncertainty = 0.02,
-    check_minutes: CheckMinutes = None,
-    grid_mm: GridMm = 3.0,
-    seed: Seed = 0,
-    gate: GateFile = None,
-    mapping: MappingFile = None,
-    ct_table: CtTableFile = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
+def qa(options: QaOptions) -> None:
     """Check a plan from any system a second time; exit code 1 if a check fails."""
     from vmat_diffusion.workflow import second_check
 
-    with stdout_kept(), progress_bar() as progress:
-        done = second_check(
-            plan_file,
-            case,
-            out,
-            dose_file=dose_file,
-            machine=machine,
-            goals=goals,
-            engine=engine,
-            uncertainty=uncertainty,
-            max_minutes=check_minutes,
-            grid_mm=grid_mm,
-            seed=seed,
-            gate=gate,
-            mapping=mapping,
-            ct_table=ct_table,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if as_json:
+    asked = keywords(second_check, options)
+    with work_shown(options) as progress:
+        done = second_check(options.plan, options.case, dose_file=options.dose, **asked, progress=progress)
+    if options.json:
         show(json.dumps(done.summary()))
     else:
         show("\n".join([verdict_text(done.verdict), "", *map(str, done.files)]))
     raise typer.Exit(0 if done.verdict.passed else 1)
 
 
-def reference_check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of reference cases.")],
-    engine: Annotated[str, typer.Option(help="The engine to check.")] = "monte-carlo",
-    uncertainty: Uncertainty = 0.01,
-    max_minutes: Annotated[float, typer.Option(help="Monte Carlo ends after this time in each case.")] = 5.0,
-    as_json: AsJson = False,
-) -> None:
+@settings
+class ReferenceCheckOptions(Working):
+    """What `reference-check` takes."""
+
+    folder: Annotated[
+        Path, Field(description="Folder of reference cases."), Option(positional=True, metavar="DIR")
+    ]
+    engine: Engine = "monte-carlo"
+    uncertainty: Uncertainty = 0.01
+    check_minutes: Annotated[CheckMinutes, Option(old=("--max-minutes",))] = 5.0
+
+
+def reference_check(options: ReferenceCheckOptions) -> None:
     """Compare an engine with reference doses, case by case."""
     from vmat_diffusion.workflow import check_references
 
-    with stdout_kept(), progress_bar() as progress:
-        found = check_references(
-            folder, engine=engine, uncertainty=uncertainty, max_minutes=max_minutes, progress=progress
-        )
-    if as_json:
+    with work_shown(options) as progress:
+        found = check_references(**keywords(check_references, options), progress=progress)
+    if options.json:
         show(json.dumps(found))
         return
     rows = [["" if v is None else v for v in case.values()] for case in found["cases"]]

@@ -8,57 +8,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
-from vmat_diffusion.cli.display import progress_bar, rejected_text, show, stdout_kept, table
-from vmat_diffusion.cli.options import (
-    AllowOutsideBody,
-    AsJson,
-    BatchOptions,
-    ClusterKind,
-    Dashboard,
-    MappingFile,
-    MemoryGb,
-    PatientPosition,
-    Project,
-    Queue,
-    Resume,
-    Walltime,
-    Workers,
-    chosen_cluster,
-)
+from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
+from vmat_diffusion.cli.fields import ClusterOptions, DataSetOut, Facts, Linkage, Resume, Working
+from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import AllowOutsideBody, MappingFile, PatientPosition
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.deidentify import Deidentified
+    from vmat_diffusion.workflow.deidentify import DeidentifiedFolder
     from vmat_diffusion.workflow.preprocess import PreprocessRun
 
+_Dicom = Annotated[
+    Path,
+    Field(description="Any folder of DICOM files, of any number of patients."),
+    Option(positional=True, metavar="DIR"),
+]
 
-def deidentify(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Folder of DICOM files, any number of patients.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder.")],
+
+@settings
+class DeidentifyOptions(Working):
+    """What `deidentify` takes."""
+
+    folder: _Dicom
+    out: Annotated[
+        Path,
+        Field(description="Where to write: a new or empty folder."),
+        Option(short=("-o",), metavar="DIR", old=("OUT",)),
+    ]
     key: Annotated[
         str | None,
-        typer.Option(help="Secret text or file: the same key, the same UIDs again. Random if not given."),
-    ] = None,
-    mapping: MappingFile = None,
-    as_json: AsJson = False,
-) -> None:
+        Field(
+            description="Secret text or a file with it: the same key gives the same UIDs; by default random."
+        ),
+    ] = None
+    mapping: MappingFile = None
+
+
+def deidentify(options: DeidentifyOptions) -> None:
     """Copy DICOM files without names, numbers, dates and private data; 1 if any had to be left out."""
     from vmat_diffusion.workflow.deidentify import deidentify_folder
 
-    with stdout_kept(), progress_bar() as progress:
-        done = deidentify_folder(source, out, key=key, mapping=mapping, progress=progress)
-    if as_json:
+    with work_shown(options) as progress:
+        done = deidentify_folder(**keywords(deidentify_folder, options), progress=progress)
+    if options.json:
         show(json.dumps(done.summary()))
     else:
-        show(_text(done))
+        show(_deidentified_text(done))
     if done.left_out:
         raise typer.Exit(1)
 
 
-def _text(done: Deidentified) -> str:
+def _deidentified_text(done: DeidentifiedFolder) -> str:
     """Files by case, what was done how often, and what was left out."""
     cases = [[name, ", ".join(f"{n} {k}" for k, n in kinds.items())] for name, kinds in done.cases.items()]
     actions: Counter[str] = Counter()
@@ -74,83 +77,91 @@ def _text(done: Deidentified) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def preprocess(
+@settings
+class PreprocessOptions(ClusterOptions, Working):
+    """What `preprocess` takes."""
+
     raw: Annotated[
-        Path, typer.Option("--raw", help="Folder with a sub-folder of DICOM files per case.")
-    ] = Path("data/raw"),
-    out: Annotated[Path, typer.Option("--out", help="Folder of the data set.")] = Path("data/processed_npz"),
-    mapping: MappingFile = None,
+        Path,
+        Field(description="Folder with a sub-folder of DICOM files for each case."),
+        Option(metavar="DIR"),
+    ] = Path("data/raw")
+    out: DataSetOut = Path("data/processed_npz")
+    mapping: MappingFile = None
     relax_filter: Annotated[
         bool,
-        typer.Option(
-            "--relax-filter",
-            "--relax_filter",
-            help="Admit cases without dose, without plan, with plans that are not VMAT, without organs.",
-        ),
-    ] = False,
+        Field(description="Admit cases without dose, plan or organs, and with plans that are not VMAT."),
+        Option(old=("--relax_filter",)),
+    ] = False
     spacing_mm: Annotated[
-        tuple[float, float, float], typer.Option(metavar="X Y Z", help="Voxels of the data set, mm.")
-    ] = (1.0, 1.0, 3.0),
+        tuple[float, float, float],
+        Field(description="Size of voxels, mm: of the data set."),
+        Option(metavar="X Y Z"),
+    ] = (1.0, 1.0, 3.0)
     shape: Annotated[
-        str, typer.Option(help="Voxels as Z,Y,X, or auto: found from all cases, then kept.")
-    ] = "auto",
-    site: Annotated[str, typer.Option(help="Of all cases; else sites.csv, else by their structures.")] = "",
-    sites: Annotated[
-        Path | None, typer.Option(help="CSV with case,site[,fractions]; RAW/sites.csv if it is there.")
-    ] = None,
-    goals: Annotated[str, typer.Option(help="Goal sheet of all cases; else that of the site.")] = "",
+        str,
+        Field(description="Voxels of each case as Z,Y,X, or auto: found from all cases, then kept."),
+        Option(metavar="auto|Z,Y,X"),
+    ] = "auto"
+    site: Annotated[
+        str,
+        Field(
+            description="Treatment site: of all cases; by default as the site table or the structures say."
+        ),
+    ] = ""
+    site_table: Annotated[
+        Path | None,
+        Field(description="CSV with case,site[,fractions]; by default RAW/sites.csv if it is there."),
+        Option(metavar="FILE", old=("--sites",)),
+    ] = None
+    goals: Annotated[
+        str,
+        Field(description="Goal sheet: a shipped sheet's name or a TOML file; by default that of the site."),
+        Option(metavar="SHEET"),
+    ] = ""
     require: Annotated[
-        list[str] | None,
-        typer.Option(help="Organ without which the strict filter refuses a case; repeat it."),
-    ] = None,
+        tuple[str, ...],
+        Field(description="Organ without which the strict filter refuses a case."),
+        Option(metavar="ORGAN"),
+    ] = ()
     store_sdf: Annotated[
-        bool, typer.Option("--store-sdf", help="Store signed distance maps, else made on loading.")
-    ] = False,
-    patient_position: PatientPosition = None,
-    allow_outside_body: AllowOutsideBody = False,
-    cluster: ClusterKind = "local",
-    workers: Workers = None,
-    memory_gb: MemoryGb = 3.0,
-    queue: Queue = None,
-    project: Project = None,
-    walltime: Walltime = "04:00:00",
-    batch_option: BatchOptions = None,
-    dashboard: Dashboard = False,
-    resume: Resume = False,
-    key: Annotated[Path | None, typer.Option(help="Write which case is which folder to this CSV.")] = None,
-    as_json: AsJson = False,
-) -> None:
+        bool, Field(description="Store signed distance maps; otherwise they are made on loading.")
+    ] = False
+    patient_position: PatientPosition = None
+    allow_outside_body: AllowOutsideBody = False
+    resume: Resume = False
+    linkage: Linkage = None
+
+
+def preprocess(options: PreprocessOptions) -> None:
     """Make training cases from clinical DICOM folders: one npz and one picture per case, and an index."""
     from vmat_diffusion.dataset.clinical_case import Preparation
     from vmat_diffusion.workflow.preprocess import preprocess as run
 
-    settings = Preparation(
-        spacing_mm=spacing_mm,
-        relax=relax_filter,
-        mapping=mapping,
-        site=site,
-        goals=goals,
-        require=tuple(require or ()),
-        patient_position=patient_position,
-        allow_outside_body=allow_outside_body,
-        store_sdf=store_sdf,
+    asked = Preparation(
+        spacing_mm=options.spacing_mm,
+        relax=options.relax_filter,
+        mapping=Path(options.mapping) if options.mapping else None,
+        site=options.site,
+        goals=options.goals,
+        require=options.require,
+        patient_position=options.patient_position,
+        allow_outside_body=options.allow_outside_body,
+        store_sdf=options.store_sdf,
     )
-    where = chosen_cluster(
-        cluster, workers, memory_gb, queue, project, walltime, batch_option, dashboard=dashboard
-    )
-    with stdout_kept(), progress_bar() as progress:
+    with work_shown(options) as progress:
         done = run(
-            raw,
-            out,
-            settings,
-            shape=_shape(shape),
-            sites=sites,
-            cluster=where,
-            resume=resume,
-            key=key,
+            options.raw,
+            options.out,
+            asked,
+            shape=_shape(options.shape),
+            sites=options.site_table,
+            cluster=options.where(),
+            resume=options.resume,
+            key=options.linkage,
             progress=progress,
         )
-    show(json.dumps(done.summary()) if as_json else _prepared_text(done))
+    show(json.dumps(done.summary()) if options.json else _prepared_text(done))
 
 
 def _shape(text: str) -> tuple[int, int, int] | None:
@@ -199,3 +210,110 @@ def _groups(done: PreprocessRun) -> list[list[Any]]:
         cases[group] += 1
         doses[group] += record["has_dose"]
     return [[*group, count, doses[group]] for group, count in sorted(cases.items())]
+
+
+@settings
+class ImportOpenkbpOptions(ClusterOptions, Working):
+    """What `import openkbp` takes."""
+
+    source: Annotated[
+        Path,
+        Field(description="Folder with pt_N folders of CSV files, or pt_N.npz files."),
+        Option(positional=True, metavar="SRC"),
+    ]
+    out: Annotated[
+        Path,
+        Field(description="Where to write: the folder of the data set."),
+        Option(short=("-o",), metavar="DIR", old=("OUT",)),
+    ]
+    split_folders: Annotated[
+        bool, Field(description="Splits by the names of the patients' folders: train, valid, test.")
+    ] = False
+    resume: Resume = False
+
+
+def import_openkbp(options: ImportOpenkbpOptions) -> None:
+    """Make training cases from OpenKBP patients, on their own grid."""
+    from vmat_diffusion.workflow.imports import import_openkbp as run
+
+    where = options.where()
+    with work_shown(options) as progress:
+        done = run(
+            options.source,
+            options.out,
+            split_folders=options.split_folders,
+            cluster=where,
+            resume=options.resume,
+            progress=progress,
+        )
+    if options.json:
+        show(json.dumps(done.summary()))
+        return
+    parts = [
+        f"{done.cases} cases in {done.out}, {done.without_ct} of them without CT; {done.made} made now in "
+        f"{done.seconds:.0f} s"
+    ]
+    if done.splits:
+        parts.append(", ".join(f"{name} {count}" for name, count in done.splits.items()))
+    if done.rejections:
+        parts.append(rejected_text(done.rejections))
+    show("\n\n".join(parts))
+
+
+@settings
+class ImportDicomOptions(Working):
+    """What `import dicom` takes."""
+
+    folder: _Dicom
+    out: Annotated[
+        Path,
+        Field(description="Where to write: a folder for preprocess, such as data/raw."),
+        Option(short=("-o",), metavar="DIR", old=("RAW",)),
+    ]
+    linkage: Linkage = None
+
+
+def import_dicom(options: ImportDicomOptions) -> None:
+    """Sort a tree of DICOM files, as TCIA delivers them, into a folder per case for preprocess."""
+    from vmat_diffusion.workflow.imports import import_dicom as run
+
+    with work_shown(options) as progress:
+        done = run(options.folder, options.out, key=options.linkage, progress=progress)
+    if options.json:
+        show(json.dumps(done.summary()))
+        return
+    lines = [f"{len(done.made)} cases made in {done.raw}, {len(done.there)} were there already"]
+    show("\n".join([*lines, *done.left_out]))
+
+
+@settings
+class SplitOptions(Facts):
+    """What `split` takes."""
+
+    dataset: Annotated[
+        Path, Field(description="Folder of a data set."), Option(positional=True, metavar="DATASET")
+    ]
+    fractions: Annotated[
+        tuple[float, float, float] | None,
+        Field(description="Shares of the patients; by default 0.8 0.1 0.1."),
+        Option(metavar="TRAIN VALIDATION TEST"),
+    ] = None
+    seed: Annotated[
+        int | None, Field(description="Random seed: the same seed gives the same splits; by default 0.")
+    ] = None
+
+
+def split(options: SplitOptions) -> None:
+    """Divide a data set by patients, or place the cases that came since; a split once given is kept."""
+    from vmat_diffusion.dataset.splits import SPLITS, split_dataset
+
+    splits = split_dataset(options.dataset, fractions=options.fractions, seed=options.seed)
+    if options.json:
+        show(json.dumps({name: splits.ids(name) for name in SPLITS}))
+        return
+    counts = Counter((member.stratum, name) for member, name in splits.placed.values())
+    strata = sorted({stratum for stratum, _ in counts})
+    rows = [[stratum, *(counts[stratum, name] for name in SPLITS)] for stratum in strata]
+    patients = {name: len({m.patient for m, s in splits.placed.values() if s == name}) for name in SPLITS}
+    show(table(["cases of", *SPLITS], rows, left=1))
+    show("\npatients: " + ", ".join(f"{count} {name}" for name, count in patients.items()))

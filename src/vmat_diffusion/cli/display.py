@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from vmat_diffusion.cli.fields import Working
     from vmat_diffusion.dataset.tables import Rejection
     from vmat_diffusion.evaluate.goals import GoalResult
     from vmat_diffusion.progress import Progress
@@ -16,6 +22,11 @@ if TYPE_CHECKING:
     from vmat_diffusion.workflow import PlanRun
 
 _REJECTIONS_SHOWN = 20
+# Columns whose cells are all this short are not folded on a narrow terminal.
+_NEVER_FOLDED = 12
+_LONGEST_WORD = 20
+# A table without lines but for dashes under the header: eight rows of a rich box, left, line, cross, right.
+_DASHES = "    \n    \n -  \n    \n    \n    \n    \n    \n"
 
 
 @contextmanager
@@ -26,49 +37,109 @@ def stdout_kept() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr; where stderr is no terminal, one line per stage."""
+def work_shown(options: Working) -> Iterator[Progress]:
+    """The progress of a command's work, as its options ask; what libraries print goes to stderr."""
+    with stdout_kept(), progress_bar(quiet=options.quiet, verbose=options.verbose) as progress:
+        yield progress
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
+    """Bars on stderr; where stderr is no terminal, a line for each stage and each tenth of it.
+
+    `quiet` shows nothing, `verbose` each note as a line of its own.
+    """
     from rich.console import Console
 
+    from vmat_diffusion.progress import silent
+
     console = Console(stderr=True)
-    if not console.is_terminal:
-        started: set[str] = set()
+    if quiet:
+        yield silent
+    elif console.is_terminal:
+        with _bars(console, verbose=verbose) as progress:
+            yield progress
+    else:
+        yield _Lines(verbose=verbose)
 
-        def lines(stage: str, fraction: float, note: str) -> None:
-            if stage not in started:
-                started.add(stage)
-                print(stage, "...", file=sys.stderr, flush=True)
 
-        yield lines
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+class _Lines:
+    """Progress for a log: `optimise ...`, `optimise 10 %, 1:20 to go: 12 of 120`."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.verbose = verbose
+        self.began: dict[str, float] = {}
+        self.tenths: dict[str, int] = {}
+        self.notes: dict[str, str] = {}
+
+    def __call__(self, stage: str, fraction: float, note: str) -> None:
+        """Print a line where a stage begins, where it reaches another tenth, and if asked each note."""
+        now = time.monotonic()
+        if stage not in self.began:
+            self.began[stage] = now
+            print(stage, "...", file=sys.stderr, flush=True)
+        spent_s, tenth = now - self.began[stage], int(10 * fraction + 1e-9)
+        # A stage of less than a second needs no line but its first.
+        further = tenth > self.tenths.get(stage, 0) and spent_s >= 1
+        news = self.verbose and note not in ("", self.notes.get(stage))
+        if not (further or news):
+            return
+        self.tenths[stage], self.notes[stage] = max(tenth, self.tenths.get(stage, 0)), note
+        left = f"{_clock(spent_s * (1 - fraction) / fraction)} to go" if 0 < fraction < 1 else ""
+        when = left or (f"in {_clock(spent_s)}" if fraction >= 1 else "")
+        words = ", ".join(part for part in (f"{stage} {100 * fraction:.0f} %", when) if part)
+        print(f"{words}: {note}" if note else words, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _bars(console: Console, *, verbose: bool) -> Iterator[Progress]:
+    """A bar for each stage, with percent, time spent and time to go."""
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description:<9}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, Any] = {}
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+        notes: dict[str, str] = {}
 
         def move(stage: str, fraction: float, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=1.0, note="")
-            bar.update(tasks[stage], completed=fraction, note=note)
-            if fraction >= 1:
-                bar.stop_task(tasks[stage])
+                tasks[stage] = bars.add_task(stage, total=1.0, note="")
+            bars.update(tasks[stage], completed=fraction, note=note)
+            if verbose and note not in ("", notes.get(stage)):
+                notes[stage] = note
+                bars.console.print(f"{stage}: {note}", markup=False, highlight=False)
 
         yield move
+        for task in tasks.values():  # what ended without saying so is closed; a failure leaves its bar open
+            bars.update(task, completed=1.0)
 
 
 def run_text(run: PlanRun) -> str:
     """A planning run: its goals, delivery, verdict, times and files."""
-    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.sheet.prescription.target_gy.items())
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in run.task.sheet.prescription.target_gy.items())
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in run.seconds.items())
     parts = [
-        f"{run.sheet.title}: {levels} in {run.plan.fractions} fractions, "
-        f"normalised to {run.sheet.normalization}",
+        f"{run.task.sheet.title}: {levels} in {run.plan.fractions} fractions, "
+        f"normalised to {run.task.sheet.normalization}",
         goals_text(run.results),
         *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
@@ -136,16 +207,37 @@ def goals_text(results: Sequence[GoalResult]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:
-    """Aligned columns, the first `left` of them to the left, the others to the right."""
-    cells = [[str(c) for c in row] for row in (header, *rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
-    cells.insert(1, ["-" * w for w in widths])
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    )
+    """Aligned columns, the first `left` of them to the left, the others to the right.
+
+    On a terminal texts are folded to its width. Elsewhere, in a pipe or a file, lines are as long as needed:
+    no value is cut.
+    """
+    from io import StringIO
+
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    needed = sum(max(len(row[k]) for row in cells) + 2 for k in range(len(header)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else needed
+    grid = Table(box=Box(_DASHES, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for k, name in enumerate(cells[0]):
+        words = [word for row in cells for word in row[k].split()] or [""]
+        grid.add_column(
+            Text(name),
+            justify="left" if k < left else "right",
+            overflow="fold",
+            no_wrap=max(len(row[k]) for row in cells) <= _NEVER_FOLDED,
+            min_width=min(max(map(len, words)), _LONGEST_WORD),  # numbers are single words
+        )
+    for row in cells[1:]:
+        grid.add_row(*map(Text, row))
+    console = Console(file=StringIO(), width=max(width, 20), color_system=None, legacy_windows=False)
+    console.print(grid)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
 
 
 def rejected_text(rejections: Sequence[Rejection]) -> str:

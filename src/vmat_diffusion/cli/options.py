@@ -1,105 +1,333 @@
-"""Options that several commands share, with the words of their help."""
+"""A command's options, made from its dataclass: what is read, `--help`, `--config` and the manual's tables.
+
+A command is a function of one argument, `options`, whose annotation is a dataclass of `settings`. The values
+come from the command line, then from the file of `--config`, then from the defaults of the dataclass.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from vmat_diffusion.jobs.cluster import Cluster, Kind
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, marks_of, range_of, range_text, spelled
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-MachineName = Annotated[str, typer.Option("--machine", help="A shipped machine's name or a TOML file.")]
-MappingFile = Annotated[
-    Path | None, typer.Option("--mapping", help="Structure names: your own oar_mapping.json.")
-]
-CtTableFile = Annotated[
-    Path | None, typer.Option("--ct-table", help="HU to density: your own CSV with hu,density_g_cm3.")
-]
-PatientPosition = Annotated[
-    str | None, typer.Option(help="HFS, HFP, FFS or FFP, where the CT does not state it.")
-]
-AllowOutsideBody = Annotated[
-    bool, typer.Option("--allow-outside-body", help="Accept targets that reach out of the body.")
-]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_T = TypeVar("_T")
+CONFIG_HELP = "Options from a TOML file, by their names with underscores; the command line goes first."
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_CONFIG = "config_file"
 
 
-def reading_options(
-    mapping: Path | None, ct_table: Path | None, patient_position: str | None, *, allow_outside_body: bool
-) -> dict[str, Any]:
-    """The settings by which a case is read, as its commands keep them."""
-    return {
-        "mapping": str(mapping) if mapping else None,
-        "ct_table": str(ct_table) if ct_table else None,
-        "patient_position": patient_position,
-        "allow_outside_body": allow_outside_body,
-    }
+@dataclass(frozen=True)
+class Spelled:
+    """A field of a command's dataclass as it appears to the user."""
+
+    name: str
+    kind: Any
+    description: str
+    mark: Option
+    default: Any
+    bounds: str
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
+    def flag(self) -> bool:
+        """Whether it takes no value."""
+        return self.kind is bool
+
+    @property
+    def many(self) -> bool:
+        """Whether it may have several values."""
+        inner = get_args(self.kind)
+        several = get_origin(self.kind) is tuple and len(inner) == 2 and inner[1] is Ellipsis
+        return several and self.mark.text != "whole"
+
+    @property
+    def again(self) -> bool:
+        """Whether the option may be repeated."""
+        return self.many and not self.mark.positional
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The values that it may have, if they are few."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value."""
+        if self.flag:
+            return ""
+        inner = _plain(get_args(self.kind)[0]) if self.many else self.kind
+        return self.mark.metavar or "|".join(self.words) or _METAVARS.get(inner, "TEXT")
+
+    @property
+    def spelling(self) -> str:
+        """`CASE`, or `-o, --out DIR`."""
+        if self.mark.positional:
+            return f"{self.metavar} ..." if self.many else self.metavar
+        long = spelled(self.name)
+        if self.flag and self.default is True:
+            long += f", --no-{long[2:]}"
+        return f"{', '.join([*self.mark.short, long])} {self.metavar}".rstrip()
+
+    @property
+    def default_text(self) -> str:
+        """The default as the user would write it; "" where there is none."""
+        if self.flag or self.default in (MISSING, None, "", ()):
+            return ""
+        several = isinstance(self.default, tuple)
+        return " ".join(map(_text, self.default)) if several else _text(self.default)
+
+    @property
+    def help(self) -> str:
+        """The sentence of help with range and default."""
+        facts = [
+            "required" if self.required else "",
+            self.bounds,
+            "may be given again" if self.again else "",
+            f"default {self.default_text}" if self.default_text else "",
+        ]
+        known = "; ".join(fact for fact in facts if fact)
+        return f"{self.description} [{known}]" if known else self.description
 
 
-Uncertainty = Annotated[
-    float, typer.Option(help="Monte Carlo ends at this mean sigma above half of the maximum (0.02 = 2 %).")
-]
-CheckMinutes = Annotated[
-    float | None, typer.Option("--check-minutes", help="Monte Carlo ends after this time at the latest.")
-]
-GateFile = Annotated[Path | None, typer.Option("--gate", help="Limits of the gate: your own gate.toml.")]
-TrajectoryKind = Annotated[
-    str | None,
-    typer.Option(
-        "--trajectory", metavar="csv", help="Also write where every axis is expected, a file per arc."
-    ),
-]
-GridMm = Annotated[float, typer.Option("--grid-mm", help="Spacing of the dose grid, mm.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same dose.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the data set in OUT.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-
-ClusterKind = Annotated[
-    str,
-    typer.Option(
-        "--cluster",
-        metavar="serial|local|slurm|sge",
-        help="Where the cases run: in this process, on this computer's cores, or as batch jobs.",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Cases at a time. Without it: as many as cores and memory allow."),
-]
-MemoryGb = Annotated[float, typer.Option("--memory-gb", help="Limit of each worker, GB.")]
-Queue = Annotated[str | None, typer.Option("--queue", help="SLURM partition or SGE queue of the workers.")]
-Project = Annotated[
-    str | None, typer.Option("--project", help="SLURM account or SGE project that is charged.")
-]
-Walltime = Annotated[str, typer.Option("--walltime", help="Of each batch job, H:MM:SS.")]
-BatchOptions = Annotated[
-    list[str] | None,
-    typer.Option("--batch-option", help='Further directive of the batch jobs: "-pe smp 2". Repeatable.'),
-]
-Dashboard = Annotated[
-    bool, typer.Option("--dashboard", help="Serve a page that shows the workers, on this computer only.")
-]
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def chosen_cluster(
-    kind: str,
-    workers: int | None,
-    memory_gb: float,
-    queue: str | None,
-    project: str | None,
-    walltime: str,
-    batch_options: list[str] | None,
-    *,
-    dashboard: bool,
-) -> Cluster:
-    """Where the cases run, by the options of a command.
+def _plain(hint: Any) -> Any:
+    """A type without its annotations and without None."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        (inner,) = [part for part in get_args(hint) if part is not type(None)]
+        return _plain(inner)
+    return hint
 
-    Raises:
-        InputError: An option is unknown, out of range or without effect.
+
+def fields_of(kind: type) -> list[Spelled]:
+    """The fields of a command's dataclass: arguments, required options, others."""
+    defaults = {f.name: f.default for f in fields(kind)}
+    found = [
+        Spelled(
+            name, _plain(hint), info.description or "", mark, defaults[name], range_text(_bounds(hint, info))
+        )
+        for name, (hint, info, mark) in marks_of(kind).items()
+    ]
+    return sorted(found, key=_place)
+
+
+def _place(field: Spelled) -> int:
+    if field.mark.positional:
+        return 0
+    if field.required:
+        return 1 if field.name != "out" else 2
+    return 3
+
+
+def _bounds(hint: Any, info: Any) -> dict[str, float]:
+    return range_of(Annotated[hint, info])
+
+
+def has_config(kind: type) -> bool:
+    """Whether a command takes `--config`: it has settings, and no file of its own by that name."""
+    names = {f.name for f in fields_of(kind) if not f.mark.positional} - {"json", "quiet", "verbose"}
+    return bool(names) and "config" not in names
+
+
+def usage_of(kind: type) -> str:
+    """The arguments and the required options of a command: `CASE --goals SHEET --out DIR [OPTIONS]`."""
+    words = []
+    for field in fields_of(kind):
+        if field.required:
+            words.append(_short(field))
+        elif field.mark.positional:
+            words.append(f"[{_short(field)}]")
+    return " ".join([*words, "[OPTIONS]"])
+
+
+def _short(field: Spelled) -> str:
+    """`--out DIR` where the spelling is `-o, --out DIR`."""
+    return field.spelling.rpartition(", ")[2]
+
+
+class Command(TyperCommand):
+    """A command whose help is written from its dataclass."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write usage, what the command does, its arguments and its options."""
+        kind = self.callback.options  # type: ignore[union-attr]
+        found = fields_of(kind)
+        formatter.write_usage(ctx.command_path, usage_of(kind))
+        self.format_help_text(ctx, formatter)
+        rows = [(f.spelling, f.help) for f in found if not f.mark.positional]
+        if has_config(kind):
+            rows.append(("--config FILE", CONFIG_HELP))
+        rows.append(("-h, --help", "Show this message and exit."))
+        arguments = [(f.spelling, f.help) for f in found if f.mark.positional]
+        for title, lines in (("Arguments", arguments), ("Options", rows)):
+            if lines:
+                with formatter.section(title):
+                    formatter.write_dl(lines)
+
+
+def command(function: Callable[[Any], None]) -> Callable[..., None]:
+    """What typer calls for a function of one dataclass, with the dataclass in its attribute `options`."""
+    kind = get_type_hints(function)["options"]
+    found = fields_of(kind)
+
+    def run(context: typer.Context, **given: Any) -> None:
+        function(resolved(kind, context, given))
+
+    parameters = [_parameter("context", typer.Context)]
+    parameters += [_parameter(f.name, _typed(f), _unset(f)) for f in found]
+    for f in found:
+        parameters += [
+            _parameter(_old_name(f, k), _typed(f, old), _unset(f)) for k, old in enumerate(f.mark.old)
+        ]
+    if has_config(kind):
+        file = typer.Option("--config", metavar="FILE", help=CONFIG_HELP)
+        parameters.append(_parameter(_CONFIG, Annotated[Path | None, file], None))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__, run.__name__ = function.__doc__, function.__name__
+    run.options = kind  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _old_name(field: Spelled, number: int) -> str:
+    return f"old_{number}_{field.name}"
+
+
+def _unset(field: Spelled) -> Any:
+    return False if field.flag else None
+
+
+def _typed(field: Spelled, old: str | None = None) -> Annotated[Any, ...]:
+    """The type that typer reads, with its spelling; in its `old` spelling it is hidden."""
+    read = bool if field.flag else (_read_as(field) | None)
+    if old is None and field.mark.positional:
+        return Annotated[read, typer.Argument(metavar=field.metavar, help=field.help)]
+    if old is not None and not old.startswith("-"):
+        return Annotated[read, typer.Argument(metavar=old, hidden=True)]
+    spellings = (old,) if old else (*field.mark.short, spelled(field.name))
+    if field.flag and field.default is True:
+        spellings = (f"{spelled(field.name)}/--no-{spelled(field.name)[2:]}",)
+    words = field.words
+    completion = (lambda incomplete: [w for w in words if w.startswith(incomplete)]) if words else None
+    option = typer.Option(
+        *spellings,
+        metavar=field.metavar or None,
+        help=field.help,
+        hidden=bool(old),
+        autocompletion=completion,
+    )
+    return Annotated[read, option]
+
+
+def _read_as(field: Spelled) -> Any:
+    """What typer makes of the words of a command line; the dataclass checks it."""
+    inner = tuple(map(_plain, get_args(field.kind)))
+    if field.many:
+        return list[str if field.mark.text else inner[0]]  # type: ignore[misc]
+    if field.words or field.mark.text:
+        return str
+    return tuple[inner] if get_origin(field.kind) is tuple else field.kind  # type: ignore[valid-type]
+
+
+def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
+    """The options of a command: from the command line, the file of `--config`, or the defaults.
+
+    Raises InputError, one sentence, for what is missing, unknown or out of range.
     """
-    from vmat_diffusion.jobs.cluster import Cluster
+    line = {
+        name: value
+        for name, value in given.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    file = line.pop(_CONFIG, None)
+    found = fields_of(kind)
+    values = (_from_file(kind, file) if file else {}) | _with_old_spellings(found, line)
+    missing = [_short(f) for f in found if f.required and f.name not in values]
+    if missing:
+        name, path = context.info_name, context.command_path
+        raise InputError(f"{name} needs {' and '.join(missing)}; give it, or see {path} --help")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
-    extra = tuple(batch_options or ())
-    return Cluster(cast("Kind", kind), workers, memory_gb, queue, project, walltime, extra, dashboard)
+
+def _with_old_spellings(found: Sequence[Spelled], line: dict[str, Any]) -> dict[str, Any]:
+    """The values under the names of their fields, with a hint on stderr for each old spelling.
+
+    What was an option once and is an argument now leaves the arguments on the line to the other fields.
+    """
+    old = {}
+    for field in found:
+        for k, spelling in enumerate(field.mark.old):
+            if (value := line.pop(_old_name(field, k), None)) is not None:
+                now = f"the argument {field.metavar}" if field.mark.positional else spelled(field.name)
+                print(
+                    f"Hint: {spelling} is {now} now; the old spelling ends with the next release.",
+                    file=sys.stderr,
+                )
+                old[field.name] = value
+    places = [f.name for f in found if f.mark.positional]
+    words = [line.pop(name) for name in places if name in line]
+    free = [name for name in places if name not in old]
+    for name in old:
+        if name in line:
+            raise InputError(f"{spelled(name)} is given twice, once in its old spelling; give it once")
+    if len(words) > len(free):
+        raise InputError(f"there is an argument too many: {words[-1]}; give each once")
+    return {**line, **old, **dict(zip(free, words, strict=False))}
+
+
+def _from_file(kind: type, file: Path) -> dict[str, Any]:
+    """The options in a TOML file. Raises InputError for a file that cannot be read or an unknown key."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise InputError(f"options {file} cannot be read ({fault.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise InputError(f"options {file} are no TOML ({fault}); correct the file") from None
+    known = [f.name for f in fields_of(kind)]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            remedy = f"write {near[0]}" if near else f"known are {', '.join(known)}"
+            raise InputError(f"options {file}: {key} is not known; {remedy}")
+    return values
+
+
+def keywords(taker: Callable[..., Any], options: Any) -> dict[str, Any]:
+    """The options that a function, or a dataclass, takes by the same names."""
+    taken = [f.name for f in fields(taker)] if is_dataclass(taker) else inspect.signature(taker).parameters
+    names = {f.name for f in fields(options)}
+    return {name: getattr(options, name) for name in taken if name in names}
+
+
+def part(kind: type, options: Any) -> dict[str, Any]:
+    """The values of a settings class among the options of a command that has them all."""
+    return {name: getattr(options, name) for name in marks_of(kind)}

@@ -3,64 +3,52 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
-from vmat_diffusion.cli.display import progress_bar, run_text, show, stdout_kept
-from vmat_diffusion.cli.options import (
-    AllowOutsideBody,
-    AsJson,
-    CheckMinutes,
-    CtTableFile,
-    GateFile,
-    MachineName,
-    MappingFile,
-    PatientPosition,
-    TrajectoryKind,
-    Uncertainty,
-    reading_options,
-)
+from vmat_diffusion.cli.display import goals_text, run_text, show, stdout_kept, table, work_shown
+from vmat_diffusion.cli.fields import CaseFolder, Facts, OutFolder, Overwrite, Working
+from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings
+
+if TYPE_CHECKING:
+    from vmat_diffusion.workflow.predict import PredictRun
+    from vmat_diffusion.workflow.trade_off import TradeOff
 
 
-def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any folder of DICOM files.")],
-    mapping: MappingFile = None,
-    patient_position: PatientPosition = None,
-    allow_outside_body: AllowOutsideBody = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a folder holds, and what would be refused and why."""
-    from vmat_diffusion.dicom.inspection import inspect as inspect_folder
+@settings
+class PhantomOptions(Facts):
+    """What `phantom` takes."""
 
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist; give a folder of DICOM files")
-    with stdout_kept():
-        found = inspect_folder(
-            folder,
-            mapping=mapping,
-            patient_position=patient_position,
-            allow_outside_body=allow_outside_body,
-        )
-    show(json.dumps(asdict(found)) if as_json else "\n".join(found.lines()))
-
-
-def phantom(
-    name: Annotated[str, typer.Argument(help="tg119_cshape, thorax, ... or prostate, head_neck, lung.")],
-    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    name: Annotated[
+        str,
+        Field(description="Name: tg119_cshape, thorax and others, or a site: prostate, head_neck, lung."),
+        Option(positional=True, metavar="NAME"),
+    ]
+    out: Annotated[
+        Path,
+        Field(description="Where to write: a new or empty folder."),
+        Option(short=("-o",), metavar="DIR"),
+    ]
     seed: Annotated[
-        int | None, typer.Option(help="Which synthetic patient of a site; 0 unless given.")
-    ] = None,
-) -> None:
+        int | None,
+        Field(description="Random seed: which synthetic patient of a site; by default 0."),
+    ] = None
+
+
+def phantom(options: PhantomOptions) -> None:
     """Write a built-in case or a synthetic patient as a DICOM CT with its structure set."""
     from vmat_diffusion.anatomy import SITES, synthetic_case
     from vmat_diffusion.dicom.write import write_case
     from vmat_diffusion.phantom import PHANTOMS
     from vmat_diffusion.phantom import phantom as build
 
+    name, seed = options.name, options.seed
     if name in SITES:
         case = synthetic_case(name, seed or 0)
     elif name not in PHANTOMS:
@@ -75,128 +63,140 @@ def phantom(
         )
     else:
         case = build(name)
-    show("\n".join(str(file) for file in write_case(out, case)))
+    files = [str(file) for file in write_case(options.out, case)]
+    show(json.dumps({"case": case.id, "files": files}) if options.json else "\n".join(files))
 
 
-def plan(
-    case: Annotated[Path, typer.Argument(metavar="CASE", help="Folder with CT and structure set.")],
-    goals: Annotated[str, typer.Option("--goals", help="A shipped sheet's name or a TOML file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    machine: MachineName = "generic_6mv",
-    prior: Annotated[
-        str, typer.Option(help="What drives the plan: goals, or diffusion for the predicted dose as well.")
-    ] = "goals",
-    weights: Annotated[
-        str, typer.Option(help="Of the prediction: 'shipped' or a safetensors file.")
-    ] = "shipped",
-    candidates: Annotated[
-        int, typer.Option(help="Plans to choose from, each for a sample of the prediction.")
-    ] = 1,
-    arcs: Annotated[int, typer.Option(help="Number of arcs.")] = 2,
-    arc_start: Annotated[
-        float | None, typer.Option(help="Gantry angle of the first arc's start, deg.")
-    ] = None,
-    arc_stop: Annotated[float | None, typer.Option(help="Gantry angle of the first arc's stop, deg.")] = None,
-    collimator: Annotated[
-        list[float] | None, typer.Option(help="Collimator angle, deg; once for all arcs or once per arc.")
-    ] = None,
-    couch: Annotated[
-        list[float] | None, typer.Option(help="Couch angle, deg; once for all arcs or once per arc.")
-    ] = None,
-    span: Annotated[
-        str, typer.Option(help="full, or partial: arcs round the side of the targets only.")
-    ] = "full",
-    avoid: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FROM:TO", help="Sector that no beam comes from, clockwise, deg. Repeatable."),
-    ] = None,
-    seconds_per_turn: Annotated[
-        float, typer.Option(help="Beam time of a full turn; the longer, the further leaves can move.")
-    ] = 100.0,
-    jaws: Annotated[
-        str | None, typer.Option(help="tracking or fixed; unless given, as the machine can.")
-    ] = None,
-    normalize_gy: Annotated[
-        float | None,
-        typer.Option(help="Dose for the sheet's normalisation in place of its own."),
-    ] = None,
-    grid_mm: Annotated[float, typer.Option(help="Spacing of the dose grid, mm.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same plan, on one device.")] = 0,
-    device: Annotated[str, typer.Option(help="auto or cpu: no GPU engine as yet.")] = "auto",
-    max_minutes: Annotated[float, typer.Option(help="Stop optimising after this time.")] = 5.0,
-    uncertainty: Uncertainty = 0.02,
-    check_minutes: CheckMinutes = None,
-    gate: GateFile = None,
-    improve: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start from this RTPLAN, whoever made it: its arcs are kept, its apertures bettered."
-        ),
-    ] = None,
-    trajectory: TrajectoryKind = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's files.")] = False,
-    mapping: MappingFile = None,
-    ct_table: CtTableFile = None,
-    patient_position: PatientPosition = None,
-    allow_outside_body: AllowOutsideBody = False,
-    as_json: AsJson = False,
-) -> None:
+@settings
+class PlanOptions(PlanSettings, Working):
+    """What `plan` takes."""
+
+    case: CaseFolder
+    out: OutFolder
+    overwrite: Overwrite = False
+
+
+def plan(options: PlanOptions) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
 
     Every plan is recomputed by Monte Carlo and judged; one that does not pass gets no RP.dcm, and the
     exit code is 1. Ctrl-C while optimising keeps the best plan so far.
     """
-    from vmat_diffusion.workflow import plan_case, plan_settings
+    from vmat_diffusion.workflow import plan_case
 
-    settings = plan_settings(
-        goals=goals,
-        machine=machine,
-        prior=prior,
-        weights=weights,
-        candidates=candidates,
-        arcs=arcs,
-        arc_start_deg=arc_start,
-        arc_stop_deg=arc_stop,
-        span=span,
-        collimator_deg=tuple(collimator) if collimator else None,
-        couch_deg=tuple(couch) if couch else None,
-        avoid_deg=tuple(_sector(text) for text in avoid or ()),
-        seconds_per_turn=seconds_per_turn,
-        jaws=jaws,
-        normalize_gy=normalize_gy,
-        grid_mm=grid_mm,
-        seed=seed,
-        device=device,
-        max_minutes=max_minutes,
-        uncertainty=uncertainty,
-        check_minutes=check_minutes,
-        gate=str(gate) if gate else None,
-        improve=str(improve) if improve else None,
-        **reading_options(mapping, ct_table, patient_position, allow_outside_body=allow_outside_body),
-        trajectory=trajectory,
-    )
-    with stdout_kept(), progress_bar() as progress:
-        run = plan_case(case, out, settings, overwrite=overwrite, progress=progress)
-    show(json.dumps(run.summary()) if as_json else run_text(run))
+    asked = plan_settings(**part(PlanSettings, options))
+    with work_shown(options) as progress:
+        run = plan_case(options.case, options.out, asked, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(run.summary()) if options.json else run_text(run))
     raise typer.Exit(0 if run.passed else 1)
 
 
-def _sector(text: str) -> tuple[float, float]:
-    """`80:120`; InputError for anything else."""
-    first, _, second = text.partition(":")
-    try:
-        return float(first), float(second)
-    except ValueError:
-        raise InputError(f"--avoid {text!r} is no sector; write two angles in degrees as 80:120") from None
+@settings
+class DemoOptions(Working):
+    """What `demo` takes."""
+
+    out: OutFolder = Path("demo_out")
 
 
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for phantom and results.")] = Path("demo_out"),
-) -> None:
+def demo(options: DemoOptions) -> None:
     """Plan the TG-119 C-shape phantom from scratch: goals table, files and a picture."""
     from vmat_diffusion.workflow import run_demo
 
-    with stdout_kept(), progress_bar() as progress:
-        run, picture = run_demo(out, progress=progress)
-    show(f"{run_text(run)}\n{picture}")
+    with work_shown(options) as progress:
+        run, picture = run_demo(options.out, progress=progress)
+    if options.json:
+        show(json.dumps({**run.summary(), "picture": str(picture)}))
+    else:
+        show(f"{run_text(run)}\n{picture}")
     raise typer.Exit(0 if run.passed else 1)
+
+
+@settings
+class PredictOptions(PredictSettings, Working):
+    """What `predict` takes."""
+
+    case: Annotated[
+        Path,
+        Field(description="Case: a folder with a CT and a structure set, or a training case's npz."),
+        Option(positional=True, metavar="CASE"),
+    ]
+    out: OutFolder
+    overwrite: Overwrite = False
+
+
+def predict(options: PredictOptions) -> None:
+    """Predict the dose of a case: mean, spread and samples, and the sample that meets the goals best."""
+    from vmat_diffusion.workflow.predict import predict_case
+
+    asked = PredictSettings(**part(PredictSettings, options))
+    with work_shown(options) as progress:
+        run = predict_case(options.case, options.out, asked, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(run.summary()) if options.json else _predicted_text(run))
+
+
+def _predicted_text(run: PredictRun) -> str:
+    """Goals on the mean, the samples' scores, the choice, and what the model does not know."""
+    done = run.prediction
+    asked = [f"{organ} mean {gy:.1f} Gy" for organ, gy in done.conditioning.mean_gy.items()]
+    asked += [f"{organ} D0.1cc {gy:.1f} Gy" for organ, gy in done.conditioning.hot_gy.items()]
+    parts = [
+        f"Goals on the {'mean' if done.samples else 'predicted'} dose\n" + goals_text(done.results[0]),
+        "The model is conditioned on: "
+        f"{', '.join(asked) or 'nothing, its free prediction exceeds no limit it knows'}",
+    ]
+    if done.samples:
+        rows = [
+            [k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"]
+            for k, s in enumerate(done.scores[1:])
+        ]
+        parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
+    parts.append(done.reason)
+    parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]
+    parts.append("Seconds: " + ", ".join(f"{name} {s:.1f}" for name, s in run.seconds.items()))
+    parts.append("\n".join(str(file) for file in run.files))
+    return "\n\n".join(parts)
+
+
+@settings
+class TradeOffOptions(Facts):
+    """What `trade-off` takes."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        Field(description="Folders that `plan` has written for one case."),
+        Option(positional=True, metavar="RUN"),
+    ]
+    out: Annotated[
+        Path, Field(description="Where to write: a PNG file."), Option(short=("-o",), metavar="FILE")
+    ] = Path("trade_off.png")
+    overwrite: Overwrite = False
+
+
+def trade_off(options: TradeOffOptions) -> None:
+    """Show target coverage against organ doses of several plans of one case, as a table and a plot."""
+    from vmat_diffusion.workflow.trade_off import read_trade_off, write_trade_off
+
+    with stdout_kept():
+        found = read_trade_off(options.runs)
+        file = write_trade_off(options.out, found, overwrite=options.overwrite)
+    if options.json:
+        show(json.dumps({**found.summary(), "file": str(file)}))
+    else:
+        show(f"{_trade_off_text(found)}\n\n{file}")
+
+
+def _trade_off_text(found: TradeOff) -> str:
+    plans = found.plans
+    rows = [
+        ["gate", *("passed" if not p.failed_checks else "NOT PASSED" for p in plans)],
+        ["target coverage, % of goal", *(_number(p.coverage_percent) for p in plans)],
+        *([g.label, *(_number(p.values[g.label]) for p in plans)] for g in found.goals),
+        ["MU", *(f"{p.mu:.1f}" for p in plans)],
+        ["beam on, s", *(f"{p.delivery_s:.0f}" for p in plans)],
+    ]
+    shown = [row for row in rows if any(row[1:])]
+    return "\n\n".join([table(["", *(p.name for p in plans)], shown, left=1), *found.remarks])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -7,28 +7,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
-from vmat_diffusion.cli import (
-    beam,
-    benchmark,
-    catalogue,
-    checking,
-    data,
-    imports,
-    influence,
-    planning,
-    prediction,
-    simulation,
-    trade_off,
-    training,
-)
-from vmat_diffusion.cli import benchmark as benchmark_plans
-from vmat_diffusion.cli import benchmark as benchmark_tg119
+from vmat_diffusion.cli.options import Command, command
 from vmat_diffusion.errors import InputError
 
 _DEBUG = "VMAT_DEBUG"
@@ -42,8 +28,103 @@ class _Stopped(BaseException):
         self.code = code
 
 
+GROUPS = {
+    "machine": "The linacs that plans can be made for.",
+    "goals": "The goal sheets shipped with the package.",
+    "mapping": "The table of structure names.",
+    "gate": "The limits of the gate.",
+    "beam": "The photon beam of a machine.",
+    "import": "Public data made ready for training.",
+    "benchmark": "How good predictions and plans are, on public data.",
+}
+# The module of each command; its function has the command's name.
+COMMANDS = {
+    "inspect": "checking",
+    "phantom": "planning",
+    "plan": "planning",
+    "predict": "planning",
+    "check": "checking",
+    "dvh": "checking",
+    "gamma": "checking",
+    "dose": "dose",
+    "qa": "checking",
+    "reference-check": "checking",
+    "trade-off": "planning",
+    "influence": "dose",
+    "deidentify": "data",
+    "preprocess": "data",
+    "split": "data",
+    "simulate": "training",
+    "train": "training",
+    "fine-tune": "training",
+    "export-weights": "training",
+    "demo": "planning",
+    "machine list": "catalogue",
+    "machine show": "catalogue",
+    "machine copy": "catalogue",
+    "goals list": "catalogue",
+    "goals show": "catalogue",
+    "goals copy": "catalogue",
+    "mapping list": "catalogue",
+    "mapping show": "catalogue",
+    "mapping copy": "catalogue",
+    "gate list": "catalogue",
+    "gate show": "catalogue",
+    "gate copy": "catalogue",
+    "beam fit": "dose",
+    "import openkbp": "data",
+    "import dicom": "data",
+    "benchmark openkbp": "benchmark",
+    "benchmark tg119": "benchmark",
+    "benchmark plans": "benchmark",
+}
+
+
+def function_of(path: str) -> Callable[[Any], None]:
+    """What a command such as `machine show` calls, from its module, which is imported now."""
+    module = import_module(f"vmat_diffusion.cli.{COMMANDS[path]}")
+    return getattr(module, path.replace(" ", "_").replace("-", "_"))  # type: ignore[no-any-return]
+
+
+def _built(path: str) -> Any:
+    """The command of that path for typer."""
+    one = typer.Typer(add_completion=False, rich_markup_mode=None)
+    one.command(path.rpartition(" ")[2], cls=Command)(command(function_of(path)))
+    return typer.main.get_command(one)
+
+
 class _Commands(TyperGroup):
-    """The commands; an interrupt that ends one is handed to `main`, which has a sentence for it."""
+    """The commands of the program or of a group; each is made when it is asked for.
+
+    An interrupt that ends one is handed to `main`, which has a sentence for it.
+    """
+
+    within = ""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, then those of the groups."""
+        names = [path.removeprefix(self.within) for path in COMMANDS if path.startswith(self.within)]
+        return [name for name in names if " " not in name] + ([] if self.within else list(GROUPS))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command or group of that name, None where there is none."""
+        path = self.within + cmd_name
+        if not self.within and cmd_name in GROUPS:
+            group = _Commands(
+                name=cmd_name, help=GROUPS[cmd_name], no_args_is_help=True, rich_markup_mode=None
+            )
+            group.within = f"{cmd_name} "
+            return group
+        return _built(path) if path in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each name with its first sentence."""
+        rows = []
+        for name in self.list_commands(ctx):
+            group = "" if self.within else GROUPS.get(name, "")
+            rows.append((name, group or (function_of(self.within + name).__doc__ or "").partition("\n")[0]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -59,54 +140,10 @@ app = typer.Typer(
     help="From a contoured CT and clinical goals to a deliverable, checked VMAT plan. "
     "For research; not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-machine_app = typer.Typer(help="The linacs that plans can be made for.", no_args_is_help=True)
-beam_app = typer.Typer(help="The photon beam of a machine.", no_args_is_help=True)
-goals_app = typer.Typer(help="The goal sheets shipped with the package.", no_args_is_help=True)
-import_app = typer.Typer(help="Public data made ready for training.", no_args_is_help=True)
-benchmark_app = typer.Typer(help="How good dose model and plans are, on public data.", no_args_is_help=True)
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    planning.inspect,
-    planning.phantom,
-    planning.plan,
-    prediction.predict,
-    checking.check,
-    checking.dvh,
-    checking.gamma,
-    checking.dose,
-    checking.qa,
-    checking.reference_check,
-    trade_off.trade_off,
-    influence.influence,
-    data.deidentify,
-    data.preprocess,
-    imports.split,
-    simulation.simulate,
-    training.train,
-    training.fine_tune,
-    training.export_weights,
-    planning.demo,
-)
-for _command in _COMMANDS:
-    app.command()(_command)
-machine_app.command("list")(catalogue.machine_list)
-machine_app.command("show")(catalogue.machine_show)
-beam_app.command("fit")(beam.beam_fit)
-import_app.command("openkbp")(imports.import_openkbp)
-import_app.command("dicom")(imports.import_dicom)
-benchmark_app.command("openkbp")(benchmark.benchmark_openkbp)
-benchmark_app.command("tg119")(benchmark_tg119.benchmark_tg119)
-benchmark_app.command("plans")(benchmark_plans.benchmark_plans)
-goals_app.command("list")(catalogue.goals_list)
-goals_app.command("show")(catalogue.goals_show)
-app.add_typer(machine_app, name="machine")
-app.add_typer(beam_app, name="beam")
-app.add_typer(goals_app, name="goals")
-app.add_typer(import_app, name="import")
-app.add_typer(benchmark_app, name="benchmark")
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The commands that train a dose model."""
+"""The commands that plan patients for training, and train a dose model."""
 
 from __future__ import annotations
 
@@ -9,113 +9,230 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
-from vmat_diffusion.cli.display import progress_bar, show, stdout_kept
-from vmat_diffusion.cli.options import AsJson
+from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
+from vmat_diffusion.cli.fields import ClusterOptions, DataSet, DataSetOut, Facts, MemoryGb, Resume, Working
+from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import Simulation, VoxelMm
 
 if TYPE_CHECKING:
     from vmat_diffusion.progress import Progress
     from vmat_diffusion.training.loop import Machinery
+    from vmat_diffusion.workflow.simulate import PatientSource, SimulationRun
     from vmat_diffusion.workflow.train import TrainingRun
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Data set folder with splits.json.")]
-RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the training.")]
-CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", help="Where encoded cases are kept; OUT/encoded if not given.")
+
+@settings
+class SimulateOptions(Simulation, ClusterOptions, Working):
+    """What `simulate` takes."""
+
+    out: DataSetOut
+    data: Annotated[
+        Path | None,
+        Field(description="Folder of the cases: a data set whose cases are planned."),
+        Option(metavar="DIR", old=("--cases",)),
+    ] = None
+    synthetic: Annotated[int | None, Field(description="Plan so many synthetic patients.")] = None
+    sites: Annotated[
+        tuple[str, ...], Field(description="Only cases of this treatment site."), Option(metavar="SITE")
+    ] = ()
+    plans_per_case: Annotated[int, Field(ge=1, le=99, description="Plans of each patient.")] = 2
+    spacing_mm: Annotated[
+        tuple[VoxelMm, VoxelMm, VoxelMm] | None,
+        Field(description="Size of voxels, mm: of synthetic patients; by default 2 2 2.5."),
+        Option(metavar="X Y Z"),
+    ] = None  # type: ignore[assignment]
+    memory_gb: MemoryGb = 4.0
+    resume: Resume = False
+
+
+def simulate(options: SimulateOptions) -> None:
+    """Plan patients under varied goals and arcs, and store dose and control points as training cases."""
+    from vmat_diffusion.workflow.simulate import simulate as run
+
+    asked = part(Simulation, options)
+    if options.spacing_mm is None:
+        asked.pop("spacing_mm")
+    elif options.synthetic is None:
+        raise InputError("--spacing-mm is for synthetic patients; cases keep their own grid, leave it out")
+    where = options.where()
+    patients = _patients(options)
+    with work_shown(options) as progress:
+        done = run(
+            patients,
+            options.out,
+            Simulation(**asked),
+            plans_per_case=options.plans_per_case,
+            cluster=where,
+            resume=options.resume,
+            progress=progress,
+        )
+    show(json.dumps(done.summary()) if options.json else _simulated_text(done))
+
+
+def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
+    from vmat_diffusion.workflow.simulate import patients_of, synthetic_patients
+
+    if options.data is not None and options.synthetic is None:
+        return patients_of(options.data, options.sites)
+    if options.synthetic is not None and options.data is None:
+        return synthetic_patients(options.synthetic, seed=options.seed, sites=options.sites)
+    raise InputError("simulate needs one of --data DIR and --synthetic N; give exactly one")
+
+
+def _simulated_text(done: SimulationRun) -> str:
+    """The plans in figures, and why the others are not there."""
+    columns = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
+    rows = [[name, *(record[c] for c in columns)] for name, record in done.plans.items()]
+    parts = [
+        table(["plan", *(c.replace("_", " ") for c in columns)], rows, left=4),
+        f"{len(rows)} plans in {done.out}, {done.made} of them made now in {done.seconds / 60:.1f} min",
+    ]
+    if done.rejections:
+        parts.append(rejected_text(done.rejections))
+    return "\n\n".join(parts)
+
+
+_Recipe = Annotated[
+    str,
+    Field(description="Options from a TOML file: the settings of the training, or a shipped recipe's name."),
+    Option(metavar="FILE"),
 ]
-Devices = Annotated[int, typer.Option("--devices", help="GPUs of each computer, or processes without one.")]
-Nodes = Annotated[int, typer.Option("--nodes", help="Computers.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in OUT, if there is one.")]
-Loaders = Annotated[int, typer.Option("--workers", help="Processes that load cases, for each device.")]
+_Start = Annotated[
+    str,
+    Field(description="Weights of the dose model: a safetensors file or 'shipped' to begin with."),
+    Option(metavar="FILE", old=("--from",)),
+]
 
 
-def train(
-    config: Annotated[Path, typer.Option("--config", help="Settings, a TOML file as in configs/train.")],
-    data: DataFolder,
-    out: RunFolder,
+@settings
+class TrainingPlace(Working):
+    """Where a training reads, writes and runs."""
+
+    data: DataSet
+    out: Annotated[
+        Path,
+        Field(description="Where to write: the folder of the training."),
+        Option(short=("-o",), metavar="DIR"),
+    ]
+    devices: Annotated[
+        int, Field(ge=1, description="GPUs of each computer, or processes where there is none.")
+    ] = 1
+    nodes: Annotated[int, Field(ge=1, description="Computers.")] = 1
+    loaders: Annotated[
+        int,
+        Field(ge=0, description="Processes that load cases, for each device."),
+        Option(old=("--workers",)),
+    ] = 1
+    cache: Annotated[
+        Path | None,
+        Field(description="Folder where encoded cases are kept; by default OUT/encoded."),
+        Option(metavar="DIR"),
+    ] = None
+    resume: Resume = False
+
+
+@settings
+class TrainOptions(TrainingPlace):
+    """What `train` takes."""
+
+    config: _Recipe
     weights: Annotated[
-        Path | None, typer.Option("--from", help="Weights to begin with; random if not given.")
-    ] = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    workers: Loaders = 1,
-    cache: CacheFolder = None,
-    resume: Resume = False,
-    as_json: AsJson = False,
-) -> None:
+        str | None,
+        Field(description="Weights of the dose model: a safetensors file to begin with; by default random."),
+        Option(metavar="FILE", old=("--from",)),
+    ] = None
+
+
+def train(options: TrainOptions) -> None:
     """Train a dose model on a data set, from checkpoint to checkpoint."""
-    machinery = _machinery(devices, nodes, workers)
+    machinery = _machinery(options)
     from vmat_diffusion.workflow.train import train_model
 
-    with stdout_kept(), progress_bar() as bar:
+    with work_shown(options) as progress:
         done = train_model(
-            config,
-            data,
-            out,
+            options.config,
+            options.data,
+            options.out,
             machinery=machinery,
-            weights=weights,
-            cache=cache,
-            resume=resume,
-            progress=_spoken(bar),
+            weights=Path(options.weights) if options.weights else None,
+            cache=options.cache,
+            resume=options.resume,
+            progress=_spoken(progress),
         )
-    _end(done, as_json=as_json)
+    _end(done, as_json=options.json)
 
 
-def fine_tune(
-    site: Annotated[str, typer.Option(help="head_neck, prostate or lung: only its cases are taken.")],
-    weights: Annotated[str, typer.Option("--from", help="Weights to begin with: a file, or 'shipped'.")],
-    data: DataFolder,
-    out: RunFolder,
+@settings
+class FineTuneOptions(TrainingPlace):
+    """What `fine-tune` takes."""
+
+    site: Annotated[
+        str, Field(description="Treatment site: head_neck, prostate or lung; only its cases are taken.")
+    ]
+    weights: _Start
     config: Annotated[
-        Path | None, typer.Option("--config", help="Settings instead of the short recipe.")
-    ] = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    workers: Loaders = 1,
-    cache: CacheFolder = None,
-    resume: Resume = False,
-    as_json: AsJson = False,
-) -> None:
+        str | None,
+        Field(
+            description="Options from a TOML file: the settings of the training; by default a short recipe."
+        ),
+        Option(metavar="FILE"),
+    ] = None
+
+
+def fine_tune(options: FineTuneOptions) -> None:
     """Go on with the weights of a dose model on the cases of one site."""
-    machinery = _machinery(devices, nodes, workers)
+    machinery = _machinery(options)
     from vmat_diffusion.workflow.train import fine_tune as run
 
-    with stdout_kept(), progress_bar() as bar:
+    with work_shown(options) as progress:
         done = run(
-            site,
-            weights,
-            data,
-            out,
+            options.site,
+            options.weights,
+            options.data,
+            options.out,
             machinery=machinery,
-            config=config,
-            cache=cache,
-            resume=resume,
-            progress=_spoken(bar),
+            config=options.config,
+            cache=options.cache,
+            resume=options.resume,
+            progress=_spoken(progress),
         )
-    _end(done, as_json=as_json)
+    _end(done, as_json=options.json)
 
 
-def export_weights(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training.")],
+@settings
+class ExportWeightsOptions(Facts):
+    """What `export-weights` takes."""
+
+    run: Annotated[
+        Path, Field(description="Folder of a training."), Option(positional=True, metavar="TRAINING")
+    ]
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write; RUN/weights.safetensors if not given.")
-    ] = None,
+        Path | None,
+        Field(description="Where to write: a safetensors file; by default weights.safetensors in it."),
+        Option(short=("-o",), metavar="FILE"),
+    ] = None
     spread: Annotated[
-        float, typer.Option(min=0.01, help="Factor on the drawn residuals, from benchmark --fit-spread.")
-    ] = 1.0,
-) -> None:
+        float,
+        Field(
+            ge=0.01, description="Factor on the spread of the samples, from benchmark openkbp --fit-spread."
+        ),
+    ] = 1.0
+
+
+def export_weights(options: ExportWeightsOptions) -> None:
     """Write the weights of the last checkpoint of a training, finished or not."""
     from vmat_diffusion.workflow.train import export_weights as write
 
-    show(str(write(run, out, spread)))
+    file = str(write(options.run, options.out, options.spread))
+    show(json.dumps({"file": file, "spread": options.spread}) if options.json else file)
 
 
-def _machinery(devices: int, nodes: int, workers: int) -> Machinery:
-    """Where the training runs. Raises InputError without the extra `train` or for a wrong number."""
-    for name, value, least in (("--devices", devices, 1), ("--nodes", nodes, 1), ("--workers", workers, 0)):
-        if value < least:
-            raise InputError(f"{name} {value} is below {least}; give at least {least}")
+def _machinery(options: TrainingPlace) -> Machinery:
+    """Where the training runs. Raises InputError without the extra `train`."""
     try:
         import lightning  # noqa: F401
         import tensorboard  # noqa: F401
@@ -125,11 +242,11 @@ def _machinery(devices: int, nodes: int, workers: int) -> Machinery:
         ) from None
     from vmat_diffusion.training.loop import Machinery
 
-    return Machinery(devices, nodes, workers)
+    return Machinery(options.devices, options.nodes, options.loaders)
 
 
 def _spoken(bar: Progress) -> Progress:
-    """The progress with every news of the training as a line too, where stderr is a file of a queue."""
+    """The progress, and where stderr is a file each news of the training as a line."""
     if sys.stderr.isatty():
         return bar
     before = ""
@@ -148,15 +265,15 @@ def _spoken(bar: Progress) -> Progress:
 def _end(done: TrainingRun, *, as_json: bool) -> None:
     """Say where the training ended; the exit code is that of the signal that ended it, if any."""
     if done.first_process:
-        show(json.dumps(done.summary()) if as_json else _text(done))
+        show(json.dumps(done.summary()) if as_json else _trained_text(done))
     if done.signal in (signal.SIGINT, signal.SIGTERM):
         raise typer.Exit(128 + done.signal)
 
 
-def _text(done: TrainingRun) -> str:
+def _trained_text(done: TrainingRun) -> str:
     where = f"stage {done.stage} of {done.stages}, {done.samples} of {done.of} samples"
     lines = [
-        f"Trained: {where}, in {done.seconds / 60:.1f} min"
+        f"TrainingRun: {where}, in {done.seconds / 60:.1f} min"
         if done.finished
         else f"Stopped at {where}; the checkpoint is in {done.out}, go on with --resume"
     ]

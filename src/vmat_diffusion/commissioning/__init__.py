@@ -1,1 +1,1 @@
-"""commissioning."""
+"""A beam model from water-tank scans: files read, made absolute, and fitted."""

@@ -17,12 +17,19 @@ from scipy.optimize import least_squares
 from scipy.special import ndtr
 
 from vmat_diffusion.commissioning.scans import Curve, OutputFactors
-from vmat_diffusion.dose.beam_tables import Gaussians, blurred_ratio, by_depth, mixtures, off_axis, spectrum
-from vmat_diffusion.dose.rays import Progress
+from vmat_diffusion.dose.pencil_beam.beam_tables import (
+    Gaussians,
+    blurred_ratio,
+    by_depth,
+    mixtures,
+    off_axis,
+    spectrum,
+)
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel
+from vmat_diffusion.progress import Progress
 
-HORN_RADIUS_MM = np.array([0, 15, 30, 45, 60, 80, 100, 120, 140, 160, 185, 210, 240.0])
+OFF_AXIS_RADIUS_MM = np.array([0, 15, 30, 45, 60, 80, 100, 120, 140, 160, 185, 210, 240.0])
 REFERENCE_SIDE_MM, REFERENCE_DEPTH_MM = 100.0, 15.0
 _EVERY_MM = 2.0
 _KINDS = {"depth": 0.0, "crossline": 1.0, "inline": 1.0, "diagonal": 2.0}
@@ -145,7 +152,7 @@ _PARAMETERS = {
 }
 
 
-def with_parameters(start: BeamModel, values: NDArray, horn: NDArray) -> BeamModel:
+def with_parameters(start: BeamModel, values: NDArray, ratio: NDArray) -> BeamModel:
     """The beam that parameters in the order of the fit stand for."""
     named: dict[str, Any] = dict(zip(_PARAMETERS, (float(v) for v in values), strict=True))
     energy, number = spectrum(start)
@@ -153,8 +160,8 @@ def with_parameters(start: BeamModel, values: NDArray, horn: NDArray) -> BeamMod
     return replace(
         start,
         spectrum_number=tuple(float(v) for v in bent / bent.sum()),
-        horn_radius_mm=tuple(float(v) for v in HORN_RADIUS_MM),
-        horn=tuple(float(v) for v in horn),
+        horn_radius_mm=tuple(float(v) for v in OFF_AXIS_RADIUS_MM),
+        horn=tuple(float(v) for v in ratio),
         **named,
     )
 
@@ -169,7 +176,7 @@ def point_weights(scan: Scan) -> NDArray[np.float64]:
     weight *= np.where(scan.kind == 0, 3.0, 1.0) * np.where(scan.kind == 2, 0.5, 1.0)
     weight *= np.where(scan.side_mm > 300, 0.3, 1.0)
     radius = np.hypot(scan.x_mm, scan.y_mm) * 1000.0 / (scan.ssd_mm + scan.depth_mm)
-    return weight * (radius < HORN_RADIUS_MM[-1])
+    return weight * (radius < OFF_AXIS_RADIUS_MM[-1])
 
 
 def fit_beam(scan: Scan, start: BeamModel, *, rounds: int = 3, progress: Progress | None = None) -> BeamFit:
@@ -178,43 +185,45 @@ def fit_beam(scan: Scan, start: BeamModel, *, rounds: int = 3, progress: Progres
     `start` gives the spectrum's shape and what scans do not tell: energy, distances, the collimator's plane.
     """
     weight = point_weights(scan)
-    horn = np.ones(len(HORN_RADIUS_MM))
+    ratio = np.ones(len(OFF_AXIS_RADIUS_MM))
     first, low, high, unit = (np.array(column) for column in zip(*_PARAMETERS.values(), strict=True))
     values = first.copy()
 
     def relative(values: NDArray) -> NDArray:
-        beam = calibrated(with_parameters(start, values, horn))
+        beam = calibrated(with_parameters(start, values, ratio))
         return scan_dose(beam, scan) * beam.photons_cm2_mu / beam.gy_per_mu
 
     for turn in range(rounds):
         if progress:
-            progress(turn / rounds, f"round {turn + 1} of {rounds}")
+            progress("fit", turn / rounds, f"round {turn + 1} of {rounds}")
         for _ in range(2):
-            horn = _fitted_horn(scan, relative(values), horn, weight)
-        found = least_squares(
+            ratio = _fitted_off_axis_ratio(scan, relative(values), ratio, weight)
+        solution = least_squares(
             lambda v: (relative(v * unit) - scan.dose) * weight,
             values / unit,
             bounds=(low / unit, high / unit),
             max_nfev=12,
         )
-        values = found.x * unit
-    horn = _fitted_horn(scan, relative(values), horn, weight)
-    beam = calibrated(with_parameters(start, values, horn))
+        values = solution.x * unit
+    ratio = _fitted_off_axis_ratio(scan, relative(values), ratio, weight)
+    beam = calibrated(with_parameters(start, values, ratio))
     dose = scan_dose(beam, scan) * beam.photons_cm2_mu / beam.gy_per_mu
     rms = 100 * float(np.sqrt(np.mean(((dose - scan.dose) * weight) ** 2)))
     return BeamFit(beam, rms, dose)
 
 
-def _fitted_horn(scan: Scan, dose: NDArray, horn: NDArray, weight: NDArray) -> NDArray[np.float64]:
-    """Off-axis ratio at HORN_RADIUS_MM, 1 on the axis, given the dose with the present one."""
+def _fitted_off_axis_ratio(
+    scan: Scan, dose: NDArray, present: NDArray, weight: NDArray
+) -> NDArray[np.float64]:
+    """Off-axis ratio at OFF_AXIS_RADIUS_MM, 1 on the axis, given the dose with the ratio `present`."""
     radius = np.hypot(scan.x_mm, scan.y_mm) * 1000.0 / (scan.ssd_mm + scan.depth_mm)
-    hats = np.stack([np.interp(radius, HORN_RADIUS_MM, row) for row in np.eye(len(horn))], axis=1)
-    design = (dose / (hats @ horn))[:, None] * hats
-    smooth = 0.3 * np.diff(np.eye(len(horn)), 2, axis=0)
+    hats = np.stack([np.interp(radius, OFF_AXIS_RADIUS_MM, row) for row in np.eye(len(present))], axis=1)
+    design = (dose / (hats @ present))[:, None] * hats
+    smooth = 0.3 * np.diff(np.eye(len(present)), 2, axis=0)
     rows = np.concatenate([design * weight[:, None], smooth])
     wanted = np.concatenate([scan.dose * weight, np.zeros(len(smooth))])
-    found = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return found / found[0]
+    ratio = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return ratio / ratio[0]
 
 
 # What `fit_beam` sets besides the parameters of the same name.

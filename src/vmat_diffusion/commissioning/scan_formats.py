@@ -1,4 +1,4 @@
-"""The texts in which water tanks and planning systems hand out scans, as blocks of points.
+"""Scan files of water tanks and planning systems, read as blocks of points.
 
 Each reader turns its layout into `Block`s in one frame: mm, IEC 61217 at gantry and collimator 0
 (x crossline, y inline towards the gantry), depth positive. What each layout says of units and axes,

@@ -4,7 +4,7 @@ from vmat_diffusion.dicom.contours import contours_from_mask
 from vmat_diffusion.dicom.inspection import Inspection, StructureFound, inspect
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import write_case, write_dose, write_plan
+from vmat_diffusion.dicom.write import write_case, write_dose
 
 __all__ = [
     "Inspection",
@@ -18,5 +18,4 @@ __all__ = [
     "read_plan",
     "write_case",
     "write_dose",
-    "write_plan",
 ]

@@ -30,14 +30,14 @@ from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 
-__all__ = ["as_written", "write_case", "write_dose", "write_plan"]
+__all__ = ["as_written", "write_case", "write_dose", "write_unjudged_plan"]
 
 # The largest stored dose also fits a signed 32-bit integer, which some readers use.
 _STORED_MAX = 2**31 - 1
 _NEGATIVE_TOLERANCE = 1e-6
 
 
-def write_plan(
+def write_unjudged_plan(
     path: Path | str,
     plan: Plan,
     case: Case,
@@ -47,6 +47,9 @@ def write_plan(
     overwrite: bool = False,
 ) -> Path:
     """Write an RT Plan of the numbers in `as_written(plan)`, with new UIDs, UNAPPROVED.
+
+    For the gate, which reads the file again and judges it; whoever hands a plan on calls `qa.write_plan`,
+    which asks for a passed verdict.
 
     It refers to the CT study, frame of reference and structure set of `case.source`; the patient
     module is copied from the original CT, except dates and codes that are no valid DICOM: those are
@@ -78,7 +81,7 @@ def write_dose(
 
     Without a plan the reference is left out, which the standard demands of a plan's dose: such a
     file is for viewers only. `description` is that of the series, 64 characters at most. Raises CaseError
-    for a negative dose, PlanError as in `write_plan`.
+    for a negative dose, PlanError as in `write_unjudged_plan`.
     """
     path = Path(path)
     header, remark = source_header(case)

@@ -17,7 +17,7 @@ from vmat_diffusion.diffusion.encode import DoseGoals, encode, with_goals
 from vmat_diffusion.diffusion.grid import dose_voxels, on_model_grid, onto_case
 from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
-from vmat_diffusion.diffusion.steer import POINT_CC, dose_limits, goal_guidance
+from vmat_diffusion.diffusion.steer import dose_limits, goal_guidance
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate
 from vmat_diffusion.evaluate.ranking import GoalScore, goal_score
@@ -117,11 +117,10 @@ def exceeded_limits(sheet: GoalSheet, case: Case, dose: Dose, organs: tuple[str,
     hot: dict[str, float] = {}
     for result in evaluate(sheet, case, dose):
         goal, metric, value = result.goal, result.goal.metric, result.value
-        near_maximum = metric.kind == "max" or (metric.kind == "Dcc" and (metric.value or 0.0) <= POINT_CC)
         if (
             goal.comparator != "<="
             or goal.structure not in organs
-            or not (metric.kind == "mean" or near_maximum)
+            or not (metric.kind == "mean" or metric.is_near_maximum)
         ):
             continue
         if value is not None and value > goal.limit:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.distance import signed_distance_mm
-from vmat_diffusion.dose.rays import density_of
-from vmat_diffusion.dose.shadow import target_shadow
+from vmat_diffusion.dose.pencil_beam.target_projection import target_projection
+from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.openkbp import hot_voxels
 from vmat_diffusion.geometry import Grid, Mask, bounding_box
@@ -184,13 +184,13 @@ def encode(
     slots, present = _target_slots(case, encoding, prescription)
     far = np.zeros(case.grid.shape, bool)
     organs = [case.structures[o].mask if o in case.structures else far for o in encoding.organs]
-    projection = target_shadow(
+    projection = target_projection(
         density_of(case, case.grid),
         prescription,
         load_machine(encoding.machine).require_beam(),
         BEAMS[encoding.beams],
         _middle_mm(prescription >= 0.999 * top, case.grid),
-        case.patient_position,
+        patient_position=case.patient_position,
     )
     mask = possible_dose[box]
     hu = np.clip(case.hu[box], *_HU_RANGE) / _HU_UNIT if has_ct else np.zeros(mask.shape)

@@ -20,8 +20,6 @@ from vmat_diffusion.diffusion.encode import Encoded
 from vmat_diffusion.diffusion.predict import GoalGuidance
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet
 
-# A dose to a volume up to this one is a near-maximum: all voxels above the limit count.
-POINT_CC = 0.2
 # Gradient steps at each step of the sampler. A blurred step falls short of the goal, so it takes several; a
 # step is at most this many times the blurred gradient.
 _ROUNDS = 4
@@ -75,23 +73,19 @@ def dose_limits(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[DoseLim
 
 def _limit(goal: Goal, sheet: GoalSheet, voxels: int, voxel_cc: float) -> tuple[float, int | None] | None:
     """The limit in Gy and the `count` of a DoseLimit; None for a goal that is no such limit."""
-    metric, x = goal.metric, goal.metric.value or 0.0
-    if metric.kind == "mean":
+    if goal.metric.kind == "mean":
         return goal.limit, None
-    if metric.kind in ("max", "min"):
-        return goal.limit, 0 if metric.kind == "max" else voxels
+    bound = goal.bound(sheet.prescription.target_gy)
+    if bound is None:
+        return None
     at_least = goal.comparator == ">="
-    if metric.kind in ("D%", "Dcc"):
-        if metric.kind == "Dcc" and x <= POINT_CC and not at_least:
-            return goal.limit, 0
-        # A dose to a volume is interpolated between two voxels: both must keep the limit.
-        hottest = (x / 100 * voxels if metric.kind == "D%" else x / voxel_cc) + (0.5 if at_least else -0.5)
-        return goal.limit, _whole(hottest, voxels, up=at_least)
-    if metric.kind == "V":
-        level = x if metric.value_unit == "Gy" else x / 100 * sheet.prescription.target_gy[goal.structure]
-        share = goal.limit / voxel_cc if goal.unit == "cc" else goal.limit / 100 * voxels
-        return level, _whole(share, voxels, up=at_least)
-    return None
+    if goal.metric.is_near_maximum and not at_least:
+        return bound.level_gy, 0
+    hottest = bound.voxels(voxels, voxel_cc)
+    if goal.metric.kind in ("D%", "Dcc"):
+        # Doses to a volume are read between the middles of neighbouring voxels: both must hold.
+        hottest += 0.5 if at_least else -0.5
+    return bound.level_gy, _whole(hottest, voxels, up=at_least)
 
 
 def _whole(count: float, most: int, *, up: bool) -> int:

@@ -1,4 +1,4 @@
-"""A beam behind the collimator that a plan was made for."""
+"""The machine for a plan from any system: a known beam behind the collimator of the plan."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def plan_layers(plan: Plan) -> tuple[Layer, ...] | None:
 
 def _same_leaves(machine: Machine, layers: tuple[Layer, ...]) -> bool:
     """Whether the machine has these layers in this order, which is the order of the plan's leaves."""
-    own = machine.mlc.layers
-    return [la.pairs for la in own] == [la.pairs for la in layers] and all(
+    stated = machine.mlc.layers
+    return [la.pairs for la in stated] == [la.pairs for la in layers] and all(
         np.allclose(a.boundaries_mm, b.boundaries_mm, rtol=0, atol=_SAME_MM)
-        for a, b in zip(own, layers, strict=True)
+        for a, b in zip(stated, layers, strict=True)
     )
 
 
@@ -92,8 +92,8 @@ def _same_beam(plan: Plan, beam: BeamModel, name: str) -> None:
     What the plan or the machine does not say is not compared.
     """
     energy, mode = plan.provenance.get("energy_mv"), plan.provenance.get("fluence_mode")
-    own = re.search(r"\d+(\.\d+)?", beam.energy)
-    same_energy = not isinstance(energy, float) or not own or abs(energy - float(own[0])) < _SAME_MV
+    stated = re.search(r"\d+(\.\d+)?", beam.energy)
+    same_energy = not isinstance(energy, float) or not stated or abs(energy - float(stated[0])) < _SAME_MV
     same_mode = not isinstance(mode, str) or _flattened(mode) == _flattened(beam.fluence_mode)
     if not (same_energy and same_mode):
         raise PlanError(

@@ -1,8 +1,7 @@
-"""The dose engines by name. torch and numba load when the engine that needs them is asked for."""
+"""What a dose engine is, and the engines by name. torch and numba load with the engine that needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from vmat_diffusion.case import Case, Dose
@@ -10,21 +9,21 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.progress import Progress
 
 ENGINES = ("pencil-beam", "monte-carlo")
 
 
-class Engine(Protocol):
-    """Computes the dose of a plan on a case; `progress` is told the share done and a note."""
+class DoseEngine(Protocol):
+    """Anything that computes the dose of a plan on a case; two engines check each other."""
 
     def __call__(
-        self,
-        plan: Plan,
-        case: Case,
-        grid: Grid | None = None,
-        progress: Callable[[float, str], None] | None = None,
+        self, plan: Plan, case: Case, grid: Grid | None = None, progress: Progress | None = None
     ) -> Dose:
-        """Dose in Gy for the whole course on `grid`."""
+        """Dose in Gy for the whole course on `grid`, by default 3 mm over the body.
+
+        `progress` is called with the stage "dose".
+        """
         ...
 
 
@@ -35,7 +34,7 @@ def dose_engine(
     uncertainty: float = 0.02,
     max_minutes: float | None = None,
     seed: int = 0,
-) -> Engine:
+) -> DoseEngine:
     """The engine of that name for a machine; `uncertainty`, `max_minutes` and `seed` are Monte Carlo's.
 
     Raises InputError for an unknown name or a machine without what the engine needs.

@@ -1,4 +1,7 @@
-"""Clinical goals: sheets in TOML, fitted to a case, and judged on a dose. See `docs/goals.md`."""
+"""Clinical goals: sheets in TOML, fitted to a case, and judged on a dose. See `docs/goals.md`.
+
+More than 400 lines, as what a sheet may say, how it is read and how it is judged change together.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from pydantic.dataclasses import dataclass as checked
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.errors import CaseError, GoalError
 from vmat_diffusion.evaluate.dvh import Dvh, isodose_volume_cc, outside_percent, structure_dvh
-from vmat_diffusion.evaluate.metrics import Metric, histogram_value, homogeneity, paddick
+from vmat_diffusion.evaluate.metrics import Bound, Metric, histogram_value, homogeneity, paddick
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +34,7 @@ Status = Literal["pass", "acceptable", "fail", "not evaluated"]
 _STATEMENT = re.compile(r"(\S+)\s*(>=|<=|=)\s*(\d+(?:\.\d+)?)\s*(Gy|%|cc)?")
 # float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
 _ROUNDING = 1e-6
-# So far off the sheet's may the dose of a normalisation be chosen.
+# The dose of a normalisation may be chosen up to this share off the sheet's.
 _LEVEL_SHARE = 0.2
 
 
@@ -65,6 +68,10 @@ class Goal:
                 f"{self}: variation {self.variation:g} is stricter than the limit; "
                 "it is the worst acceptable value"
             )
+
+    def bound(self, target_gy: Mapping[str, float]) -> Bound | None:
+        """The dose level and volume that the goal bounds; `target_gy` are the prescribed doses by target."""
+        return self.metric.bound(self.limit, target_gy.get(self.structure))
 
     def status(self, value: float) -> Status:
         """Whether a result meets the limit, only the variation, or neither."""
@@ -409,14 +416,14 @@ def evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]
 
 
 def _value(goal: Goal, dvh: Dvh, prescription: Prescription, case: Case, dose: Dose) -> float:
-    metric, level = goal.metric, goal.metric.value or 0.0
-    if metric.kind == "conformity" or (metric.kind == "V" and metric.value_unit != "Gy"):
-        level *= prescription.target_gy[goal.structure] / 100
+    metric = goal.metric
+    level_gy = metric.level_gy(prescription.target_gy.get(goal.structure))
     if metric.kind == "conformity":
-        return paddick(dvh, level, isodose_volume_cc(dose, level, case.body, case.grid))
+        assert level_gy is not None  # a sheet with conformity of a structure without prescription is refused
+        return paddick(dvh, level_gy, isodose_volume_cc(dose, level_gy, case.body, case.grid))
     if metric.kind == "homogeneity":
         return homogeneity(dvh)
-    value = histogram_value(metric, dvh, level)
+    value = histogram_value(metric, dvh, level_gy)
     assert value is not None  # every other kind has one
     return value
 

@@ -18,6 +18,33 @@ _VOLUME_AT = re.compile(rf"V{_NUMBER}(Gy|%)(?:\[(%|cc)\])?")
 _GEUD = re.compile(r"gEUD(-?\d+(?:\.\d+)?)")
 _CONFORMITY = re.compile(rf"conformity(?:{_NUMBER}%)?")
 _CONFORMITY_LEVEL_PERCENT = 95.0
+# Up to this volume a Dcc metric is a near-maximum: a goal on it concerns every voxel above the limit.
+_NEAR_MAXIMUM_CC = 0.2
+# A structure may be smaller than any voxel volume that is meant in earnest; only keeps a division finite.
+_LEAST_VOLUME_CC = 1e-6
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A point of the cumulative histogram that a goal bounds: a dose level and a volume.
+
+    `D95% >= 66.5 Gy` says that at least 95 % receive 66.5 Gy, `V20Gy <= 30 %` that at most 30 % receive
+    20 Gy, `max` that at most 0 % and `min` that at least 100 % do. `volume` is in `unit`.
+    """
+
+    level_gy: float
+    volume: float
+    unit: Literal["%", "cc"]
+
+    def share(self, structure_cc: float) -> float:
+        """The volume as a share, 0 to 1, of a structure of `structure_cc`."""
+        if self.unit == "%":
+            return self.volume / 100
+        return min(self.volume / max(structure_cc, _LEAST_VOLUME_CC), 1.0)
+
+    def voxels(self, count: int, voxel_cc: float) -> float:
+        """The volume in voxels of `voxel_cc`, for a structure of `count` voxels."""
+        return self.volume / 100 * count if self.unit == "%" else self.volume / voxel_cc
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,40 @@ class Metric:
     def needs_prescription(self) -> bool:
         """Whether the metric is stated relative to the structure's own prescription."""
         return self.kind == "conformity" or (self.kind == "V" and self.value_unit == "%")
+
+    @property
+    def is_near_maximum(self) -> bool:
+        """Whether the metric is on the hottest spot of a structure: max, or a D of at most 0.2 cc."""
+        return self.kind == "max" or (
+            self.kind == "Dcc" and self.value is not None and self.value <= _NEAR_MAXIMUM_CC
+        )
+
+    def level_gy(self, prescription_gy: float | None) -> float | None:
+        """The dose at which a V or conformity metric is read; None for others.
+
+        None too where it is a percentage and the structure has no prescription.
+        """
+        if self.kind not in ("V", "conformity") or self.value is None:
+            return None
+        if self.value_unit == "Gy":
+            return self.value
+        return None if prescription_gy is None else self.value * (prescription_gy / 100)
+
+    def bound(self, limit: float, prescription_gy: float | None = None) -> Bound | None:
+        """What a limit on this metric says about the histogram: the dose level and the volume.
+
+        `limit` is in the metric's result unit; `prescription_gy` is the structure's own. None where the
+        metric bounds no single point of the histogram (mean, gEUD, conformity, homogeneity), or is a
+        percentage of a prescription that the structure does not have.
+        """
+        if self.kind in ("max", "min"):
+            return Bound(limit, 0.0 if self.kind == "max" else 100.0, "%")
+        if self.kind in ("D%", "Dcc") and self.value is not None:
+            return Bound(limit, self.value, "%" if self.kind == "D%" else "cc")
+        level = self.level_gy(prescription_gy)
+        if self.kind == "V" and level is not None:
+            return Bound(level, limit, "cc" if self.result_unit == "cc" else "%")
+        return None
 
     def __str__(self) -> str:
         if self.kind == "V":

@@ -22,7 +22,7 @@ from typing import Any
 
 from vmat_diffusion.errors import InputError, UnreadableError
 from vmat_diffusion.jobs.cluster import Cluster, client_of
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent
 
 __all__ = ["Cluster", "Done", "run_jobs"]
 
@@ -79,7 +79,7 @@ def run_jobs(
     """
     if not jobs:
         return
-    report: Progress = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     report(_STAGE, 0.0, f"0 of {len(jobs)}")
     run = _run_here if cluster.kind == "serial" else _run_on_workers
     for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):

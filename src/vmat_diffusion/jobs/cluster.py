@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,8 +188,8 @@ def _local(cluster: Cluster, workers: int, folder: str) -> Any:
 def _queued(cluster: Cluster) -> Any:
     """A cluster object that submits workers, none of them submitted yet."""
     import dask
-    import dask_jobqueue
 
+    dask_jobqueue = _dask_jobqueue()
     site: list[str] = dask.config.get(f"jobqueue.{cluster.kind}.job-script-prologue")
     variables = _ONE_THREAD | {
         f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in _WORKER_MEMORY.items()
@@ -224,6 +225,15 @@ def _queued(cluster: Cluster) -> Any:
         job_cls=_refusable(dask_jobqueue.sge.SGEJob),
         **options,
     )
+
+
+def _dask_jobqueue() -> Any:
+    """The library; at its import it makes Ctrl-C end the program with no word, which is taken back."""
+    before = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue
+
+    signal.signal(signal.SIGINT, before)
+    return dask_jobqueue
 
 
 def _refusable(job: Any) -> Any:

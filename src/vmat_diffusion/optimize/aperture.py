@@ -6,7 +6,7 @@ limits are held by projection after every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,24 +14,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
-from vmat_diffusion.dose.sampled import SampledDose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.evaluate.goals import Goal
+from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliverableSet, jaws_of
+from vmat_diffusion.optimize.modulation import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
-from vmat_diffusion.optimize.reach import Apertures, Reach, Track, jaws_of
 
-_MU_PRICE = 0.008
+# Of MU in units of what an open field would need: small beside any goal, enough to keep apertures wide.
+_MU_PENALTY = 0.008
+# Adam's decay of the mean and of the mean square of the gradient: shorter memories than the usual 0.9 and
+# 0.999, as a stage has few iterations.
+_MEAN_DECAY, _SQUARE_DECAY = 0.85, 0.97
+# Adam's first steps have full length in every direction, however small the gradient: so many are shortened.
+_SHORT_STEPS = 8
+# Of the root mean square of all gradients: keeps leaves that hardly matter from moving at full pace.
+_GRADIENT_FLOOR = 0.1
+# The last MU step is shorter than the first by this share.
+_MU_STEP_FALL = 0.8
 
 
 @dataclass(frozen=True)
-class Judged:
+class Score:
     """The goals that a state misses, and the objective."""
 
     missed: tuple[Goal, ...]
     objective: float
 
     @property
-    def failed(self) -> tuple[int, ...]:
+    def missed_by_priority(self) -> tuple[int, ...]:
         """How many of each priority, must, should and wish; the first difference decides."""
         return by_priority(self.missed)
 
@@ -44,74 +55,77 @@ def by_priority(missed: Iterable[Goal]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ApertureProblem:
-    """Everything that stays the same during one stage of the search.
+    """What one stage of the search minimises, and over which apertures.
 
-    `correction` is added to the relative dose at the objective's points: what the final dose on its
-    grid had over the sampled dose when last compared.
+    `correction` is added to the relative dose at the objective's points: the difference between the full
+    dose on its grid and the sampled dose when they were last compared. `relative_per_mu` is the relative dose
+    of the course for one MU per fraction at the reference point.
     """
 
-    reach: Reach
+    allowed: DeliverableSet
     model: FluenceModel
     sampled: SampledDose
     objective: Objective
     relative_per_mu: float
     correction: Tensor
-    parts: JawParts
-    prices: Prices
+    jaws: JawParts
+    penalties: ModulationPenalties
 
     @property
-    def way(self) -> Track:
+    def points(self) -> ControlPoints:
         """The control points and segments."""
-        return self.reach.way
+        return self.allowed.points
 
-    def along(self, reach: Reach) -> ApertureProblem:
+    def within(self, allowed: DeliverableSet) -> ApertureProblem:
         """The same problem with other jaws at the same control points."""
-        return replace(self, reach=reach, parts=jaw_parts(self.model, jaws_of(reach.way)))
+        return replace(self, allowed=allowed, jaws=jaw_parts(self.model, jaws_of(allowed.points)))
 
-    def field(self, leaves: Tensor, mu: Tensor) -> Tensor:
+    def fluence(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """Convolved fluence of all segments."""
-        pair = torch.stack([leaves[self.way.first], leaves[self.way.last]], dim=1)
-        return convolved_fluence(self.model, pair, jaws_of(self.way).to(leaves.dtype), mu, self.parts)
+        pair = torch.stack([leaves[self.points.first], leaves[self.points.last]], dim=1)
+        return convolved_fluence(self.model, pair, jaws_of(self.points).to(leaves.dtype), mu, self.jaws)
 
-    def economy(self, mu: Tensor) -> Tensor:
-        """A small price on MU, in units of what an open field would need, so that apertures stay wide."""
-        return _MU_PRICE * mu.sum() * self.relative_per_mu
+    def mu_penalty(self, mu: Tensor) -> Tensor:
+        """A small penalty on MU, in units of what an open field would need, so that apertures stay wide."""
+        return _MU_PENALTY * mu.sum() * self.relative_per_mu
 
-    def restlessness(self, leaves: Tensor, mu: Tensor) -> Tensor:
-        """The price on narrow gaps, ragged edges and travelling leaves."""
-        first, last = torch.as_tensor(self.way.first), torch.as_tensor(self.way.last)
-        return price(leaves, mu, first, last, self.reach.machine.limits.leaf_gap_mm, self.prices)
+    def modulation_penalty(self, leaves: Tensor, mu: Tensor) -> Tensor:
+        """The penalty on narrow gaps, ragged edges and travelling leaves."""
+        first, last = torch.as_tensor(self.points.first), torch.as_tensor(self.points.last)
+        gap = self.allowed.machine.limits.leaf_gap_mm
+        return modulation_penalty(leaves, mu, first, last, self.penalties, least_gap_mm=gap)
 
-    def relative(self, leaves: Tensor, mu: Tensor) -> Tensor:
+    def relative_dose(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """Relative dose at the objective's points, differentiable."""
-        return self.sampled.dose(self.field(leaves, mu)) * self.relative_per_mu + self.correction
+        return self.sampled.dose(self.fluence(leaves, mu)) * self.relative_per_mu + self.correction
 
     def value(self, dose: Tensor, leaves: Tensor, mu: Tensor) -> Tensor:
         """What the search minimises, for the relative dose of leaves and MU."""
-        return self.objective(dose) + self.economy(mu) + self.restlessness(leaves, mu)
+        return self.objective(dose) + self.mu_penalty(mu) + self.modulation_penalty(leaves, mu)
 
-    def judged(self, state: Apertures) -> Judged:
-        """How a state stands."""
+    def score(self, apertures: Apertures) -> Score:
+        """The goals that apertures miss, and their objective."""
         with torch.no_grad():
-            leaves, mu = state.tensors()
-            dose = self.relative(leaves, mu)
-            return Judged(tuple(self.objective.missed(dose.numpy())), float(self.value(dose, leaves, mu)))
+            leaves, mu = apertures.tensors()
+            dose = self.relative_dose(leaves, mu)
+            missed = self.objective.missed_goals(dose.numpy())
+            return Score(tuple(missed), float(self.value(dose, leaves, mu)))
 
-    def dose(self, state: Apertures) -> NDArray[np.float32]:
+    def dose(self, apertures: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""
         with torch.no_grad():
-            return self.relative(*state.tensors()).numpy()
+            return self.relative_dose(*apertures.tensors()).numpy()
 
-    def pulls(self, state: Apertures) -> dict[str, NDArray[np.float64]]:
-        """How each part of the objective would move leaves and MU: its gradient, by the part's name."""
-        leaves, mu = state.tensors(differentiable=True)
-        dose = self.relative(leaves, mu)
+    def gradients(self, apertures: Apertures) -> dict[str, NDArray[np.float64]]:
+        """The gradient of each part of the objective by leaves and MU, by the part's name."""
+        leaves, mu = apertures.tensors(differentiable=True)
+        dose = self.relative_dose(leaves, mu)
         out = {}
         for name, part in self.objective.parts(dose).items():
             if float(part.detach()) > 0:
                 by_leaf, by_mu = torch.autograd.grad(part, (leaves, mu), retain_graph=True)
                 # Per mm of leaf and per share of MU, as the search steps.
-                both = [by_leaf.double().numpy().ravel(), by_mu.double().numpy() * state.mu]
+                both = [by_leaf.double().numpy().ravel(), by_mu.double().numpy() * apertures.mu]
                 out[name] = np.concatenate(both)
         return out
 
@@ -120,7 +134,8 @@ class ApertureProblem:
 class Stage:
     """One stage of the search: iterations, first and last leaf step in mm, first MU step (relative).
 
-    `every` says which control points it moves: every n-th.
+    It moves every n-th control point (`every`), weighs the goals anew every `adapt_every` iterations, and
+    must have ended by a share of the time limit (`time_share`).
     """
 
     name: str
@@ -129,83 +144,128 @@ class Stage:
     leaf_step_mm: float
     leaf_step_end_mm: float
     mu_step: float
-    adapt_every: int = 20
+    adapt_every: int
+    time_share: float
+
+    def scaled(self, effort: float) -> Stage:
+        """The stage with its iterations scaled.
+
+        A longer search takes longer rounds, not more of them: the weights end where a short one's do.
+        """
+        return replace(
+            self,
+            iterations=max(int(self.iterations * effort), 1),
+            adapt_every=int(self.adapt_every * max(effort, 1.0)),
+        )
 
 
-def search(
-    problem: ApertureProblem,
-    stage: Stage,
-    *,
-    keep_going: Callable[[], bool],
-    report: Callable[[int, float, float, int, int], None],
-    newest: list[Apertures],
-) -> tuple[Apertures, Apertures]:
-    """Projected Adam from the deliverable state `newest[0]` to better ones; all iterates are deliverable.
+@dataclass(frozen=True, eq=False)
+class SearchStep:
+    """One iteration of the search; all its apertures are deliverable.
 
-    Returns the best state by objective since the weights last changed, which is in `newest[0]` all the
-    time, for a caller who is interrupted; and of the states at which the weights changed the one that failed
-    fewest goals, higher priorities first. `report(iteration, objective, best, round, missed
-    goals)` is called in each step, a round being what lies between two changes of the weights; the search
-    stops early where `keep_going()` says no.
+    `apertures` are those of this iteration and `value` is what the search minimises. A round is the
+    iterations between two changes of the weights: `objective` has the weights of this one, `best` its
+    apertures of least value. `leader` are, of all apertures at which the weights changed, those that missed
+    fewest goals, higher priorities first. `missed` counts the goals open at the last change.
     """
-    state = newest[0]
-    best, best_value, turn = state, np.inf, 0
-    leader = state
+
+    iteration: int
+    round: int
+    apertures: Apertures
+    value: float
+    best: Apertures
+    best_value: float
+    leader: Apertures
+    missed: int
+    objective: Objective
+
+
+def search(problem: ApertureProblem, stage: Stage, start: Apertures) -> Iterator[SearchStep]:
+    """Projected Adam from deliverable apertures to better ones, iteration by iteration.
+
+    A caller may stop at any step and keep its `best`.
+    """
+    apertures = best = leader = start
+    best_value, round_number, missed = np.inf, 0, 0
     fewest: tuple[int, ...] | None = None
-    moment = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
-    square = [np.zeros_like(state.leaves_mm), np.zeros_like(state.mu)]
-    b1, b2, missed = 0.85, 0.97, 0
+    adam = _Adam.at_rest(apertures)
     for k in range(stage.iterations):
-        if not keep_going():
-            break
-        leaves, mu = state.tensors(differentiable=True)
-        dose = problem.relative(leaves, mu)
+        leaves, mu = apertures.tensors(differentiable=True)
+        dose = problem.relative_dose(leaves, mu)
         value = problem.value(dose, leaves, mu)
         value.backward()
-        now = value.item()
-        if now < best_value:
-            best, best_value = state, now
-            newest[0] = best
-        report(k, now, best_value, turn, missed)
-        if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
-            seen = dose.detach().numpy()
-            failed = by_priority(problem.objective.missed(seen))
-            if fewest is None or failed <= fewest:
-                leader, fewest = state, failed
-            missed = problem.objective.adapt(seen)
-            best_value, turn = np.inf, turn + 1
-        done = k / max(stage.iterations - 1, 1)
-        leaf_step = stage.leaf_step_mm * (stage.leaf_step_end_mm / stage.leaf_step_mm) ** done
-        # Adam's first steps have full length in every direction, however small the gradient.
-        warm = min(1.0, (k + 1) / 8)
-        leaf_step, mu_step = leaf_step * warm, stage.mu_step * (1 - 0.8 * done) * warm
-        assert leaves.grad is not None and mu.grad is not None
-        gradients = (leaves.grad.double().numpy(), (mu.grad.double().numpy() * state.mu))
-        steps = []
-        for i, g in enumerate(gradients):
-            moment[i] = b1 * moment[i] + (1 - b1) * g
-            square[i] = b2 * square[i] + (1 - b2) * g * g
-            m, v = moment[i] / (1 - b1 ** (k + 1)), square[i] / (1 - b2 ** (k + 1))
-            # The floor keeps leaves that hardly matter from wandering at full pace.
-            steps.append(m / (np.sqrt(v) + 0.1 * np.sqrt(v.mean()) + 1e-20))
-        state = problem.reach.project(
-            Apertures(state.leaves_mm - leaf_step * steps[0], state.mu * np.exp(-mu_step * steps[1]))
+        if value.item() < best_value:
+            best, best_value = apertures, value.item()
+        yield SearchStep(
+            k, round_number, apertures, value.item(), best, best_value, leader, missed, problem.objective
         )
-    return best, leader
+        if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
+            relative = dose.detach().numpy()
+            failed = by_priority(problem.objective.missed_goals(relative))
+            if fewest is None or failed <= fewest:
+                leader, fewest = apertures, failed
+            objective, missed = problem.objective.adapt(relative)
+            problem = replace(problem, objective=objective)
+            best_value, round_number = np.inf, round_number + 1
+        assert leaves.grad is not None and mu.grad is not None
+        gradients = (leaves.grad.double().numpy(), (mu.grad.double().numpy() * apertures.mu))
+        adam, (leaf_direction, mu_direction) = adam.step(gradients, k)
+        leaf_step, mu_step = _step_lengths(stage, k)
+        apertures = problem.allowed.project(
+            Apertures(
+                apertures.leaves_mm - leaf_step * leaf_direction,
+                apertures.mu * np.exp(-mu_step * mu_direction),
+            )
+        )
 
 
-def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) -> Apertures:
-    """The MU alone with apertures frozen: a convex problem, solved on the dose per MU of each segment."""
+def _step_lengths(stage: Stage, iteration: int) -> tuple[float, float]:
+    """Leaf step in mm and relative MU step: short at first, then falling from the first to the last."""
+    done = iteration / max(stage.iterations - 1, 1)
+    leaf_step = stage.leaf_step_mm * (stage.leaf_step_end_mm / stage.leaf_step_mm) ** done
+    short = min(1.0, (iteration + 1) / _SHORT_STEPS)
+    return leaf_step * short, stage.mu_step * (1 - _MU_STEP_FALL * done) * short
+
+
+@dataclass(frozen=True, eq=False)
+class _Adam:
+    """Running mean and mean square of the gradients by leaves and by MU."""
+
+    mean: tuple[NDArray[np.float64], ...]
+    square: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def at_rest(cls, apertures: Apertures) -> _Adam:
+        zeros = tuple(np.zeros_like(a) for a in (apertures.leaves_mm, apertures.mu))
+        return cls(zeros, zeros)
+
+    def step(
+        self, gradients: tuple[NDArray[np.float64], ...], iteration: int
+    ) -> tuple[_Adam, tuple[NDArray[np.float64], ...]]:
+        """The state after these gradients, and the directions to go against, of about unit length."""
+        b1, b2 = _MEAN_DECAY, _SQUARE_DECAY
+        mean = tuple(b1 * m + (1 - b1) * g for m, g in zip(self.mean, gradients, strict=True))
+        square = tuple(b2 * s + (1 - b2) * g * g for s, g in zip(self.square, gradients, strict=True))
+        directions = []
+        for m, s in zip(mean, square, strict=True):
+            m, v = m / (1 - b1 ** (iteration + 1)), s / (1 - b2 ** (iteration + 1))
+            directions.append(m / (np.sqrt(v) + _GRADIENT_FLOOR * np.sqrt(v.mean()) + 1e-20))
+        return _Adam(mean, square), tuple(directions)
+
+
+def refine_mu(problem: ApertureProblem, apertures: Apertures, iterations: int = 40) -> Apertures:
+    """The MU alone with leaves at rest: a convex problem, solved on the dose per MU of each segment."""
     with torch.no_grad():
-        unit = problem.field(torch.as_tensor(state.leaves_mm).float(), torch.ones(len(state.mu)))
+        unit = problem.fluence(torch.as_tensor(apertures.leaves_mm).float(), torch.ones(len(apertures.mu)))
         per_mu = problem.sampled.by_exposure(unit) * problem.relative_per_mu
-    bounds = problem.reach.least_mu(state), problem.reach.mu_bounds[1]
+    bounds = problem.allowed.least_mu(apertures), problem.allowed.mu_bounds[1]
     low, high = (torch.as_tensor(bound).float() for bound in bounds)
-    mu = torch.as_tensor(state.mu).float().requires_grad_(True)
+    mu = torch.as_tensor(apertures.mu).float().requires_grad_(True)
     best, best_value = mu.detach().clone(), np.inf
-    adam = torch.optim.Adam([mu], lr=0.03 * float(state.mu.mean()), betas=(0.8, 0.95))
+    # Steps of 3 % of the mean MU, and short memories: 40 iterations have to do.
+    adam = torch.optim.Adam([mu], lr=0.03 * float(apertures.mu.mean()), betas=(0.8, 0.95))
     for _ in range(iterations):
-        value = problem.objective(per_mu @ mu + problem.correction) + problem.economy(mu)
+        value = problem.objective(per_mu @ mu + problem.correction) + problem.mu_penalty(mu)
         if value.item() < best_value:
             best, best_value = mu.detach().clone(), value.item()
         adam.zero_grad()
@@ -213,38 +273,4 @@ def refine_mu(problem: ApertureProblem, state: Apertures, iterations: int = 40) 
         adam.step()
         with torch.no_grad():
             mu.copy_(mu.clamp(low, high))
-    return Apertures(state.leaves_mm, best.double().numpy())
-
-
-# Gaps below this width are narrow; a closed pair costs nothing.
-_NARROW_MM = 10.0
-# Differences of neighbours below this are no edge.
-_SMOOTH_MM = 2.0
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Weights of the three prices, in units of the objective; 0 switches one off."""
-
-    narrow: float = 0.05
-    edges: float = 0.02
-    travel: float = 0.01
-
-
-def price(leaves: Tensor, mu: Tensor, first: Tensor, last: Tensor, least_gap_mm: float, at: Prices) -> Tensor:
-    """The price of apertures `leaves[control points, 2, strips]` (mm) with `mu[segments]`.
-
-    `first[s]`, `last[s]` are the control points that bound segment s.
-    """
-    share = mu.detach() / mu.detach().sum()
-    weight = leaves.new_zeros(len(leaves)).index_add(0, first, share / 2).index_add(0, last, share / 2)
-    gap = leaves[:, 1] - leaves[:, 0]
-    # 0 where closed, 1 from _NARROW_MM on.
-    open_share = ((gap - least_gap_mm) / (_NARROW_MM - least_gap_mm)).clamp(0, 1)
-    narrow = (weight * (6.75 * open_share * (1 - open_share).square()).mean(1)).sum()
-    step = (leaves[:, :, 1:] - leaves[:, :, :-1]).square().add(_SMOOTH_MM**2).sqrt().sum(1) - 2 * _SMOOTH_MM
-    both = torch.minimum(open_share[:, 1:], open_share[:, :-1]).detach()
-    edges = (weight * (both * step).mean(1)).sum() / _NARROW_MM
-    moved = (leaves[last] - leaves[first]).square().add(_SMOOTH_MM**2).sqrt() - _SMOOTH_MM
-    travel = (share * moved.mean((1, 2))).sum() / _NARROW_MM
-    return at.narrow * narrow + at.edges * edges + at.travel * travel
+    return Apertures(apertures.leaves_mm, best.double().numpy())

@@ -1,4 +1,4 @@
-"""Where the arcs go: isocentre, angles, collimators and jaws that enclose the targets."""
+"""Beam geometry before any aperture: isocentre, arcs, collimators and jaws that enclose the targets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from vmat_diffusion.geometry import Point, beam_axes, project, signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import turns_through
 
+# Jaws stand this far outside the projected targets: the penumbra, and room for the leaves' ends.
 _MARGIN_MM = 7.0
+# A shorter arc between two sectors to avoid gives the search too few directions.
 _LEAST_ARC_DEG = 20.0
+# Mirrored collimators, the first that fits the leaf span; at 0 the leakage between leaves would add up.
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
+# Crossed collimators stand this far off 0 and 90, for the same reason.
 _TILT_DEG = 5.0
+# Couch angles that are accepted, to either side.
 _COUCH_MOST_DEG = 90.0
-# Partial arcs, clockwise: from the back over the target's side to this far beyond the front.
+# Less of the leaf span is used than there is, so that rounding for a file does not break it.
+_SPAN_ROOM_MM = 1.0
+# Partial arcs, clockwise, by the side of the targets: from the back to 30 degrees beyond the front.
 _PARTIAL_DEG = {90.0: (330.0, 178.0), 270.0: (182.0, 30.0)}
+# Targets nearer than this to the middle of the body are on no side.
 _MIDLINE_MM = 10.0
+
+# X1, X2, Y1, Y2 at the isocentre plane.
+Jaws = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +44,7 @@ class ArcFrame:
 
     gantry_deg: NDArray[np.float64]
     collimator_deg: float
-    jaws_mm: tuple[float, float, float, float]
+    jaws_mm: Jaws
     couch_deg: float = 0.0
 
     def thinned(self, every: int) -> NDArray[np.intp]:
@@ -96,31 +107,21 @@ def arc_frames(
 
     Collimators default to pairs at right angles where the leaf span allows for these targets, else to
     mirrored pairs as far from 0 as it allows. A target wider than the span is shared: odd arcs take its left
-    part, even arcs its right. `couches_deg` are the couch angles, 0 unless given; whether gantry and couch
-    can meet is not looked at. From no angle clockwise from the first to the second of a pair of `avoid_deg`
-    does any beam come: arcs end before such a sector and others begin after it.
+    part, even arcs its right. `couches_deg` are the couch angles, 0 unless given; collisions of gantry and
+    couch are not checked. Each pair of `avoid_deg` is a sector, clockwise from its first angle to its second,
+    without beam: arcs end before it and others begin after it.
     """
     if not 1 <= arcs <= 6:
         raise PlanError(f"{arcs} arcs asked for; 1 to 6 are possible")
     refuse_machine(machine)
-    turn = (stop_deg - start_deg) % 360.0 or 360.0
-    for end in (start_deg, stop_deg):
-        if abs(end % 360.0 - 180.0) < 0.05:
-            raise PlanError(
-                f"an arc cannot start or stop at {end:g} deg, whose side is ambiguous; take 181 or 179"
-            )
-    stop = machine.limits.gantry_stop_deg
-    if stop is not None and turns_through(np.array([start_deg, start_deg + turn]), stop):
-        raise PlanError(
-            f"an arc from {start_deg:g} clockwise to {stop_deg:g} deg turns through {stop:g} deg, where "
-            f"machine {machine.name} has its stop; exchange start and stop or split the arc"
-        )
-    count = max(round(turn / spacing_deg), 4)
-    clockwise = start_deg + turn * np.arange(count + 1) / count
-    parts = _outside(clockwise, avoid_deg)
+    rotation = (stop_deg - start_deg) % 360.0 or 360.0
+    _refuse_span(machine, start_deg, stop_deg, rotation)
+    count = max(round(rotation / spacing_deg), 4)
+    clockwise = start_deg + rotation * np.arange(count + 1) / count
+    parts = _arcs_outside(clockwise, avoid_deg)
     free = np.concatenate(parts)
     points = target_points(case, targets)
-    span = machine.limits.leaf_span_mm - 1.0
+    span = machine.limits.leaf_span_mm - _SPAN_ROOM_MM
     couches_deg = couches_deg or (0.0,) * arcs
     if len(couches_deg) != arcs:
         raise PlanError(f"{len(couches_deg)} couch angles for {arcs} arcs; give one for each")
@@ -137,24 +138,44 @@ def arc_frames(
         raise PlanError(f"{len(collimators_deg)} collimator angles for {arcs} arcs; give one for each")
     frames = []
     for number, (collimator, view) in enumerate(zip(collimators_deg, views, strict=True)):
-        x1, x2, y1, y2 = view.box(points, free, collimator)
-        if x2 - x1 > span:
-            if arcs == 1 or x2 - x1 > 2 * span - _MARGIN_MM:
-                raise PlanError(
-                    f"the targets are {x2 - x1:.0f} mm wide across the leaves, which span {span:.0f} mm; "
-                    f"{'give two arcs' if arcs == 1 else 'turn the collimator or treat with two isocentres'}"
-                )
-            x1, x2 = (x1, x1 + span) if number % 2 == 0 else (x2 - span, x2)
-        over = machine.limits.jaw_overtravel_x_mm
-        x1, x2 = min(x1, over), max(x2, -over)
+        box = view.box(points, free, collimator)
+        jaws = _within_span(box, machine, span, number=number, arcs=arcs)
         for part in parts if number % 2 == 0 else [p[::-1] for p in reversed(parts)]:
-            jaws = (x1, x2, y1, y2)
             frames.append(ArcFrame(part.copy(), float(collimator) % 360.0, jaws, view.couch_deg % 360.0))
     return tuple(frames)
 
 
-def _outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> list[NDArray]:
-    """The stretches of an arc's control points that lie in no sector to avoid."""
+def _refuse_span(machine: Machine, start_deg: float, stop_deg: float, rotation_deg: float) -> None:
+    """Raise PlanError for an arc that ends at 180 degrees or turns through the gantry's stop."""
+    for end in (start_deg, stop_deg):
+        if abs(end % 360.0 - 180.0) < 0.05:
+            raise PlanError(
+                f"an arc cannot start or stop at {end:g} deg, whose side is ambiguous; take 181 or 179"
+            )
+    stop = machine.limits.gantry_stop_deg
+    if stop is not None and turns_through(np.array([start_deg, start_deg + rotation_deg]), stop):
+        raise PlanError(
+            f"an arc from {start_deg:g} clockwise to {stop_deg:g} deg turns through {stop:g} deg, where "
+            f"machine {machine.name} has its stop; exchange start and stop or split the arc"
+        )
+
+
+def _within_span(box: Jaws, machine: Machine, span_mm: float, *, number: int, arcs: int) -> Jaws:
+    """The jaws of one arc: the box around the targets, or its left or right part if the leaves span less."""
+    x1, x2, y1, y2 = box
+    if x2 - x1 > span_mm:
+        if arcs == 1 or x2 - x1 > 2 * span_mm - _MARGIN_MM:
+            raise PlanError(
+                f"the targets are {x2 - x1:.0f} mm wide across the leaves, which span {span_mm:.0f} mm; "
+                f"{'give two arcs' if arcs == 1 else 'turn the collimator or treat with two isocentres'}"
+            )
+        x1, x2 = (x1, x1 + span_mm) if number % 2 == 0 else (x2 - span_mm, x2)
+    over = machine.limits.jaw_overtravel_x_mm
+    return min(x1, over), max(x2, -over), y1, y2
+
+
+def _arcs_outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> list[NDArray]:
+    """The parts of an arc's control points that lie in no sector to avoid."""
     free = np.ones(len(clockwise), bool)
     for first, second in avoid_deg:
         free &= (clockwise - first) % 360.0 > (second - first) % 360.0
@@ -171,14 +192,14 @@ def _outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]) -> 
 
 @dataclass(frozen=True)
 class _View:
-    """What all angles of one arc have in common as they look at the targets."""
+    """What the beam's-eye views of the targets from all angles of one arc have in common."""
 
     isocenter_mm: Point
     machine: Machine
     position: str
     couch_deg: float
 
-    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> tuple[float, float, float, float]:
+    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> Jaws:
         """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
         machine = self.machine
         low, high = np.full(2, np.inf), np.full(2, -np.inf)
@@ -187,10 +208,10 @@ class _View:
             uv = project(points, axes, self.isocenter_mm, machine.sad_mm)[:, :2]
             low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
         low, high = np.floor(low - _MARGIN_MM), np.ceil(high + _MARGIN_MM)
-        reach = machine.limits.jaw_position_mm
-        leaf = min(reach, machine.limits.leaf_position_mm)
+        jaw = machine.limits.jaw_position_mm
+        leaf = min(jaw, machine.limits.leaf_position_mm)
         rows = machine.row_edges_mm()
-        least, most = np.array([-leaf, max(-reach, rows[0])]), np.array([leaf, min(reach, rows[-1])])
+        least, most = np.array([-leaf, max(-jaw, rows[0])]), np.array([leaf, min(jaw, rows[-1])])
         cut = float(np.maximum(least - low, high - most).max())
         if cut > _MARGIN_MM:
             raise PlanError(
@@ -202,7 +223,7 @@ class _View:
 
 
 def refuse_machine(machine: Machine) -> None:
-    """Say at once what the optimiser cannot plan for, before minutes are spent."""
+    """Raise PlanError for a machine that the optimiser cannot plan for, before minutes are spent."""
     name = machine.name
     if not {"X", "Y"} <= {jaw.removeprefix("ASYM") for jaw in machine.jaws}:
         raise PlanError(
@@ -231,7 +252,7 @@ def _collimators(
 
     arcs = len(views)
     pairs = math.ceil(arcs / 2)
-    crossed = [_TILT_DEG + 45.0 * k / pairs + turn for k in range(pairs) for turn in (0.0, 90.0)][:arcs]
+    crossed = [_TILT_DEG + 45.0 * k / pairs + cross for k in range(pairs) for cross in (0.0, 90.0)][:arcs]
     if arcs > 1 and all(map(fits, crossed)):
         return tuple(crossed)
     chosen = next(filter(fits, _COLLIMATORS_DEG), _COLLIMATORS_DEG[-1])

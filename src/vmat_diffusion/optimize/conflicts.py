@@ -1,8 +1,8 @@
-"""Goals that cannot be met together: proven from the contours, or seen where a search came to rest.
+"""Goals that cannot be met together: proven from the contours, or observed where a search came to rest.
 
 A goal that limits an organ is out of reach where the coverage that the targets ask for puts more dose into
 the voxels they share. That bound is exact and needs no plan. What scatter and falloff add to it is not known
-before planning: goals that a search leaves open are named with those that pull against them.
+before planning: goals that a search leaves open are named with those whose gradients oppose theirs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet
 from vmat_diffusion.evaluate.metrics import histogram_value
 
-# Pulls whose cosine is above this do not oppose each other.
+# Gradients whose cosine is above this do not oppose each other.
 _OPPOSED = -0.2
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A goal that is not met and what is in its way; `proven` where no plan at all can meet both.
+    """A goal that is not met, with the goals or parts of the objective that oppose it.
 
-    `least` is then the goal's best value beside them, in its unit.
+    `proven` where no plan at all can meet both; `least` is then the goal's best value beside them, in its
+    unit.
     """
 
     goal: Goal
@@ -62,12 +63,13 @@ def proven_conflicts(case: Case, sheet: GoalSheet) -> tuple[Conflict, ...]:
         if goal.structure in sheet.prescription.target_gy:
             continue
         best: tuple[float, Goal] | None = None
-        for one in coverage:
-            if one.priority > goal.priority:
+        for target_goal in coverage:
+            if target_goal.priority > goal.priority:
                 continue
-            least = _least(goal, one, structure.mask, case.structures[one.structure].mask, case.grid.voxel_cc)
+            target = case.structures[target_goal.structure]
+            least = _least(goal, target_goal, structure.mask, target.mask, case.grid.voxel_cc)
             if least is not None and goal.status(least) == "fail" and (best is None or least > best[0]):
-                best = least, one
+                best = least, target_goal
         if best:
             out.append(Conflict(goal, (str(best[1]),), proven=True, least=best[0]))
     return tuple(out)
@@ -77,49 +79,41 @@ def _least(
     goal: Goal, coverage: Goal, organ: NDArray[np.bool_], target: NDArray[np.bool_], voxel_cc: float
 ) -> float | None:
     """The least value of an organ's metric beside one coverage goal: cold voxels lie in the organ first."""
-    level = _level_gy(coverage)
-    if level is None:
-        return None
-    share = {"D%": coverage.metric.value, "V": coverage.limit, "min": 100.0}[coverage.metric.kind]
-    if share is None or (coverage.metric.kind == "V" and coverage.unit != "%"):
+    # Neither goal is given a prescription: a level in percent of it proves nothing here.
+    bound = coverage.metric.bound(coverage.limit)
+    if bound is None or bound.unit != "%":
         return None
     shared = int((organ & target).sum())
-    cold = int(np.ceil((1 - share / 100) * int(target.sum()) - 1e-6))
+    cold = int(np.ceil((1 - bound.volume / 100) * int(target.sum()) - 1e-6))
     warm = shared - cold
     if warm <= 0:
         return None
     gy = np.zeros(int(organ.sum()))
-    gy[:warm] = level
-    # A V metric of the structure's own prescription is a target's, of which there is none here.
-    own_level = goal.metric.value if goal.metric.value_unit == "Gy" else None
-    return histogram_value(goal.metric, Dvh.of(gy, voxel_cc), own_level)
+    gy[:warm] = bound.level_gy
+    return histogram_value(goal.metric, Dvh.of(gy, voxel_cc), goal.metric.level_gy(None))
 
 
-def _level_gy(coverage: Goal) -> float | None:
-    if coverage.metric.kind in ("D%", "min"):
-        return coverage.limit
-    return coverage.metric.value if coverage.metric.value_unit == "Gy" else None
+def observed_conflicts(
+    missed: Sequence[Goal], gradients: Mapping[str, NDArray[np.float64]]
+) -> tuple[Conflict, ...]:
+    """Missed goals with the parts of the objective whose gradients oppose theirs, where the search ended.
 
-
-def seen_conflicts(missed: Sequence[Goal], pulls: Mapping[str, NDArray[np.float64]]) -> tuple[Conflict, ...]:
-    """Missed goals with what pulls the plan the other way where the search came to rest.
-
-    `pulls` are gradients of the objective's parts by the plan's variables, a goal's part named as the goal.
-    Per missed goal the opposing parts are named, the most opposed first.
+    `gradients` are those of the objective's parts by the plan's variables; the part of a goal has the goal's
+    words as its name. The most opposed parts come first.
     """
     out = []
     for goal in missed:
-        own = pulls.get(str(goal), np.zeros(0))
+        gradient = gradients.get(str(goal), np.zeros(0))
         opposed = []
-        for name, pull in pulls.items() if own.any() else ():
-            size = np.linalg.norm(own) * np.linalg.norm(pull)
-            if size > 0 and (cosine := float(own @ pull / size)) < _OPPOSED:
+        for name, other in gradients.items() if gradient.any() else ():
+            size = np.linalg.norm(gradient) * np.linalg.norm(other)
+            if size > 0 and (cosine := float(gradient @ other / size)) < _OPPOSED:
                 opposed.append((cosine, name))
         out.append(Conflict(goal, tuple(name for _, name in sorted(opposed))))
     return tuple(out)
 
 
-def merged(proven: Sequence[Conflict], seen: Sequence[Conflict]) -> tuple[Conflict, ...]:
-    """One conflict for each goal, the proven before the seen."""
-    by_goal = {str(conflict.goal): conflict for conflict in (*seen, *proven)}
+def merge_conflicts(proven: Sequence[Conflict], observed: Sequence[Conflict]) -> tuple[Conflict, ...]:
+    """One conflict for each goal, the proven before the observed."""
+    by_goal = {str(conflict.goal): conflict for conflict in (*observed, *proven)}
     return tuple(by_goal[name] for name in sorted(by_goal))

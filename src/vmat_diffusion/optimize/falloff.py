@@ -1,4 +1,4 @@
-"""The most that each voxel may receive: targets up to a margin, and around them a fall with distance."""
+"""The most dose that each voxel may receive: a margin above the level in targets, less with distance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import Grid, average_onto
 
-# What a target may get at its border, of its own level, and one of a lower level than others.
+# What a target may get at its border, relative to its own level; less where another target's level is
+# higher, as the dose falls from that one anyway.
 BORDER, _LOWER_BORDER = 1.03, 1.02
-# A stereotactic target may be so hot unless its sheet says how hot: the prescription at 80 % of the maximum.
+# A stereotactic target may be this hot unless its sheet says how hot: the prescription at 80 % of the
+# maximum. Its dose falls further and begins to fall nearer than that of other targets.
 _STEREOTACTIC_HOT, _STEREOTACTIC_FAR, _STEREOTACTIC_GRACE_MM = 1.25, 0.2, 1.0
-_NEAR_MAXIMUM_PERCENT = 5.0
+# Up to this share of the volume a D goal of a stereotactic target says how hot it may be.
+_HOT_PERCENT = 5.0
 # Volume of the half-prescription isodose over that of the target (R50 %), without deviation, by target
 # volume: RTOG 0813 and 0915 protocols (recalled, verify).
 _TARGET_CC = (1.8, 3.8, 7.4, 13.2, 22.0, 34.0, 50.0, 70.0, 95.0, 126.0, 163.0)
@@ -37,10 +40,11 @@ class Falloff:
 
 
 def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
-    """How dose may fall off from a target: as is usual, or as the protocols of stereotactic plans ask.
+    """How dose may fall off from a target: the usual way, or as the protocols of stereotactic plans ask.
 
-    There the half-prescription isodose lies where R50 % of the target's volume has it, were both spheres, and
-    the target may be as hot as the strictest goal on its near-maximum (max, Dcc, D5% and above) says.
+    There the half-prescription isodose lies where R50 % of the target's volume puts it, both taken as
+    spheres, and the target may be as hot as the strictest goal on its hot spot (max, Dcc, D5% and hotter)
+    says.
     """
     if not sheet.stereotactic:
         return Falloff()
@@ -53,14 +57,14 @@ def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
     upper = [
         g.limit / level
         for g in sheet.goals
-        if g.structure == target and g.comparator == "<=" and _near_maximum(g.metric)
+        if g.structure == target and g.comparator == "<=" and _limits_hot_spot(g.metric)
     ]
     return Falloff(max(length, 1.0), far, _STEREOTACTIC_GRACE_MM, min(upper, default=_STEREOTACTIC_HOT))
 
 
-def _near_maximum(metric: Metric) -> bool:
+def _limits_hot_spot(metric: Metric) -> bool:
     share = metric.value or 0.0
-    return metric.kind in ("max", "Dcc") or (metric.kind == "D%" and share <= _NEAR_MAXIMUM_PERCENT)
+    return metric.kind in ("max", "Dcc") or (metric.kind == "D%" and share <= _HOT_PERCENT)
 
 
 def ceiling_of(
@@ -80,9 +84,9 @@ def ceiling_of(
         # A target smaller than a dose voxel still has its place.
         inside = share > min(0.5, 0.5 * float(share.max()))
         away = ndimage.distance_transform_edt(~inside, sampling=spacing).astype(np.float32)
-        own = falloffs[name]
-        fall = np.exp(-np.maximum(away - own.grace_mm, 0) / own.length_mm)
-        far = own.far * level
+        falloff = falloffs[name]
+        fall = np.exp(-np.maximum(away - falloff.grace_mm, 0) / falloff.length_mm)
+        far = falloff.far * level
         border = level * (BORDER if level == top else _LOWER_BORDER)
         ceiling = np.maximum(ceiling, far + (border - far) * fall)
         nearest = np.minimum(nearest, away)

@@ -1,10 +1,10 @@
-"""Ideal fluence of each arc sector: the convex problem before any leaf is considered."""
+"""Fluence maps: the ideal fluence of each arc sector, a convex problem before any leaf is considered."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,126 +14,154 @@ from scipy.optimize import minimize
 from scipy.special import erf
 from torch import Tensor
 
-from vmat_diffusion.dose.fluence import FluenceModel, row_shares
-from vmat_diffusion.dose.sampled import SampledDose
-from vmat_diffusion.geometry import Point, beam_axes, project
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, row_shares
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
+from vmat_diffusion.geometry import BeamAxes, Point, beam_axes, project
 from vmat_diffusion.machine import Limits
 from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints
 from vmat_diffusion.optimize.objectives import Objective
-from vmat_diffusion.optimize.reach import Apertures, Track
 from vmat_diffusion.optimize.sequence import Sector, sweep_arc
+from vmat_diffusion.progress import Progress, silent
 
+# Width of a bixel along the leaves' travel.
 _COLUMN_MM = 5.0
-_ROUGHNESS = 1e-3
+# On the mean rise of fluence along the leaves, in units of a uniform field: small beside any missed goal.
+_RISE_PENALTY = 1e-3
+# The weights of the goals change between rounds, in each of which L-BFGS-B begins anew.
 _ROUNDS = 6
 # No bixel gives more than this many times what a uniform field would: sweeps have little time for peaks.
 _HIGHEST = 3.0
+# Bixels up to this distance outside the projected targets are used, as jaws and penumbra are.
+_FIELD_MARGIN_MM = 7.0
+# Cells of the raster on which the projection is drawn, and the frame of empty ones around it.
+_CELL_MM, _BORDER_MM = 2.5, 20
 
 
 @dataclass(frozen=True, eq=False)
 class FluenceMaps:
-    """Fluence in MU of each map: `mu[maps, strips, columns]`, columns between `column_edges_mm`."""
+    """Fluence in MU of each map: `mu[maps, leaf rows, columns]`, columns between `column_edges_mm`."""
 
     mu: NDArray[np.float64]
     column_edges_mm: NDArray[np.float64]
 
 
-def column_edges_mm(model: FluenceModel) -> NDArray[np.float64]:
-    """Borders of 5 mm columns that cover the jaws."""
+def columns_over_jaws(model: FluenceModel) -> NDArray[np.float64]:
+    """Edges in mm of 5 mm columns that cover the jaws."""
     margin = 2 * model.u.step_mm
     inner = model.u.position_mm[np.abs(np.diff(model.u.position_mm, append=np.inf)) < model.u.step_mm * 1.01]
     low, high = inner[0] + margin, inner[-1] + model.u.step_mm - margin
     return low + _COLUMN_MM * np.arange(int(np.ceil((high - low) / _COLUMN_MM - 1e-6)) + 1)
 
 
-def target_shadow(
+def bixels_over_targets(
     targets_mm: NDArray,
-    gantry_deg: float,
-    collimator_deg: float,
-    couch_deg: float,
+    axes: BeamAxes,
+    *,
     isocenter_mm: Point,
-    patient_position: str,
     sad_mm: float,
     row_edges_mm: NDArray,
-    columns_mm: NDArray,
-    grow_mm: float = 7.0,
+    column_edges_mm: NDArray,
 ) -> NDArray[np.bool_]:
-    """Which bixels a beam needs: those within `grow_mm` of the projected targets; (strips, columns)."""
-    axes = beam_axes(gantry_deg, collimator_deg, couch_deg, patient_position)
+    """Which bixels lie within 7 mm of the targets as the source sees them, shape (leaf rows, columns).
+
+    `targets_mm[n, 3]` are points of the targets in patient coordinates.
+    """
     uv = project(targets_mm, axes, isocenter_mm, sad_mm)
-    fine = 2.5
-    v0, u0 = row_edges_mm[0] - 20, columns_mm[0] - 20
-    shape = (int((row_edges_mm[-1] + 20 - v0) / fine) + 1, int((columns_mm[-1] + 20 - u0) / fine) + 1)
-    index = np.stack([(uv[:, 1] - v0) / fine, (uv[:, 0] - u0) / fine]).astype(int)
+    v0, u0 = row_edges_mm[0] - _BORDER_MM, column_edges_mm[0] - _BORDER_MM
+    ends = (row_edges_mm[-1] + _BORDER_MM - v0, column_edges_mm[-1] + _BORDER_MM - u0)
+    shape = (int(ends[0] / _CELL_MM) + 1, int(ends[1] / _CELL_MM) + 1)
+    index = np.stack([(uv[:, 1] - v0) / _CELL_MM, (uv[:, 0] - u0) / _CELL_MM]).astype(int)
     ok = (index >= 0).all(axis=0) & (index[0] < shape[0]) & (index[1] < shape[1])
     raster = np.zeros(shape, bool)
     raster[index[0, ok], index[1, ok]] = True
     raster = ndimage.binary_closing(raster, iterations=2)
-    near = ndimage.distance_transform_edt(~raster, sampling=fine) <= grow_mm
-    vv = ((row_edges_mm[1:] + row_edges_mm[:-1]) / 2 - v0) / fine
-    uu = ((columns_mm[1:] + columns_mm[:-1]) / 2 - u0) / fine
+    near = ndimage.distance_transform_edt(~raster, sampling=_CELL_MM) <= _FIELD_MARGIN_MM
+    vv = ((row_edges_mm[1:] + row_edges_mm[:-1]) / 2 - v0) / _CELL_MM
+    uu = ((column_edges_mm[1:] + column_edges_mm[:-1]) / 2 - u0) / _CELL_MM
     return near[np.ix_(np.round(vv).astype(int), np.round(uu).astype(int))]
 
 
-def optimize_fluence(
-    objective: Objective,
-    sampled: SampledDose,
-    model: FluenceModel,
-    y_jaws_mm: NDArray,
-    open_bixels: NDArray,
-    relative_per_mu: float,
-    *,
-    iterations: int = 160,
-    roughness: float = _ROUGHNESS,
-    progress: Callable[[float, str], None] | None = None,
-) -> FluenceMaps:
-    """Fluence maps that minimise the objective: L-BFGS-B with fluence at least 0.
+@dataclass(frozen=True, eq=False)
+class FluenceProblem:
+    """What the fluence maps minimise.
 
-    `y_jaws_mm[maps, 2]`; `open_bixels[maps, strips, columns]` says which bixels exist;
-    `relative_per_mu` converts MU times `gy_per_mu` to relative dose. The rise of fluence along the
-    leaves, which is what sweeping leaves pay for in MU, is penalised.
+    `y_jaws_mm[maps, 2]`; `open_bixels[maps, leaf rows, columns]` says which bixels exist;
+    `relative_per_mu` converts MU times `gy_per_mu` to relative dose.
     """
-    edges = column_edges_mm(model)
-    columns = _column_shares(model, edges)
-    rows = row_shares(
-        model, torch.as_tensor(y_jaws_mm[:, 0]).float(), torch.as_tensor(y_jaws_mm[:, 1]).float()
-    )
-    allowed = torch.as_tensor(open_bixels).float()
-    with torch.no_grad():
-        seen = sampled.dose(_field(allowed, rows, columns)) * relative_per_mu
-        level = torch.cat([seen[objective.regions[t].points] for t in objective.targets]).mean()
-        scale = 1.0 / float(level.clamp_min(1e-9))
-    index = np.flatnonzero(open_bixels.ravel())
-    shape = open_bixels.shape
-    done = [0]
 
-    def maps_of(x: NDArray) -> Tensor:
-        full = np.zeros(open_bixels.size, np.float32)
-        full[index] = x
-        return torch.from_numpy(full.reshape(shape) * np.float32(scale))
+    objective: Objective
+    sampled: SampledDose
+    model: FluenceModel
+    y_jaws_mm: NDArray
+    open_bixels: NDArray
+    relative_per_mu: float
 
-    def cost(x: NDArray) -> tuple[float, NDArray]:
-        relative = maps_of(x).requires_grad_(True)
-        dose = sampled.dose(_field(relative, rows, columns)) * relative_per_mu
-        step = torch.diff(relative, dim=2, prepend=relative[..., :1] * 0) / scale
+    @cached_property
+    def _shares(self) -> tuple[Tensor, Tensor]:
+        y1, y2 = (torch.as_tensor(self.y_jaws_mm[:, side]).float() for side in (0, 1))
+        columns = _column_shares(self.model, columns_over_jaws(self.model))
+        return row_shares(self.model, y1, y2), columns
+
+    def dose(self, mu: Tensor) -> Tensor:
+        """Relative dose at the objective's points of maps `mu[maps, leaf rows, columns]`."""
+        return self.sampled.dose(_convolved(mu, *self._shares)) * self.relative_per_mu
+
+    @cached_property
+    def uniform_mu(self) -> float:
+        """MU of every open bixel with which the targets get their prescription in the mean."""
+        with torch.no_grad():
+            dose = self.dose(torch.as_tensor(self.open_bixels).float())
+            regions = [self.objective.regions[t] for t in self.objective.target_gy]
+            level = torch.cat([dose[region.points] for region in regions]).mean()
+        return 1.0 / float(level.clamp_min(1e-9))
+
+    def maps(self, x: NDArray) -> Tensor:
+        """The maps in MU, from the fluence of the open bixels in units of `uniform_mu`."""
+        full = np.zeros(self.open_bixels.size, np.float32)
+        full[np.flatnonzero(self.open_bixels.ravel())] = x
+        return torch.from_numpy(full.reshape(self.open_bixels.shape) * np.float32(self.uniform_mu))
+
+    def cost(self, x: NDArray, objective: Objective) -> tuple[float, NDArray]:
+        """Objective and penalty on the rise of fluence, which sweeping leaves pay for in MU; the gradient."""
+        mu = self.maps(x).requires_grad_(True)
+        dose = self.dose(mu)
+        step = torch.diff(mu, dim=2, prepend=mu[..., :1] * 0) / self.uniform_mu
+        # The magnitude of the step, rounded off at 0.
         rise = (step.square() + 0.01).sqrt() - 0.1
-        value = objective(dose) + roughness * rise.sum() / shape[0]
+        value = objective(dose) + _RISE_PENALTY * rise.sum() / len(self.open_bixels)
         value.backward()
-        assert relative.grad is not None
-        done[0] += 1
-        if progress and done[0] % 10 == 0:
-            progress(min(done[0] / iterations, 1.0), f"fluence maps, objective {value.item():.4f}")
-        return value.item(), relative.grad.numpy().ravel()[index].astype(np.float64) * scale
+        assert mu.grad is not None
+        gradient = mu.grad.numpy().ravel()[np.flatnonzero(self.open_bixels.ravel())]
+        return value.item(), gradient.astype(np.float64) * self.uniform_mu
 
-    x = np.ones(len(index))
+
+def optimize_fluence(
+    problem: FluenceProblem, *, iterations: int = 160, progress: Progress = silent
+) -> tuple[FluenceMaps, Objective]:
+    """Fluence maps that minimise the objective, and the objective as it was adapted on the way.
+
+    L-BFGS-B with fluence at least 0.
+    """
+    objective = problem.objective
+    evaluations = itertools.count(1)
+
+    def cost(x: NDArray, objective: Objective) -> tuple[float, NDArray]:
+        value, gradient = problem.cost(x, objective)
+        done = next(evaluations)
+        if done % 10 == 0:
+            progress("fluence maps", min(done / iterations, 1.0), f"fluence maps, objective {value:.4f}")
+        return value, gradient
+
+    x = np.ones(np.count_nonzero(problem.open_bixels))
     for _ in range(_ROUNDS):
         x = minimize(
-            cost, x, jac=True, method="L-BFGS-B", bounds=[(0, _HIGHEST)] * len(x),
+            cost, x, args=(objective,), jac=True, method="L-BFGS-B", bounds=[(0, _HIGHEST)] * len(x),
             options={"maxfun": iterations // _ROUNDS, "maxiter": iterations, "maxcor": 12},
         ).x  # fmt: skip
         with torch.no_grad():
-            objective.adapt((sampled.dose(_field(maps_of(x), rows, columns)) * relative_per_mu).numpy())
-    return FluenceMaps(maps_of(x).double().numpy(), edges)
+            objective, _ = objective.adapt(problem.dose(problem.maps(x)).numpy())
+    return FluenceMaps(problem.maps(x).double().numpy(), columns_over_jaws(problem.model)), objective
 
 
 def _column_shares(model: FluenceModel, edges: NDArray) -> Tensor:
@@ -145,12 +173,13 @@ def _column_shares(model: FluenceModel, edges: NDArray) -> Tensor:
     return torch.as_tensor(step[:, :-1] - step[:, 1:]).float()
 
 
-def _field(mu: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _convolved(mu: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Convolved fluence of maps: (maps, v, u, kernels)."""
     across = torch.einsum("src,kcu->skru", mu, columns)
     return torch.matmul(rows, across).permute(0, 2, 3, 1).contiguous()
 
 
+# Leaves can cross 170 mm in the time of such a sector, which is wider than most targets.
 _SECTOR_DEG = 45.0
 
 
@@ -177,11 +206,12 @@ class Sectors:
         return np.array([self.frames[s.arc].jaws_mm for s in self.each])
 
     @property
-    def middles(self) -> Track:
+    def middles(self) -> ControlPoints:
         """The middle of every sector as a control point of its own."""
         arc, middle = self.arc, self.ends_deg.mean(axis=1)
         index = np.arange(len(arc))
-        return Track(self.frames, middle, self.jaws_mm, (), index, index, middle, np.ones(len(arc)), arc)
+        width = np.ones(len(arc))
+        return ControlPoints(self.frames, middle, self.jaws_mm, (), index, index, middle, width, arc)
 
 
 def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:
@@ -201,39 +231,45 @@ def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:
 def open_bixels(
     sectors: Sectors,
     targets_mm: NDArray,
+    model: FluenceModel,
+    *,
     isocenter_mm: Point,
     patient_position: str,
     sad_mm: float,
-    model: FluenceModel,
 ) -> NDArray[np.bool_]:
-    """Bixels `[sectors, strips, columns]` within the jaws that see targets from the middle of the sector."""
-    edges, rows = column_edges_mm(model), model.row_edges_mm
-    opened = np.stack(
+    """Bixels `[sectors, leaf rows, columns]` within the jaws that cover targets at the sector's middle."""
+    edges, rows = columns_over_jaws(model), model.row_edges_mm
+    frames = [sectors.frames[a] for a in sectors.arc]
+    out = np.stack(
         [
-            target_shadow(
-                targets_mm, gantry, sectors.frames[a].collimator_deg, sectors.frames[a].couch_deg,
-                isocenter_mm, patient_position, sad_mm, rows, edges,
+            bixels_over_targets(
+                targets_mm,
+                beam_axes(gantry, frame.collimator_deg, frame.couch_deg, patient_position),
+                isocenter_mm=isocenter_mm,
+                sad_mm=sad_mm,
+                row_edges_mm=rows,
+                column_edges_mm=edges,
             )
-            for gantry, a in zip(sectors.middles.gantry_deg, sectors.arc, strict=True)
+            for gantry, frame in zip(sectors.middles.gantry_deg, frames, strict=True)
         ]
-    )  # fmt: skip
+    )
     centre = (edges[1:] + edges[:-1]) / 2
-    for one, (x1, x2, y1, y2) in zip(opened, sectors.jaws_mm, strict=True):
-        one[:, (centre < x1) | (centre > x2)] = False
-        one[(rows[1:] <= y1) | (rows[:-1] >= y2)] = False
-    return opened
+    for bixels, (x1, x2, y1, y2) in zip(out, sectors.jaws_mm, strict=True):
+        bixels[:, (centre < x1) | (centre > x2)] = False
+        bixels[(rows[1:] <= y1) | (rows[:-1] >= y2)] = False
+    return out
 
 
 def first_apertures(
-    sectors: Sectors, maps: FluenceMaps, limits: Limits, mu_cap_per_deg: float, every: int
+    sectors: Sectors, maps: FluenceMaps, limits: Limits, *, mu_cap_per_deg: float, every: int
 ) -> Apertures:
     """Every n-th control point of sweeps through all maps. The leaves may still break the travel limit."""
     leaves, mu = [], []
     for number, frame in enumerate(sectors.frames):
-        own = [k for k, s in enumerate(sectors.each) if s.arc == number]
+        of_arc = [k for k, s in enumerate(sectors.each) if s.arc == number]
         positions, meterset = sweep_arc(
-            frame.gantry_deg, [sectors.each[k] for k in own], maps.mu[own], maps.column_edges_mm, limits,
-            mu_cap_per_deg, rightward=number % 2 == 0,
+            frame.gantry_deg, [sectors.each[k] for k in of_arc], maps.mu[of_arc], maps.column_edges_mm,
+            limits, mu_cap_per_deg=mu_cap_per_deg, rightward=number % 2 == 0,
         )  # fmt: skip
         thin = frame.thinned(every)
         leaves.append(positions[thin])
@@ -241,7 +277,7 @@ def first_apertures(
     return Apertures(np.concatenate(leaves), np.concatenate(mu))
 
 
-def map_arrays(sectors: Sectors, maps: FluenceMaps, row_edges_mm: NDArray) -> dict[str, NDArray]:
+def fluence_record(sectors: Sectors, maps: FluenceMaps, row_edges_mm: NDArray) -> dict[str, NDArray]:
     """The ideal maps with their axes and sectors, arcs numbered from 1, as a plan's record keeps them."""
     ends_deg = sectors.ends_deg % 360
     return {

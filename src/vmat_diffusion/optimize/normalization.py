@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.pencil_beam import PencilBeam
-from vmat_diffusion.dose.rays import Progress
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet, normalization_gy
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.machine import Limits, Machine
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.progress import Progress
 
+# Rounds of scaling where segments at their least MU do not scale with the others.
 _ROUNDS = 4
+
+# Least MU stay this much above the machine's, so that rounding for a file does not break it.
+_MU_MARGIN = 1.005
 
 
 def normalized(
@@ -33,26 +37,27 @@ def normalized(
     """The plan whose dose meets the sheet's normalisation, as `finalize` leaves it, and that dose.
 
     No segment falls below the machine's least MU. `dose_of` is asked again only where the dose does not
-    simply scale. Raises PlanError for a plan that no MU can normalise, GoalError for a wish that is neither
-    a mean nor a D%.
+    simply scale. Raises PlanError for a plan that no MU can normalise, GoalError for a normalisation that is
+    neither a mean nor a D%.
     """
-    wish = sheet.normalization
+    normalization = sheet.normalization
     dose = dose_of(plan)
     total = 1.0
     for _ in range(_ROUNDS):
         value = normalization_gy(dose, case, sheet)
         if not value > 0:
             raise PlanError(
-                f"{wish.structure} {wish.metric} is {value:.2f} Gy where {wish.gy:g} Gy is asked, so no "
-                "MU can normalise it; look whether the target lies in the body, or give more minutes"
+                f"{normalization.structure} {normalization.metric} is {value:.2f} Gy where "
+                f"{normalization.gy:g} Gy is asked, so no MU can normalise it; look whether the target lies "
+                "in the body, or give more minutes"
             )
-        factor = wish.gy / value
+        factor = normalization.gy / value
         total *= factor
         final = finalize(
             replace(
                 plan,
                 arcs=tuple(replace(arc, mu=_scaled_mu(arc, factor, limits)) for arc in plan.arcs),
-                provenance={"normalization": str(wish), "normalization_factor": round(total, 5)},
+                provenance={"normalization": str(normalization), "normalization_factor": round(total, 5)},
             )
         )
         if _proportional(plan, final, factor):
@@ -63,7 +68,7 @@ def normalized(
 
 
 def _scaled_mu(arc: Arc, factor: float, limits: Limits) -> NDArray[np.float64]:
-    low = limits.mu_per_deg_min * 1.005
+    low = limits.mu_per_deg_min * _MU_MARGIN
     return np.maximum(arc.mu * factor, low * np.abs(np.diff(arc.gantry_deg)))
 
 

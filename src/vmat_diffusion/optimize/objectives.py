@@ -1,15 +1,16 @@
 """Clinical goals as differentiable functions of the dose at sampled points.
 
-All doses here are relative to the highest prescription. Goals become hinges that vanish once they
-are met; besides them every target is pushed to uniform coverage, normal tissue below a falloff from
-the targets, and every organ as low as the rest allows. Equations: `docs/optimiser.md`.
+All doses here are relative to the highest prescription. Each goal becomes a hinge that vanishes once the
+goal is met. Besides, every target is pushed to uniform coverage, normal tissue below a falloff from the
+targets, and every organ as low as the rest allows. Equations: `docs/optimiser.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,88 +18,138 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
-from vmat_diffusion.evaluate.metrics import histogram_value
+from vmat_diffusion.evaluate.metrics import Bound, histogram_value
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.optimize.falloff import BORDER, ceiling_of, falloff_of
-from vmat_diffusion.optimize.sampling import Region, Shape, draw_samples, is_near_maximum
-
-_UNDER, _OVER, _TISSUE, _GOAL, _SPARE = 240.0, 60.0, 25.0, 40.0, 0.4
-# A dose to aim at: its weight, below that of a missed goal, and the dose below which nothing is asked of an
-# organ, as a prediction ends where an arc's scatter does not.
-_AIM, _LEAST_AIM = 10.0, 0.03
-# While a goal is missed its strength grows by this factor up to this bound, by priority; a target's further.
-_GROWTH = {1: 1.6, 2: 1.4, 3: 1.25}
-_STRONGEST = {1: 60.0, 2: 25.0, 3: 6.0}
-_TARGETS_FIRST = 2.0
-_WEAKEST, _DECAY, _EASE = 0.5, 0.75, 0.97
-# Of the strongest: what a goal weighs at least that a finished plan misses when it is searched on.
-_RESUMED = 0.3
-# Above this the search has to lift the dose that sets the plan's level, not leave it to the normalisation.
-_LEVEL_FACTOR = 1.003
-# A mean dose that is out of reach pulls with constant force beyond this relative excess.
-_MEAN_KNEE, _MEAN = 0.03, 0.08
-# D and V goals are pushed from this share of their level on, in targets too where that is near their dose.
-_EARLY, _NEAR_TARGET = 0.985, 0.95
-# A near-maximum is pushed from this share of its limit on, and counts as if so many points were too hot.
-_NEAR_MAXIMUM, _HOT_SHARE, _HOT_POINTS = 0.97, 0.1, 40
-# What the report finds on every voxel may be worse by this share than what the search sees on samples. Of
-# coverage it is little: sheets normalise to 0.2 % above it or more.
-_ROOM_ABOVE, _ROOM_BELOW = 0.012, 0.001
-# No dose is below this for a mean of powers.
-_LEAST_DOSE = 1e-4
+from vmat_diffusion.optimize.objective_weights import ObjectiveWeights
+from vmat_diffusion.optimize.sampling import CeilingMap, Region, draw_samples
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class GoalTerm:
     """A hinge for one goal, with the weight that grows while the goal is missed.
 
-    The one with `sets_level` is no goal of the sheet but the dose that its normalisation asks for.
+    The term with `is_normalization` stands for the dose that the sheet's normalisation asks for.
     """
 
     goal: Goal
     region: Region
-    strength: float = 1.0
-    sets_level: bool = False
+    weight: float = 1.0
+    is_normalization: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectiveTerm:
+    """A term beside those of the goals: `weight` times a penalty on the dose of a structure.
+
+    `penalty` takes the dose of the course in Gy at the structure's sampled points, a tensor `[points]`
+    before normalisation, and returns a scalar that torch can differentiate. The hinge of a goal missed by a
+    tenth is about 0.1 to 1. `structure` is one that the goal sheet names.
+    """
+
+    name: str
+    structure: str
+    penalty: Callable[[Tensor], Tensor]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """The relative doses of an organ's points in a dose to aim at: each point's, and in ascending order."""
+class PointwiseAim:
+    """Holds each point of an organ below its own dose in a dose to aim at: for fluence maps.
+
+    `dose[points]` is the relative dose of the region's points in the dose to aim at.
+    """
 
     region: Region
-    at_points: Tensor
+    dose: Tensor
+
+    def excess(self, dose: Tensor) -> Tensor:
+        """Mean square of what lies above, for the relative dose of the region's points."""
+        return (dose - self.dose).clamp_min(0).square().mean()
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramAim:
+    """Holds an organ's histogram below that of a dose to aim at, rank by rank: for leaves.
+
+    A predicted dose of fixed fields lies elsewhere than that of arcs, so the place does not count.
+    """
+
+    region: Region
+    dose: Tensor
 
     @cached_property
     def ascending(self) -> Tensor:
-        """The same doses by rank."""
-        return self.at_points.sort().values
+        """The dose to aim at by rank."""
+        return self.dose.sort().values
+
+    def excess(self, dose: Tensor) -> Tensor:
+        """Mean square of what lies above, for the relative dose of the region's points."""
+        return (dose.sort().values - self.ascending).clamp_min(0).square().mean()
 
 
-@dataclass(eq=False)
+Aim = PointwiseAim | HistogramAim
+# Priority, and whether the goal is an organ's and no must: the lower comes first.
+_Rank = tuple[int, bool]
+
+
+class _Standing(NamedTuple):
+    """A goal's rank, its value on a dose, and how the value stands to the goal."""
+
+    rank: _Rank
+    value: float | None
+    status: Status | None
+
+
+@dataclass(frozen=True, eq=False)
 class Objective:
     """The points at which dose is needed and the function that judges it.
 
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
-    highest prescription, in which all relative doses are measured. `factor` is what the plan's
-    normalisation would multiply the dose by, and `held` the dose, as of the last call of `adapt`; organ goals
-    count the factor in, and of their points inside targets the dose held. While `voxelwise`, each point of
-    an organ is held below its own dose in the one to aim at, else the organ's histogram.
+    highest prescription, in which all relative doses are measured. Three fields are as of the last `adapt`:
+    the weights of the `terms`; `normalization_factor`, by which the plan's normalisation would multiply the
+    dose; and `fixed_dose[n]`, the dose at all points. Organ goals count the factor in, and count organ points
+    inside targets with their fixed dose.
     """
 
     points_mm: NDArray[np.float64]
-    regions: dict[str, Region]
-    targets: dict[str, float]
+    regions: Mapping[str, Region]
+    target_gy: Mapping[str, float]
     ceiling: Tensor
     tissue: slice
     normalization: Normalization
-    terms: list[GoalTerm] = field(default_factory=list)
-    aims: list[Aim] = field(default_factory=list)
-    reference_gy: float = 1.0
-    factor: float = 1.0
-    voxelwise: bool = False
-    held: Tensor = field(kw_only=True)
+    reference_gy: float
+    fixed_dose: Tensor
+    terms: tuple[GoalTerm, ...] = ()
+    aims: tuple[Aim, ...] = ()
+    extra_terms: tuple[ObjectiveTerm, ...] = ()
+    normalization_factor: float = 1.0
+    weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
+
+    @cached_property
+    def target_levels(self) -> dict[str, float]:
+        """The relative dose prescribed to each target."""
+        return {name: gy / self.reference_gy for name, gy in self.target_gy.items()}
+
+    @property
+    def goal_weights(self) -> tuple[float, ...]:
+        """The weight of each term, in order."""
+        return tuple(term.weight for term in self.terms)
+
+    def aiming_at(self, dose: Dose | None, aim: type[PointwiseAim] | type[HistogramAim]) -> Objective:
+        """The objective with each organ held below a dose to aim at, in one of two ways; None for no dose."""
+        if dose is None:
+            return replace(self, aims=())
+        organs = [region for name, region in self.regions.items() if name not in self.target_gy]
+        aims = []
+        for region in organs:
+            gy = sample(dose.gy, dose.grid, self.points_mm[region.points])
+            relative = torch.as_tensor(gy / self.reference_gy, dtype=torch.float32)
+            aims.append(aim(region, relative.clamp_min(self.weights.least_aim)))
+        return replace(self, aims=tuple(aims))
 
     def __call__(self, dose: Tensor) -> Tensor:
         """The scalar to minimise, for relative dose at all points.
@@ -109,235 +160,270 @@ class Objective:
 
     def parts(self, dose: Tensor) -> dict[str, Tensor]:
         """What the objective adds up, by name; the part of a goal has the goal's words as its name."""
+        weights = self.weights
         out: dict[str, Tensor] = {}
-        for name, level in self.targets.items():
+        for name, level in self.target_levels.items():
             d = dose[self.regions[name].points]
             hot = self.ceiling[self.regions[name].points]
-            out[f"coverage of {name}"] = _UNDER * (level - d).clamp_min(0).square().mean() / level**2
-            out[f"hot dose in {name}"] = _OVER * (d - hot).clamp_min(0).square().mean() / level**2
+            out[f"coverage of {name}"] = (
+                weights.underdose * (level - d).clamp_min(0).square().mean() / level**2
+            )
+            out[f"hot dose in {name}"] = weights.overdose * (d - hot).clamp_min(0).square().mean() / level**2
         d = dose[self.tissue]
-        out["falloff"] = _TISSUE * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
+        out["falloff"] = weights.normal_tissue * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
         for name, region in self.regions.items():
-            if name not in self.targets and not region.in_target.all():
+            if name not in self.target_gy and not region.in_target.all():
                 outside = torch.from_numpy(~region.in_target)
-                out[f"sparing of {name}"] = _SPARE * dose[region.points][outside].mean()
+                out[f"sparing of {name}"] = weights.sparing * dose[region.points][outside].mean()
         for term in self.terms:
             name = str(term.goal)
-            out[name] = out.get(name, dose.new_zeros(())) + _GOAL * term.strength * self._hinge(term, dose)
+            hinge = weights.goal * term.weight * self.hinge(term, dose)
+            out[name] = out.get(name, dose.new_zeros(())) + hinge
         for aim in self.aims:
-            out[f"aim for {aim.region.name}"] = _AIM * self._excess(aim, dose)
+            out[f"aim for {aim.region.name}"] = weights.aim * self.excess(aim, dose)
+        for extra in self.extra_terms:
+            gy = dose[self.regions[extra.structure].points] * self.reference_gy
+            out[extra.name] = extra.weight * extra.penalty(gy)
         return out
 
-    def _excess(self, aim: Aim, dose: Tensor) -> Tensor:
-        """By how much an organ lies above the dose to aim at, squared: point by point or rank by rank."""
-        d = self._outside_targets(aim.region, dose[aim.region.points] * self.factor)
-        above = d - aim.at_points if self.voxelwise else d.sort().values - aim.ascending
-        return above.clamp_min(0).square().mean()
+    def excess(self, aim: Aim, dose: Tensor) -> Tensor:
+        """How far an organ lies above the dose to aim at, squared; points inside targets are not pushed."""
+        points = dose[aim.region.points] * self.normalization_factor
+        return aim.excess(self._fixed_in_targets(aim.region, points))
 
-    def _hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
+    def hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
         """Zero where the goal is met with a small margin, growing quadratically beyond."""
-        goal, region = term.goal, term.region
+        weights, goal, region = self.weights, term.goal, term.region
+        bound = self._bound(goal)
         d = dose[region.points]
-        if goal.structure not in self.targets:
-            d = d * self.factor
+        if goal.structure not in self.target_gy:
+            d = d * self.normalization_factor
         kind, at_least = goal.metric.kind, goal.comparator == ">="
         limit = goal.limit / self.reference_gy
+        level = None if bound is None else bound.level_gy / self.reference_gy
         if goal.priority > 1 and not at_least:
-            d = self._outside_targets(region, d, self._level(goal) if kind in ("D%", "V") else None)
+            d = self._fixed_in_targets(region, d, level if kind in ("D%", "V") else None)
         if kind in ("mean", "gEUD"):
-            mean = d.mean() if kind == "mean" else _power_mean(d, goal.metric.value or 1.0)
-            gap = (limit * 1.005 - mean) if at_least else (mean - limit * 0.985)
-            excess = gap.clamp_min(0) / _MEAN_KNEE
-            return _MEAN * _MEAN_KNEE**2 * ((1 + excess.square()).sqrt() - 1)
-        if kind == "min" or is_near_maximum(goal):
+            exponent = goal.metric.value or 1.0
+            mean = d.mean() if kind == "mean" else _power_mean(d, exponent, weights.least_dose)
+            gap = limit * weights.mean_at_least - mean if at_least else mean - limit * weights.mean_at_most
+            excess = gap.clamp_min(0) / weights.mean_knee
+            return weights.mean * weights.mean_knee**2 * ((1 + excess.square()).sqrt() - 1)
+        if kind == "min" or goal.metric.is_near_maximum:
             # Near-maximum and near-minimum: all points beyond the limit, a little early.
-            gap = (limit * 1.01 - d) if at_least else (d - limit * _NEAR_MAXIMUM)
+            gap = (limit * weights.min_at_least - d) if at_least else (d - limit * weights.max_at_most)
             if kind == "min" or not at_least:
-                return gap.clamp_min(0).square().sum() / max(_HOT_POINTS, _HOT_SHARE * len(d))
+                return gap.clamp_min(0).square().sum() / max(weights.hot_points, weights.hot_share * len(d))
             return gap.min().clamp_min(0).square()
-        level = self._level(goal)
-        share = self._share(goal, region)
-        if level is None or share is None:
+        if bound is None or level is None:
             return d.new_zeros(())
         ordered = torch.sort(d, descending=True).values
-        first = int(np.clip(round(share * len(d)), 0, len(d)))
+        first = int(np.clip(round(bound.share(region.volume_cc) * len(d)), 0, len(d)))
         if at_least:
-            return (level * 1.004 - ordered[:first]).clamp_min(0).square().sum() / max(len(d), 1) * 3
-        return (ordered[first:] - level * _EARLY).clamp_min(0).square().sum() / max(len(d) - first, 1) * 3
+            below = (level * weights.histogram_at_least - ordered[:first]).clamp_min(0)
+            return below.square().sum() / max(len(d), 1) * weights.histogram
+        above = (ordered[first:] - level * weights.histogram_at_most).clamp_min(0)
+        return above.square().sum() / max(len(d) - first, 1) * weights.histogram
 
-    def _outside_targets(self, region: Region, d: Tensor, level: float | None = None) -> Tensor:
-        """Normalised dose of a region's points; those inside targets keep the dose held.
+    def _fixed_in_targets(self, region: Region, d: Tensor, level: float | None = None) -> Tensor:
+        """Normalised dose of a region's points, with the fixed dose at those inside targets.
 
-        Except where `level`, to which they are to be brought, costs the target little.
-        They are the targets' business: they count but are not pushed. If they followed the dose, the value
-        would change in ways that the gradient does not know of.
+        Organ points inside a target are controlled by the target's goals: they count but are not pushed. If
+        their value followed the dose, it would change in ways that the gradient does not know of. A goal with
+        a `level` pushes there too where that level costs the target little.
         """
-        held = self.held[region.points].to(d.dtype) * self.factor
-        kept = torch.from_numpy(region.in_target)
+        fixed_dose = self.fixed_dose[region.points].to(d.dtype) * self.normalization_factor
+        fixed = torch.from_numpy(region.in_target)
         if level is not None:
-            kept = kept & (self.ceiling[region.points] * _NEAR_TARGET > level)
-        return torch.where(kept, held, d)
+            fixed = fixed & (self.ceiling[region.points] * self.weights.near_target > level)
+        return torch.where(fixed, fixed_dose, d)
 
-    def _level(self, goal: Goal) -> float | None:
-        """The relative dose level of a D% or V goal."""
-        if goal.metric.kind in ("D%", "Dcc"):
-            return goal.limit / self.reference_gy
-        if goal.metric.kind == "V" and goal.metric.value is not None:
-            if goal.metric.value_unit == "%":
-                own = self.targets.get(goal.structure)
-                return None if own is None else own * goal.metric.value / 100
-            return goal.metric.value / self.reference_gy
-        return None
-
-    def _share(self, goal: Goal, region: Region) -> float | None:
-        """The share of the volume that may (or must) receive the level."""
-        if goal.metric.kind == "D%" and goal.metric.value is not None:
-            return goal.metric.value / 100
-        if goal.metric.kind == "Dcc" and goal.metric.value is not None:
-            return min(goal.metric.value / max(region.volume_cc, 1e-6), 1.0)
-        if goal.metric.kind == "V":
-            return goal.limit / 100 if goal.unit == "%" else goal.limit / max(region.volume_cc, 1e-6)
-        return None
+    def _bound(self, goal: Goal) -> Bound | None:
+        return goal.bound(self.target_gy)
 
     def value(self, goal: Goal, region: Region, dose: NDArray) -> float | None:
         """The goal's metric on relative dose at the sampled points, in the goal's unit."""
         gy = dose[region.points] * self.reference_gy
-        level = self._level(goal)
-        level_gy = None if level is None else level * self.reference_gy
+        level_gy = goal.metric.level_gy(self.target_gy.get(goal.structure))
         return histogram_value(goal.metric, Dvh.of(gy, region.volume_cc / len(gy)), level_gy)
 
-    def adapt(self, dose: NDArray) -> int:
-        """Re-weigh the goals by how the normalised dose meets them; returns how many miss their limit.
+    def adapt(self, dose: NDArray) -> tuple[Objective, int]:
+        """The objective with goals weighed anew for a dose, and how many goals miss their limit.
 
-        Goals rank by priority; the musts are of one rank, below them targets come before organs. As long as
-        a goal fails, that is misses what is still acceptable as well, those of the first rank with such a
-        goal grow, failed goals of lower ranks weaken so that they do not stand in its way, and organ goals of
+        Goals rank by priority; the musts are of one rank, below them targets come before organs. A goal fails
+        that misses what is still acceptable as well. As long as one fails, goals of the first rank with such
+        a goal grow; failed goals of lower ranks weaken, so that they do not stand in the way; organ goals of
         higher ranks that are acceptable stay as they are. Where none fails, all that miss their limit grow by
         the same rule. Goals met with room ease.
         """
-        self._hold(dose)
-        scaled = dose * np.float32(self.factor)
-        found = []
-        for term in self.terms:
-            if term.sets_level:
-                self._strengthen(term, met=self.factor <= _LEVEL_FACTOR)
-                continue
-            value = self.value(term.goal, term.region, scaled)
-            if value is not None:
-                priority = term.goal.priority
-                rank = (priority, priority > 1 and term.goal.structure not in self.targets)
-                found.append((rank, term, value, _status(term.goal, value)))
-        fails = [rank for rank, _, _, status in found if status == "fail"]
-        first = min(fails or (rank for rank, _, _, status in found if status != "pass"), default=None)
-        for rank, term, value, status in found:
-            # A little inside the limit: the search sees samples, the report every voxel.
-            at_most = term.goal.comparator == "<="
-            limit = term.goal.limit * (0.985 if at_most else 1.002)
-            if value <= limit if at_most else value >= limit:
-                self._strengthen(term, met=True)
-            elif first is not None and rank > first:
-                if status != "pass":
-                    term.strength = max(term.strength * _DECAY, _WEAKEST)
-            elif not (fails and status == "acceptable") or term.goal.structure in self.targets:
-                self._strengthen(term, met=False)
-        return sum(term.goal.status(value) != "pass" for _, term, value, _ in found)
+        objective = self._normalized_for(dose)
+        scaled = dose * np.float32(objective.normalization_factor)
+        standings = [self._standing(term, scaled) for term in self.terms]
+        fails = [s.rank for s in standings if s.status == "fail"]
+        first = min(fails or (s.rank for s in standings if s.status not in ("pass", None)), default=None)
+        weights = [
+            objective._weight_for_level(term)
+            if term.is_normalization
+            else self._weight(term, standing, first, any_fails=bool(fails))
+            for term, standing in zip(self.terms, standings, strict=True)
+        ]
+        values = zip(self.terms, (s.value for s in standings), strict=True)
+        missed = sum(t.goal.status(value) != "pass" for t, value in values if value is not None)
+        return objective.with_goal_weights(weights), missed
 
-    def _hold(self, dose: NDArray) -> None:
-        """Keep what the plan's normalisation would make of a dose, and the dose of points inside targets."""
-        self.factor = self._normalizing(dose)
-        self.held = torch.as_tensor(np.array(dose, np.float32))
+    def _standing(self, term: GoalTerm, dose: NDArray) -> _Standing:
+        """How a term's goal stands on a normalised dose; the normalisation itself is not judged."""
+        goal = term.goal
+        rank = goal.priority, goal.priority > 1 and goal.structure not in self.target_gy
+        value = None if term.is_normalization else self.value(goal, term.region, dose)
+        return _Standing(rank, value, None if value is None else self._status(goal, value))
 
-    def _strengthen(self, term: GoalTerm, *, met: bool) -> None:
-        """A goal that is met eases, one that is not grows up to the bound of its priority."""
-        priority = term.goal.priority
-        if met:
-            term.strength = max(term.strength * _EASE, _WEAKEST)
-            return
-        most = _STRONGEST[priority]
-        if priority > 1 and term.goal.structure in self.targets:
-            most *= _TARGETS_FIRST
-        term.strength = min(term.strength * _GROWTH[priority], most)
+    def _weight(self, term: GoalTerm, standing: _Standing, first: _Rank | None, *, any_fails: bool) -> float:
+        """The new weight of a goal's term, where goals of rank `first` come first."""
+        if standing.value is None:
+            return term.weight
+        if self._met_with_room(term.goal, standing.value):
+            return self._eased(term)
+        if first is not None and standing.rank > first:
+            yielding = max(term.weight * self.weights.yielding, self.weights.least)
+            return term.weight if standing.status == "pass" else yielding
+        if any_fails and standing.status == "acceptable" and term.goal.structure not in self.target_gy:
+            return term.weight
+        return self._grown(term)
 
-    def resume(self, strengths: Sequence[float], dose: NDArray) -> None:
-        """Take up the weights of an earlier search; what `dose` then misses weighs much from the start."""
-        for term, strength in zip(self.terms, strengths, strict=True):
-            term.strength = strength
-        self._hold(dose)
-        missed = {str(goal) for goal in self.missed(dose)}
-        for term in self.terms:
-            if str(term.goal) in missed:
-                term.strength = max(term.strength, _RESUMED * _STRONGEST[term.goal.priority])
+    def _weight_for_level(self, term: GoalTerm) -> float:
+        """The new weight of the normalisation's term."""
+        met = self.normalization_factor <= self.weights.level_factor
+        return self._eased(term) if met else self._grown(term)
 
-    def missed(self, dose: NDArray) -> list[Goal]:
+    def with_goal_weights(self, weights: Sequence[float]) -> Objective:
+        """The objective with a weight for each term, in order."""
+        terms = zip(self.terms, weights, strict=True)
+        return replace(self, terms=tuple(replace(term, weight=weight) for term, weight in terms))
+
+    def weighted_as(self, other: Objective) -> Objective:
+        """The objective at the point where another of the same terms was last adapted."""
+        return replace(
+            self.with_goal_weights(other.goal_weights),
+            normalization_factor=other.normalization_factor,
+            fixed_dose=other.fixed_dose,
+        )
+
+    def resume(self, weights: Sequence[float], dose: NDArray) -> Objective:
+        """The objective with the weights of an earlier search, raised for goals that `dose` misses."""
+        objective = self.with_goal_weights(weights)._normalized_for(dose)
+        missed = {str(goal) for goal in objective.missed_goals(dose)}
+        largest = self.weights.largest_by_priority
+        return objective.with_goal_weights(
+            [
+                max(term.weight, self.weights.resumed * largest[term.goal.priority - 1])
+                if str(term.goal) in missed
+                else term.weight
+                for term in objective.terms
+            ]
+        )
+
+    def missed_goals(self, dose: NDArray) -> list[Goal]:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
-        scaled = dose * np.float32(self._normalizing(dose, most=0.25))
-        values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in self.terms if not t.sets_level)
-        return [goal for goal, value in values if value is not None and _status(goal, value) == "fail"]
+        scaled = dose * np.float32(self._factor_for(dose, self.weights.normalization_while_judging))
+        terms = [t for t in self.terms if not t.is_normalization]
+        values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in terms)
+        return [goal for goal, value in values if value is not None and self._status(goal, value) == "fail"]
 
-    def _normalizing(self, dose: NDArray, most: float = 0.05) -> float:
+    def _normalized_for(self, dose: NDArray) -> Objective:
+        """The objective with the normalisation factor of a dose, and that dose as the fixed one."""
+        factor = self._factor_for(dose, self.weights.normalization_while_weighing)
+        fixed = torch.as_tensor(np.array(dose, np.float32))
+        return replace(self, normalization_factor=factor, fixed_dose=fixed)
+
+    def _factor_for(self, dose: NDArray, most: float) -> float:
         """The factor that brings the sheet's normalisation about, `most` off 1; 1 where it says nothing."""
-        wish = self.normalization
-        region = self.regions.get(wish.structure)
+        normalization = self.normalization
+        region = self.regions.get(normalization.structure)
         if region is None:
             return 1.0
-        now = self.value(Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy"), region, dose)
-        return float(np.clip(wish.gy / now, 1 - most, 1 + most)) if now else 1.0
+        now_gy = self.value(_as_goal(normalization), region, dose)
+        return float(np.clip(normalization.gy / now_gy, 1 - most, 1 + most)) if now_gy else 1.0
+
+    def _eased(self, term: GoalTerm) -> float:
+        return max(term.weight * self.weights.eased, self.weights.least)
+
+    def _grown(self, term: GoalTerm) -> float:
+        index = term.goal.priority - 1
+        largest = self.weights.largest_by_priority[index]
+        if index > 0 and term.goal.structure in self.target_gy:
+            largest *= self.weights.largest_of_target
+        return min(term.weight * self.weights.growth_by_priority[index], largest)
+
+    def _met_with_room(self, goal: Goal, value: float) -> bool:
+        """Whether a value is a little inside the limit: the search sees samples, the report every voxel."""
+        if goal.comparator == "<=":
+            return value <= goal.limit * self.weights.room_at_most
+        return value >= goal.limit * self.weights.room_at_least
+
+    def _status(self, goal: Goal, value: float) -> Status:
+        """How a value on samples stands to a goal, with room for what the report will find beyond it."""
+        if goal.comparator == "<=":
+            return goal.status(value * (1 + self.weights.report_above))
+        return goal.status(value * (1 - self.weights.report_below))
 
 
-def _power_mean(d: Tensor, exponent: float) -> Tensor:
+def _power_mean(d: Tensor, exponent: float, least_dose: float) -> Tensor:
     """The generalised equivalent uniform dose, scaled so that no power over- or underflows."""
-    d = d.clamp_min(_LEAST_DOSE)
+    d = d.clamp_min(least_dose)
     top = (d.max() if exponent > 0 else d.min()).detach()
     return top * (d / top).pow(exponent).mean().pow(1 / exponent)
 
 
-def _status(goal: Goal, value: float) -> Status:
-    """How a value on sampled points stands to a goal, with room for what the report will find beyond it."""
-    return goal.status(value * (1 + _ROOM_ABOVE) if goal.comparator == "<=" else value * (1 - _ROOM_BELOW))
+def _as_goal(normalization: Normalization) -> Goal:
+    return Goal(normalization.structure, normalization.metric, ">=", normalization.gy, "Gy")
 
 
 def build_objective(
-    case: Case, sheet: GoalSheet, grid: Grid, rng: np.random.Generator, target: Dose | None = None
+    case: Case,
+    sheet: GoalSheet,
+    grid: Grid,
+    rng: np.random.Generator,
+    extra_terms: Sequence[ObjectiveTerm] = (),
 ) -> Objective:
-    """Sample the structures that the sheet names, and normal tissue, and set up all terms.
+    """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case. `target` is a dose whose histograms
-    the organs are to keep below.
+    `grid` is the dose grid; `sheet` must already be fitted to the case. Raises GoalError for an extra term
+    on a structure that is not sampled.
     """
+    target_gy = {n: gy for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
     reference = max(sheet.prescription.target_gy.values())
-    targets = {n: gy / reference for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
-    falloffs = {name: falloff_of(name, sheet, case) for name in targets}
-    ceiling_map, distance = ceiling_of(case, targets, falloffs, grid)
-    drawn = draw_samples(case, sheet, tuple(targets), Shape(grid, ceiling_map, distance), rng)
-    where, regions = drawn.points_mm, drawn.regions
-    most = sample(ceiling_map, grid, where, fill=min(f.far for f in falloffs.values()))
-    held = most.copy()
-    for name, level in targets.items():
-        own = regions[name].points
-        most[own] = np.maximum(most[own], level * falloffs[name].hot)
-        held[own] = np.maximum(held[own], level * BORDER)
-    ceiling = torch.as_tensor(most, dtype=torch.float32)
-    terms = [GoalTerm(g, drawn.region_of(g)) for g in sheet.goals if g.structure in regions]
-    wish = sheet.normalization
-    if wish.structure in regions:
-        asked = Goal(wish.structure, wish.metric, ">=", wish.gy, "Gy")
-        terms.append(GoalTerm(asked, regions[wish.structure], sets_level=True))
-    organs = [region for name, region in regions.items() if name not in targets]
+    levels = {name: gy / reference for name, gy in target_gy.items()}
+    falloffs = {name: falloff_of(name, sheet, case) for name in levels}
+    ceiling_map = CeilingMap(grid, *ceiling_of(case, levels, falloffs, grid))
+    samples = draw_samples(case, sheet, tuple(levels), ceiling_map, rng)
+    points_mm, regions = samples.points_mm, samples.regions
+    ceiling = sample(ceiling_map.dose, grid, points_mm, fill=min(f.far for f in falloffs.values()))
+    fixed_dose = ceiling.copy()
+    for name, level in levels.items():
+        inside = regions[name].points
+        ceiling[inside] = np.maximum(ceiling[inside], level * falloffs[name].hot)
+        fixed_dose[inside] = np.maximum(fixed_dose[inside], level * BORDER)
+    for extra in extra_terms:
+        if extra.structure not in regions:
+            raise GoalError(
+                f"objective term {extra.name}: goal sheet {sheet.name} has nothing on {extra.structure}, "
+                f"so it is not sampled; name one of {', '.join(regions)} or add a goal on it"
+            )
+    terms = [GoalTerm(g, samples.region_of(g)) for g in sheet.goals if g.structure in regions]
+    normalization = sheet.normalization
+    if normalization.structure in regions:
+        region = regions[normalization.structure]
+        terms.append(GoalTerm(_as_goal(normalization), region, is_normalization=True))
     return Objective(
-        where,
+        points_mm,
         regions,
-        targets,
-        ceiling,
-        drawn.tissue,
-        sheet.normalization,
-        terms,
-        [] if target is None else [_aim(target, region, where, reference) for region in organs],
+        target_gy,
+        torch.as_tensor(ceiling, dtype=torch.float32),
+        samples.tissue,
+        normalization,
         reference,
-        held=torch.as_tensor(held / BORDER, dtype=torch.float32),
+        torch.as_tensor(fixed_dose / BORDER, dtype=torch.float32),
+        tuple(terms),
+        extra_terms=tuple(extra_terms),
     )
-
-
-def _aim(target: Dose, region: Region, points_mm: NDArray, reference_gy: float) -> Aim:
-    gy = sample(target.gy, target.grid, points_mm[region.points])
-    relative = torch.as_tensor(gy / reference_gy, dtype=torch.float32)
-    return Aim(region, relative.clamp_min(_LEAST_AIM))

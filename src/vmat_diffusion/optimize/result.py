@@ -9,9 +9,9 @@ from enum import Enum
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.optimize.aperture import Prices
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.conflicts import Conflict
+from vmat_diffusion.optimize.modulation import ModulationPenalties
 from vmat_diffusion.plan import Plan
 
 
@@ -29,14 +29,14 @@ class Outcome(str, Enum):
 class Settings:
     """What a user may ask of the optimiser; the defaults are meant for clinical targets.
 
-    Angles in degrees, IEC; `partial` arcs, in place of start and stop, go round the side of the targets;
-    `couch_deg` one for each arc, 0 unless given; `avoid_deg` holds sectors,
-    clockwise from first to second. `collimator_deg` None chooses crossed angles, or mirrored ones that the
-    leaf span allows. `spacing_deg` is the distance of the control points in the output. `seconds_per_turn` is
-    how long a full turn of the gantry may take where the MU do not ask for more: leaves reach further the
-    slower it turns. With `jaw_tracking` jaws follow the leaves; None lets them where the machine can.
-    `effort` scales all iterations. `prices` weigh what restless apertures cost.
-    The search ends after `max_minutes` at the latest; with None nothing but convergence ends it.
+    Angles in degrees, IEC. `partial` replaces start and stop by an arc around the side of the targets.
+    `couch_deg` has one angle for each arc, 0 unless given. `avoid_deg` holds sectors without beam, clockwise
+    from the first angle to the second. `collimator_deg` None chooses crossed angles, or mirrored ones that
+    the leaf span allows. `spacing_deg` is the distance of the control points in the plan. `seconds_per_turn`
+    is how long a full turn of the gantry may take where the MU do not ask for more: the slower it turns, the
+    further leaves can travel. With `jaw_tracking` the jaws follow the leaves; None means wherever the machine
+    can. `effort` scales all iterations. `penalties` weigh modulation. The search ends after `max_minutes` at
+    the latest; with None nothing but convergence ends it.
     """
 
     arcs: int = 2
@@ -53,7 +53,7 @@ class Settings:
     seed: int = 0
     max_minutes: float | None = 5.0
     effort: float = 1.0
-    prices: Prices = field(default_factory=Prices)
+    penalties: ModulationPenalties = field(default_factory=ModulationPenalties)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +61,10 @@ class Optimized:
     """A deliverable plan, its dose by the fast engine, and how the search went.
 
     `history` has one row per iteration: stage, round, iteration, objective, the best of the round, goals
-    missed, seconds. The weights of goals change between rounds, so only within one do objectives compare.
-    `fluence` holds the ideal map of every arc sector: `mu[maps, strips, columns]` and its axes.
-    `strengths` are the weights that the sheet's goals had in the end; `conflicts` the goals that stay
-    open with what is in their way; `frames` the arcs with the most that their jaws may open.
+    missed, seconds. The weights of goals change between rounds, so objectives compare only within one.
+    `fluence` holds the ideal map of every arc sector, `ideal_mu[maps, leaf rows, columns]`, and its axes.
+    `goal_weights` are the weights of the objective's goals in the end; `conflicts` the goals that stay open
+    with what opposes them; `frames` the arcs with the most that their jaws may open.
     """
 
     plan: Plan
@@ -73,6 +73,6 @@ class Optimized:
     history: tuple[Mapping[str, object], ...]
     fluence: Mapping[str, NDArray]
     seconds: Mapping[str, float] = field(default_factory=dict)
-    strengths: tuple[float, ...] = ()
+    goal_weights: tuple[float, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     frames: tuple[ArcFrame, ...] = ()

@@ -1,4 +1,4 @@
-"""From the ideal fluence of a sector to leaves that sweep over it while the gantry turns."""
+"""Sliding windows: leaves that sweep over the ideal fluence of a sector while the gantry turns."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def sweep_arc(
     fluence: NDArray,
     column_edges_mm: NDArray,
     limits: Limits,
-    mu_cap_per_deg: float,
     *,
+    mu_cap_per_deg: float,
     rightward: bool,
 ) -> tuple[NDArray, NDArray]:
-    """Leaves `(control points, 2, strips)` and MU per segment of one arc: sweeps that alternate.
+    """Leaves `(control points, 2, leaf rows)` and MU per segment of one arc: sweeps that alternate.
 
-    `fluence[sectors, strips, columns]` in MU. The leaves may still break the travel limit.
+    `fluence[sectors, leaf rows, columns]` in MU. The leaves may still break the travel limit.
     """
     leaves = np.full((len(gantry_deg), 2, fluence.shape[1]), np.nan)
     rotation = np.abs(np.diff(gantry_deg))
     mu = np.zeros(len(rotation))
-    for turn, (sector, wanted) in enumerate(zip(sectors, fluence, strict=True)):
-        own = slice(sector.first, sector.last)
-        positions, need = sweep(
-            wanted,
+    for number, (sector, sector_fluence) in enumerate(zip(sectors, fluence, strict=True)):
+        segments = slice(sector.first, sector.last)
+        positions, sector_mu = sweep(
+            sector_fluence,
             column_edges_mm,
             np.linspace(0, 1, sector.last - sector.first + 1),
-            rightward=(turn % 2 == 0) is rightward,
-            travel_mm=limits.leaf_speed_mm_s / limits.gantry_speed_deg_s * rotation[own].sum(),
-            mu_most=mu_cap_per_deg * rotation[own].sum(),
+            rightward=(number % 2 == 0) is rightward,
+            travel_mm=limits.leaf_speed_mm_s / limits.gantry_speed_deg_s * rotation[segments].sum(),
+            mu_most=mu_cap_per_deg * rotation[segments].sum(),
         )
         known = ~np.isnan(positions)
         leaves[sector.first : sector.last + 1][known] = positions[known]
-        mu[own] = need * rotation[own] / rotation[own].sum()
+        mu[segments] = sector_mu * rotation[segments] / rotation[segments].sum()
     return fill_unused(leaves, limits.leaf_gap_mm), np.minimum(mu, mu_cap_per_deg * rotation)
 
 
@@ -65,9 +65,9 @@ def sweep(
 ) -> tuple[NDArray, float]:
     """Sliding-window trajectories of one sector.
 
-    `fluence[strips, columns]` in MU; `times` in [0, 1] at which positions are wanted; `travel_mm`
+    `fluence[leaf rows, columns]` in MU; `times` in [0, 1] at which positions are wanted; `travel_mm`
     what a leaf can travel during the sector; `mu_most` what the linac can give meanwhile. Returns
-    positions `(times, 2, strips)` and the MU that the sector needs. Rows whose modulation costs more
+    positions `(times, 2, leaf rows)` and the MU that the sector needs. Rows whose modulation costs more
     than `mu_most` are smoothed until they fit; NaN stands for rows that stay closed. A row too wide
     to be crossed in `fill` of the time is crossed faster than the leaf can: the caller's projection
     onto the speed limit then shortens the sweep.
@@ -129,19 +129,19 @@ def _row(dwell: NDArray, edges: NDArray, times: NDArray, crossing: float) -> NDA
     return np.stack([np.minimum(left, right), right], axis=1)
 
 
-def lipschitz(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
-    """Nearest-in-maximum trajectories that move at most `reach_mm[k]` between control points k and k+1.
+def lipschitz(positions: NDArray, travel_mm: NDArray) -> NDArray[np.float64]:
+    """Nearest-in-maximum trajectories that move at most `travel_mm[k]` between control points k and k+1.
 
     `positions[n, ...]`; the mean of the greatest such function below and the least above, which
     leaves trajectories that already keep the limit untouched and never moves one by more than half
     of its worst excess.
     """
-    return (below(positions, reach_mm) + above(positions, reach_mm)) / 2
+    return (lower_envelope(positions, travel_mm) + upper_envelope(positions, travel_mm)) / 2
 
 
-def below(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
-    """The greatest trajectories nowhere above `positions[n, ...]` that move at most `reach_mm[k]`."""
-    step = np.asarray(reach_mm).reshape((-1,) + (1,) * (positions.ndim - 1))
+def lower_envelope(positions: NDArray, travel_mm: NDArray) -> NDArray[np.float64]:
+    """The greatest trajectories nowhere above `positions[n, ...]` that move at most `travel_mm[k]`."""
+    step = np.asarray(travel_mm).reshape((-1,) + (1,) * (positions.ndim - 1))
     out = positions.astype(np.float64)
     for k in range(1, len(out)):
         np.minimum(out[k], out[k - 1] + step[k - 1], out=out[k])
@@ -150,20 +150,20 @@ def below(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
     return out
 
 
-def above(positions: NDArray, reach_mm: NDArray) -> NDArray[np.float64]:
-    """The least trajectories nowhere below `positions[n, ...]` that move at most `reach_mm[k]`."""
-    return -below(-positions, reach_mm)
+def upper_envelope(positions: NDArray, travel_mm: NDArray) -> NDArray[np.float64]:
+    """The least trajectories nowhere below `positions[n, ...]` that move at most `travel_mm[k]`."""
+    return -lower_envelope(-positions, travel_mm)
 
 
-def deliverable(
-    leaves_mm: NDArray, reach_mm: NDArray, gap_mm: float, low_mm: NDArray | float, high_mm: NDArray | float
+def project_leaves(
+    leaves_mm: NDArray, travel_mm: NDArray, gap_mm: float, low_mm: NDArray | float, high_mm: NDArray | float
 ) -> NDArray:
     """Leaves `(n, 2, rows)` moved onto the limits of travel, gap and range `[n, 1]`; all hold exactly.
 
     The minimum of two trajectories within the travel limit keeps it, so opening a pair that is too
     narrow, by half on either side, keeps it too.
     """
-    smooth = lipschitz(leaves_mm, reach_mm)
+    smooth = lipschitz(leaves_mm, travel_mm)
     left, right = (np.clip(smooth[:, bank], low_mm, high_mm) for bank in (0, 1))
     middle = np.clip((left + right) / 2, low_mm + gap_mm / 2, high_mm - gap_mm / 2)
     return np.stack([np.minimum(left, middle - gap_mm / 2), np.maximum(right, middle + gap_mm / 2)], axis=1)

@@ -1,4 +1,4 @@
-"""Plans, the times that follow from a machine's limits, what would not work, and where things then are."""
+"""Plans, their delivery times, the machine limits that they break, and their trajectories."""
 
 from vmat_diffusion.plan.arc import Arc, Plan
 from vmat_diffusion.plan.deliverability import turns_through, violations

@@ -1,6 +1,6 @@
-"""What would not work: every limit of the machine that a plan breaks, in a sentence.
+"""Every limit of the machine that a plan breaks, one sentence each.
 
-`violations` is code of its own: it knows the plan and the machine, never who made the plan.
+`violations` sees only the plan and the machine, so that it checks plans from any system alike.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ _RELATIVE_TOLERANCE = 1e-3
 
 
 def violations(plan: Plan, machine: Machine) -> list[str]:
-    """Everything that keeps the machine from delivering the plan, one sentence each; [] is good."""
-    found: list[str] = []
+    """Everything that keeps the machine from delivering the plan, one sentence each; [] if nothing does."""
+    sentences: list[str] = []
     if not plan.arcs:
-        found.append("the plan has no beam with monitor units; at least one is needed")
+        sentences.append("the plan has no beam with monitor units; at least one is needed")
     most = machine.limits.dose_rate_mu_min
     if plan.dose_rate_mu_min is not None and plan.dose_rate_mu_min > most * (1 + _RELATIVE_TOLERANCE):
-        found.append(
+        sentences.append(
             f"dose rate {plan.dose_rate_mu_min:g} MU/min is above the maximum {most:g} MU/min of machine "
             f"{machine.name}; lower it"
         )
     for arc in plan.arcs:
         name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
         if arc.leaves_mm.shape[2] != machine.mlc.pairs:
-            found.append(
+            sentences.append(
                 f"{name}: {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has "
                 f"{machine.mlc.pairs}; choose the machine that the plan was made for"
             )
             continue
-        found += [f"{name}: {sentence}" for sentence in _positions(arc, machine)]
-        found += [f"{name}: {sentence}" for sentence in _meterset(arc, machine.limits)]
-        found += [f"{name}: {sentence}" for sentence in _motion(arc, machine.limits, plan.dose_rate_mu_min)]
-    return found
+        sentences += [f"{name}: {sentence}" for sentence in _positions(arc, machine)]
+        sentences += [f"{name}: {sentence}" for sentence in _meterset(arc, machine.limits)]
+        sentences += [
+            f"{name}: {sentence}" for sentence in _motion(arc, machine.limits, plan.dose_rate_mu_min)
+        ]
+    return sentences
 
 
 def turns_through(gantry_deg: NDArray, stop_deg: float) -> bool:
@@ -222,16 +224,16 @@ def _speed_changes(arc: Arc, limits: Limits, pace: Timing) -> list[str]:
     out = []
     if limits.leaf_acceleration_mm_s2 is not None:
         most = limits.leaf_acceleration_mm_s2
-        if (found := _sharpest(np.diff(arc.leaves_mm, axis=0), pace.time_s, most)) is not None:
-            (point, bank, pair), words = found
+        if (sharpest := _sharpest(np.diff(arc.leaves_mm, axis=0), pace.time_s, most)) is not None:
+            (point, bank, pair), words = sharpest
             out.append(
                 f"control point {point}, leaf pair {pair + 1}: X{bank + 1} changes its speed {words}, "
                 f"above the maximum {most:g} mm/s2; move it more evenly"
             )
     if limits.jaw_acceleration_mm_s2 is not None:
         most = limits.jaw_acceleration_mm_s2
-        if (found := _sharpest(np.diff(arc.jaws_mm, axis=0), pace.time_s, most)) is not None:
-            (point, jaw), words = found
+        if (sharpest := _sharpest(np.diff(arc.jaws_mm, axis=0), pace.time_s, most)) is not None:
+            (point, jaw), words = sharpest
             out.append(
                 f"control point {point}: jaw {('X1', 'X2', 'Y1', 'Y2')[jaw]} changes its speed {words}, "
                 f"above the maximum {most:g} mm/s2; move it more evenly"

@@ -1,4 +1,4 @@
-"""Where every axis is expected at every moment of an arc, as a linac's trajectory log has it."""
+"""Expected position of every axis at every moment of an arc, as in a linac's trajectory log."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class Trajectory:
 def trajectory(arc: Arc, pace: Timing, sample_s: float = SAMPLE_S) -> Trajectory:
     """Positions every `sample_s` from the start of the beam, and at every control point exactly.
 
-    Between two control points everything moves linearly in time, as plans are meant and as the dose is
-    computed.
+    Between two control points everything moves linearly in time; the dose is computed so, too.
     """
     reached = np.concatenate([[0.0], np.cumsum(pace.time_s)])
     moments = np.union1d(np.arange(0.0, reached[-1], sample_s), reached)

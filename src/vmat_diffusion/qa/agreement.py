@@ -1,4 +1,4 @@
-"""Where two engines agree on a plan: gamma, targets' means, goals on the second dose."""
+"""How well two engines agree on a plan: gamma, mean doses of targets, goals on the independent dose."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3
-from vmat_diffusion.dose.rays import density_of
+from vmat_diffusion.dose.tissue import AIR_BELOW_G_CM3, density_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
@@ -18,15 +17,15 @@ from vmat_diffusion.geometry import Grid, Mask, resample
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.verdict import Check
 
-# The map is drawn up to here; searching farther costs time and changes no pass rate.
+# The report draws gamma up to here; a search beyond it costs time and changes no pass rate.
 _MAP_TOP = 1.5
 
 
 def uncertainty_percent(check: Dose, dose: Dose, tissue: Mask) -> float | None:
     """Mean sigma of `check` in percent of `dose` where that is above half its maximum; None without sigmas.
 
-    Only `tissue`, on the grid of `check`, counts: the run has gone on until it was known, not until air was.
-    The maximum of a noisy dose would be that of some voxel of air.
+    Only voxels of `tissue`, on the grid of `check`, count: Monte Carlo ends when their dose is known, not
+    that of air, and the maximum of a noisy dose would lie in a voxel of air.
     """
     planned = np.where(tissue, dose.on(check.grid), np.float32(0))
     if check.std_gy is None or not planned.max() > 0:
@@ -36,7 +35,7 @@ def uncertainty_percent(check: Dose, dose: Dose, tissue: Mask) -> float | None:
 
 
 def denoised(dose: Dose, check: Dose) -> Dose:
-    """The independent dose with the noise of its difference from `dose` smoothed away; no sigma: as it is.
+    """The independent dose without its noise; a dose without sigma is returned as it is.
 
     Noise widens a histogram: it lowers D95% and raises maxima. The difference of two engines varies
     slowly where the dose itself does not, so it is smoothed (Gaussian, sigma 3 mm) and added to `dose`.
@@ -58,9 +57,9 @@ def smooth_difference(dose: Dose, check: Dose) -> Dose:
 def gammas(
     tissue: Mask, air: float, dose: Dose, check: Dose, settings: GateSettings
 ) -> tuple[GammaResult | None, list[Check]]:
-    """The judged and the reported gamma: how well `dose` meets the independent dose in tissue.
+    """The gamma that is judged and the one that is reported: `dose` against the independent dose in tissue.
 
-    `air` is the percentage of the body that is none.
+    `air` is the percentage of the body that is air.
     """
     main: GammaResult | None = None
     checks: list[Check] = []
@@ -85,7 +84,7 @@ def gammas(
         except InputError as error:
             checks.append(Check(name, limit is None, None, limit, "%", str(error)))
             continue
-        # A voxel without any planned dose near it is no voxel that agrees.
+        # A voxel outside the planned dose grid counts as one that fails.
         value = result.pass_percent * result.points / (result.points + result.outside)
         why = (
             f"{result.criteria}, {result.points + result.outside} voxels of tissue; "
@@ -119,11 +118,11 @@ def target_means(
         structure = case.structures.get(name)
         if structure is None or not structure.mask.any():
             continue
-        planned, found = (
+        planned, checked = (
             float(structure_dose_gy(d, structure, case.grid).mean(dtype=np.float64)) for d in (dose, check)
         )
         limit = settings.target_mean_percent
-        percent = 100.0 * (found / planned - 1.0) if planned > 0 else None
+        percent = 100.0 * (checked / planned - 1.0) if planned > 0 else None
         out.append(
             Check(
                 f"mean dose of {name}",
@@ -131,7 +130,7 @@ def target_means(
                 percent,
                 limit,
                 "%",
-                f"{found:.2f} Gy by the independent engine, {planned:.2f} Gy planned",
+                f"{checked:.2f} Gy by the independent engine, {planned:.2f} Gy planned",
             )
         )
     return out

@@ -1,4 +1,4 @@
-"""What the files read again must hold: this plan, this dose, one patient."""
+"""The files of a plan: what they hold when read again, and the plan file that a passed verdict lets out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.case import Case, Dose, Prescription
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.geometry import signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa.verdict import Check
+from vmat_diffusion.qa.verdict import Check, Verdict
 
-# Re-read numbers may differ by the rounding of DICOM's decimal strings and 32-bit doses.
+# Numbers read again may differ by the rounding of DICOM's decimal strings and 32-bit doses.
 _POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
 
 
@@ -26,22 +26,55 @@ class PlanFiles:
     dose: Path | None = None
 
 
+def write_plan(
+    path: Path | str,
+    plan: Plan,
+    case: Case,
+    machine: Machine,
+    verdict: Verdict,
+    *,
+    prescription: Prescription | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the RT Plan of a plan that passed the gate, UNAPPROVED; there is no other way to one.
+
+    `verdict` is what `judge` said of this very plan on this case. `prescription` is the case's own unless
+    given. The case must come from DICOM, to which the plan refers. Raises PlanError without a verdict, for
+    one that did not pass or that is on another plan or case, and for what the file cannot hold.
+    """
+    from vmat_diffusion.dicom.write import write_unjudged_plan
+
+    if not isinstance(verdict, Verdict):
+        raise PlanError("a plan is written with the verdict of judge(...) only; judge the plan first")
+    verdict.require_passed(plan, case)
+    prescription = prescription or case.prescription
+    if prescription is None:
+        raise PlanError("the case has no prescription to write into the plan; fit a goal sheet to it")
+    return write_unjudged_plan(path, plan, case, machine, prescription=prescription, overwrite=overwrite)
+
+
+def release_plan(unjudged: Path, path: Path, plan: Plan, case: Case, verdict: Verdict) -> Path:
+    """Give the file that was judged its name as a plan. Raises PlanError unless the verdict lets it out."""
+    verdict.require_passed(plan, case)
+    return unjudged.replace(path)
+
+
 def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
-    """Frames of reference and the dose's plan, as far as the files say; None where none does."""
-    own = case.source.frame_of_reference_uid
-    faults, asked = [], 0
+    """Whether CT, plan and dose belong together by their UIDs; None where there are none to compare."""
+    case_frame = case.source.frame_of_reference_uid
+    faults, compared = [], 0
     for what, thing in (("plan", plan), ("dose", dose)):
         frame = thing.provenance.get("frame_of_reference_uid")
-        if own and frame:
-            asked += 1
-            if frame != own:
+        if case_frame and frame:
+            compared += 1
+            if frame != case_frame:
                 faults.append(f"the {what} has another frame of reference than the CT")
-    made, belongs = plan.provenance.get("sop_instance_uid"), dose.provenance.get("plan_uid")
-    if made and belongs:
-        asked += 1
-        if made != belongs:
+    plan_uid, of_plan_uid = plan.provenance.get("sop_instance_uid"), dose.provenance.get("plan_uid")
+    if plan_uid and of_plan_uid:
+        compared += 1
+        if plan_uid != of_plan_uid:
             faults.append("the dose belongs to another plan")
-    if not asked:
+    if not compared:
         return None
     why = "; ".join(faults) or "CT, plan and dose belong together"
     return Check("one patient, one plan", not faults, float(len(faults)), 0.0, "faults", why)
@@ -68,7 +101,7 @@ def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose:
 
 
 def plan_differences(plan: Plan, other: Plan) -> list[str]:
-    """What distinguishes two plans beyond the rounding of a file, in words; [] where nothing does."""
+    """Differences of two plans beyond the rounding of a file, a sentence each; [] where there are none."""
     if len(plan.arcs) != len(other.arcs):
         return [f"{len(other.arcs)} beams in the file, {len(plan.arcs)} in the plan"]
     out = []

@@ -1,4 +1,4 @@
-"""The gate: what must hold before a plan may be written, and why it does not. See `docs/gate.md`."""
+"""`judge`: every check of a plan, its dose and the independent dose, as one verdict. See `docs/gate.md`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.files import PlanFiles, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
-from vmat_diffusion.qa.verdict import Check, Verdict, warning
+from vmat_diffusion.qa.verdict import Check, Verdict, fingerprint, warning
 
 
 def judge(
@@ -31,20 +31,20 @@ def judge(
     plan: Plan,
     machine: Machine,
     dose: Dose,
-    check: Dose | None,
     *,
+    check: Dose | None,
     settings: GateSettings | None = None,
     files: PlanFiles | None = None,
-    more: Sequence[Check] = (),
+    earlier_checks: Sequence[Check] = (),
 ) -> Verdict:
-    """Every check of a plan whose dose is `dose`, against the independent dose `check` of the same plan.
+    """Check a plan with the dose `dose` against `check`, the independent dose of the same plan.
 
-    Without `check`, what needs one fails. `sheet` must be fitted to the case; None asks no goals.
-    `files` are read again and must hold `plan` and `dose`. `more` are checks made before, of what led to
-    the plan. Never raises for what it is to judge.
+    Where `check` is None, the checks that need it fail. `sheet` must be fitted to the case; with None no
+    goals are checked. `files` are read again and must hold `plan` and `dose`. `earlier_checks` join the
+    verdict: those of what led to the plan. Never raises for a fault of what it judges.
     """
     settings = settings or GateSettings()
-    checks = [*more, _deliverable(plan, machine), *_coverage(case, dose, settings)]
+    checks = [*earlier_checks, _deliverable(plan, machine), *_coverage(case, dose, settings)]
     if (origin := same_patient(case, plan, dose)) is not None:
         checks.append(origin)
     if turned := _turned_couch(plan):
@@ -53,7 +53,7 @@ def judge(
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
         checks.append(Check("independent dose", False, None, None, "", "no independent dose was computed"))
-        return Verdict(tuple(checks))
+        return Verdict(tuple(checks), fingerprint=fingerprint(plan, case))
     body = on_grid(case.body.mask, case.grid, check.grid)
     tissue = tissue_of(body, case, check.grid)
     air = 100.0 * (1.0 - tissue.sum() / max(int(body.sum()), 1))
@@ -61,24 +61,24 @@ def judge(
         limit = settings.uncertainty_percent
         why = "mean sigma of the independent dose in tissue where the plan has more than half of its maximum"
         checks.append(Check("statistical uncertainty", sigma <= limit, sigma, limit, "%", why))
-    alone = all(c.passed for c in checks)
+    others_passed = all(c.passed for c in checks)
     main, engines = gammas(tissue, air, dose, check, settings)
     engines += target_means(case, sheet, dose, check, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:
         results = evaluate(sheet, case, denoised(dose, check))
         engines.append(required_goals(results))
-    verdict = Verdict((*checks, *engines), main, results)
+    verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     near = engines[0].value is not None and engines[0].value >= settings.correctable_gamma_percent
-    return replace(verdict, correctable=alone and near and not verdict.passed)
+    return replace(verdict, correctable=others_passed and near and not verdict.passed)
 
 
 def _deliverable(plan: Plan, machine: Machine) -> Check:
-    found = violations(plan, machine)
-    why = f"{machine.name} can deliver the plan" if not found else "; ".join(found[:3])
-    if len(found) > 3:
-        why += f"; and {len(found) - 3} more"
-    return Check("deliverable", not found, float(len(found)), 0.0, "violations", why)
+    faults = violations(plan, machine)
+    why = f"{machine.name} can deliver the plan" if not faults else "; ".join(faults[:3])
+    if len(faults) > 3:
+        why += f"; and {len(faults) - 3} more"
+    return Check("deliverable", not faults, float(len(faults)), 0.0, "violations", why)
 
 
 def _coverage(case: Case, dose: Dose, settings: GateSettings) -> list[Check]:
@@ -112,7 +112,7 @@ def _coverage(case: Case, dose: Dose, settings: GateSettings) -> list[Check]:
 
 
 def _turned_couch(plan: Plan) -> list[str]:
-    """What must be read of beams with the couch turned: no check here knows where gantry and couch meet."""
+    """What a person must check of beams with the couch turned: no check here knows of collisions."""
     angles = {arc.couch_deg for arc in plan.arcs if abs(signed_deg(arc.couch_deg)) > 0.05}
     if not angles:
         return []

@@ -2,7 +2,7 @@
 
 A case folder holds `case.json` and `dose.npz` (dose and sigma in Gy cm2 per photon fluence, density,
 medium, voxel edges in mm), and an RTPLAN where the beam is not static; the spectrum lies one level
-up. What reads RTPLANs and what computes gamma is handed in, for neither belongs to a dose engine.
+up. The caller hands in a reader of RTPLANs and a gamma, which are no part of a dose engine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +19,16 @@ from scipy.interpolate import RegularGridInterpolator
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose.collimator import plan_layers
-from vmat_diffusion.dose.fluence import exposures
-from vmat_diffusion.dose.materials import MEDIA
+from vmat_diffusion.dose.delivery import exposures
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
+from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
 from vmat_diffusion.dose.pencil_beam import point_dose
-from vmat_diffusion.dose.rays import Density, Progress
+from vmat_diffusion.dose.tissue import MEDIA, Density
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, Point, beam_axes
 from vmat_diffusion.machine import BeamModel, Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.progress import Progress, under_name
 
 BUILD_UP_MM = 15.0
 _AXIS_HALF_WIDTH_MM = 6.0
@@ -59,15 +57,10 @@ class ReferenceCase:
     sigma: NDArray[np.float32]
 
 
+# Dose and sigma `[z, y, x]` in the unit of the reference. Reference cases have uneven voxels, which no `Grid`
+# holds, so that what computes them is no `DoseEngine`; both functions below end in the engine's own code.
 Doses = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class ReferenceEngine(Protocol):
-    """What computes a case: dose and sigma `[z, y, x]` in the unit of the reference."""
-
-    def __call__(self, case: ReferenceCase, progress: Progress | None = None) -> Doses:
-        """The dose of one case; `progress` hears the share done and a note."""
-        ...
+DoseOfCase = Callable[[ReferenceCase, Progress | None], Doses]
 
 
 @dataclass(frozen=True)
@@ -90,13 +83,15 @@ class ReferenceResult:
 
 def monte_carlo_engine(
     uncertainty: float = 0.01, max_seconds: float | None = None, seed: int = 0
-) -> ReferenceEngine:
+) -> DoseOfCase:
     """The Monte Carlo engine as `reference_check` takes it."""
 
     def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
         exposed = exposures(case.plan, case.machine, max_step_deg=0.5, max_travel_mm=5.0)
         openings = plan_openings(exposed, case.machine, case.plan.patient_position)
-        source = sampled(openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm)
+        source = photon_source(
+            openings, case.machine.require_beam(), case.plan.isocenter_mm, case.machine.sad_mm
+        )
         run = simulate(
             case.phantom, source, uncertainty=uncertainty, max_seconds=max_seconds, seed=seed,
             progress=progress,
@@ -107,7 +102,7 @@ def monte_carlo_engine(
     return engine
 
 
-def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
+def pencil_beam_engine(step_mm: float = 1.5) -> DoseOfCase:
     """The pencil beam as `reference_check` takes it; its sigma is zero."""
 
     def engine(case: ReferenceCase, progress: Progress | None = None) -> Doses:
@@ -115,19 +110,19 @@ def pencil_beam_engine(step_mm: float = 1.5) -> ReferenceEngine:
         middle = [(e[1:] + e[:-1]) / 2 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)]
         inside = np.flatnonzero(phantom.density_g_cm3.ravel() > 0)
         z, y, x = np.unravel_index(inside, phantom.density_g_cm3.shape)
-        found = point_dose(
+        at_voxels = point_dose(
             case.machine,
             exposures(case.plan, case.machine),
             even_density(phantom),
             np.stack([middle[0][x], middle[1][y], middle[2][z]], axis=1),
             case.plan.isocenter_mm,
-            case.plan.patient_position,
             medium=phantom.medium.ravel()[inside],
+            patient_position=case.plan.patient_position,
             step_mm=step_mm,
             progress=progress,
         )
         gy = np.zeros(phantom.density_g_cm3.shape, np.float32)
-        gy.ravel()[inside] = found * np.float32(case.fluence_per_mu)
+        gy.ravel()[inside] = at_voxels * np.float32(case.fluence_per_mu)
         return gy, np.zeros_like(gy)
 
     return engine
@@ -153,11 +148,11 @@ def even_density(phantom: Phantom) -> Density:
 
 def reference_check(
     folder: Path,
-    engine: ReferenceEngine,
+    dose_of: DoseOfCase,
     *,
     read_plan: ReadPlan | None = None,
     gamma: PassRate | None = None,
-    progress: Callable[[str, float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ReferenceResult]:
     """Compute every case in a folder and compare.
 
@@ -174,8 +169,8 @@ def reference_check(
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
-        heard = None if progress is None else partial(progress, case.name)
-        gy, sigma = engine(case, heard)
+        under_case = None if progress is None else under_name(progress, case.name)
+        gy, sigma = dose_of(case, under_case)
         results.append(compare(case, gy, sigma, time.perf_counter() - started, gamma))
     return results
 

@@ -1,20 +1,24 @@
-"""A question with its answer, and all of them of one plan."""
+"""The outcome of one check, and the verdict that all checks of a plan make."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmat_diffusion.case import Case
+from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.plan import Plan
 
 _WARNINGS = "warnings"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer; `value` and `limit` are in `unit`. No limit: reported, not judged."""
+    """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported."""
 
     name: str
     passed: bool
@@ -25,12 +29,12 @@ class Check:
 
     @property
     def warns(self) -> bool:
-        """Whether it stops no plan but holds what a person must read."""
+        """Whether the plan may pass but a person must read `why`."""
         return self.passed and self.unit == _WARNINGS and bool(self.value)
 
     @property
     def word(self) -> str:
-        """The result in a word."""
+        """The outcome in one word: pass, fail, warning or reported."""
         if self.warns or not self.passed:
             return "warning" if self.passed else "fail"
         return "reported" if self.limit is None else "pass"
@@ -50,23 +54,24 @@ class Check:
 
 
 def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:
-    """A check that stops no plan and says what is unusual, or `otherwise` where nothing is."""
+    """A check that every plan passes: it says what is unusual, or `otherwise` where nothing is."""
     why = "; ".join(sentences) or otherwise
     return Check(name, True, float(len(sentences)), None, _WARNINGS, why)
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """All checks of one plan. `gamma` and `results` (goals on the second dose) are there if computed.
+    """All checks of one plan; `gamma` and `results` (goals on the independent dose) where computed.
 
-    `correctable` says that nothing but the two engines' disagreement keeps the plan from passing, and
-    that they disagree no more than engines may.
+    `correctable`: the plan fails only because the two engines disagree, and they disagree no more than a
+    new optimisation can correct. `fingerprint` is that of the plan and case judged.
     """
 
     checks: tuple[Check, ...]
     gamma: GammaResult | None = None
     results: tuple[GoalResult, ...] = ()
     correctable: bool = False
+    fingerprint: str = ""
 
     @property
     def passed(self) -> bool:
@@ -85,3 +90,28 @@ class Verdict:
             "checks": [check.record() for check in self.checks],
             "gamma": self.gamma.summary() if self.gamma else None,
         }
+
+    def require_passed(self, plan: Plan, case: Case) -> None:
+        """Raise PlanError unless this verdict lets this plan out for this case."""
+        if self.fingerprint != fingerprint(plan, case):
+            raise PlanError("the verdict is on another plan or another case; judge this plan on this case")
+        if self.failed:
+            names = ", ".join(check.name for check in self.failed)
+            raise PlanError(f"the plan did not pass the gate ({names}); plan the case anew")
+
+
+def fingerprint(plan: Plan, case: Case) -> str:
+    """SHA-256 of what a plan delivers and of the images and structures that it was judged on."""
+    source = case.source
+    facts: list[object] = [
+        *(case.id, source.study_uid, source.frame_of_reference_uid, source.structure_set_uid),
+        *(plan.machine, plan.patient_position, plan.fractions, plan.dose_rate_mu_min),
+        *(f"{float(v)!r}" for v in plan.isocenter_mm),
+    ]
+    digest = hashlib.sha256()
+    for arc in plan.arcs:
+        facts += [arc.number, f"{float(arc.collimator_deg)!r} {float(arc.couch_deg)!r}", arc.leaves_mm.shape]
+        for values in (arc.gantry_deg, arc.leaves_mm, arc.jaws_mm, arc.mu):
+            digest.update(values.tobytes())
+    digest.update("|".join(map(str, facts)).encode())
+    return digest.hexdigest()

@@ -27,7 +27,7 @@ def beam_fit_png(scan: Scan, dose: NDArray) -> bytes:
         color = colormaps["viridis"](shade)
         label = f"{side / 10:g} x {side / 10:g} cm"
         own = (scan.side_mm == side) & (scan.kind == 0)
-        _pair(grid[:, 0], scan.depth_mm[own], scan.dose[own], dose[own], color, label)
+        _pair(grid[:, 0], scan.depth_mm[own], scan.dose[own], dose[own], color=color, label=label)
         depths = np.unique(scan.depth_mm[(scan.side_mm == side) & (scan.kind == 1)])
         for depth in (
             depths[np.linspace(0, len(depths) - 1, _PROFILE_DEPTHS).astype(int)] if len(depths) else ()
@@ -35,7 +35,7 @@ def beam_fit_png(scan: Scan, dose: NDArray) -> bytes:
             at = (scan.side_mm == side) & (scan.kind == 1) & (scan.depth_mm == depth)
             order = np.argsort(scan.x_mm[at])
             columns = (scan.x_mm[at][order], scan.dose[at][order], dose[at][order])
-            _pair(grid[:, 1], *columns, color, None)
+            _pair(grid[:, 1], *columns, color=color)
     for column, along in ((0, "depth, mm"), (1, "off axis, mm")):
         grid[0, column].set_ylabel("dose, % of the reference point")
         grid[1, column].set_ylabel("model - scan, %")
@@ -49,7 +49,13 @@ def beam_fit_png(scan: Scan, dose: NDArray) -> bytes:
 
 
 def _pair(
-    axes: NDArray, at: NDArray, measured: NDArray, model: NDArray, color: tuple, label: str | None
+    axes: NDArray,
+    at: NDArray,
+    measured: NDArray,
+    model: NDArray,
+    *,
+    color: tuple,
+    label: str | None = None,
 ) -> None:
     upper: Axes = axes[0]
     lower: Axes = axes[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,7 +51,17 @@ def gamma_figure(case: Case, result: GammaResult, point_mm: Point) -> Figure:
         across, up = (a for a in (2, 1, 0) if a != axis)
         box = tuple(k if a == axis else slice(low[a], high[a]) for a in range(3))
         aspect = grid.spacing_mm[2 - up] / grid.spacing_mm[2 - across]
-        image = _draw(axes, case, hu[box], result.map[box], [t[box] for t in targets], aspect, axis)
+        image = _draw_layer(
+            axes,
+            hu[box],
+            result.map[box],
+            [t[box] for t in targets],
+            window_hu(case),
+            # Slices ascend towards the head, which belongs on top; rows of an axial plane run downwards.
+            origin="upper" if axis == 0 else "lower",
+            aspect=aspect,
+        )
+        draw_letters(axes, 2 - axis)
         where = grid.axes_mm[2 - axis][k]
         axes.set_title(f"{title}, {'zyx'[axis]} = {where:.1f} mm", fontsize=9.5, color=INK, loc="left", pad=4)
     bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.1, 0.014, 0.74)), ticks=[0, 0.5, 1.0, 1.5])
@@ -68,26 +79,25 @@ def _region(compared: NDArray[np.bool_]) -> tuple[list[int], list[int]]:
     return low, high
 
 
-def _draw(
+def _draw_layer(
     axes: Axes,
-    case: Case,
     hu: NDArray,
     values: NDArray,
     targets: Sequence[NDArray],
+    window: tuple[float, float],
+    *,
+    origin: Literal["upper", "lower"],
     aspect: float,
-    axis: int,
 ) -> AxesImage:
-    floor, ceiling = window_hu(case)
-    # Slices ascend towards the head, which belongs on top; rows of an axial plane run downwards.
-    origin = "upper" if axis == 0 else "lower"
-    axes.imshow(hu, cmap="gray", vmin=floor, vmax=ceiling, origin=origin, aspect=aspect)  # type: ignore[arg-type]
+    """The CT of a layer in its window, the gamma map over it, and the outlines of the targets."""
+    axes.imshow(hu, cmap="gray", vmin=window[0], vmax=window[1], origin=origin, aspect=aspect)
     image = axes.imshow(
         np.ma.masked_invalid(values),
         cmap=_COLOURS,
         vmin=0.0,
         vmax=_TOP,
         alpha=0.8,
-        origin=origin,  # type: ignore[arg-type]
+        origin=origin,
         aspect=aspect,
         interpolation="nearest",
     )
@@ -97,7 +107,6 @@ def _draw(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    draw_letters(axes, 2 - axis)
     return image
 
 

@@ -59,6 +59,24 @@ class Shown(Look):
     dvh: Dvh
 
 
+@dataclass(frozen=True, eq=False)
+class ShownDose:
+    """A dose on its case as pictures show it; `reference_gy` is what isodose percentages refer to."""
+
+    case: Case
+    dose: Dose
+    structures: tuple[Shown, ...]
+    reference_gy: float
+
+
+def shown_dose(
+    case: Case, dose: Dose, results: Sequence[GoalResult] = (), prescription: Prescription | None = None
+) -> ShownDose:
+    """The dose with the structures of `looks` and their histograms."""
+    structures = shown_structures(case, dose, results, prescription)
+    return ShownDose(case, dose, structures, reference_gy(dose, prescription))
+
+
 def shown_structures(
     case: Case, dose: Dose, results: Sequence[GoalResult] = (), prescription: Prescription | None = None
 ) -> tuple[Shown, ...]:

@@ -22,7 +22,7 @@ from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
 from vmat_diffusion.qa import Verdict, denoised
 from vmat_diffusion.report import charts
 from vmat_diffusion.report.comparison import both_dvh_figure, gamma_figure
-from vmat_diffusion.report.content import Shown, reference_gy, shown_structures
+from vmat_diffusion.report.content import Shown, ShownDose, shown_dose
 from vmat_diffusion.report.planes import planes_figure, window_hu
 
 _PRIORITIES = {1: "Must", 2: "Should", 3: "Wish"}
@@ -57,7 +57,7 @@ def write_report(
     among which this one was chosen.
     """
     prescription = prescription or case.prescription
-    shown = shown_structures(case, dose, results, prescription)
+    shown = shown_dose(case, dose, results, prescription)
     page = _template().render(
         case=case,
         plan=plan,
@@ -65,16 +65,16 @@ def write_report(
         facts=_facts(case, plan, machine, dose, prescription),
         violations=list(violations),
         verdict=_verdict(results, violations),
-        gate=_gate(case, plan, dose, verdict, check, shown, prescription) if verdict else None,
-        goals=_goal_groups(results, shown),
+        gate=_gate(plan, shown, verdict, check, prescription) if verdict else None,
+        goals=_goal_groups(results, shown.structures),
         absent=_absent(results),
-        figures=_figures(case, plan, machine, dose, shown, prescription),
+        figures=_figures(plan, machine, shown, prescription),
         history=_image(charts.svg(charts.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
         complexity=_complexity(plan, machine, prescription),
         complexity_sources=SOURCES,
-        statistics=[_statistics(s) for s in shown],
-        renamed=any(s.structure.alias not in ("", s.name) for s in shown),
+        statistics=[_statistics(s) for s in shown.structures],
+        renamed=any(s.structure.alias not in ("", s.name) for s in shown.structures),
         candidates=candidates,
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
@@ -103,28 +103,22 @@ def _image(data: bytes, kind: str) -> str:
 
 
 def _figures(
-    case: Case,
-    plan: Plan,
-    machine: Machine,
-    dose: Dose,
-    shown: Sequence[Shown],
-    prescription: Prescription | None,
+    plan: Plan, machine: Machine, shown: ShownDose, prescription: Prescription | None
 ) -> dict[str, Any]:
-    reference = reference_gy(dose, prescription)
+    dose = shown.dose
     hottest = np.unravel_index(int(np.argmax(dose.gy)), dose.gy.shape)
     x, y, z = dose.grid.axes_mm
     maximum: Point = (float(x[hottest[2]]), float(y[hottest[1]]), float(z[hottest[0]]))
 
     def planes(point: Point, mark: str) -> str:
-        figure = planes_figure(case, dose, shown, point, reference, mark=mark)
-        return _image(charts.png(figure), "png")
+        return _image(charts.png(planes_figure(shown, point, mark=mark)), "png")
 
     return {
-        "dvh": _image(charts.svg(charts.dvh_figure(shown, prescription)), "svg+xml"),
+        "dvh": _image(charts.svg(charts.dvh_figure(shown.structures, prescription)), "svg+xml"),
         "isocenter": planes(plan.isocenter_mm, "+"),
         "maximum": planes(maximum, "x"),
         "maximum_gy": float(dose.gy.max()),
-        "maximum_percent": 100 * float(dose.gy.max()) / reference,
+        "maximum_percent": 100 * float(dose.gy.max()) / shown.reference_gy,
         "maximum_mm": maximum,
         "arcs": [
             (
@@ -179,12 +173,10 @@ def _verdict(results: Sequence[GoalResult], violations: Sequence[str]) -> dict[s
 
 
 def _gate(
-    case: Case,
     plan: Plan,
-    dose: Dose,
+    shown: ShownDose,
     verdict: Verdict,
     check: Dose | None,
-    shown: Sequence[Shown],
     prescription: Prescription | None,
 ) -> dict[str, Any]:
     """The gate's checks as rows, and the figures of the second dose."""
@@ -202,10 +194,10 @@ def _gate(
     ]
     map_, both = "", ""
     if verdict.gamma is not None:
-        figure = gamma_figure(case, verdict.gamma, plan.isocenter_mm)
+        figure = gamma_figure(shown.case, verdict.gamma, plan.isocenter_mm)
         map_ = _image(charts.png(figure), "png")
     if check is not None:
-        figure = both_dvh_figure(shown, case, denoised(dose, check), prescription)
+        figure = both_dvh_figure(shown.structures, shown.case, denoised(shown.dose, check), prescription)
         both = _image(charts.svg(figure), "svg+xml")
     return {
         "passed": verdict.passed,

@@ -22,7 +22,7 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, resample, subgrid
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
-from vmat_diffusion.report.content import Look, Shown, reference_gy, shown_structures
+from vmat_diffusion.report.content import Look, Shown, ShownDose, shown_dose
 
 ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
 _ISODOSE_COLOURS = (
@@ -64,67 +64,48 @@ def plan_picture(
     `prescription` is the case's own where it is not given.
     """
     prescription = prescription or case.prescription
-    shown = shown_structures(case, dose, results, prescription)
-    reference = reference_gy(dose, prescription)
-    heights = (_planes_height_in(case, dose, shown, reference), 4.4)
+    shown = shown_dose(case, dose, results, prescription)
+    heights = (_planes_height_in(shown), 4.4)
     figure = Figure(figsize=(_WIDTH_IN, sum(heights)), facecolor="white")
     rows = figure.add_gridspec(2, 1, height_ratios=heights, left=0, right=1, bottom=0, top=1, hspace=0)
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-    _draw_planes(top, case, dose, shown, plan.isocenter_mm, reference)
-    draw_dvh(bottom, shown, prescription)
+    _draw_planes(top, shown, plan.isocenter_mm)
+    draw_dvh(bottom, shown.structures, prescription)
     path = Path(path)
     with written_whole(path) as part:
         part.write_bytes(png(figure, dpi=110))
     return path
 
 
-def planes_figure(
-    case: Case,
-    dose: Dose,
-    shown: Sequence[Shown],
-    point_mm: Point,
-    reference: float,
-    *,
-    mark: str = "+",
-) -> Figure:
+def planes_figure(shown: ShownDose, point_mm: Point, *, mark: str = "+") -> Figure:
     """Axial, coronal and sagittal planes through a point: CT, dose wash, isodoses, contours.
 
-    All three have one scale. `reference` is the dose in Gy that is 100 %; `mark` is drawn at the
-    point. Letters are the patient's own directions, since the frame is the patient's, whatever the
-    position on the couch.
+    All three have one scale. `mark` is drawn at the point. Letters are the patient's own directions, since
+    the frame is the patient's, whatever the position on the couch.
     """
-    figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(case, dose, shown, reference)), facecolor="white")
-    _draw_planes(figure, case, dose, shown, point_mm, reference, mark=mark)
+    figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(shown)), facecolor="white")
+    _draw_planes(figure, shown, point_mm, mark=mark)
     return figure
 
 
-def _planes_scale(case: Case, dose: Dose, reference: float) -> tuple[list[float], list[float], float]:
+def _planes_scale(shown: ShownDose) -> tuple[list[float], list[float], float]:
     """Corners of the drawn region in mm, and inches per mm, so that the three planes fill the width."""
-    low, high = _region(case, dose, reference)
+    low, high = _region(shown)
     x, y, z = (h - lo for lo, h in zip(low, high, strict=True))
     room = _WIDTH_IN - _KEYS_IN - 3 * _GAP_IN
     return low, high, min(room / (2 * x + y), _PLANE_HEIGHT_IN / max(y, z))
 
 
-def _planes_height_in(case: Case, dose: Dose, shown: Sequence[Shown], reference: float) -> float:
-    low, high, scale = _planes_scale(case, dose, reference)
+def _planes_height_in(shown: ShownDose) -> float:
+    low, high, scale = _planes_scale(shown)
     tallest = max(high[1] - low[1], high[2] - low[2]) * scale
-    keys = _ISODOSE_KEYS_IN + 0.35 + _KEY_ROW_IN * min(len(shown), 12)
+    keys = _ISODOSE_KEYS_IN + 0.35 + _KEY_ROW_IN * min(len(shown.structures), 12)
     return max(tallest + _TITLE_IN + _GAP_IN, keys)
 
 
-def _draw_planes(
-    figure: Figure | SubFigure,
-    case: Case,
-    dose: Dose,
-    shown: Sequence[Shown],
-    point_mm: Point,
-    reference: float,
-    *,
-    mark: str = "+",
-) -> None:
-    low, high, scale = _planes_scale(case, dose, reference)
-    height_in = _planes_height_in(case, dose, shown, reference)
+def _draw_planes(figure: Figure | SubFigure, shown: ShownDose, point_mm: Point, *, mark: str = "+") -> None:
+    low, high, scale = _planes_scale(shown)
+    height_in = _planes_height_in(shown)
     left_in = _GAP_IN / 2
     seen: set[str] = set()
     for name, axis in (("Axial", 2), ("Coronal", 1), ("Sagittal", 0)):
@@ -134,7 +115,7 @@ def _draw_planes(
         axes = figure.add_axes(
             (left_in / _WIDTH_IN, bottom_in / height_in, size[0] / _WIDTH_IN, size[1] / height_in)
         )
-        seen |= _draw_plane(axes, case, dose, shown, point_mm, reference, axis, mark)
+        seen |= _draw_plane(axes, shown, point_mm, axis, mark=mark)
         axes.set_xlim(low[across], high[across])
         axes.set_ylim(*((high[up], low[up]) if axis == 2 else (low[up], high[up])))
         where = f"{'xyz'[axis]} = {point_mm[axis]:.1f} mm"
@@ -142,7 +123,8 @@ def _draw_planes(
         left_in += size[0] + _GAP_IN
     keys = figure.add_axes((left_in / _WIDTH_IN, 0.0, 1 - left_in / _WIDTH_IN, 1 - 0.06 / height_in))
     keys.set_axis_off()
-    _draw_keys(keys, [s for s in shown if s.name in seen], reference, height_in)
+    cut = [s for s in shown.structures if s.name in seen]
+    _draw_keys(keys, cut, shown.reference_gy, height_in)
 
 
 def window_hu(case: Case) -> tuple[float, float]:
@@ -150,9 +132,11 @@ def window_hu(case: Case) -> tuple[float, float]:
     return _LUNG_WINDOW_HU if case.site in ("lung", "esophagus", "thorax", "breast") else _WINDOW_HU
 
 
-def _region(case: Case, dose: Dose, reference: float) -> tuple[list[float], list[float]]:
+def _region(shown: ShownDose) -> tuple[list[float], list[float]]:
     """Corners `(x, y, z)` in mm of what is drawn: where dose matters and the targets, within the body."""
-    drawn = [(s.mask, case.grid) for s in case.targets] + [(dose.gy >= _REGION_SHARE * reference, dose.grid)]
+    case, dose = shown.case, shown.dose
+    irradiated = dose.gy >= _REGION_SHARE * shown.reference_gy
+    drawn = [(s.mask, case.grid) for s in case.targets] + [(irradiated, dose.grid)]
     found = [mask_bounds_mm(mask, grid) for mask, grid in drawn if mask.any()]
     body = case.body.mask
     low, high = mask_bounds_mm(body, case.grid) if body.any() else case.grid.bounds_mm
@@ -166,22 +150,14 @@ def _region(case: Case, dose: Dose, reference: float) -> tuple[list[float], list
     )
 
 
-def _draw_plane(
-    axes: Axes,
-    case: Case,
-    dose: Dose,
-    shown: Sequence[Shown],
-    point_mm: Point,
-    reference: float,
-    axis: int,
-    mark: str,
-) -> set[str]:
+def _draw_plane(axes: Axes, shown: ShownDose, point_mm: Point, axis: int, *, mark: str) -> set[str]:
     """Draw one plane across `axis` (0 = x, 1 = y, 2 = z); returns the structures that it cuts."""
-    plane = plane_at(case.grid, point_mm, axis)
-    draw_ct(axes, case, plane)
+    dose = shown.dose
+    plane = plane_at(shown.case.grid, point_mm, axis)
+    draw_ct(axes, shown.case, plane)
     gy = np.squeeze(resample(dose.gy, dose.grid, plane.grid), 2 - axis)
-    _draw_isodoses(axes, *plane.coordinates_mm, gy, reference)
-    seen = draw_contours(axes, shown, plane)
+    _draw_isodoses(axes, *plane.coordinates_mm, gy, shown.reference_gy)
+    seen = draw_contours(axes, shown.structures, plane)
     across, up = plane.in_plane
     axes.plot(point_mm[across], point_mm[up], mark, color="white", ms=9, mew=1.2)
     draw_letters(axes, axis)

@@ -1,15 +1,32 @@
-"""Planning runs: what the user chose goes in, a folder of results and its record come out."""
+"""What a user can ask for: settings go in, a folder of results and its record come out.
 
-from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
-from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
-from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, plan_case, run_demo
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+The names are imported when they are used: the command line asks for the settings alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
+    from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
+    from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, plan_case, run_demo
+    from vmat_diffusion.workflow.search_and_check import PlanningTools
+    from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+
+_HOMES = {
+    "checks": ("check_plan", "dose_statistics", "machine_table"),
+    "recompute": ("check_references", "compare_doses", "compute_dose", "second_check"),
+    "run": ("FILES", "STAGES", "PlanRun", "plan_case", "run_demo"),
+    "search_and_check": ("PlanningTools",),
+    "settings": ("PlanSettings", "plan_settings"),
+}
 
 __all__ = [
     "FILES",
     "STAGES",
     "PlanRun",
     "PlanSettings",
+    "PlanningTools",
     "check_plan",
     "check_references",
     "compare_doses",
@@ -21,3 +38,10 @@ __all__ = [
     "run_demo",
     "second_check",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

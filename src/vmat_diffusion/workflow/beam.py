@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from vmat_diffusion.plan import Arc, Plan
 
 if TYPE_CHECKING:
     from vmat_diffusion.commissioning.beam_fit import Scan
-    from vmat_diffusion.dose.rays import Progress
+    from vmat_diffusion.progress import Progress
 
 # Gamma of profiles as beam commissioning reports them: percent of the axis at that depth, mm.
 _PERCENT, _MM = 2.0, 2.0
@@ -64,8 +64,6 @@ def fit_machine(
             raise InputError(f"{path} exists; choose another name or pass --overwrite")
     if out.suffix != ".toml":
         raise InputError(f"{out} does not end in .toml; a machine file does")
-    from dataclasses import replace
-
     from vmat_diffusion.commissioning.beam_fit import absolute, beam_toml, fit_beam
     from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
     from vmat_diffusion.report.beam import beam_fit_png
@@ -91,10 +89,9 @@ def tank_dose(machine: Machine, scan: Scan) -> np.ndarray:
 
     The fit uses a closed form; this is what plans are computed with. A second per field.
     """
-    from vmat_diffusion.dose.fluence import exposures
-    from vmat_diffusion.dose.materials import MEDIA
+    from vmat_diffusion.dose.delivery import exposures
     from vmat_diffusion.dose.pencil_beam import point_dose
-    from vmat_diffusion.dose.rays import Density
+    from vmat_diffusion.dose.tissue import MEDIA, Density
 
     sad_mm = machine.sad_mm
     out = np.zeros(len(scan.dose))

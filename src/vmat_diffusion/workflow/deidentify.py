@@ -11,6 +11,7 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
 REPORT = "deidentification.json"
@@ -18,7 +19,7 @@ _KEY_BYTES_MIN = 16
 
 
 @dataclass(frozen=True)
-class Deidentified:
+class DeidentifiedFolder:
     """What became of a folder: files by pseudonym and kind, what was done, and what was left out."""
 
     out: Path
@@ -67,8 +68,8 @@ def deidentify_folder(
     *,
     key: str | None = None,
     mapping: Path | None = None,
-    progress: Callable[[str, float, str], None] | None = None,
-) -> Deidentified:
+    progress: Progress | None = None,
+) -> DeidentifiedFolder:
     """De-identify every DICOM file below `folder` into `out/case-<8 hex>/<kind>.<new UID>.dcm`.
 
     `key` is a secret text of 16 characters or more, or a file that holds one: the same key gives
@@ -101,37 +102,39 @@ def deidentify_folder(
                 file, counts = _one(original, partial, patients[original.patient], secret, table)
                 written[file.relative_to(partial)] = original.kind
                 done += counts
-            except _Left as fault:
+            except _FileLeftOut as fault:
                 left_out[original.number] = str(fault)
             report(k / len(found.originals))
         if not written:
             why = f", the first because {next(iter(left_out.values()))}" if left_out else ""
             raise CaseError(f"no file could be de-identified: {len(left_out)} DICOM files left out{why}")
-        result = Deidentified(out, _counted(written), done, left_out, found.others, key is not None, METHOD)
+        result = DeidentifiedFolder(
+            out, _counted(written), done, left_out, found.others, key is not None, METHOD
+        )
         write_json(partial / REPORT, result.summary())
     return result
 
 
-class _Left(Exception):
+class _FileLeftOut(Exception):
     """A file that is left out, with the reason; the others go on."""
 
 
 def _one(
     original: Any, partial: Path, patient: Any, key: Any, table: Any
 ) -> tuple[Path, Counter[tuple[str, str]]]:
-    """Write one file and look at its bytes again. Raises _Left, or CaseError for a leak."""
+    """Write one file and look at its bytes again. Raises _FileLeftOut, or CaseError for a leak."""
     from vmat_diffusion.dicom.confidential.leaks import leak
     from vmat_diffusion.dicom.survey import write_deidentified
 
     try:
         file, counts = write_deidentified(original, partial / patient.pseudonym, patient, key, table)
     except CaseError as fault:
-        raise _Left(str(fault)) from None
+        raise _FileLeftOut(str(fault)) from None
     try:
         where = leak(file, patient, table)
     except CaseError as fault:  # what cannot be scanned is not handed out
         file.unlink()
-        raise _Left(str(fault)) from None
+        raise _FileLeftOut(str(fault)) from None
     if where is not None:
         raise CaseError(
             f"{file.parent.name}/{file.name} still holds a word or number of the patient in {where}, so "
@@ -173,5 +176,5 @@ def _secret(key: str) -> bytes:
     return secret
 
 
-def _stage(progress: Callable[[str, float, str], None] | None, name: str) -> Callable[[float], None]:
+def _stage(progress: Progress | None, name: str) -> Callable[[float], None]:
     return lambda share: None if progress is None else progress(name, share, "")

@@ -15,6 +15,7 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
+from vmat_diffusion.progress import Progress, under_name
 
 _INSIDE = 0.5  # share of a voxel that a structure must cover
 
@@ -57,7 +58,7 @@ def write_influence(
     ct_table: Path | None = None,
     overwrite: bool = False,
     announce: Callable[[str], None] | None = None,
-    progress: Callable[[str, float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> InfluenceFile:
     """Dose per MU of every beamlet of full arcs around the case's targets, at sampled voxels, as npz.
 
@@ -73,11 +74,11 @@ def write_influence(
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
-    from vmat_diffusion.dose.influence_matrix import influence_matrix
-    from vmat_diffusion.dose.pencil_beam import dose_grid, jaw_box
-    from vmat_diffusion.dose.rays import density_of
+    from vmat_diffusion.dose.delivery import jaw_box
+    from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
+    from vmat_diffusion.dose.tissue import density_of, dose_grid
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
-    from vmat_diffusion.optimize.reach import angles_only, track
+    from vmat_diffusion.optimize.deliverable_set import beam_directions, control_points
 
     table = load_ct_table(ct_table)
     case = replace(read_case(case_folder, mapping=mapping), ct_table=table)
@@ -89,7 +90,7 @@ def write_influence(
         case, targets, isocenter, linac, arcs=arcs, start_deg=181.0, stop_deg=179.0,
         spacing_deg=spacing_deg, collimators_deg=None,
     )  # fmt: skip
-    exposed = angles_only(track(frames, 1))
+    exposed = beam_directions(control_points(frames, 1))
     grid = dose_grid(case, grid_mm)
     voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
     built = influence_matrix(
@@ -98,13 +99,13 @@ def write_influence(
         grid.points_mm(voxels),
         exposed,
         jaw_box(exposed),
-        isocenter,
-        case.patient_position,
+        isocenter_mm=isocenter,
+        patient_position=case.patient_position,
         beamlet_mm=beamlet_mm,
         cut=cut,
         max_gb=max_gb,
         announce=announce,
-        progress=None if progress is None else lambda share, note: progress("influence", share, note),
+        progress=None if progress is None else under_name(progress, "influence"),
     )
     arrays: dict[str, Any] = dict(
         data=built.matrix.data,

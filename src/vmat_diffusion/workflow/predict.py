@@ -14,7 +14,7 @@ from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.provenance import case_provenance
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, fitted, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
 
 if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refused before
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -131,16 +131,17 @@ def read_input(path: Path, settings: PredictSettings) -> PredictionInput:
     Raises InputError where they cannot be used.
     """
     if path.suffix != ".npz":
-        return PredictionInput(*read_with_goals(path, settings.goals, settings.reading))
+        return PredictionInput(*read_with_goals(path, settings.goals, settings))
     from vmat_diffusion.evaluate.goals import load_goals
 
     sheet = load_goals(settings.goals)
     if not path.is_file():
         raise CaseError(f"case {path} does not exist; give a DICOM folder or the npz of a training case")
     from vmat_diffusion.dataset.cases import load_case
+    from vmat_diffusion.evaluate.task import fit_to_each_other
 
     training = load_case(path)
-    return PredictionInput(*fitted(training.case, sheet), training)
+    return PredictionInput(*fit_to_each_other(training.case, sheet), training)
 
 
 def predict_input(
@@ -278,3 +279,23 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, progress: Pro
 def _plain(goals: DoseGoals) -> dict[str, Any]:
     """Goals as plain data, in Gy by organ."""
     return {"mean_gy": dict(goals.mean_gy), "hot_gy": dict(goals.hot_gy)}
+
+
+def predict_dose(
+    case: Case,
+    sheet: GoalSheet,
+    weights: str = "shipped",
+    *,
+    samples: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Dose:
+    """The dose that a model expects of a case for a sheet that was fitted to it, to be aimed at.
+
+    The regression, or of so many `samples` the one that meets the sheet best. `weights` is "shipped" or a
+    path. Raises InputError for weights or a case that cannot be used.
+    """
+    from vmat_diffusion.diffusion.model import load_model
+
+    asked = PredictSettings(goals=sheet.name, weights=weights, samples=samples, seed=seed)
+    return predict_input(PredictionInput(case, sheet), load_model(weights), asked, progress).best

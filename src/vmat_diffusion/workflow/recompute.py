@@ -13,7 +13,7 @@ from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.progress import Progress
+from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.workflow.run_files import appearing_whole, write_json
 
@@ -96,7 +96,7 @@ def compute_dose(
     engine: str,
     machine: str = "generic_6mv",
     uncertainty: float = 0.02,
-    max_minutes: float | None = None,
+    check_minutes: float | None = None,
     grid_mm: float = 3.0,
     seed: int = 0,
     mapping: Path | None = None,
@@ -108,16 +108,16 @@ def compute_dose(
 
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
     from vmat_diffusion.dicom.write import write_dose
-    from vmat_diffusion.dose.pencil_beam import dose_grid
+    from vmat_diffusion.dose.tissue import dose_grid
 
     grid = dose_grid(case, grid_mm)
-    dose = compute(plan, case, grid, progress=lambda done, note: report("dose", done, note))
+    dose = compute(plan, case, grid, progress=report)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_dose(out, dose, case, plan_file=plan_file, overwrite=overwrite)
     return dose
@@ -133,7 +133,7 @@ def second_check(
     goals: str | None = None,
     engine: str = "monte-carlo",
     uncertainty: float = 0.02,
-    max_minutes: float | None = None,
+    check_minutes: float | None = None,
     grid_mm: float = 3.0,
     seed: int = 0,
     gate: Path | None = None,
@@ -150,7 +150,7 @@ def second_check(
     """
     from vmat_diffusion.qa import PlanFiles, judge
 
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     asked = uncertainty if engine == "monte-carlo" else 0.0
     limits, base = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":
@@ -160,18 +160,18 @@ def second_check(
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
-        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=max_minutes, seed=seed)
+        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
         case, sheet = _asked(case, plan, goals)
-        from vmat_diffusion.dose.pencil_beam import dose_grid
+        from vmat_diffusion.dose.tissue import dose_grid
 
         grid = dose_grid(case, grid_mm)
         dose = _planned_dose(dose_file, engine)
         if dose is None:
             fast = dose_engine("pencil-beam", linac)
-            dose = fast(plan, case, grid, progress=lambda done, note: report("dose", done, note))
-        check = compute(plan, case, grid, progress=lambda done, note: report("check", done, note))
+            dose = fast(plan, case, grid, progress=report)
+        check = compute(plan, case, grid, progress=under_name(report, "check"))
         files = PlanFiles(plan_file, dose_file)
-        verdict = judge(case, sheet, plan, linac, dose, check, settings=limits, files=files)
+        verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names)
@@ -281,7 +281,7 @@ def check_references(
     *,
     engine: str = "monte-carlo",
     uncertainty: float = 0.01,
-    max_minutes: float | None = None,
+    check_minutes: float | None = 5.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every case in a folder of reference doses against the engine: what `reference-check` prints.
@@ -301,7 +301,7 @@ def check_references(
         found = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, max_gamma=1.1, sigmas=1.0)
         return found.pass_percent
 
-    limit_s = None if max_minutes is None else 60.0 * max_minutes
+    limit_s = None if check_minutes is None else 60.0 * check_minutes
     chosen = pencil_beam_engine() if engine == "pencil-beam" else monte_carlo_engine(uncertainty, limit_s)
     results = reference_check(folder, chosen, read_plan=read_plan, gamma=rate, progress=progress)
     return {"cases": [{key: _rounded(getattr(r, key)) for key in REFERENCE_KEYS} for r in results]}

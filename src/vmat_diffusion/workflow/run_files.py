@@ -1,4 +1,4 @@
-"""The files of a run that are not DICOM, and the folder that appears whole or not at all."""
+"""The files of a planning run: their names, those that are not DICOM, and the folder that appears whole."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
+
+# The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
+PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
+CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
 
 
 def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
@@ -51,10 +55,6 @@ def _position_names(pairs: int) -> list[str]:
     """Columns of the jaws and leaves: X1, X2, Y1, Y2, then bank X1 and bank X2."""
     jaws = [f"jaw_{jaw}_mm" for jaw in ("x1", "x2", "y1", "y2")]
     return [*jaws, *(f"{bank}_leaf_{k + 1}_mm" for bank in ("x1", "x2") for k in range(pairs))]
-
-
-# The files of all arcs' expected positions, as a pattern.
-TRAJECTORIES = "trajectory_*.csv"
 
 
 def trajectory_name(arc_number: int) -> str:
@@ -169,7 +169,7 @@ def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) ->
                     shutil.rmtree(old)
                 else:
                     old.unlink()
-            written = sorted(partial.iterdir(), key=lambda f: f.name == "run.json")
+            written = sorted(partial.iterdir(), key=lambda f: f.name == RECORD)
             for file in written:
                 file.replace(out / file.name)
         else:

@@ -1,235 +1,274 @@
-"""What stands between an optimised plan and RP.dcm: its files read back, recomputed and judged."""
+"""How `plan` makes a plan that may be handed on: search, judge, correct.
+
+`search_and_check` is the whole story. It searches a plan, writes it under a name that no planning system
+imports, recomputes what that file says with the independent engine, and judges it. If only the two engines
+disagree, it searches on with their difference known and judges again. RP.dcm appears with a passed verdict.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.engines import Engine, dose_engine
+from vmat_diffusion.dose.engines import DoseEngine, dose_engine
+from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
-from vmat_diffusion.progress import Clock, Progress
+from vmat_diffusion.progress import Clock, Progress, under_name
 from vmat_diffusion.workflow.predict import Prior
+from vmat_diffusion.workflow.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
-    from vmat_diffusion.evaluate.ranking import GoalScore
-    from vmat_diffusion.optimize import Optimized
-    from vmat_diffusion.plan import Plan
+    from vmat_diffusion.optimize import Optimized, Settings
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-
-PLAN_FILE, DOSE_FILE = "RP.dcm", "RD.dcm"
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The verdict on a plan, and the independent dose it rests on; None where none was computed."""
-
-    verdict: Verdict
-    check: Dose | None
-
-
-def pass_gate(
-    folder: Path,
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    plan: Plan,
-    dose: Dose,
-    *,
-    engine: Engine,
-    settings: GateSettings,
-    more: Sequence[Check] = (),
-    progress: Callable[[float, str], None] | None = None,
-) -> Judged:
-    """Write plan and dose into `folder`, recompute what the files say, and judge it, `more` included.
-
-    The independent engine gets the plan as it is read back, so that a fault in writing shows as well. If
-    any check fails, RP.dcm is removed and RD.dcm refers to no plan. A plan that the machine cannot deliver
-    is neither written nor recomputed; its dose is written.
-    """
-    from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dicom.write import write_dose, write_plan
-    from vmat_diffusion.qa import PlanFiles, judge
-
-    rp, rd = folder / PLAN_FILE, folder / DOSE_FILE
-    check: Dose | None = None
-    files: PlanFiles | None = None
-    if not violations(plan, machine):
-        write_plan(rp, plan, case, machine, prescription=sheet.prescription, overwrite=True)
-        write_dose(rd, dose, case, plan_file=rp, overwrite=True)
-        files = PlanFiles(rp, rd)
-        check = engine(read_plan(rp, machine), case, dose.grid, progress=progress)
-    verdict = judge(case, sheet, plan, machine, dose, check, settings=settings, files=files, more=more)
-    if not verdict.passed:
-        rp.unlink(missing_ok=True)
-        write_dose(rd, dose, case, plan_file=None, overwrite=True)
-    return Judged(verdict, check)
-
-
-# The most of the time limit that a correction of a plan may take, and how many there may be: the difference
-# found belongs to the plan before, and where it is large, as in the air of a target, one is not enough.
+# The plan under judgement: not called .dcm, so that no import of a folder takes it for a plan.
+UNJUDGED_FILE = "RP.unjudged"
+CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
+# The share of the time limit that a correction may take, and how many corrections there may be: the
+# difference found belongs to the plan before, and where it is large, as in the air of a target, one is not
+# enough.
 _CORRECTION_SHARE, _CORRECTIONS = 1 / 3, 2
 
 
-@dataclass(frozen=True, eq=False)
-class Gated:
-    """A plan with its verdict; `first` is that of the plan before it was corrected, if it was."""
+class Optimizer(Protocol):
+    """Searches a plan; the arguments are those of `vmat_diffusion.optimize.optimize`."""
 
-    optimized: Optimized
-    judged: Judged
-    first: Verdict | None = None
+    def __call__(self, case: Case, sheet: GoalSheet, machine: Machine, **options: Any) -> Optimized:
+        """A plan with its dose by the fast engine."""
+        ...
 
 
-def _engine(machine: Machine, settings: PlanSettings, again: int) -> Engine:
-    """The independent engine, with other random numbers for each correction of a plan."""
+def _own_optimizer(case: Case, sheet: GoalSheet, machine: Machine, **options: Any) -> Optimized:
+    from vmat_diffusion.optimize import optimize
+
+    return optimize(case, sheet, machine, **options)
+
+
+def _monte_carlo(machine: Machine, settings: PlanSettings, correction: int) -> DoseEngine:
+    """The project's independent engine, with other random numbers for each correction of a plan."""
     return dose_engine(
         "monte-carlo",
         machine,
         uncertainty=settings.uncertainty,
         max_minutes=settings.check_minutes,
-        seed=(settings.seed + again) % 2**32,
+        seed=(settings.seed + correction) % 2**32,
     )
 
 
-def through_gate(
-    folder: Path,
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    gate: GateSettings,
-    made: Made,
-    more: Sequence[Check],
-    clock: Clock,
-) -> Gated:
-    """The plan judged, its files in `folder` if it passes.
-
-    If only the engines disagree it is led on in the knowledge of what the independent engine finds, and
-    judged again, at most twice.
-    """
-    from vmat_diffusion.qa import smooth_difference
-
-    quick = replace(settings, max_minutes=settings.max_minutes * _CORRECTION_SHARE)
-
-    def judged(candidate: Optimized, engine: Engine, stage: str) -> Judged:
-        with clock.stage(stage):
-            return pass_gate(
-                folder,
-                case,
-                sheet,
-                machine,
-                candidate.plan,
-                candidate.dose,
-                engine=engine,
-                settings=gate,
-                more=more,
-                progress=lambda done, note: clock.report(stage, done, note),
-            )
-
-    now, first, difference = made.optimized, None, None
-    found = judged(now, _engine(machine, settings, 0), "check")
-    for again in range(1, _CORRECTIONS + 1):
-        if not found.verdict.correctable or found.check is None:
-            break
-        first = first or found.verdict
-        difference = _more(smooth_difference(now.dose, found.check), difference)
-        with clock.stage("optimise again"):
-            now = optimised(
-                case, sheet, machine, quick, clock.report,
-                target=made.target, difference=difference, start=now,
-            )  # fmt: skip
-        found = judged(now, _engine(machine, settings, again), "check again")
-    return Gated(now, found, first)
-
-
-def _more(found: Dose, before: Dose | None) -> Dose:
-    """What is to be added to the fast engine's dose: what a check finds, beside what was added before."""
-    return found if before is None else replace(found, gy=found.gy + before.on(found.grid))
-
-
 @dataclass(frozen=True)
-class Candidate:
-    """One of several plans: how it meets the goals, how its search ended, its gate, whether it is the one."""
+class PlanningTools:
+    """What a planning run works with; the defaults are the project's own.
 
-    number: int
-    score: GoalScore
-    outcome: str
-    passed: bool
-    chosen: bool = False
+    `check_engine(machine, settings, correction)` makes the independent engine for the first check
+    (correction 0) and for those after corrections. `run_together(jobs, progress)` searches the candidates;
+    its default starts processes, which import `optimizer` by its name.
+    """
 
-    def record(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "candidate": self.number,
-            "chosen": self.chosen,
-            **self.score.record(),
-            "outcome": self.outcome,
-            "passed": self.passed,
-        }
+    optimizer: Optimizer = _own_optimizer
+    check_engine: Callable[[Machine, PlanSettings, int], DoseEngine] = _monte_carlo
+    run_together: Callable[[Sequence[Job], Progress], Sequence[Optimized | None]] = made_together
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """A plan and the dose that it aims at, if there is one."""
+class JudgedPlan:
+    """A plan with the verdict of the gate.
+
+    `check` is the independent dose that the verdict rests on, None for a plan that cannot be delivered.
+    `first_verdict` is that of the plan before it was corrected, None if it was not.
+    """
 
     optimized: Optimized
-    target: Dose | None = None
+    verdict: Verdict
+    check: Dose | None
+    first_verdict: Verdict | None = None
 
 
-def plans_for(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
+def search_and_check(
+    folder: Path,
+    task: Task,
     settings: PlanSettings,
-    prior: Prior,
-    report: Progress,
     *,
+    gate: GateSettings,
+    clock: Clock,
+    prior: Prior | None = None,
     improve: Plan | None = None,
-) -> tuple[Made, ...]:
-    """A plan for each of the prior's doses, made at the same time; one by the goals if there is none.
+    keep_interrupted: bool = True,
+    tools: PlanningTools | None = None,
+) -> tuple[JudgedPlan, ...]:
+    """Search a plan for each dose of the prior, judge it, and correct it if only the engines disagree.
 
-    All together end within the time limit. `improve` is a plan to start from each time. After Ctrl-C those
-    that have no plan yet are left out.
+    One plan, by the goals alone, if the prior holds no dose. The files of each plan go into its
+    `plan_folder`. `improve` is a plan to start each search from. Ctrl-C ends a search with its best plan;
+    unless `keep_interrupted`, KeyboardInterrupt is raised then.
     """
-    if len(prior.doses) < 2:
-        target = prior.doses[0] if prior.doses else None
-        return (
-            Made(optimised(case, sheet, machine, settings, report, target=target, improve=improve), target),
-        )
-    share = replace(settings, max_minutes=settings.max_minutes / turns_of(len(prior.doses)))
-    jobs = [
-        Job(optimised, (case, sheet, machine, share), {"target": target, "improve": improve})
-        for target in prior.doses
-    ]
-    found = zip(made_together(jobs, report), prior.doses, strict=True)
-    return tuple(Made(one, target) for one, target in found if one is not None)
+    from vmat_diffusion.qa import smooth_difference
+
+    prior, tools = prior or Prior(), tools or PlanningTools()
+    with clock.stage("optimise"):
+        searches = _searches(task, settings, prior, improve=improve, tools=tools, progress=clock.report)
+    _stop_unless_wanted([search for search, _ in searches], keep_interrupted=keep_interrupted)
+    clock.split("optimise", "dose", sum(search.seconds.get("dose", 0.0) for search, _ in searches))
+
+    quick = replace(settings, search_minutes=settings.search_minutes * _CORRECTION_SHARE)
+    plans = []
+    for number, (optimized, target) in enumerate(searches):
+        place = plan_folder(folder, number, len(searches))
+        place.mkdir(exist_ok=True)
+        first, difference = None, None
+        for correction in range(_CORRECTIONS + 1):
+            stage = "check again" if correction else "check"
+            with clock.stage(stage):
+                judged = judge_files(
+                    place,
+                    task,
+                    optimized,
+                    engine=tools.check_engine(task.machine, settings, correction),
+                    gate=gate,
+                    earlier=prior.checks,
+                    progress=under_name(clock.report, stage),
+                )
+            if not judged.verdict.correctable or judged.check is None or correction == _CORRECTIONS:
+                break
+            first = first or judged.verdict
+            found = smooth_difference(optimized.dose, judged.check)
+            # On top of what was added to the fast engine's dose in this search.
+            difference = found if difference is None else _sum(found, difference)
+            with clock.stage("optimise again"):
+                optimized = search_plan(
+                    task,
+                    quick,
+                    clock.report,
+                    optimizer=tools.optimizer,
+                    target=target,
+                    difference=difference,
+                    start=optimized,
+                )
+        plans.append(replace(judged, first_verdict=first))
+    _stop_unless_wanted([plan.optimized for plan in plans], keep_interrupted=keep_interrupted)
+    return tuple(plans)
 
 
-def optimised(
-    case: Case,
-    sheet: GoalSheet,
-    machine: Machine,
-    settings: PlanSettings,
-    report: Progress,
+def plan_folder(folder: Path, number: int, count: int) -> Path:
+    """Where the files of a plan go while the run is under way: a folder of its own if there are several."""
+    return folder / CANDIDATE_FOLDERS[number] if count > 1 else folder
+
+
+def judge_files(
+    folder: Path,
+    task: Task,
+    optimized: Optimized,
     *,
-    target: Dose | None = None,
+    engine: DoseEngine,
+    gate: GateSettings,
+    earlier: Sequence[Check] = (),
+    progress: Progress | None = None,
+) -> JudgedPlan:
+    """Write plan and dose into `folder`, recompute what the file says, and judge it with `earlier` checks.
+
+    The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan is
+    renamed to RP.dcm if every check passed, else removed; RD.dcm then refers to no plan. A plan that the
+    machine cannot deliver is neither written nor recomputed; its dose is written.
+    """
+    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
+    from vmat_diffusion.qa import PlanFiles, judge, release_plan
+
+    case, sheet, machine = task.case, task.sheet, task.machine
+    plan, dose = optimized.plan, optimized.dose
+    unjudged, plan_file, dose_file = (folder / name for name in (UNJUDGED_FILE, PLAN_FILE, DOSE_FILE))
+    plan_file.unlink(missing_ok=True)  # of the plan before a correction
+    check: Dose | None = None
+    files: PlanFiles | None = None
+    if not violations(plan, machine):
+        write_unjudged_plan(unjudged, plan, case, machine, prescription=sheet.prescription, overwrite=True)
+        write_dose(dose_file, dose, case, plan_file=unjudged, overwrite=True)
+        files = PlanFiles(unjudged, dose_file)
+        check = engine(read_plan(unjudged, machine), case, dose.grid, progress=progress)
+    verdict = judge(
+        case, sheet, plan, machine, dose=dose, check=check, settings=gate, files=files, earlier_checks=earlier
+    )
+    if verdict.passed:
+        release_plan(unjudged, plan_file, plan, case, verdict)
+    else:
+        unjudged.unlink(missing_ok=True)
+        write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
+    return JudgedPlan(optimized, verdict, check)
+
+
+def search_plan(
+    task: Task,
+    settings: PlanSettings,
+    progress: Progress,
+    *,
+    optimizer: Optimizer = _own_optimizer,
     **start: Any,
 ) -> Optimized:
-    """The plan exactly as its file will hold it, with the dose of that plan; `start` is handed on."""
+    """The plan exactly as its file will hold it, with the dose of that plan.
+
+    `start` is what the optimiser takes besides: `target`, `improve`, `difference`, `start`.
+    """
     from vmat_diffusion.dicom.write import as_written
-    from vmat_diffusion.optimize import Settings, optimize
+
+    return optimizer(
+        task.case,
+        task.sheet,
+        task.machine,
+        settings=_optimizer_settings(settings),
+        progress=progress,
+        finalize=as_written,
+        **start,
+    )
+
+
+def _searches(
+    task: Task,
+    settings: PlanSettings,
+    prior: Prior,
+    *,
+    improve: Plan | None,
+    tools: PlanningTools,
+    progress: Progress,
+) -> list[tuple[Optimized, Dose | None]]:
+    """A search for each of the prior's doses, with that dose; one by the goals alone if there is none.
+
+    Several are made at the same time and end within the time limit together. After Ctrl-C those without a
+    plan are left out.
+    """
+    start: dict[str, Any] = {"improve": improve, "optimizer": tools.optimizer}
+    if len(prior.doses) < 2:
+        target = prior.doses[0] if prior.doses else None
+        return [(search_plan(task, settings, progress, target=target, **start), target)]
+    share = replace(settings, search_minutes=settings.search_minutes / turns_of(len(prior.doses)))
+    jobs = [Job(search_plan, (task, share), {"target": target, **start}) for target in prior.doses]
+    found = zip(tools.run_together(jobs, progress), prior.doses, strict=True)
+    return [(optimized, target) for optimized, target in found if optimized is not None]
+
+
+def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool) -> None:
+    """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
+    if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
+        raise KeyboardInterrupt
+
+
+def _sum(dose: Dose, other: Dose) -> Dose:
+    return replace(dose, gy=dose.gy + other.on(dose.grid))
+
+
+def _optimizer_settings(settings: PlanSettings) -> Settings:
+    """What the user chose, in the optimiser's words."""
+    from vmat_diffusion.optimize import Settings
 
     def for_each_arc(angles: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return angles * settings.arcs if angles is not None and len(angles) == 1 else angles
 
-    own = Settings(
+    chosen = Settings(
         arcs=settings.arcs,
         partial=settings.span == "partial",
         collimator_deg=for_each_arc(settings.collimator_deg),
@@ -239,17 +278,8 @@ def optimised(
         jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,
-        max_minutes=settings.max_minutes,
+        max_minutes=settings.search_minutes,
     )
-    if settings.arc_start_deg is not None and settings.arc_stop_deg is not None:
-        own = replace(own, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)
-    return optimize(
-        case,
-        sheet,
-        machine,
-        settings=own,
-        progress=report,
-        finalize=as_written,
-        target=target,
-        **start,
-    )
+    if settings.arc_start_deg is None or settings.arc_stop_deg is None:
+        return chosen
+    return replace(chosen, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)

@@ -1,30 +1,105 @@
-"""What the user chooses for one plan or prediction, checked at the door."""
+"""What the user chooses, checked at the door: one frozen dataclass for each kind of work.
+
+A field of such a class is written once, with its type, its range and its sentence of help. The command
+line, `--config` files, the records of runs and the tables in `docs/commands.md` are made from it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
+from pydantic import BeforeValidator, Field
 
-from vmat_diffusion.case import Case, load_ct_table
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.jobs.together import turns_of, workers_for
+from vmat_diffusion.options import Option, settings
 
 if TYPE_CHECKING:
+    from vmat_diffusion.case import Case
     from vmat_diffusion.evaluate.goals import GoalSheet
 
+# Fields that several classes share: type, range and help are written here and nowhere else. The words
+# before a colon say what the option means and are the same everywhere.
 
-@dataclass(frozen=True)
+GoalsName = Annotated[
+    str, Field(description="Goal sheet: a shipped sheet's name or a TOML file."), Option(metavar="SHEET")
+]
+MachineName = Annotated[
+    str, Field(description="Machine: a shipped machine's name or a TOML file."), Option(metavar="NAME")
+]
+WeightsName = Annotated[
+    str,
+    Field(description="Weights of the dose model: 'shipped' or a safetensors file."),
+    Option(metavar="FILE"),
+]
+PriorName = Annotated[
+    Literal["goals", "diffusion"],
+    Field(description="What drives the plan: the goals alone, or with diffusion also a predicted dose."),
+]
+ArcCount = Annotated[int, Field(ge=1, le=6, description="Number of arcs.")]
+Seed = Annotated[
+    int,
+    Field(ge=0, le=2**32 - 1, description="Random seed: the same seed gives the same result on one device."),
+]
+GridMm = Annotated[float, Field(ge=1, le=10, description="Spacing of the dose grid, mm.")]
+Uncertainty = Annotated[
+    float,
+    Field(
+        ge=0.001,
+        le=0.2,
+        description="Monte Carlo ends at this mean standard deviation, as a share of the dose, in voxels "
+        "above half of the maximum.",
+    ),
+]
+SearchMinutes = Annotated[
+    float,
+    Field(gt=0, description="The search for a plan ends after this time, minutes."),
+    Option(old=("--max-minutes",)),
+]
+CheckMinutes = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="Monte Carlo ends after this time, minutes; by default when it is precise enough.",
+    ),
+]
+GateFile = Annotated[
+    str | None,
+    Field(description="Limits of the gate: a TOML file such as `gate copy` prints."),
+    Option(metavar="FILE"),
+]
+TrajectoryKind = Annotated[
+    Literal["csv"] | None,
+    Field(description="Also write the expected position of every axis over time, a file for each arc."),
+]
+Angle = Annotated[float, Field(ge=-360, le=360)]
+VoxelMm = Annotated[float, Field(ge=1, le=6)]
+MappingFile = Annotated[
+    str | None,
+    Field(description="Structure names: a JSON file such as `mapping copy` prints."),
+    Option(metavar="FILE"),
+]
+CtTableFile = Annotated[
+    str | None,
+    Field(description="CT numbers to density: a CSV file with the columns hu,density_g_cm3."),
+    Option(metavar="FILE"),
+]
+PatientPosition = Annotated[
+    Literal["HFS", "HFP", "FFS", "FFP"] | None,
+    Field(description="Patient position where the CT does not state it."),
+]
+AllowOutsideBody = Annotated[bool, Field(description="Accept targets that reach outside the body contour.")]
+
+
+@settings
 class Reading:
     """How a folder of DICOM files is read; `mapping` and `ct_table` are paths, None for what is shipped."""
 
-    mapping: str | None = None
-    ct_table: str | None = None
-    patient_position: str | None = None
-    allow_outside_body: bool = False
+    mapping: MappingFile = None
+    ct_table: CtTableFile = None
+    patient_position: PatientPosition = None
+    allow_outside_body: AllowOutsideBody = False
 
 
 def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalSheet]:
@@ -32,6 +107,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
 
     Raises InputError where the folder, the sheet or the table cannot be used.
     """
+    from vmat_diffusion.case import load_ct_table
     from vmat_diffusion.evaluate.goals import load_goals
 
     sheet = load_goals(goals)
@@ -39,6 +115,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
     if not folder.is_dir():
         raise CaseError(f"case folder {folder} does not exist; give a folder of DICOM files")
     from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.evaluate.task import fit_to_each_other
 
     case = read_case(
         folder,
@@ -47,148 +124,189 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
         patient_position=how.patient_position,
         allow_outside_body=how.allow_outside_body,
     )
-    return fitted(replace(case, ct_table=table), sheet)
+    return fit_to_each_other(replace(case, ct_table=table), sheet)
 
 
-def fitted(case: Case, sheet: GoalSheet) -> tuple[Case, GoalSheet]:
-    """The case with the sheet's prescription and unions, and the sheet for the targets that it has."""
-    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case
+def _sector(given: Any) -> Any:
+    """`80:120` as two angles; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    first, _, second = given.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        raise InputError(
+            f"--avoid-deg {given!r} is no sector; write two angles in degrees as 80:120"
+        ) from None
 
-    sheet = fit_to_case(sheet, case)
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+
+@settings
+class PlanSettings(Reading):
+    """What the user chooses for one plan; the resolved copy is saved in `run.json`.
+
+    Angles are IEC 61217, in degrees.
+    """
+
+    goals: GoalsName
+    machine: MachineName = "generic_6mv"
+    prior: PriorName = "goals"
+    weights: WeightsName = "shipped"
+    candidates: Annotated[
+        int,
+        Field(ge=1, le=16, description="Plans to choose from, each for one sample of the predicted dose."),
+    ] = 1
+    arcs: ArcCount = 2
+    arc_start_deg: Annotated[
+        Angle | None,
+        Field(description="Gantry angle at which the first arc starts; by default the optimiser chooses."),
+        Option(old=("--arc-start",)),
+    ] = None
+    arc_stop_deg: Annotated[
+        Angle | None,
+        Field(description="Gantry angle at which the first arc stops; by default the optimiser chooses."),
+        Option(old=("--arc-stop",)),
+    ] = None
+    span: Annotated[
+        Literal["full", "partial"],
+        Field(description="Full turns, or partial arcs around the side of the body where the targets are."),
+    ] = "full"
+    collimator_deg: Annotated[
+        tuple[Angle, ...] | None,
+        Field(description="Collimator angle: one for all arcs or one for each."),
+        Option(old=("--collimator",)),
+    ] = None
+    couch_deg: Annotated[
+        tuple[Annotated[float, Field(ge=-90, le=90)], ...] | None,
+        Field(description="Couch angle: one for all arcs or one for each."),
+        Option(old=("--couch",)),
+    ] = None
+    avoid_deg: Annotated[
+        tuple[Annotated[tuple[Angle, Angle], BeforeValidator(_sector)], ...],
+        Field(description="Sector of gantry angles, clockwise, from which no beam comes."),
+        Option(metavar="FROM:TO", old=("--avoid",), text="each"),
+    ] = ()
+    seconds_per_turn: Annotated[
+        float,
+        Field(
+            ge=30, le=600, description="Beam time of a full turn: the longer, the further leaves can move."
+        ),
+    ] = 100.0
+    jaws: Annotated[
+        Literal["tracking", "fixed"] | None,
+        Field(
+            description="Jaws follow the leaves or stay fixed during an arc; by default as the machine can."
+        ),
+    ] = None
+    normalize_gy: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="Dose of the goal sheet's normalisation in place of its own, Gy."),
+    ] = None
+    grid_mm: GridMm = 3.0
+    seed: Seed = 0
+    device: Annotated[
+        Literal["auto", "cpu"], Field(description="Computing device: today both mean the processor.")
+    ] = "auto"
+    search_minutes: SearchMinutes = 5.0
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    gate: GateFile = None
+    improve: Annotated[
+        str | None,
+        Field(description="Start from this RTPLAN, whoever made it; its arcs are kept."),
+        Option(metavar="RP.dcm"),
+    ] = None
+    trajectory: TrajectoryKind = None
+
+
+@settings
+class PredictSettings(Reading):
+    """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`."""
+
+    goals: GoalsName
+    samples: Annotated[
+        int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
+    ] = 8
+    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
+    seed: Seed = 0
+    weights: WeightsName = "shipped"
+    guidance: Annotated[
+        float,
+        Field(
+            ge=0, le=10, description="Weight of the goals that the model is conditioned on; 1 as in training."
+        ),
+    ] = 1.0
+    pull: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of a missed goal that each step of the sampler corrects."),
+    ] = 0.0
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
+
+
+@settings
+class Simulation:
+    """How every patient of a data set is planned.
+
+    Without `search_minutes` plans depend on the seed alone, not on the clock. `spacing_mm` (x, y, z) is the
+    grid of synthetic patients.
+    """
+
+    machine: MachineName = "generic_6mv"
+    seed: Seed = 0
+    grid_mm: GridMm = 3.0
+    effort: Annotated[
+        float, Field(ge=0.01, le=10, description="Factor on the number of the optimiser's iterations.")
+    ] = 1.0
+    search_minutes: Annotated[
+        Annotated[float, Field(ge=0.01, le=1440)] | None,
+        Field(description="The search for a plan ends after this time, minutes: by default at convergence."),
+        Option(old=("--max-minutes",)),
+    ] = None
+    spacing_mm: Annotated[
+        tuple[VoxelMm, VoxelMm, VoxelMm],
+        Field(description="Size of voxels, mm: of synthetic patients."),
+        Option(metavar="X Y Z"),
+    ] = (2.0, 2.0, 2.5)
+
+
+def predict_settings(**values: Any) -> PredictSettings:
+    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
+    return PredictSettings(**values)
 
 
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
 _LEAST_MINUTES = 1.0
 
-_Settings = TypeVar("_Settings")
-
-
-@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class PlanSettings:
-    """What the user chooses for one plan; the resolved copy is saved in `run.json`.
-
-    `goals` and `machine` are shipped names or paths, `mapping` and `ct_table` paths. With the prior
-    `diffusion` the plan aims at the dose that `weights` predict, or with several `candidates` one plan each
-    at as many samples. Angles are IEC 61217; `None` leaves the choice to the optimiser. `collimator_deg`
-    and `couch_deg` hold one angle for all arcs or one per arc; `avoid_deg` sectors, clockwise, that no beam
-    comes from. Arcs of the `span` partial go round the side of the targets only. A full turn of the gantry
-    takes about `seconds_per_turn`; the longer, the further leaves can move. `jaws` follow the leaves or stay
-    fixed during an arc.
-    `normalize_gy` takes the place of the dose in the sheet's normalisation. `patient_position` stands in
-    where the CT does not state it. `uncertainty` is asked of the Monte Carlo dose that the plan is judged
-    with, which ends after `check_minutes` at the latest; `gate` is a TOML file of limits. `improve` is an
-    RTPLAN file to start from. With `trajectory` the expected positions of every arc are written too.
-    """
-
-    goals: str
-    machine: str = "generic_6mv"
-    prior: Literal["goals", "diffusion"] = "goals"
-    weights: str = "shipped"
-    candidates: Annotated[int, Field(ge=1, le=16)] = 1
-    arcs: Annotated[int, Field(ge=1, le=6)] = 2
-    arc_start_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
-    arc_stop_deg: Annotated[float, Field(ge=-360, le=360)] | None = None
-    span: Literal["full", "partial"] = "full"
-    collimator_deg: tuple[Annotated[float, Field(ge=-360, le=360)], ...] | None = None
-    couch_deg: tuple[Annotated[float, Field(ge=-90, le=90)], ...] | None = None
-    avoid_deg: tuple[
-        tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]], ...
-    ] = ()
-    seconds_per_turn: Annotated[float, Field(ge=30, le=600)] = 100.0
-    jaws: Literal["tracking", "fixed"] | None = None
-    normalize_gy: Annotated[float, Field(gt=0)] | None = None
-    grid_mm: Annotated[float, Field(ge=1, le=10)] = 3.0
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu)$")] = "auto"
-    max_minutes: Annotated[float, Field(gt=0)] = 5.0
-    uncertainty: Annotated[float, Field(ge=0.001, le=0.2)] = 0.02
-    check_minutes: Annotated[float, Field(gt=0)] | None = None
-    gate: str | None = None
-    improve: str | None = None
-    trajectory: Literal["csv"] | None = None
-    mapping: str | None = None
-    ct_table: str | None = None
-    patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
-    allow_outside_body: bool = False
-
-    @property
-    def reading(self) -> Reading:
-        """How the case is read."""
-        return Reading(self.mapping, self.ct_table, self.patient_position, self.allow_outside_body)
-
-
-@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class PredictSettings:
-    """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`.
-
-    `goals` is a shipped name or a path, `weights` "shipped" or a path. With 0 samples there is the
-    regression alone. `guidance` is that of the goals told to the model, `pull` that of their gradient.
-    """
-
-    goals: str
-    samples: Annotated[int, Field(ge=0, le=100)] = 8
-    steps: Annotated[int, Field(ge=1, le=1000)] = 8
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    weights: str = "shipped"
-    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
-    pull: Annotated[float, Field(ge=0, le=1)] = 0.0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
-    mapping: str | None = None
-    ct_table: str | None = None
-    patient_position: Literal["HFS", "HFP", "FFS", "FFP"] | None = None
-    allow_outside_body: bool = False
-
-    @property
-    def reading(self) -> Reading:
-        """How the case is read."""
-        return Reading(self.mapping, self.ct_table, self.patient_position, self.allow_outside_body)
-
-
-def predict_settings(**values: Any) -> PredictSettings:
-    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
-    return _checked(PredictSettings, "prediction", values)
-
-
-def _checked(kind: type[_Settings], what: str, values: dict[str, Any]) -> _Settings:
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"] if not str(p).startswith("function"))
-        given = f" (given: {first['input']!r})" if "input" in first else ""
-        raise InputError(f"{what} setting {where}: {first['msg']}{given}; correct it") from None
-
 
 def plan_settings(**values: Any) -> PlanSettings:
     """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
-    settings = _checked(PlanSettings, "plan", values)
+    settings = PlanSettings(**values)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
-        raise InputError("plan settings: an arc needs both a start and a stop angle; give both or neither")
+        raise InputError("an arc needs both a start and a stop angle; give both or neither")
     if settings.span == "partial" and settings.arc_start_deg is not None:
-        raise InputError("plan settings: start and stop say where arcs go; leave them out or --span partial")
+        raise InputError("start and stop say where arcs go; leave them out or --span partial")
     angles = (settings.collimator_deg, settings.couch_deg, settings.avoid_deg)
     if settings.improve and (settings.arc_start_deg is not None or settings.span != "full" or any(angles)):
         raise InputError(
-            f"plan settings: the arcs of {settings.improve} are kept, so angles have no effect; leave out "
-            "--arc-start, --arc-stop, --span, --collimator, --couch and --avoid or --improve"
+            f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arc-start-deg, "
+            "--arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg or --improve"
         )
     if settings.candidates > 1 and settings.prior == "goals":
         raise InputError(
-            f"plan settings: {settings.candidates} candidates need as many doses to aim at, which the prior "
+            f"{settings.candidates} candidates need as many doses to aim at, which the prior "
             "goals does not give; choose --prior diffusion or one candidate"
         )
+    from vmat_diffusion.jobs.together import turns_of, workers_for
+
     least = _LEAST_MINUTES * turns_of(settings.candidates)
-    if settings.candidates > 1 and settings.max_minutes < least:
+    if settings.candidates > 1 and settings.search_minutes < least:
         raise InputError(
-            f"plan settings: {settings.max_minutes:g} minutes are too short for {settings.candidates} "
+            f"{settings.search_minutes:g} minutes are too short for {settings.candidates} "
             f"candidates of at least {_LEAST_MINUTES:g} minute each, {workers_for(settings.candidates)} at a "
-            f"time; give --max-minutes {least:g} or fewer --candidates"
+            f"time; give --search-minutes {least:g} or fewer --candidates"
         )
     for what, given in (("collimator", settings.collimator_deg), ("couch", settings.couch_deg)):
         if given is not None and len(given) not in (1, settings.arcs):
             raise InputError(
-                f"plan settings: {len(given)} {what} angles for {settings.arcs} arcs; "
-                "give one for all or one for each"
+                f"{len(given)} {what} angles for {settings.arcs} arcs; give one for all or one for each"
             )
     return settings

@@ -40,6 +40,7 @@ from vmat_diffusion.jobs.case_states import (
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.settings import Simulation
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
@@ -51,32 +52,6 @@ _CUT_SHARE = 0.1
 # D95% and D2% relative to the prescription, looser than in any clinic: a dose beyond them is of a search
 # that ended too early.
 _LEAST_COVERAGE, _MOST_HEAT = 0.8, 1.25
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """The settings of all plans. Without `max_minutes` plans depend on the seed alone, not on the clock.
-
-    `effort` scales the optimiser's iterations; `spacing_mm` (x, y, z) is the grid of synthetic patients.
-    """
-
-    machine: str = "generic_6mv"
-    seed: int = 0
-    grid_mm: float = 3.0
-    effort: float = 1.0
-    max_minutes: float | None = None
-    spacing_mm: Point = (2.0, 2.0, 2.5)
-
-    def __post_init__(self) -> None:
-        for option, value, low, high in (
-            ("--seed", self.seed, 0, 2**32 - 1),
-            ("--grid-mm", self.grid_mm, 1, 10),
-            ("--effort", self.effort, 0.01, 10),
-            ("--max-minutes", 1 if self.max_minutes is None else self.max_minutes, 0.01, 1440),
-            *(("--spacing-mm", s, 1, 6) for s in self.spacing_mm),
-        ):
-            if not low <= value <= high:
-                raise InputError(f"{option} {value:g} is outside {low:g} to {high:g}; choose one within")
 
 
 @dataclass(frozen=True)
@@ -281,7 +256,7 @@ def plan_variation(
         collimator_deg=variation.collimator_deg,
         grid_mm=settings.grid_mm,
         seed=variation.seed,
-        max_minutes=settings.max_minutes,
+        max_minutes=settings.search_minutes,
         effort=settings.effort,
     )
     made = optimize(case, sheet, machine, settings=asked, finalize=as_written)

@@ -10,8 +10,8 @@ from typing import Any
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.workflow.run_files import PLAN_FILE, RECORD
 
-RECORD, PLAN_FILE = "run.json", "RP.dcm"
 # Inputs of a run that are the same for plans of one case: the images and the contours.
 _SAME_CASE = ("frame_of_reference_uid", "series_uid", "structure_set_uid")
 

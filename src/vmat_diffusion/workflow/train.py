@@ -83,7 +83,7 @@ class TrainingRun:
 
 
 def train_model(
-    config: Path,
+    config: Path | str,
     data: Path,
     out: Path,
     *,
@@ -95,9 +95,10 @@ def train_model(
 ) -> TrainingRun:
     """Train by the settings of `config` on the data set folder `data`, with everything in `out`.
 
-    `weights` is a file of weights to start from (None: random). `resume` goes on with the checkpoint in
-    `out`, if there is one, and follows the same curve. `cache` keeps the encoded cases (None:
-    `out/encoded`). Raises InputError where `out` holds another training.
+    `config` is a shipped recipe's name or a TOML file, `weights` a file of weights to begin with (None:
+    random). `resume` goes on with the checkpoint in
+    `out`, if there is one, and follows the same curve. `cache` keeps
+    the encoded cases (None: `out/encoded`). Raises InputError where `out` holds another training.
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings
@@ -118,7 +119,7 @@ def fine_tune(
     out: Path,
     *,
     machinery: Machinery,
-    config: Path | None = None,
+    config: str | Path | None = None,
     cache: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,

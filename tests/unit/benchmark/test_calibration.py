@@ -20,7 +20,7 @@ def _spread(rng: np.random.Generator, *, claimed: float = 1.0, samples: int = 8,
     target = np.zeros(SHAPE, bool)
     target[5:8, 10:20, 10:20] = True
     structures = {"PTV_70": (True, target), "Larynx": (False, np.roll(target, 10, axis=2))}
-    return spread_of(truth, base, drawn, EVERYWHERE, structures, 0.04)
+    return spread_of(truth, base, drawn, possible_dose=EVERYWHERE, structures=structures, voxel_cc=0.04)
 
 
 @pytest.mark.parametrize("samples", [3, 8])
@@ -50,7 +50,14 @@ def test_widening_is_that_of_widened_samples() -> None:
     residuals = [rng.normal(0.5, 1, SHAPE) for _ in range(5)]
     factor = FACTORS[20]
     one, wide = (
-        spread_of(truth, base, [base + f * r for r in residuals], EVERYWHERE, {"a": (True, EVERYWHERE)}, 0.04)
+        spread_of(
+            truth,
+            base,
+            [base + f * r for r in residuals],
+            possible_dose=EVERYWHERE,
+            structures={"a": (True, EVERYWHERE)},
+            voxel_cc=0.04,
+        )
         for f in (1.0, factor)
     )
     for level in ("50%", "80%", "90%"):
@@ -70,11 +77,25 @@ def test_reliability_puts_error_beside_spread_bin_by_bin() -> None:
 
 def test_one_sample_has_no_spread() -> None:
     with pytest.raises(ValueError, match="at least 2 are needed"):
-        spread_of(np.zeros(SHAPE), np.zeros(SHAPE), [np.zeros(SHAPE)], EVERYWHERE, {}, 0.04)
+        spread_of(
+            np.zeros(SHAPE),
+            np.zeros(SHAPE),
+            [np.zeros(SHAPE)],
+            possible_dose=EVERYWHERE,
+            structures={},
+            voxel_cc=0.04,
+        )
 
 
 def test_where_no_voxel_is_in_doubt_nothing_is_said() -> None:
     low = np.ones(SHAPE)
-    none = spread_of(low, low, [low, low + 1], EVERYWHERE, {"a": (True, EVERYWHERE)}, 0.04)
+    none = spread_of(
+        low,
+        low,
+        [low, low + 1],
+        possible_dose=EVERYWHERE,
+        structures={"a": (True, EVERYWHERE)},
+        voxel_cc=0.04,
+    )
     assert none.voxels == 0
     assert coverage([none]) is None and fit_spread([none]) is None and reliability([none]) == []

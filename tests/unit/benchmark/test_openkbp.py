@@ -11,10 +11,10 @@ from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
 from vmat_diffusion.benchmark import openkbp as benchmark
-from vmat_diffusion.benchmark.journal import Journal, PatientResult
+from vmat_diffusion.benchmark.journal import Journal
 from vmat_diffusion.benchmark.openkbp import BenchmarkSettings, _depends_on, benchmark_openkbp
-from vmat_diffusion.benchmark.openkbp_patient import Task, judge_patient
-from vmat_diffusion.benchmark.steering import Steer
+from vmat_diffusion.benchmark.openkbp_patient import PatientResult, PredictionTask, judge_patient
+from vmat_diffusion.benchmark.settings import SteeringRequest
 from vmat_diffusion.dataset.openkbp import read_patient
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.diffusion.predict import Sampling
@@ -50,7 +50,7 @@ def _csv_gy(file: Path) -> np.ndarray:
 
 
 def test_scores_are_those_of_the_files_that_were_written(data: Path, weights: str, tmp_path: Path) -> None:
-    settings = BenchmarkSettings(data, weights=weights)
+    settings = BenchmarkSettings(data=data, weights=weights)
     done = benchmark_openkbp(settings, csv_out=tmp_path / "csv", out=tmp_path / "found.json")
     assert [p.scores.id for p in done.patients] == ["pt_201", "pt_202", "pt_203"]
     assert [(r.case, "readable" in r.reason) for r in done.left_out] == [("pt_204", True)]
@@ -76,14 +76,14 @@ def test_a_run_goes_on_where_it_was_stopped(
 ) -> None:
     judged = []
 
-    def stops_at_the_second(path: Path, task: Task, asked: object):  # type: ignore[no-untyped-def]
+    def stops_at_the_second(path: Path, task: PredictionTask, asked: object):  # type: ignore[no-untyped-def]
         judged.append(path.stem)
         if len(judged) == 2:
             raise KeyboardInterrupt
         return judge_patient(path, task)
 
     monkeypatch.setattr(benchmark, "judge_patient", stops_at_the_second)
-    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(201, 202, 203))
+    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(201, 202, 203))
     out = tmp_path / "found.json"
     with pytest.raises(KeyboardInterrupt):
         benchmark_openkbp(settings, out=out)
@@ -101,9 +101,9 @@ def test_a_run_goes_on_where_it_was_stopped(
 
 def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
     benchmark_openkbp(settings, out=out)
-    other = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,), seed=1)
+    other = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,), seed=1)
     with pytest.raises(InputError, match="holds results of another seed; pass --overwrite"):
         benchmark_openkbp(other, out=out)
     benchmark_openkbp(other, out=out, overwrite=True)
@@ -112,7 +112,7 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
 def test_a_file_that_is_no_result_of_this_run_is_not_replaced(
     data: Path, weights: str, tmp_path: Path
 ) -> None:
-    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
     out = tmp_path / "mine.json"
     out.write_text("mine")
     with pytest.raises(InputError, match=r"--out mine\.json is there, but no results by patient"):
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_result_of_this_run_is_not_replaced(
 
 
 def test_doses_in_the_folder_are_those_of_the_results(data: Path, weights: str, tmp_path: Path) -> None:
-    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
     folder, out = tmp_path / "csv", tmp_path / "found.json"
     done = benchmark_openkbp(settings, csv_out=folder, out=out)
     file = folder / "pt_203.csv"
@@ -151,7 +151,7 @@ def test_a_stop_between_dose_and_result_leaves_no_dose_that_is_not_kept(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    settings = BenchmarkSettings(data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "keep", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -175,16 +175,16 @@ def test_a_journal_without_results_binds_to_nothing(tmp_path: Path) -> None:
 def test_samples_of_weights_without_diffusion_are_refused_first(data: Path, tmp_path: Path) -> None:
     plain = str(save_model(tmp_path / "w.safetensors", tiny_model(residual=False)))
     with pytest.raises(InputError, match="2 samples are asked of weights without diffusion"):
-        benchmark_openkbp(BenchmarkSettings(data, weights=plain, samples=2), csv_out=tmp_path / "csv")
+        benchmark_openkbp(BenchmarkSettings(data=data, weights=plain, samples=2), csv_out=tmp_path / "csv")
     assert not (tmp_path / "csv").exists()
 
 
 def test_what_the_trees_learnt_from_is_part_of_the_settings(data: Path, tmp_path: Path) -> None:
     def head(**changed: object) -> dict:
-        return _depends_on(BenchmarkSettings(data, **changed), {"sha256": "0"})  # type: ignore[arg-type]
+        return _depends_on(BenchmarkSettings(data=data, **changed), {"sha256": "0"})  # type: ignore[arg-type]
 
-    assert head(boosting=True) != head(boosting=True, train_data=tmp_path)
-    assert head(boosting=True) == head(boosting=True, train_data=data)
+    assert head(baseline="boosting") != head(baseline="boosting", train_data=tmp_path)
+    assert head(baseline="boosting") == head(baseline="boosting", train_data=data)
     assert head() == head(train_data=tmp_path)
 
 
@@ -196,9 +196,9 @@ def test_what_the_trees_learnt_from_is_part_of_the_settings(data: Path, tmp_path
         ({"samples": 2, "fit_spread": (301,)}, "pt_301 is not among these 4"),
         ({"samples": 2, "patients": (201,), "fit_spread": (201,)}, "leave some to judge it on"),
         ({"patients": (204,)}, "none of 1 patients could be predicted; pt_204"),
-        ({"device": "tpu"}, "device 'tpu' is not known"),
+        ({"device": "tpu"}, "device tpu is not known"),
         ({"weights": "absent"}, "weights absent do not exist"),
-        ({"steer": (Steer("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
+        ({"steer": (SteeringRequest("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
         ({"samples": -1}, "samples -1 is outside 0 to 64"),
         ({"fit_spread": (201,)}, "0 samples have no spread"),
     ],
@@ -212,7 +212,7 @@ def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
     data: Path, weights: str, tmp_path: Path
 ) -> None:
     settings = BenchmarkSettings(
-        data, weights=weights, gamma=False, patients=(201, 202), samples=3, steps=2, fit_spread=(201,)
+        data=data, weights=weights, gamma=False, patients=(201, 202), samples=3, steps=2, fit_spread=(201,)
     )
     done = benchmark_openkbp(settings, csv_out=tmp_path)
     found = json.loads(json.dumps(done.summary()))
@@ -235,11 +235,11 @@ def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
 
 def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> None:
     settings = BenchmarkSettings(
-        data,
+        data=data,
         weights=weights,
         gamma=False,
         patients=(201, 203),
-        steer=(Steer("Parotid_L", -5.0), Steer("Larynx", -69.0)),
+        steer=(SteeringRequest("Parotid_L", -5.0), SteeringRequest("Larynx", -69.0)),
         steer_cases=1,
     )
     done = benchmark_openkbp(settings)
@@ -257,8 +257,8 @@ def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> No
 
 
 def test_a_pull_takes_the_organ_to_the_wanted_mean_and_leaves_others(data: Path) -> None:
-    task = Task(tiny_model(), Sampling(samples=2, steps=2), gamma=False)
-    done = judge_patient(data / "validation" / "pt_203.npz", task, [Steer("Larynx", -5.0)])
+    task = PredictionTask(tiny_model(), Sampling(samples=2, steps=2), gamma=False)
+    done = judge_patient(data / "validation" / "pt_203.npz", task, [SteeringRequest("Larynx", -5.0)])
     pulled = next(s for s in done.steered if s.way == "pulled")
     # The last step of the sampler ends with the pull; samples that were below are left there.
     assert pulled.mean_gy["Larynx"] == pytest.approx(-5.0, abs=0.7)
@@ -275,7 +275,7 @@ def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_pat
     parts["dose_cGy"] = np.where(level, level + noise, 0).astype(np.uint16)
     for name in ("train/pt_1", "validation/pt_201"):
         write_npz(tmp_path / "data" / f"{name}.npz", parts)
-    settings = BenchmarkSettings(tmp_path / "data", weights=weights, gamma=False, boosting=True)
+    settings = BenchmarkSettings(data=tmp_path / "data", weights=weights, gamma=False, baseline="boosting")
     done = benchmark_openkbp(settings, csv_out=tmp_path)
     assert done.ways == ["boosting", "regression"]
     ways = done.scored[0].ways
@@ -288,6 +288,8 @@ def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_pat
 
 def test_trees_need_cases_to_learn_from(data: Path, weights: str, tmp_path: Path) -> None:
     write_npz(tmp_path / "test" / "pt_241.npz", arrays())
-    settings = BenchmarkSettings(tmp_path, split="test", weights=weights, gamma=False, boosting=True)
+    settings = BenchmarkSettings(
+        data=tmp_path, split="test", weights=weights, gamma=False, baseline="boosting"
+    )
     with pytest.raises(InputError, match=r"^none of the 1 patients .* is of split train"):
         benchmark_openkbp(settings)

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from openkbp_files import arrays, write_npz
-from small_case import UNIFORM_GY, open_arc
+from small_case import UNIFORM_GY, StandIn, open_arc
 
-import vmat_diffusion.optimize as package
 from vmat_diffusion.benchmark import plans as module
 from vmat_diffusion.benchmark.plan_comparison import Criterion, JudgedDose, PlanComparison
 from vmat_diffusion.benchmark.plans import PlansSettings, benchmark_plans
-from vmat_diffusion.benchmark.plans_tables import Level, PlannedPatient, plan_patient
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.benchmark.plans_patient import Level, PlannedPatient, plan_patient
+from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.optimize import Outcome
 from vmat_diffusion.workflow import plan_settings
 
 PLAN = plan_settings(goals=GOALS)
@@ -87,11 +86,11 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_patient_goes_the_whole_road_and_is_compared(
-    data: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    data: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser(replace(open_arc(), fractions=35))
     out = tmp_path / "out"
-    done = benchmark_plans(PlansSettings(data, 1, PLAN, first=203), out=out)
+    done = benchmark_plans(PlansSettings(data, 1, PLAN, first=203), out=out, tools=optimiser.tools)
     (one,) = done.patients
     clinical = read_openkbp(data / "validation" / "pt_203.npz").case.reference_dose
     assert clinical is not None
@@ -115,27 +114,18 @@ def test_a_patient_goes_the_whole_road_and_is_compared(
 def test_a_plan_covers_its_target_at_least_as_the_clinical_one(
     data: Path,
     tmp_path: Path,
-    optimiser: Callable[..., list[dict]],
-    monkeypatch: pytest.MonkeyPatch,
+    optimiser: StandIn,
     level: Level,
     clinical_gy: float,
     asked_gy: float,
 ) -> None:
-    sheets = []
-    optimiser(replace(open_arc(), fractions=35))
-    handed_over = package.optimize
-
-    def optimize(case: Case, sheet: GoalSheet, *more: Any, **keywords: Any) -> Any:
-        sheets.append(sheet)
-        return handed_over(case, sheet, *more, **keywords)
-
-    monkeypatch.setattr(package, "optimize", optimize)
+    calls = optimiser(replace(open_arc(), fractions=35))
     training = read_openkbp(data / "validation" / "pt_203.npz")
     case = training.case
     clinical = Dose(case.grid, np.full(case.grid.shape, clinical_gy, np.float32))
     training = replace(training, case=replace(case, reference_dose=clinical))
-    plan_patient(training, tmp_path, PLAN, level=level)
-    sheet = sheets[0]
+    plan_patient(training, tmp_path, PLAN, level=level, tools=optimiser.tools)
+    sheet = calls[0]["sheet"]
     assert sheet.normalization.structure == "PTV_70"
     assert sheet.normalization.gy == pytest.approx(asked_gy, abs=1e-4)
     # Goals judge as before.
@@ -201,31 +191,22 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert planned == [] and [p.id for p in fewer.patients] == ["pt_201"]
     with pytest.raises(InputError, match="holds results of another level; pass --overwrite"):
         benchmark_plans(replace(settings, level="sheet"), out=out)
-    other = replace(settings, plan=replace(PLAN, max_minutes=2.0))
-    with pytest.raises(InputError, match="holds results of another max_minutes; pass --overwrite"):
+    other = replace(settings, plan=replace(PLAN, search_minutes=2.0))
+    with pytest.raises(InputError, match="holds results of another search_minutes; pass --overwrite"):
         benchmark_plans(other, out=out)
     benchmark_plans(other, out=out, overwrite=True)
     assert planned == ["pt_201", "pt_203", "pt_204"]
 
 
 def test_an_interrupt_while_optimising_ends_the_benchmark_before_the_gate(
-    data: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, optimiser: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vmat_diffusion.optimize as package
-    import vmat_diffusion.workflow.search_and_check as judging
+    def interrupted(made: SimpleNamespace, call: int) -> None:
+        made.outcome = Outcome.INTERRUPTED
 
-    optimiser(replace(open_arc(), fractions=35))
-    handed_over = package.optimize
-
-    def interrupted(*values: Any, **keywords: Any) -> Any:
-        made = handed_over(*values, **keywords)
-        made.outcome = package.Outcome.INTERRUPTED
-        return made
-
-    monkeypatch.setattr(package, "optimize", interrupted)
-    monkeypatch.setattr(judging, "pass_gate", lambda *_, **__: pytest.fail("the gate was asked"))
+    optimiser(replace(open_arc(), fractions=35), change=interrupted, engine=())
     with pytest.raises(KeyboardInterrupt):
-        benchmark_plans(PlansSettings(data, 1, PLAN), out=tmp_path / "out")
+        benchmark_plans(PlansSettings(data, 1, PLAN), out=tmp_path / "out", tools=optimiser.tools)
     assert not (tmp_path / "out" / "plans").exists()
     assert not (tmp_path / "out" / "patients.jsonl").exists()
 

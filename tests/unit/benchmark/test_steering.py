@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.benchmark.steering import steered, steering_table
+from vmat_diffusion.benchmark.settings import SteeringRequest
+from vmat_diffusion.benchmark.steering import steering_result, steering_table
 
 SHAPE = (4, 5, 6)
 
@@ -22,7 +23,9 @@ def _result(parotid: float, larynx: float, target: float, way: str = "told"):
     found[0] += parotid
     found[1] += larynx
     found[2:] += target
-    return steered(way, "Parotid_L", -5.0, free, found, _structures())
+    return steering_result(
+        way, SteeringRequest("Parotid_L", -5.0), free=free, found=found, structures=_structures()
+    )
 
 
 def test_changes_are_against_the_free_prediction() -> None:

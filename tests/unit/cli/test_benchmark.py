@@ -58,7 +58,7 @@ def test_scores_are_shown_as_tables_and_as_json(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--split", "valid"], "split 'valid' is not known; known are train, validation, test"),
+        (["--split", "valid"], "split valid is not known; choose train, validation or test"),
         (["--patients", "201-"], "patients '201-': '201-' is no number and no range"),
         (["--patients", "9-3"], "'9-3' is no number and no range"),
         (["--patients", "201-999999999"], "no range of the challenge's 1 to 340; write 201-210,215"),

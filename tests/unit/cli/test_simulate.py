@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_case import small_case
+from small_case import StandIn, small_case
 
 from vmat_diffusion import cli
 from vmat_diffusion.dataset.cases import TrainingCase, save_case
 from vmat_diffusion.dataset.tables import case_record, write_index
+
+
+@pytest.fixture
+def optimiser(optimiser: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The stand-in in place of the optimiser, which `simulate` takes from its package."""
+    monkeypatch.setattr("vmat_diffusion.optimize.optimize", optimiser.optimize)
+    return optimiser
 
 
 @pytest.fixture
@@ -43,10 +49,10 @@ def test_plans_are_shown_as_a_table_and_as_json(
     data_set: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    optimiser: Callable[..., list[dict]],
+    optimiser: StandIn,
 ) -> None:
     calls = optimiser(noise="words of a library")
-    options = ("--cases", data_set, "--out", tmp_path / "out", "--max-minutes", 2, "--grid-mm", 5)
+    options = ("--data", data_set, "--out", tmp_path / "out", "--search-minutes", 2, "--grid-mm", 5)
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr().out
     assert "case_1_p01  phantom  tg119_cshape" in shown and "2 plans in" in shown
@@ -66,9 +72,9 @@ def test_plans_are_shown_as_a_table_and_as_json(
     ("options", "sentence"),
     [
         ((), "give exactly one"),
-        (("--cases", "nowhere", "--synthetic", "2"), "give exactly one"),
-        (("--cases", "nowhere"), "holds no readable index.jsonl"),
-        (("--cases", "nowhere", "--spacing-mm", "2", "2", "2"), "--spacing-mm is for synthetic patients"),
+        (("--data", "nowhere", "--synthetic", "2"), "give exactly one"),
+        (("--data", "nowhere"), "holds no readable index.jsonl"),
+        (("--data", "nowhere", "--spacing-mm", "2", "2", "2"), "--spacing-mm is for synthetic patients"),
         (("--synthetic", "2", "--sites", "elbow"), "--sites elbow"),
         (("--synthetic", "2", "--machine", "generic_hd120"), "no beam model"),
         (("--synthetic", "2", "--plans-per-case", "0"), "--plans-per-case 0 is outside 1 to 99"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from small_case import small_case
+from small_case import StandIn, small_case
 
 from vmat_diffusion import cli
+from vmat_diffusion.benchmark.tg119 import benchmark_tg119
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -27,11 +28,13 @@ def test_scores_are_shown_as_tables_and_as_json(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    optimiser: Callable[..., list[dict]],
+    optimiser: StandIn,
 ) -> None:
     monkeypatch.setattr("vmat_diffusion.phantom.phantom", lambda name: small_case())
     calls = optimiser(noise="chatter of a library")
-    options = ["--cases", "cshape_easy", "--cases", "cshape_hard", "--out", tmp_path / "out"]
+    handed_in = partial(benchmark_tg119, tools=optimiser.tools)
+    monkeypatch.setattr("vmat_diffusion.benchmark.tg119.benchmark_tg119", handed_in)
+    options = ["cshape_easy", "cshape_hard", "--out", tmp_path / "out"]
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr()
     assert "cshape_easy: NOT PASSED; " in shown.out and "72 MU, gate passed" in shown.out
@@ -52,8 +55,8 @@ def test_scores_are_shown_as_tables_and_as_json(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--cases", "liver"], "case 'liver' is not known; known are multitarget"),
-        (["--max-minutes", "0"], "max_minutes"),
+        (["liver"], "case 'liver' is not known; known are multitarget"),
+        (["--search-minutes", "0"], "search-minutes"),
         (["--machine", "none_such"], "none_such"),
     ],
 )
@@ -68,8 +71,8 @@ def test_what_cannot_be_used_is_a_sentence_and_exit_code_2(
 @pytest.mark.timeout(900)
 def test_a_short_search_plans_the_c_shape(tmp_path: Path) -> None:
     (tmp_path / "gate.toml").write_text("uncertainty_percent = 10.0\n")
-    command = [sys.executable, "-m", "vmat_diffusion", "benchmark", "tg119", "--cases", "cshape_easy"]
-    command += ["--max-minutes", "0.5", "--grid-mm", "5", "--uncertainty", "0.09"]
+    command = [sys.executable, "-m", "vmat_diffusion", "benchmark", "tg119", "cshape_easy"]
+    command += ["--search-minutes", "0.5", "--grid-mm", "5", "--uncertainty", "0.09"]
     command += ["--gate", str(tmp_path / "gate.toml"), "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (found,) = json.loads(done.stdout)["cases"]

@@ -75,7 +75,7 @@ def test_training_writes_weights_and_goes_on_where_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, cache = tmp_path / "run", tmp_path / "cache"
-    options = ("--config", recipe, "--data", data_set, "--out", out, "--cache", cache, "--workers", 0)
+    options = ("--config", recipe, "--data", data_set, "--out", out, "--cache", cache, "--loaders", 0)
     assert _run(monkeypatch, "train", *options, "--resume", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["finished"] and told["samples"] == 8 and told["validation"]["dose_score_gy"] > 0
@@ -116,7 +116,7 @@ def test_notice_before_the_first_step_puts_the_job_into_the_queue_again(
 
     monkeypatch.setattr(encoded, "encode_cases", noticed)
     out = tmp_path / "run"
-    options = ("--config", recipe, "--data", data_set, "--out", out, "--workers", 0, "--resume", "--json")
+    options = ("--config", recipe, "--data", data_set, "--out", out, "--loaders", 0, "--resume", "--json")
     assert _run(monkeypatch, "train", *options) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["requeued"] and told["samples"] == 0 and not told["finished"]
@@ -134,7 +134,7 @@ def test_another_training_is_not_gone_on_with(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ("--config", recipe, "--data", data_set, "--out", tmp_path / "run", "--workers", 0)
+    options = ("--config", recipe, "--data", data_set, "--out", tmp_path / "run", "--loaders", 0)
     assert _run(monkeypatch, "train", *options) == 0
     assert (tmp_path / "run" / "encoded").is_dir()
     assert _run(monkeypatch, "train", *options) == 2
@@ -161,10 +161,10 @@ def test_fine_tuning_changes_the_weights_it_begins_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, tuned, cache = tmp_path / "first", tmp_path / "tuned", tmp_path / "cache"
-    where = ("--data", data_set, "--cache", cache, "--workers", 0)
+    where = ("--data", data_set, "--cache", cache, "--loaders", 0)
     assert _run(monkeypatch, "train", "--config", recipe, *where, "--out", first) == 0
     recipe.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 1e-6"))
-    begin = ("fine-tune", "--from", first / "weights.safetensors", *where, "--out", tuned)
+    begin = ("fine-tune", "--weights", first / "weights.safetensors", *where, "--out", tuned)
     assert _run(monkeypatch, *begin, "--config", recipe, "--site", "lung") == 2
     assert "no case of the site lung" in capsys.readouterr().err
     assert _run(monkeypatch, *begin, "--config", recipe, "--site", "head_neck") == 0
@@ -183,7 +183,7 @@ def test_weights_are_exported_from_a_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
-    options = ("--config", recipe, "--data", data_set, "--out", out, "--workers", 0)
+    options = ("--config", recipe, "--data", data_set, "--out", out, "--loaders", 0)
     assert _run(monkeypatch, "train", *options) == 0
     assert _run(monkeypatch, "export-weights", out, "--out", tmp_path / "w.safetensors") == 0
     exported, whole = (load_model(f) for f in (tmp_path / "w.safetensors", out / "weights.safetensors"))
@@ -214,11 +214,11 @@ def test_without_the_extra_there_is_a_sentence(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--devices", 0), "--devices 0 is below 1"),
-        (("--workers", -1), "--workers -1 is below 0"),
+        (("--devices", 0), "--devices 0 is not at least 1"),
+        (("--loaders", -1), "--loaders -1 is not at least 0"),
         (("--devices", 3), "3 devices cannot share the 2 samples"),
         (("--config", "absent.toml"), "absent.toml cannot be read"),
-        (("--from", "absent.safetensors"), "weights absent.safetensors do not exist"),
+        (("--weights", "absent.safetensors"), "weights absent.safetensors do not exist"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -240,7 +240,7 @@ def test_two_processes_are_as_good_as_one(tmp_path: Path, data_set: Path, recipe
     text = RECIPE + '[[stages]]\nrole = "residual"\nsamples = 4\nlosses = { residual = 1.0, l1 = 0.1 }\n'
     recipe.write_text(text)
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ("--config", recipe, "--data", data_set, "--cache", tmp_path / "cache", "--workers", 0)
+    options = ("--config", recipe, "--data", data_set, "--cache", tmp_path / "cache", "--loaders", 0)
     subprocess.run(_command("train", *options, "--out", one), check=True, timeout=300)
     done = subprocess.run(
         _command("train", *options, "--out", two, "--devices", 2, "--json"),
@@ -270,7 +270,7 @@ def _figures(run: Path) -> list[dict]:
 def test_sigterm_leaves_a_checkpoint_that_goes_on(tmp_path: Path, data_set: Path, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("samples = 8", "samples = 100000"))
     out = tmp_path / "run"
-    options = ("--config", recipe, "--data", data_set, "--out", out, "--workers", 1)
+    options = ("--config", recipe, "--data", data_set, "--out", out, "--loaders", 1)
     process = subprocess.Popen(
         _command("train", *options), stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vmat_diffusion.commissioning.beam_fit import (
-    HORN_RADIUS_MM,
+    OFF_AXIS_RADIUS_MM,
     REFERENCE_DEPTH_MM,
     Scan,
     absolute,
@@ -24,6 +23,7 @@ from vmat_diffusion.commissioning.beam_fit import (
 from vmat_diffusion.commissioning.scans import Curve, OutputFactors
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel, load_machine, machine_text, parse_machine
+from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 FACTORS = OutputFactors(
@@ -174,7 +174,7 @@ def test_scans_that_give_no_absolute_dose_are_refused(
 def test_build_up_and_places_beyond_the_off_axis_ratio_count_less() -> None:
     weight = point_weights(points(100.0, np.zeros(3), np.array([1.0, 5.0, 50.0]), 0))
     assert weight[0] < weight[1] < weight[2]
-    far = points(400.0, np.array([HORN_RADIUS_MM[-1] + 1]), 0.0, 2)
+    far = points(400.0, np.array([OFF_AXIS_RADIUS_MM[-1] + 1]), 0.0, 2)
     assert point_weights(far)[0] == 0
 
 
@@ -231,7 +231,7 @@ def test_a_known_beam_is_found_again() -> None:
     Parameters stand in for one another; dose is what has to come back, and with it the focal spot.
     """
     start = load_machine("generic_6mv").require_beam()
-    horn = 1 + 0.1 * (1 - np.exp(-((HORN_RADIUS_MM / 80) ** 2)))
+    horn = 1 + 0.1 * (1 - np.exp(-((OFF_AXIS_RADIUS_MM / 80) ** 2)))
     values = np.array([0.2, 0.06, 1.5, 0.07, 30.0, 4e-6, 0.008, 1.2, 30.0])
     truth = calibrated(with_parameters(start, values, horn))
     scan = scans_of(truth, (40.0, 100.0, 200.0, 300.0))
@@ -261,7 +261,7 @@ def scans_of(beam: BeamModel, sides: tuple[float, ...]) -> Scan:
 
 def test_progress_is_told_at_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
-    report: Callable[[float, str], None] = lambda share, _: told.append(share)  # noqa: E731
+    report: Progress = lambda stage, share, note: told.append(share)  # noqa: E731
     start = load_machine("generic_6mv").require_beam()
     scan = scans_of(start, (100.0,))
     monkeypatch.setattr(

@@ -16,7 +16,7 @@ from synthetic_plans import as_study, two_arcs
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Source
 from vmat_diffusion.dicom import dataset as dataset_module
-from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_plan
+from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_unjudged_plan
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Layer, Machine, load_machine
@@ -43,7 +43,7 @@ def plan(case: Case, machine: Machine) -> Plan:
 def export(tmp_path: Path, case: Case, machine: Machine, plan: Plan) -> Callable[..., Path]:
     def write(changed: Plan = plan, on: Case = case, **options: object) -> Path:
         options = {"prescription": on.prescription, **options}
-        return write_plan(tmp_path / "RP.dcm", changed, on, machine, **options)  # type: ignore[arg-type]
+        return write_unjudged_plan(tmp_path / "RP.dcm", changed, on, machine, **options)  # type: ignore[arg-type]
 
     return write
 
@@ -54,7 +54,7 @@ def written(
 ) -> pydicom.Dataset:
     path = tmp_path_factory.mktemp("plan") / "RP.dcm"
     assert case.prescription is not None
-    return pydicom.dcmread(write_plan(path, plan, case, machine, prescription=case.prescription))
+    return pydicom.dcmread(write_unjudged_plan(path, plan, case, machine, prescription=case.prescription))
 
 
 def dose_of(case: Case, *, seed: int = 0) -> Dose:
@@ -205,7 +205,7 @@ def test_a_machine_without_x_jaws_and_with_two_layers(
     leaves = arc.leaves_mm[:, :, : stacked.mlc.pairs] + 0.01 * np.arange(stacked.mlc.pairs)
     changed = replace(plan, arcs=(replace(arc, leaves_mm=leaves),))
     assert case.prescription is not None
-    path = write_plan(tmp_path / "RP.dcm", changed, case, stacked, prescription=case.prescription)
+    path = write_unjudged_plan(tmp_path / "RP.dcm", changed, case, stacked, prescription=case.prescription)
     point = pydicom.dcmread(path).BeamSequence[0].ControlPointSequence[5]
     y, distal, proximal = point.BeamLimitingDevicePositionSequence
     assert list(y.LeafJawPositions) == [-60, 60]
@@ -221,7 +221,7 @@ def test_energy_and_fluence_mode(
 ) -> None:
     beam = replace(machine.require_beam(), energy="10 MV", fluence_mode=mode)
     assert case.prescription is not None
-    path = write_plan(
+    path = write_unjudged_plan(
         tmp_path / "RP.dcm", plan, case, replace(machine, beam=beam), prescription=case.prescription
     )
     first = pydicom.dcmread(path).BeamSequence[0]
@@ -273,7 +273,7 @@ def test_a_nonascii_patient_name_survives(tmp_path: Path, machine: Machine, plan
     image.PatientName = "Größe^Ægir"
     image.save_as(case.source.image_path)
     assert case.prescription is not None
-    path = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    path = write_unjudged_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
     assert str(pydicom.dcmread(path).PatientName) == "Größe^Ægir"
 
 
@@ -288,7 +288,7 @@ def test_invalid_dates_and_codes_of_the_ct_are_left_empty_and_named(
         image.StudyDate = "20240229"
         image.save_as(case.source.image_path)
     assert case.prescription is not None
-    path = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    path = write_unjudged_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
     written = pydicom.dcmread(path)
     assert (written.PatientBirthDate, written.PatientSex, written.StudyDate) == ("", "", "20240229")
     assert written.RTPlanDescription.endswith("PatientBirthDate, PatientSex")
@@ -413,9 +413,9 @@ def test_a_failing_write_leaves_nothing_behind(
 def test_a_written_plan_that_differs_is_never_published(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmat_diffusion.dicom import export_plan
+    from vmat_diffusion.dicom import write
 
-    monkeypatch.setattr(export_plan, "angle_as_written", lambda degrees: 7.0)
+    monkeypatch.setattr(write, "angle_as_written", lambda degrees: 7.0)
     with pytest.raises(PlanError, match="gantry angles"):
         export()
     assert list(tmp_path.iterdir()) == []
@@ -433,7 +433,7 @@ def test_over_long_decimals_are_found_in_any_sequence(written: pydicom.Dataset, 
 def test_a_missing_folder_is_named(case: Case, machine: Machine, plan: Plan, tmp_path: Path) -> None:
     assert case.prescription is not None
     with pytest.raises(PlanError, match="create it first"):
-        write_plan(tmp_path / "no" / "RP.dcm", plan, case, machine, prescription=case.prescription)
+        write_unjudged_plan(tmp_path / "no" / "RP.dcm", plan, case, machine, prescription=case.prescription)
 
 
 # --- RT Dose -----------------------------------------------------------------------------------

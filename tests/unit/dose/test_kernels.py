@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.beam_tables import blurred_ratio, by_depth, kernel_sigma_mm, mixtures, off_axis
-from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil, water_attenuation_mm
-from vmat_diffusion.dose.materials import MEDIA, electron_density, kerma_ratios
+from vmat_diffusion.dose.pencil_beam.beam_tables import (
+    blurred_ratio,
+    by_depth,
+    kerma_ratios,
+    kernel_sigma_mm,
+    mixtures,
+    off_axis,
+)
+from vmat_diffusion.dose.pencil_beam.kernels import electron_pencil, photon_pencil, water_attenuation_mm
+from vmat_diffusion.dose.tissue import MEDIA, electron_density
 from vmat_diffusion.machine import BeamModel, load_machine
 
 GRAY_CM2_PER_MEV_CM2_PER_G = 1.602176634e-10

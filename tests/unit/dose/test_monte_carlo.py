@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vmat_diffusion.dose.fluence import Exposures
-from vmat_diffusion.dose.materials import MEDIA, attenuation, media, medium_of
+from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.source import Openings, frames, plan_openings, sampled
+from vmat_diffusion.dose.monte_carlo.source import Openings, frames, photon_source, plan_openings
+from vmat_diffusion.dose.tissue import MEDIA, attenuation, media, medium_of
 from vmat_diffusion.errors import CaseError, MachineError
 from vmat_diffusion.machine import load_machine
 
@@ -56,8 +56,8 @@ def test_phantom_of_wrong_shape_is_refused():
 
 
 def exposure(leaf_gap_mm, jaws):
-    strips = len(load_machine("generic_6mv").row_edges_mm()) - 1
-    leaves = np.zeros((1, 2, 2, strips))
+    rows = len(load_machine("generic_6mv").row_edges_mm()) - 1
+    leaves = np.zeros((1, 2, 2, rows))
     leaves[:, :, 1] = leaf_gap_mm
     zero = np.zeros(1)
     return Exposures(zero, zero, zero, leaves, np.tile(np.array(jaws, float), (1, 2, 1)), np.array([100.0]))
@@ -85,6 +85,6 @@ def test_dose_falls_with_the_square_of_distance_in_thin_air():
     source = load_machine("point_source").require_beam()
     # 0.1 MeV: electrons stay where they are set free, so there is no build-up in the box.
     source = replace(source, spectrum_low_mev=0.0999, spectrum_upper_mev=(0.1,), spectrum_number=(1.0,))
-    beam = sampled(static_openings([-300, 300, -300, 300, -300, 300]), source, (0.0, 0.0, 0.0), 1000.0)
+    beam = photon_source(static_openings([-300, 300, -300, 300, -300, 300]), source, (0.0, 0.0, 0.0), 1000.0)
     gy = simulate(phantom, beam, uncertainty=1e-9, max_histories=64000, split=2000).gy[0, :, 0]
     assert gy[2] / gy[0] == pytest.approx((805.0 / 1195.0) ** 2, rel=0.06)  # 3 sigma

@@ -284,5 +284,5 @@ def test_progress_runs_from_0_towards_1(water: Case) -> None:
     arcs = tuple(field(MACHINE, TEN, gantry_deg=g).arcs[0] for g in range(0, 360, 10))
     plan = replace(field(MACHINE, TEN), arcs=arcs)
     where = line((0.0, 50.0, 0.0), 0, 1)
-    PencilBeam(MACHINE)(plan, water, where, progress=lambda share, text: seen.append(share))
+    PencilBeam(MACHINE)(plan, water, where, progress=lambda stage, share, note: seen.append(share))
     assert seen == sorted(seen) and seen[0] == 0 and seen[-1] < 1 and len(seen) == 5

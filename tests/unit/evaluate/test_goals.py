@@ -228,6 +228,45 @@ def test_v_goal_in_cc_takes_its_unit_from_the_limit() -> None:
     assert sheet.goals[1].metric == Metric.parse("V40Gy[cc]")
 
 
+@pytest.mark.parametrize(
+    ("metric", "limit", "level_gy", "volume", "unit"),
+    [
+        ("D95%", 66.5, 66.5, 95.0, "%"),
+        ("D0.03cc", 45.0, 45.0, 0.03, "cc"),
+        ("V20Gy", 30.0, 20.0, 30.0, "%"),
+        ("V20Gy[cc]", 300.0, 20.0, 300.0, "cc"),
+        ("V95%", 98.0, 66.5, 98.0, "%"),
+        ("max", 50.0, 50.0, 0.0, "%"),
+        ("min", 60.0, 60.0, 100.0, "%"),
+    ],
+)
+def test_a_goal_bounds_a_dose_level_and_a_volume(
+    metric: str, limit: float, level_gy: float, volume: float, unit: str
+) -> None:
+    bound = Metric.parse(metric).bound(limit, prescription_gy=70.0)
+    assert bound is not None
+    assert (bound.level_gy, bound.volume, bound.unit) == (pytest.approx(level_gy), volume, unit)
+    # 200 voxels of 0.5 cc.
+    share = volume / 100 if unit == "%" else min(volume / 100.0, 1.0)
+    assert bound.share(100.0) == pytest.approx(share)
+    assert bound.voxels(200, 0.5) == pytest.approx(2 * volume)
+
+
+@pytest.mark.parametrize("metric", ["mean", "gEUD8", "conformity", "homogeneity"])
+def test_other_goals_bound_no_single_point_of_the_histogram(metric: str) -> None:
+    assert Metric.parse(metric).bound(10.0, prescription_gy=70.0) is None
+
+
+def test_a_percentage_of_no_prescription_bounds_nothing() -> None:
+    assert Metric.parse("V95%").bound(98.0) is None and Metric.parse("V95%").level_gy(None) is None
+
+
+def test_near_maxima_are_maxima_and_small_volumes() -> None:
+    of = {text: Metric.parse(text).is_near_maximum for text in ("max", "D0.03cc", "D0.2cc")}
+    assert all(of.values())
+    assert not any(Metric.parse(text).is_near_maximum for text in ("D2%", "D1cc", "mean", "V20Gy"))
+
+
 def test_status_at_and_around_limit_and_variation() -> None:
     at_least = Goal("PTV", Metric.parse("D95%"), ">=", 66.5, "Gy", 65.0, 1)
     assert [at_least.status(v) for v in (66.5, 66.49, 65.0, 64.99)] == [

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from batch_jobs import work
 
-from vmat_diffusion.cli.options import chosen_cluster
+from vmat_diffusion.cli.fields import ClusterOptions
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
 from vmat_diffusion.jobs.cluster import _queued
@@ -290,8 +290,17 @@ def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_become_a_cluster() -> None:
-    chosen = chosen_cluster("sge", 8, 4.0, "UI", "ROB", "12:00:00", ["-pe smp 2"], dashboard=True)
-    assert chosen == Cluster("sge", 8, 4.0, "UI", "ROB", "12:00:00", ("-pe smp 2",), True)
-    assert chosen_cluster("local", None, 3.0, None, None, "04:00:00", None, dashboard=False) == Cluster()
+    asked = ClusterOptions(
+        cluster="sge",
+        workers=8,
+        memory_gb=4.0,
+        queue="UI",
+        project="ROB",
+        walltime="12:00:00",
+        batch_option=("-pe smp 2",),
+        dashboard=True,
+    )
+    assert asked.where() == Cluster("sge", 8, 4.0, "UI", "ROB", "12:00:00", ("-pe smp 2",), True)
+    assert ClusterOptions().where() == Cluster()
     with pytest.raises(InputError, match="--cluster moon"):
-        chosen_cluster("moon", None, 3.0, None, None, "04:00:00", None, dashboard=False)
+        ClusterOptions(cluster="moon")

@@ -6,7 +6,7 @@ import pytest
 from vmat_diffusion.case import Case, Prescription, Structure
 from vmat_diffusion.evaluate.goals import parse_goals
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.optimize.conflicts import merged, proven_conflicts, seen_conflicts
+from vmat_diffusion.optimize.conflicts import merge_conflicts, observed_conflicts, proven_conflicts
 
 SHEET = """
 title = "t"
@@ -97,18 +97,18 @@ def test_opposing_pulls_are_named_the_most_opposed_first():
         "hot dose in PTV": np.array([-1.0, 1.0]),
         "sparing of Organ": np.array([0.0, 1.0]),
     }
-    (found,) = seen_conflicts([goal], pulls)
+    (found,) = observed_conflicts([goal], pulls)
     assert found.against == ("coverage of PTV", "hot dose in PTV")
     assert str(found) == "Organ mean <= 26 Gy is held off by coverage of PTV and hot dose in PTV"
 
 
 def test_a_goal_without_a_pull_of_its_own_is_still_named():
     goal = sheet("mean <= 26 Gy").goals[1]
-    (found,) = seen_conflicts([goal], {"coverage of PTV": np.ones(2)})
+    (found,) = observed_conflicts([goal], {"coverage of PTV": np.ones(2)})
     assert found.against == () and "limits of machine" in str(found)
 
 
 def test_a_proof_stands_before_what_was_seen(case):
     own = sheet("mean <= 26 Gy")
-    proven, seen = proven_conflicts(case, own), seen_conflicts([own.goals[1]], {})
-    assert merged(proven, seen) == proven == merged(proven, ())
+    proven, seen = proven_conflicts(case, own), observed_conflicts([own.goals[1]], {})
+    assert merge_conflicts(proven, seen) == proven == merge_conflicts(proven, ())

@@ -1,10 +1,10 @@
-"""Prices of restless apertures: zero where nothing is restless, exact gradients, what they push."""
+"""The penalty on modulation: zero for even fields at rest, exact gradients, what it pushes."""
 
 import numpy as np
 import pytest
 import torch
 
-from vmat_diffusion.optimize.aperture import Prices, price
+from vmat_diffusion.optimize.modulation import ModulationPenalties, modulation_penalty
 
 GAP = 0.5
 
@@ -16,27 +16,27 @@ def apertures(x1, x2, points=4):
     return leaves, torch.ones(points - 1, dtype=torch.float64), first, first + 1
 
 
-def priced(x1, x2, **weights):
-    at = Prices(**{"narrow": 0.0, "edges": 0.0, "travel": 0.0, **weights})
-    return float(price(*apertures(x1, x2), GAP, at))
+def penalty(x1, x2, **weights):
+    at = ModulationPenalties(**{"narrow": 0.0, "edges": 0.0, "travel": 0.0, **weights})
+    return float(modulation_penalty(*apertures(x1, x2), at, least_gap_mm=GAP))
 
 
 def test_a_wide_even_field_that_stands_still_costs_nothing():
-    assert priced([-30.0] * 6, [30.0] * 6, narrow=1.0, edges=1.0, travel=1.0) == pytest.approx(0, abs=1e-12)
+    assert penalty([-30.0] * 6, [30.0] * 6, narrow=1.0, edges=1.0, travel=1.0) == pytest.approx(0, abs=1e-12)
 
 
 def test_narrow_gaps_cost_and_closed_pairs_do_not():
-    closed = priced([0.0] * 4, [GAP] * 4, narrow=1.0)
-    narrow = priced([0.0] * 4, [4.0] * 4, narrow=1.0)
-    wide = priced([0.0] * 4, [12.0] * 4, narrow=1.0)
+    closed = penalty([0.0] * 4, [GAP] * 4, narrow=1.0)
+    narrow = penalty([0.0] * 4, [4.0] * 4, narrow=1.0)
+    wide = penalty([0.0] * 4, [12.0] * 4, narrow=1.0)
     assert closed == wide == 0
     assert narrow > 0.5
 
 
 def test_ragged_neighbours_cost_by_their_step_and_closed_ones_do_not():
-    small = priced([-20.0, -25.0] * 3, [20.0] * 6, edges=1.0)
-    large = priced([-20.0, -30.0] * 3, [20.0] * 6, edges=1.0)
-    parked = priced([-20.0, 50.0] * 3, [20.0, 50.0 + GAP] * 3, edges=1.0)
+    small = penalty([-20.0, -25.0] * 3, [20.0] * 6, edges=1.0)
+    large = penalty([-20.0, -30.0] * 3, [20.0] * 6, edges=1.0)
+    parked = penalty([-20.0, 50.0] * 3, [20.0, 50.0 + GAP] * 3, edges=1.0)
     assert 0 < small < large
     assert parked == 0
 
@@ -44,16 +44,21 @@ def test_ragged_neighbours_cost_by_their_step_and_closed_ones_do_not():
 def test_travel_costs_where_mu_are_given():
     leaves, mu, first, last = apertures([-20.0] * 5, [20.0] * 5)
     leaves[1:] += 8.0
-    at = Prices(0.0, 0.0, 1.0)
-    moved = float(price(leaves, mu, first, last, GAP, at))
+    at = ModulationPenalties(0.0, 0.0, 1.0)
+    moved = float(modulation_penalty(leaves, mu, first, last, at, least_gap_mm=GAP))
     mu[0] = 0.0
     assert moved > 0
-    assert float(price(leaves, mu, first, last, GAP, at)) == pytest.approx(0, abs=1e-12)
+    assert float(modulation_penalty(leaves, mu, first, last, at, least_gap_mm=GAP)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_more_mu_alone_cost_nothing():
     leaves, mu, first, last = apertures([-20.0, -28.0, 0.0], [20.0, 25.0, 5.0])
-    one, twice = (float(price(leaves, f * mu, first, last, GAP, Prices())) for f in (1.0, 2.0))
+    one, twice = (
+        float(modulation_penalty(leaves, f * mu, first, last, ModulationPenalties(), least_gap_mm=GAP))
+        for f in (1.0, 2.0)
+    )
     assert one == pytest.approx(twice)
 
 
@@ -62,9 +67,16 @@ def test_the_gradient_is_that_of_the_function():
     middle, half = rng.uniform(-20, 20, (5, 8)), rng.uniform(1, 15, (5, 8))
     leaves = torch.tensor(np.stack([middle - half, middle + half], 1), requires_grad=True)
     mu, first = torch.tensor(rng.uniform(0.5, 2, 4)), torch.arange(4)
-    at = Prices(1.0, 0.0, 1.0)  # edges weigh neighbours by how far they are open, a weight that is held
-    price(leaves, mu, first, first + 1, GAP, at).backward()
+    at = ModulationPenalties(
+        1.0, 0.0, 1.0
+    )  # edges weigh neighbours by how far they are open, a weight that is held
+    modulation_penalty(leaves, mu, first, first + 1, at, least_gap_mm=GAP).backward()
     direction = torch.tensor(rng.normal(size=leaves.shape))
     with torch.no_grad():
-        ends = [float(price(leaves + s * 1e-6 * direction, mu, first, first + 1, GAP, at)) for s in (1, -1)]
+        ends = [
+            float(
+                modulation_penalty(leaves + s * 1e-6 * direction, mu, first, first + 1, at, least_gap_mm=GAP)
+            )
+            for s in (1, -1)
+        ]
     assert float((leaves.grad * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)

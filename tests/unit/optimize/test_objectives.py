@@ -8,10 +8,11 @@ import torch
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dose import dose_grid
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import sample
-from vmat_diffusion.optimize.objectives import build_objective
+from vmat_diffusion.optimize.objectives import HistogramAim, ObjectiveTerm, PointwiseAim, build_objective
 from vmat_diffusion.phantom import phantom
 
 
@@ -22,15 +23,19 @@ def objective():
     return build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
 
 
+def weights_of(objective):
+    return {str(term.goal): term.weight for term in objective.terms}
+
+
 def hinge(objective, name, dose):
     term = next(t for t in objective.terms if str(t.goal).startswith(name))
-    return float(objective._hinge(term, dose))
+    return float(objective.hinge(term, dose))
 
 
 def test_goals_that_are_met_pull_no_more(objective):
     good = torch.full((len(objective.points_mm),), 1.01)
     good[objective.regions["Core"].points] = 0.2
-    assert all(float(objective._hinge(t, good)) == 0 for t in objective.terms)
+    assert all(float(objective.hinge(t, good)) == 0 for t in objective.terms)
     bad = good.clone()
     bad[objective.regions["Core"].points] = 0.9
     bad[objective.regions["PTV"].points] = 0.9
@@ -65,7 +70,7 @@ def test_the_gradient_is_that_of_the_function(objective):
 
 
 def test_the_gradient_is_that_of_the_function_where_organs_lie_in_targets():
-    """What lies in a target does not push, so it must not move the value either: line searches rely on it."""
+    """Organ points in a target are not pushed, so they must not move the value: line searches need that."""
     case = phantom("tg119_cshape")
     striped = case.structures["PTV"].mask & (np.arange(case.grid.shape[2]) % 2 > 0)
     both = case.structures["Core"].mask | striped
@@ -74,7 +79,8 @@ def test_the_gradient_is_that_of_the_function_where_organs_lie_in_targets():
     objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
     assert objective.regions["Core"].in_target.mean() > 0.3
     assert_gradient_is_exact(objective, seed=2)
-    objective.adapt(np.random.default_rng(3).uniform(0, 1.2, len(objective.points_mm)).astype(np.float32))
+    dose = np.random.default_rng(3).uniform(0, 1.2, len(objective.points_mm)).astype(np.float32)
+    objective, _ = objective.adapt(dose)
     assert_gradient_is_exact(objective, seed=2)
 
 
@@ -83,50 +89,49 @@ def test_an_equivalent_uniform_dose_is_a_goal(goal, worse):
     case = phantom("tg119_cshape")
     sheet = load_goals("tg119_cshape_easy")
     metric, comparator, limit, _ = goal.split()
-    term = next(g for g in sheet.goals if g.structure == "Core")
-    wish = replace(
-        term, metric=Metric.parse(metric), comparator=comparator, limit=float(limit), variation=None
+    core_goal = next(g for g in sheet.goals if g.structure == "Core")
+    uniform_goal = replace(
+        core_goal, metric=Metric.parse(metric), comparator=comparator, limit=float(limit), variation=None
     )
-    sheet = fit_to_case(replace(sheet, goals=(*sheet.goals, wish)), case)
+    sheet = fit_to_case(replace(sheet, goals=(*sheet.goals, uniform_goal)), case)
     objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
     uniform = torch.full((len(objective.points_mm),), float(limit) / objective.reference_gy)
     better, bad = uniform / worse, uniform * worse
-    objective.factor = 1.0
-    assert hinge(objective, str(wish), better) == 0 < hinge(objective, str(wish), bad)
-    value = objective.value(wish, objective.regions["Core"], bad.numpy())
+    assert objective.normalization_factor == 1.0
+    assert hinge(objective, str(uniform_goal), better) == 0 < hinge(objective, str(uniform_goal), bad)
+    value = objective.value(uniform_goal, objective.regions["Core"], bad.numpy())
     assert value == pytest.approx(float(limit) * worse, rel=1e-5)
     assert_gradient_is_exact(objective, seed=4)
 
 
 def test_the_level_of_the_plan_is_searched_for_and_not_left_to_scaling(objective):
     """The dose that the sheet normalises to pulls like a goal, and is none of those that can be missed."""
-    level = next(t for t in objective.terms if t.sets_level)
+    level = next(t for t in objective.terms if t.is_normalization)
     cold = np.full(len(objective.points_mm), 0.97, np.float32)
-    assert float(objective._hinge(level, torch.from_numpy(cold))) > 0
-    before = level.strength
-    objective.adapt(cold)
-    assert level.strength > before and level.goal not in objective.missed(cold)
+    assert float(objective.hinge(level, torch.from_numpy(cold))) > 0
+    adapted, _ = objective.adapt(cold)
+    raised = next(t for t in adapted.terms if t.is_normalization)
+    assert raised.weight > level.weight and level.goal not in adapted.missed_goals(cold)
 
 
-def test_missed_goals_gain_strength_up_to_their_bound(objective):
+def test_missed_goals_gain_weight_up_to_their_bound(objective):
     dose = np.ones(len(objective.points_mm), np.float32)
     dose[objective.regions["PTV"].points] = np.linspace(0.5, 1.5, objective.regions["PTV"].points.stop)
     for _ in range(30):
-        assert objective.adapt(dose) >= 1
-    strengths = {str(t.goal): t.strength for t in objective.terms}
-    assert strengths["PTV D10% <= 55 Gy"] == 60.0
+        objective, missed = objective.adapt(dose)
+        assert missed >= 1
+    assert weights_of(objective)["PTV D10% <= 55 Gy"] == 60.0
 
 
 def test_a_missed_organ_goal_yields_while_a_target_goal_is_missed(objective):
     dose = np.ones(len(objective.points_mm), np.float32)
-    core = next(t for t in objective.terms if t.goal.structure == "Core")
-    core.strength = 8.0
-    objective.adapt(dose)
-    assert core.strength > 8.0  # the target is uniform: only the core's goal is open
+    (core,) = (str(t.goal) for t in objective.terms if t.goal.structure == "Core")
+    heavy = objective.with_goal_weights([8.0 if str(t.goal) == core else t.weight for t in objective.terms])
+    adapted, _ = heavy.adapt(dose)
+    assert weights_of(adapted)[core] > 8.0  # the target is uniform: only the core's goal is open
     dose[objective.regions["PTV"].points] = np.linspace(0.5, 1.5, objective.regions["PTV"].points.stop)
-    core.strength = 8.0
-    objective.adapt(dose)
-    assert core.strength < 8.0
+    adapted, _ = heavy.adapt(dose)
+    assert weights_of(adapted)[core] < 8.0
 
 
 @pytest.mark.parametrize(("hot_gy", "yields"), [(56.0, False), (60.0, True)])
@@ -136,15 +141,16 @@ def test_a_target_goal_within_its_variation_stands_in_no_one_s_way(hot_gy, yield
     sheet = fit_to_case(load_goals("tg119_cshape_hard"), case)
     objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
     dose = np.full(len(objective.points_mm), 1.002, np.float32)
-    own = objective.regions["PTV"].points
-    dose[own][: int(0.2 * (own.stop - own.start))] = hot_gy / 50
-    hot = next(t for t in objective.terms if str(t.goal) == "PTV D10% <= 55 Gy")
-    core = next(t for t in objective.terms if t.goal.structure == "Core")
-    hot.strength = core.strength = 4.0
-    assert objective.adapt(dose) == 2
-    assert (core.strength < 4.0) is yields
-    assert hot.strength > 4.0
-    assert [g.structure for g in objective.missed(dose)] == (["PTV", "Core"] if yields else ["Core"])
+    target = objective.regions["PTV"].points
+    dose[target][: int(0.2 * (target.stop - target.start))] = hot_gy / 50
+    hot = "PTV D10% <= 55 Gy"
+    (core,) = (str(t.goal) for t in objective.terms if t.goal.structure == "Core")
+    equal = [4.0 if str(t.goal) in (hot, core) else t.weight for t in objective.terms]
+    objective, missed = objective.with_goal_weights(equal).adapt(dose)
+    assert missed == 2
+    assert (weights_of(objective)[core] < 4.0) is yields
+    assert weights_of(objective)[hot] > 4.0
+    assert [g.structure for g in objective.missed_goals(dose)] == (["PTV", "Core"] if yields else ["Core"])
 
 
 def test_musts_of_targets_and_organs_are_of_one_rank():
@@ -156,33 +162,44 @@ def test_musts_of_targets_and_organs_are_of_one_rank():
     objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
     dose = np.ones(len(objective.points_mm), np.float32)
     dose[objective.regions["PTV"].points] = np.linspace(0.5, 1.5, objective.regions["PTV"].points.stop)
-    assert {g.structure for g in objective.missed(dose)} == {"PTV", "Core"}
-    before = {str(t.goal): t.strength for t in objective.terms}
-    objective.adapt(dose)
-    grown = {str(t.goal): t.strength / before[str(t.goal)] for t in objective.terms}
+    assert {g.structure for g in objective.missed_goals(dose)} == {"PTV", "Core"}
+    adapted, _ = objective.adapt(dose)
+    grown = {name: w / weights_of(objective)[name] for name, w in weights_of(adapted).items()}
     assert grown["Core D10% <= 25 Gy"] == grown["PTV D95% >= 50 Gy"] == pytest.approx(1.6)
 
 
-def test_a_search_that_is_taken_up_again_weighs_at_once_what_is_missed(objective):
+def test_a_search_that_is_continued_weighs_at_once_what_is_missed(objective):
     dose = np.full(len(objective.points_mm), 1.004, np.float32)
     dose[objective.regions["Core"].points] = 0.2
-    strengths = [0.5] * len(objective.terms)
-    objective.resume(strengths, dose)
-    assert {t.strength for t in objective.terms} == {0.5}
-    assert objective.factor == pytest.approx(1.0, abs=1e-3)
+    weights = [0.5] * len(objective.terms)
+    resumed = objective.resume(weights, dose)
+    assert set(resumed.goal_weights) == {0.5}
+    assert resumed.normalization_factor == pytest.approx(1.0, abs=1e-3)
     dose[objective.regions["Core"].points] = 0.9
-    objective.resume(strengths, dose)
-    heavy = {str(t.goal): t.strength for t in objective.terms if t.strength > 0.5}
+    resumed = objective.resume(weights, dose)
+    heavy = {name: weight for name, weight in weights_of(resumed).items() if weight > 0.5}
     assert heavy == {"Core D10% <= 25 Gy": pytest.approx(0.3 * 25)}
-    objective.resume([9.0] * len(strengths), dose)
-    assert {t.strength for t in objective.terms} == {9.0}
+    assert set(objective.resume([9.0] * len(weights), dose).goal_weights) == {9.0}
 
 
 def test_goals_are_judged_on_the_normalised_dose(objective):
     dose = np.full(len(objective.points_mm), 0.98, np.float32)
     dose[objective.regions["Core"].points] = 0.1
-    assert objective.adapt(dose) == 0
-    assert objective.factor == pytest.approx(50.2 / 49.0, rel=1e-3)
+    adapted, missed = objective.adapt(dose)
+    assert missed == 0
+    assert adapted.normalization_factor == pytest.approx(50.2 / 49.0, rel=1e-3)
+
+
+def test_adapting_leaves_the_objective_as_it_was_and_another_can_take_it_over(objective):
+    """The maps' objective is adapted; that for leaves takes over weights, factor and fixed dose, no more."""
+    dose = np.full(len(objective.points_mm), 0.98, np.float32)
+    before = weights_of(objective), objective.normalization_factor, objective.fixed_dose.clone()
+    adapted, _ = objective.adapt(dose)
+    assert (weights_of(objective), objective.normalization_factor) == before[:2]
+    assert torch.equal(objective.fixed_dose, before[2])
+    for_leaves = objective.aiming_at(None, HistogramAim).weighted_as(adapted)
+    assert for_leaves.goal_weights == adapted.goal_weights != objective.goal_weights
+    assert float(for_leaves(torch.from_numpy(dose))) == float(adapted(torch.from_numpy(dose)))
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +210,9 @@ def aimed():
     core = np.flatnonzero(case.structures["Core"].mask.any(axis=(1, 2)))
     slope = np.interp(np.arange(case.grid.shape[0]), [core[0], core[-1]], [0.0, 30.0])
     gy = np.broadcast_to(slope[:, None, None], case.grid.shape).astype(np.float32)
-    rng = np.random.default_rng(0)
-    return build_objective(case, sheet, dose_grid(case, 4.0), rng, Dose(case.grid, gy)), Dose(case.grid, gy)
+    target = Dose(case.grid, gy)
+    objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
+    return objective.aiming_at(target, HistogramAim), target
 
 
 def test_a_dose_to_aim_at_bounds_the_organs_histograms_and_leaves_targets_alone(aimed):
@@ -207,30 +225,30 @@ def test_a_dose_to_aim_at_bounds_the_organs_histograms_and_leaves_targets_alone(
         sample(target.gy, target.grid, objective.points_mm[core]) / objective.reference_gy
     ).float()
     dose[core] = wanted
-    assert float(objective._excess(aim, dose)) == 0
+    assert float(objective.excess(aim, dose)) == 0
     dose[core] = wanted.flip(0)  # elsewhere, but the same histogram
-    assert float(objective._excess(aim, dose)) == pytest.approx(0, abs=1e-12)
+    assert float(objective.excess(aim, dose)) == pytest.approx(0, abs=1e-12)
     dose[core] = wanted.clamp_min(0.03) + 0.1
-    assert float(objective._excess(aim, dose)) == pytest.approx(0.01, rel=1e-4)
+    assert float(objective.excess(aim, dose)) == pytest.approx(0.01, rel=1e-4)
     dose[core] = 0.0
-    assert float(objective._excess(aim, dose)) == 0  # less is never too little
+    assert float(objective.excess(aim, dose)) == 0  # less is never too little
 
 
 def test_point_by_point_the_place_of_the_dose_counts(aimed):
     objective, target = aimed
-    pointwise = replace(objective, voxelwise=True)
-    (aim,) = pointwise.aims
+    pointwise = objective.aiming_at(target, PointwiseAim)
+    (aim,), (by_rank,) = pointwise.aims, objective.aims
     core = aim.region.points
     gy = sample(target.gy, target.grid, objective.points_mm[core])
     dose = torch.ones(len(objective.points_mm))
     dose[core] = torch.from_numpy(gy / objective.reference_gy).float()
-    assert float(pointwise._excess(aim, dose)) == 0
+    assert float(pointwise.excess(aim, dose)) == 0
     dose[core] *= 0.5  # less is never too little
-    assert float(pointwise._excess(aim, dose)) == 0
+    assert float(pointwise.excess(aim, dose)) == 0
     moved = dose.clone()
     moved[core] = 2 * dose[core].flip(0)
-    assert float(objective._excess(aim, moved)) == pytest.approx(0, abs=1e-12)
-    assert float(pointwise._excess(aim, moved)) > 1e-3
+    assert float(objective.excess(by_rank, moved)) == pytest.approx(0, abs=1e-12)
+    assert float(pointwise.excess(aim, moved)) > 1e-3
     assert_gradient_is_exact(pointwise, seed=4)
 
 
@@ -238,11 +256,28 @@ def test_aiming_adds_to_the_objective_what_lies_above(aimed):
     with_aim, _ = aimed
     dose = torch.full((len(with_aim.points_mm),), 0.9)
     aim = with_aim.aims[0]
-    more = 10.0 * float(with_aim._excess(aim, dose))
+    more = 10.0 * float(with_aim.excess(aim, dose))
     assert more > 1
-    without = replace(with_aim, aims=[])
+    without = replace(with_aim, aims=())
     assert float(with_aim(dose)) == pytest.approx(float(without(dose)) + more, rel=1e-5)
 
 
 def test_the_gradient_with_a_dose_to_aim_at_is_that_of_the_function(aimed):
     assert_gradient_is_exact(aimed[0], seed=2)
+
+
+def test_a_term_of_ones_own_is_added_and_differentiated():
+    case = phantom("tg119_cshape")
+    sheet = fit_to_case(load_goals("tg119_cshape_easy"), case)
+
+    def built(*terms):
+        return build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0), terms)
+
+    term = ObjectiveTerm("core mean", "Core", lambda gy: gy.mean(), weight=2.0)
+    plain, own = built(), built(term)
+    dose = torch.full((len(plain.points_mm),), 0.5)
+    # 0.5 of 50 Gy in the core, twice.
+    assert float(own(dose) - plain(dose)) == pytest.approx(50.0, rel=1e-5)
+    assert_gradient_is_exact(own, seed=3)
+    with pytest.raises(GoalError, match="has nothing on Liver"):
+        built(replace(term, structure="Liver"))

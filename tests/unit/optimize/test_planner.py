@@ -12,7 +12,7 @@ from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import evaluate, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Outcome, Settings, optimize
-from vmat_diffusion.optimize.reach import Reach
+from vmat_diffusion.optimize.deliverable_set import DeliverableSet
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import violations
 
@@ -69,21 +69,21 @@ def test_interrupting_keeps_the_best_deliverable_plan(setup):
     assert violations(result.plan, setup[2]) == []
 
 
-@pytest.mark.parametrize("turn", [1, 2, 3])
-def test_interrupting_between_two_levels_keeps_a_deliverable_plan(setup, monkeypatch, turn):
-    """Where states are handed from few control points to more, every projection in turn is interrupted."""
-    whole, calls = Reach.project, []
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_interrupting_between_two_levels_keeps_a_deliverable_plan(setup, monkeypatch, number):
+    """Where states pass from few control points to more, every projection in turn is interrupted."""
+    whole, calls = DeliverableSet.project, []
 
-    def project(reach, state):
-        if len(reach.way.angles_deg) > 2 * 21:  # more than every third control point of both arcs
-            calls.append(reach)
-            if len(calls) == turn:
+    def project(allowed, apertures):
+        if len(allowed.points.angles_deg) > 2 * 21:  # more than every third control point of both arcs
+            calls.append(allowed)
+            if len(calls) == number:
                 raise KeyboardInterrupt
-        return whole(reach, state)
+        return whole(allowed, apertures)
 
-    monkeypatch.setattr(Reach, "project", project)
+    monkeypatch.setattr(DeliverableSet, "project", project)
     result = optimize(*setup, settings=replace(QUICK, effort=0.02), finalize=as_written)
-    assert result.outcome is Outcome.INTERRUPTED and len(calls) >= turn
+    assert result.outcome is Outcome.INTERRUPTED and len(calls) >= number
     assert violations(result.plan, setup[2]) == []
 
 

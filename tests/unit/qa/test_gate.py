@@ -7,6 +7,7 @@ from the planned dose by exactly the fault that a test makes.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import as_written, write_dose, write_plan
-from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid
+from vmat_diffusion.dicom.write import as_written, write_dose, write_unjudged_plan
+from vmat_diffusion.dose.pencil_beam import PencilBeam
+from vmat_diffusion.dose.tissue import dose_grid
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
 from vmat_diffusion.geometry import Grid, average_onto
@@ -34,7 +36,7 @@ from vmat_diffusion.qa import (
     uncertainty_percent,
 )
 
-GATE_FILE = Path(__file__).resolve().parents[3] / "configs" / "gate.toml"
+GATE_FILE = Path(str(resources.files("vmat_diffusion.qa") / "gate.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +83,11 @@ def every(plan: Plan, change) -> Plan:
 
 def verdict_of(case: Case, plan: Plan, machine: Machine, dose: Dose, faulty: Plan) -> Verdict:
     """What the gate says when the fault came into the plan after its dose was computed."""
-    return judge(case, None, faulty, machine, dose, second(case, faulty, machine))
+    return judge(case, None, faulty, machine, dose, check=second(case, faulty, machine))
 
 
 def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
-    verdict = judge(case, None, plan, machine, dose, dose)
+    verdict = judge(case, None, plan, machine, dose, check=dose)
     assert verdict.passed, [c for c in verdict.failed]
     assert [c.name for c in verdict.checks] == [
         "deliverable",
@@ -136,7 +138,7 @@ def test_a_leaf_too_fast_is_stopped(case: Case, plan: Plan, machine: Machine, do
     leaves = plan.arcs[0].leaves_mm.copy()
     leaves[20, 1, 30] += 60.0
     faulty = replace(plan, arcs=(replace(plan.arcs[0], leaves_mm=leaves), *plan.arcs[1:]))
-    verdict = judge(case, None, faulty, machine, dose, dose)
+    verdict = judge(case, None, faulty, machine, dose, check=dose)
     assert failed(verdict) == {"deliverable"}
     assert "leaf speed" in verdict.failed[0].why and not verdict.correctable
 
@@ -144,38 +146,38 @@ def test_a_leaf_too_fast_is_stopped(case: Case, plan: Plan, machine: Machine, do
 def test_the_dose_of_another_patient_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     other = phantom("tg119_prostate")
     foreign = second(other, two_arcs(other, machine, step_deg=12.0), machine)
-    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, foreign, dose))
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, foreign, check=dose))
     elsewhere = replace(foreign, provenance={"frame_of_reference_uid": "1.2.3"})
-    assert "one patient, one plan" in failed(judge(case, None, plan, machine, elsewhere, dose))
+    assert "one patient, one plan" in failed(judge(case, None, plan, machine, elsewhere, check=dose))
 
 
 def test_the_dose_of_another_plan_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     read = replace(plan, provenance={"sop_instance_uid": "1.2.3"})
     foreign = replace(dose, provenance={"plan_uid": "1.2.4"})
-    assert failed(judge(case, None, read, machine, foreign, dose)) == {"one patient, one plan"}
+    assert failed(judge(case, None, read, machine, foreign, check=dose)) == {"one patient, one plan"}
 
 
 def test_a_truncated_dose_is_stopped(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     nz, ny, nx = dose.grid.shape
     half = Dose(Grid((nz // 2, ny, nx), dose.grid.spacing_mm, dose.grid.origin_mm), dose.gy[: nz // 2])
-    names = failed(judge(case, None, plan, machine, half, dose))
+    names = failed(judge(case, None, plan, machine, half, check=dose))
     assert {"dose grid covers the targets", "dose grid covers the body", "gamma 3 %/3 mm"} <= names
 
 
 @pytest.fixture
 def files(tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose) -> PlanFiles:
     assert case.prescription is not None
-    rp = write_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
+    rp = write_unjudged_plan(tmp_path / "RP.dcm", plan, case, machine, prescription=case.prescription)
     return PlanFiles(rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp))
 
 
 def test_files_that_hold_plan_and_dose_pass(
     case: Case, plan: Plan, machine: Machine, dose: Dose, files: PlanFiles
 ) -> None:
-    assert judge(case, None, plan, machine, dose, dose, files=files).passed
+    assert judge(case, None, plan, machine, dose, check=dose, files=files).passed
     assert files.dose is not None
     back, again = read_plan(files.plan, machine), read_dose(files.dose)
-    verdict = judge(case, None, back, machine, again, dose, files=files)
+    verdict = judge(case, None, back, machine, again, check=dose, files=files)
     assert verdict.passed and "one patient, one plan" in {c.name for c in verdict.checks}
 
 
@@ -186,7 +188,7 @@ def test_a_truncated_dose_file_is_stopped(
     content = files.dose.read_bytes()
     for share in (0.5, 0.01):
         files.dose.write_bytes(content[: int(share * len(content))])
-        assert failed(judge(case, None, plan, machine, dose, dose, files=files)) == {"files agree"}
+        assert failed(judge(case, None, plan, machine, dose, check=dose, files=files)) == {"files agree"}
 
 
 @pytest.mark.parametrize(
@@ -209,24 +211,24 @@ def test_a_plan_file_that_says_something_else_is_stopped(
     dataset = pydicom.dcmread(files.plan)
     fault(dataset)
     dataset.save_as(files.plan)
-    verdict = judge(case, None, plan, machine, dose, dose, files=files)
+    verdict = judge(case, None, plan, machine, dose, check=dose, files=files)
     assert failed(verdict) == {"files agree"} and word in verdict.failed[0].why
 
 
 def test_a_missing_independent_dose_is_no_pass(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
-    assert failed(judge(case, None, plan, machine, dose, None)) == {"independent dose"}
+    assert failed(judge(case, None, plan, machine, dose, check=None)) == {"independent dose"}
 
 
 def test_a_turned_couch_is_something_to_look_at(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     turned = every(plan, lambda arc: replace(arc, couch_deg=345.0))
-    (check,) = (c for c in judge(case, None, turned, machine, dose, dose).checks if c.name == "couch")
+    (check,) = (c for c in judge(case, None, turned, machine, dose, check=dose).checks if c.name == "couch")
     assert check.passed and check.warns and "345 deg" in check.why
 
 
 def test_an_empty_dose_is_judged_and_not_raised(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     nothing = replace(dose, gy=np.zeros_like(dose.gy))
-    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, nothing, dose))
-    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, dose, nothing))
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, nothing, check=dose))
+    assert "gamma 3 %/3 mm" in failed(judge(case, None, plan, machine, dose, check=nothing))
 
 
 def test_required_goals_are_asked_of_the_independent_dose(
@@ -235,15 +237,15 @@ def test_required_goals_are_asked_of_the_independent_dose(
     (goal,) = sheet.goals
     scale = np.float32(60.0 / dose.gy.max())
     planned = replace(dose, gy=dose.gy * scale)
-    reached = judge(case, sheet, plan, machine, planned, planned).results[0].value
+    reached = judge(case, sheet, plan, machine, planned, check=planned).results[0].value
     assert reached is not None
     asked = replace(sheet, goals=(replace(goal, limit=0.995 * reached, priority=1),))
-    assert judge(case, asked, plan, machine, planned, planned).passed
+    assert judge(case, asked, plan, machine, planned, check=planned).passed
     less = replace(planned, gy=planned.gy * np.float32(0.985))
-    verdict = judge(case, asked, plan, machine, planned, less)
+    verdict = judge(case, asked, plan, machine, planned, check=less)
     assert failed(verdict) == {"required goals"} and verdict.correctable
     wish = replace(asked, goals=(replace(asked.goals[0], priority=3),))
-    assert judge(case, wish, plan, machine, planned, less).passed
+    assert judge(case, wish, plan, machine, planned, check=less).passed
 
 
 def test_a_noisy_independent_dose_may_not_judge(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
@@ -255,8 +257,8 @@ def test_a_noisy_independent_dose_may_not_judge(case: Case, plan: Plan, machine:
     gy[0, 0, 0] = std_gy[0, 0, 0] = 5 * float(gy.max())
     struck = replace(known, gy=gy, std_gy=std_gy)
     assert uncertainty_percent(struck, dose, everywhere) == pytest.approx(1.5, rel=1e-4)
-    assert judge(case, None, plan, machine, dose, known).passed
-    verdict = judge(case, None, plan, machine, dose, unsure)
+    assert judge(case, None, plan, machine, dose, check=known).passed
+    verdict = judge(case, None, plan, machine, dose, check=unsure)
     assert failed(verdict) == {"statistical uncertainty"} and not verdict.correctable
 
 
@@ -274,7 +276,7 @@ def test_the_air_of_a_cavity_is_not_judged_but_lung_is(
         factor = np.where(there, rng.permuted(np.resize([0.8, 1.2], dose.gy.shape)), 1.0)
         sigma = np.where(there, 0.2, 0.015) * dose.gy
         noisy = replace(dose, gy=(dose.gy * factor).astype(np.float32), std_gy=sigma.astype(np.float32))
-        return judge(hollow, None, plan, machine, dose, noisy)
+        return judge(hollow, None, plan, machine, dose, check=noisy)
 
     air = verdict_in(-1000.0)
     assert "statistical uncertainty" not in {c.name for c in air.failed}
@@ -287,9 +289,9 @@ def test_the_air_of_a_cavity_is_not_judged_but_lung_is(
 def test_engines_that_differ_a_little_leave_the_plan_correctable(
     case: Case, plan: Plan, machine: Machine, dose: Dose
 ) -> None:
-    verdict = judge(case, None, plan, machine, dose, replace(dose, gy=dose.gy * np.float32(1.025)))
+    verdict = judge(case, None, plan, machine, dose, check=replace(dose, gy=dose.gy * np.float32(1.025)))
     assert failed(verdict) == {"mean dose of PTV"} and verdict.correctable
-    far = judge(case, None, plan, machine, dose, replace(dose, gy=dose.gy * np.float32(1.2)))
+    far = judge(case, None, plan, machine, dose, check=replace(dose, gy=dose.gy * np.float32(1.2)))
     assert "gamma 3 %/3 mm" in failed(far) and not far.correctable
 
 
@@ -307,7 +309,7 @@ def test_denoising_keeps_the_mean_and_removes_the_noise() -> None:
     assert denoised(planned, replace(check, std_gy=None)).gy is check.gy
 
 
-def test_the_file_in_configs_holds_the_defaults() -> None:
+def test_the_shipped_file_holds_the_defaults() -> None:
     """All of them, so that whoever copies it sees every limit."""
     assert load_gate(GATE_FILE) == GateSettings() == load_gate(None)
     keys = {line.split("=")[0].strip() for line in GATE_FILE.read_text().splitlines() if "=" in line[:40]}
@@ -342,7 +344,7 @@ def test_a_gate_file_changes_what_it_names(tmp_path: Path) -> None:
 def test_summary_is_plain_data(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     import json
 
-    summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, dose).summary()))
+    summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, check=dose).summary()))
     assert summary["passed"] is True
     assert set(summary["checks"][0]) == {"name", "passed", "result", "value", "limit", "unit", "why"}
     assert summary["gamma"]["dose_percent"] == 3.0
@@ -355,7 +357,7 @@ def test_a_target_is_named_where_the_case_has_several(
         case,
         structures={**case.structures, "PTV_56": Structure("PTV_56", "target", case.targets[0].mask)},
     )
-    names = [c.name for c in judge(twice, None, plan, machine, dose, dose).checks]
+    names = [c.name for c in judge(twice, None, plan, machine, dose, check=dose).checks]
     assert "mean dose of PTV" in names and "mean dose of PTV_56" in names
 
 
@@ -369,7 +371,7 @@ def test_the_monte_carlo_engine_itself_tells_a_sound_plan_from_a_mirrored_one(
     grid = dose_grid(case, 5.0)
     dose = PencilBeam(machine)(plan, case, grid)
     engine = MonteCarlo(machine, uncertainty=0.02)
-    assert judge(case, None, plan, machine, dose, engine(plan, case, grid)).passed
+    assert judge(case, None, plan, machine, dose, check=engine(plan, case, grid)).passed
     faulty = every(plan, lambda arc: replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1]))
-    verdict = judge(case, None, faulty, machine, dose, engine(faulty, case, grid))
+    verdict = judge(case, None, faulty, machine, dose, check=engine(faulty, case, grid))
     assert "gamma 3 %/3 mm" in failed(verdict) and not verdict.correctable

@@ -23,7 +23,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.report import plan_picture, write_report
 from vmat_diffusion.report.charts import control_points_figure, png
-from vmat_diffusion.report.content import reference_gy, shown_structures
+from vmat_diffusion.report.content import ShownDose, reference_gy, shown_structures
 from vmat_diffusion.report.planes import planes_figure
 
 
@@ -238,7 +238,7 @@ def test_planes_are_the_right_way_round(
     hu[tuple(slice(i - 1, i + 2) for i in index)] = 3000
     marked = replace(case, hu=hu)
     cold = Dose(case.grid, np.zeros(case.grid.shape, np.float32))
-    figure = planes_figure(marked, cold, [], (0.0, 0.0, 0.0), 70.0, mark="")
+    figure = planes_figure(ShownDose(marked, cold, (), 70.0), (0.0, 0.0, 0.0), mark="")
     panel = figure.axes[plane]
     pixels = np.asarray(Image.open(io.BytesIO(png(figure, dpi=100))).convert("RGB")).astype(int)
     box = panel.get_window_extent()

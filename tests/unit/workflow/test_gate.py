@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import UNIFORM_GY, open_arc, small_case
+from small_case import UNIFORM_GY, StandIn, open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import write_dose, write_plan
+from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.workflow import (
+    PlanningTools,
     check_references,
     compare_doses,
     compute_dose,
@@ -33,10 +33,10 @@ SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
 
 def test_a_plan_that_passes_is_written_with_its_verdict(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     assert run.verdict.passed and not run.corrected
     assert {c.name for c in run.verdict.checks} >= {"deliverable", "files agree", "required goals"}
     plan = read_plan(tmp_path / "out" / "RP.dcm")
@@ -47,10 +47,10 @@ def test_a_plan_that_passes_is_written_with_its_verdict(
 
 
 def test_engines_that_disagree_lead_to_one_correction(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser(engine=(1.025, 1.01))
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     first, second = calls
     assert "difference" not in first and second["start"].plan is not None
     assert second["settings"].max_minutes == pytest.approx(first["settings"].max_minutes / 3)
@@ -62,10 +62,10 @@ def test_engines_that_disagree_lead_to_one_correction(
 
 
 def test_a_second_correction_knows_what_both_checks_found(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser(engine=(0.975, 1.022, 1.0))
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     assert run.passed and run.corrected and len(calls) == 3
     found = [float(np.median(c["difference"].gy)) / UNIFORM_GY for c in calls[1:]]
     assert found == [pytest.approx(-0.025, abs=1e-4), pytest.approx(-0.003, abs=1e-4)]
@@ -75,10 +75,10 @@ def test_a_second_correction_knows_what_both_checks_found(
 
 
 def test_a_plan_is_corrected_twice_and_then_kept_back(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser(engine=(1.025, 0.975, 1.025))
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     assert len(calls) == 3 and not run.verdict.passed
     names = {f.name for f in (tmp_path / "out").iterdir()}
     assert "RP.dcm" not in names and {"RD.dcm", "report.html", "run.json"} <= names
@@ -88,20 +88,20 @@ def test_a_plan_is_corrected_twice_and_then_kept_back(
 
 
 def test_engines_too_far_apart_are_no_matter_of_correction(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser(engine=(1.3,))
-    assert not plan_case(case_folder, tmp_path / "out", SETTINGS).verdict.passed
+    assert not plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools).verdict.passed
     assert len(calls) == 1 and not (tmp_path / "out" / "RP.dcm").exists()
 
 
 def test_a_rerun_that_fails_does_not_keep_the_old_plan(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     optimiser(engine=(1.3,))
-    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True, tools=optimiser.tools)
     assert not (tmp_path / "out" / "RP.dcm").exists()
 
 
@@ -116,16 +116,12 @@ def noisy(tmp_path: Path) -> dict:
 def test_monte_carlo_itself_judges_a_plan_in_the_run(
     case_folder: Path,
     tmp_path: Path,
-    optimiser: Callable[..., list[dict]],
+    optimiser: StandIn,
     noisy: dict,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The stand-in's plan is an open arc, its dose is not: the engine finds out."""
-    import vmat_diffusion.workflow.search_and_check as module
-
-    optimiser()
-    monkeypatch.setattr(module, "dose_engine", dose_engine)
-    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, **noisy))
+    tools = PlanningTools(optimizer=optimiser.optimize)
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, **noisy), tools=tools)
     checks = {c.name: c for c in run.verdict.checks}
     assert checks["files agree"].passed and checks["statistical uncertainty"].passed
     assert not checks["gamma 3 %/3 mm"].passed and not checks["mean dose of PTV"].passed
@@ -141,17 +137,17 @@ def test_monte_carlo_agrees_with_the_fast_engine_on_an_open_arc(
 
 
 def test_limits_come_from_a_file_and_are_recorded(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     file = tmp_path / "gate.toml"
     file.write_text("target_mean_percent = 0.5\n")
     optimiser(engine=(1.01, 1.01, 1.01))
-    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, gate=str(file)))
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, gate=str(file)), tools=optimiser.tools)
     assert [c.name for c in run.verdict.failed] == ["mean dose of PTV"]
     assert run.provenance["gate"]["target_mean_percent"] == 0.5
     file.write_text("target_mean = 0.5\n")
     with pytest.raises(InputError, match="target_mean"):
-        plan_case(case_folder, tmp_path / "other", replace(SETTINGS, gate=str(file)))
+        plan_case(case_folder, tmp_path / "other", replace(SETTINGS, gate=str(file)), tools=optimiser.tools)
     assert not (tmp_path / "other").exists()
 
 
@@ -195,7 +191,7 @@ def exported(tmp_path: Path, case_folder: Path) -> tuple[Path, Path]:
     case, machine = read_case(case_folder), load_machine("generic_6mv")
     prescription = small_case().prescription
     assert prescription is not None
-    rp = write_plan(tmp_path / "RP.dcm", open_arc(), case, machine, prescription=prescription)
+    rp = write_unjudged_plan(tmp_path / "RP.dcm", open_arc(), case, machine, prescription=prescription)
     grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
     dose = Dose(grid, np.full(grid.shape, 50.0, np.float32))
     return rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp)
@@ -258,21 +254,21 @@ def test_a_truncated_dose_file_fails_the_second_check(
 
 
 def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(
-    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], optimiser: StandIn
 ) -> None:
     calls = optimiser()
     with pytest.raises(InputError, match=r"limit of 2\.5 %"):
-        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, uncertainty=0.025))
+        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, uncertainty=0.025), tools=optimiser.tools)
     with pytest.raises(InputError, match=r"limit of 2\.5 %"):
         second_check(exported[0], case_folder, tmp_path / "out", uncertainty=0.03)
     file = tmp_path / "gate.toml"
     file.write_text("uncertainty_percent = 10.0\n")
     loose = replace(SETTINGS, uncertainty=0.09, gate=str(file))
-    assert not calls and plan_case(case_folder, tmp_path / "out", loose).passed
+    assert not calls and plan_case(case_folder, tmp_path / "out", loose, tools=optimiser.tools).passed
 
 
 def test_a_machine_without_a_beam_is_refused_before_planning(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     import vmat_diffusion.machine as machines
@@ -281,7 +277,7 @@ def test_a_machine_without_a_beam_is_refused_before_planning(
     file = tmp_path / "beamless.toml"
     file.write_text(text[: text.index("[beam]")])
     with pytest.raises(MachineError, match="no beam model"):
-        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, machine=str(file)))
+        plan_case(case_folder, tmp_path / "out", replace(SETTINGS, machine=str(file)), tools=optimiser.tools)
     assert not calls and not (tmp_path / "out").exists()
 
 

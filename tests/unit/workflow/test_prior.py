@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_case import small_case
+from small_case import StandIn, small_case
 from tiny_model import described, tiny_model
 
-import vmat_diffusion.optimize as package
 from vmat_diffusion.case import Dose
 from vmat_diffusion.cli.display import run_text
 from vmat_diffusion.dataset.cases import TrainingCase
@@ -22,11 +22,9 @@ from vmat_diffusion.diffusion.grid import near_targets
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs import together as candidates
+from vmat_diffusion.jobs.together import turns_of
 from vmat_diffusion.workflow import plan_case, plan_settings
-from vmat_diffusion.workflow import search_and_check as optimising
 from vmat_diffusion.workflow.predict import DOMAIN
-
-Optimiser = Callable[..., list[dict]]
 
 
 def weights_for(path: Path, sites: Sequence[str]) -> Path:
@@ -56,45 +54,44 @@ def asked(weights: Path, **changes: object):
 
 
 def test_the_predicted_dose_reaches_the_optimiser(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
 ) -> None:
     calls = optimiser()
-    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    run = plan_case(case_folder, tmp_path / "out", asked(weights), tools=optimiser.tools)
     (call,) = calls
     target = call["target"]
     assert isinstance(target, Dose) and 10 < target.gy.max() < 60
-    assert not target.on(run.case.grid)[~run.case.body.mask].any()
+    assert not target.on(run.task.case.grid)[~run.task.case.body.mask].any()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["prior"]["used"] and record["prior"]["model"] == "tiny"
     assert record["candidates"] == [] and "predict" in record["seconds"]
 
 
 def test_by_the_goals_alone_nothing_is_predicted(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
-    run = plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"))
+    run = plan_case(
+        case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy"), tools=optimiser.tools
+    )
     assert calls[0]["target"] is None
     assert DOMAIN not in {c.name for c in run.verdict.checks}
     assert "prior" not in run.provenance
 
 
 def test_candidates_share_the_time_and_the_best_is_kept(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path, monkeypatch: pytest.MonkeyPatch
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
 ) -> None:
-    calls = optimiser(engine=(1.05, 1.0, 1.03))
-    stand_in = package.optimize
-    factors = [1.05, 1.0, 1.03]  # all goals are met; what is lower is better
+    factors = (1.05, 1.0, 1.03)  # all goals are met; what is lower is better
 
-    def optimize(*given: object, **keywords: object):
-        made = stand_in(*given, **keywords)
-        factor = factors[len(calls) - 1]
-        made.dose = replace(made.dose, gy=made.dose.gy * np.float32(factor))
-        return made
+    def scale(made: SimpleNamespace, call: int) -> None:
+        made.dose = replace(made.dose, gy=made.dose.gy * np.float32(factors[call]))
 
-    monkeypatch.setattr(package, "optimize", optimize)
-    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3, max_minutes=6))
-    assert [c["settings"].max_minutes for c in calls] == [2.0, 2.0, 2.0]
+    calls = optimiser(engine=factors, change=scale)
+    run = plan_case(
+        case_folder, tmp_path / "out", asked(weights, candidates=3, search_minutes=6), tools=optimiser.tools
+    )
+    assert [c["settings"].max_minutes for c in calls] == [6 / turns_of(3)] * 3
     assert len({c["target"].gy.tobytes() for c in calls}) == 3
     assert [c.chosen for c in run.candidates] == [False, True, False]
     assert run.candidates[1].score < run.candidates[2].score < run.candidates[0].score
@@ -116,34 +113,34 @@ def test_candidates_share_the_time_and_the_best_is_kept(
 
 
 def test_a_candidate_that_an_interrupt_left_without_a_plan_is_left_out(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path, monkeypatch: pytest.MonkeyPatch
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
 ) -> None:
-    optimiser()
-    together = optimising.made_together
-    monkeypatch.setattr(
-        optimising, "made_together", lambda jobs, report: [None, *together(jobs[1:2], report), None]
-    )
-    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3))
+    def interrupt(made: SimpleNamespace, call: int) -> None:
+        if call == 1:
+            raise KeyboardInterrupt
+
+    optimiser(change=interrupt)
+    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3), tools=optimiser.tools)
     assert [c.chosen for c in run.candidates] == [True]
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
 
 
 def test_a_usual_case_passes_the_domain_check_without_a_warning(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser, weights: Path
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
 ) -> None:
     optimiser()
-    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    run = plan_case(case_folder, tmp_path / "out", asked(weights), tools=optimiser.tools)
     check = next(c for c in run.verdict.checks if c.name == DOMAIN)
     assert not check.warns and check.word == "reported"
     assert check.why == "nothing about the case is unusual for the model"
 
 
 def test_a_foreign_site_is_planned_by_its_goals_and_the_gate_says_so(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     weights = weights_for(tmp_path / "w.safetensors", ["head_neck"])
-    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=4))
+    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=4), tools=optimiser.tools)
     assert [c["target"] for c in calls] == [None]
     check = next(c for c in run.verdict.checks if c.name == DOMAIN)
     assert check.warns and check.passed and "goals alone" in check.why
@@ -153,20 +150,20 @@ def test_a_foreign_site_is_planned_by_its_goals_and_the_gate_says_so(
 
 
 def test_missing_weights_are_refused_and_leave_nothing(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     with pytest.raises(InputError, match=r"weights .* do not exist"):
-        plan_case(case_folder, tmp_path / "out", asked(tmp_path / "none.safetensors"))
+        plan_case(case_folder, tmp_path / "out", asked(tmp_path / "none.safetensors"), tools=optimiser.tools)
     assert not calls and not list(tmp_path.iterdir())
 
 
 def test_weights_of_which_nothing_is_known_make_the_gate_warn(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
     weights = save_model(tmp_path / "w.safetensors", tiny_model(encoding=Encoding(voxel_mm=(5.0, 5.0, 6.0))))
-    run = plan_case(case_folder, tmp_path / "out", asked(weights))
+    run = plan_case(case_folder, tmp_path / "out", asked(weights), tools=optimiser.tools)
     check = next(c for c in run.verdict.checks if c.name == DOMAIN)
     assert check.warns and "nothing is known of their domain" in check.why
     record = json.loads((tmp_path / "out" / "run.json").read_text())["verdict"]["checks"][0]
@@ -174,21 +171,23 @@ def test_weights_of_which_nothing_is_known_make_the_gate_warn(
 
 
 def test_candidates_need_weights_with_diffusion(
-    case_folder: Path, tmp_path: Path, optimiser: Optimiser
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     weights = save_model(tmp_path / "w.safetensors", tiny_model(residual=False))
     with pytest.raises(InputError, match=r"2 samples .* without diffusion; give --candidates 1 or"):
-        plan_case(case_folder, tmp_path / "out", asked(weights, candidates=2))
+        plan_case(case_folder, tmp_path / "out", asked(weights, candidates=2), tools=optimiser.tools)
     assert not calls
 
 
 def test_each_candidate_needs_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "cores", lambda: 2)
-    with pytest.raises(InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --max-minutes 8"):
-        plan_settings(goals="x", prior="diffusion", candidates=16, max_minutes=5)
-    assert plan_settings(goals="x", prior="diffusion", candidates=10, max_minutes=5).candidates == 10
-    assert plan_settings(goals="x", max_minutes=0.5).max_minutes == 0.5
+    with pytest.raises(
+        InputError, match=r"5 minutes .* 16 candidates .* 2 at a time; give --search-minutes 8"
+    ):
+        plan_settings(goals="x", prior="diffusion", candidates=16, search_minutes=5)
+    assert plan_settings(goals="x", prior="diffusion", candidates=10, search_minutes=5).candidates == 10
+    assert plan_settings(goals="x", search_minutes=0.5).search_minutes == 0.5
 
 
 def test_candidates_need_doses_to_aim_at() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import open_arc
+from small_case import StandIn, open_arc
 
 from vmat_diffusion.dicom.read import read_dose, read_plan
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
@@ -29,7 +28,7 @@ SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
 
 def test_a_run_writes_every_file_and_its_record(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
     seen: list[str] = []
@@ -38,6 +37,7 @@ def test_a_run_writes_every_file_and_its_record(
         tmp_path / "a" / "out",
         SETTINGS,
         progress=lambda stage, fraction, note: seen.append(stage),
+        tools=optimiser.tools,
     )
     out = tmp_path / "a" / "out"
     assert sorted(f.name for f in out.iterdir()) == sorted(FILES)
@@ -60,21 +60,23 @@ def test_a_run_writes_every_file_and_its_record(
 
 
 def test_written_dicom_is_the_run_s_plan_and_dose(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
-    back = read_plan(tmp_path / "out" / "RP.dcm", run.machine)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
+    back = read_plan(tmp_path / "out" / "RP.dcm", run.task.machine)
     np.testing.assert_allclose(back.arcs[0].mu, run.plan.arcs[0].mu, rtol=1e-6)
     np.testing.assert_array_equal(back.arcs[0].leaves_mm, run.plan.arcs[0].leaves_mm)
     np.testing.assert_allclose(read_dose(tmp_path / "out" / "RD.dcm").gy, run.dose.gy, rtol=1e-6)
 
 
 def test_summary_has_exactly_the_documented_keys(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    summary = json.loads(json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS).summary()))
+    summary = json.loads(
+        json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools).summary())
+    )
     assert set(summary) == {
         "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
         "violations", "verdict", "seconds", "peak_gb", "files",
@@ -88,9 +90,7 @@ def test_summary_has_exactly_the_documented_keys(
     assert summary["complexity"]["mcs"] == 1.0 and summary["complexity"]["mu_per_gy"] == 36.0
 
 
-def test_settings_reach_the_optimiser(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
-) -> None:
+def test_settings_reach_the_optimiser(case_folder: Path, tmp_path: Path, optimiser: StandIn) -> None:
     calls = optimiser()
     chosen = plan_settings(
         goals="tg119_cshape_easy",
@@ -102,12 +102,12 @@ def test_settings_reach_the_optimiser(
         jaws="fixed",
         grid_mm=4,
         seed=7,
-        max_minutes=2,
+        search_minutes=2,
         device="cpu",
         normalize_gy=51.5,
     )
-    run = plan_case(case_folder, tmp_path / "out", chosen)
-    assert run.sheet.normalization.gy == 51.5
+    run = plan_case(case_folder, tmp_path / "out", chosen, tools=optimiser.tools)
+    assert run.task.sheet.normalization.gy == 51.5
     (call,) = calls
     given = call["settings"]
     assert (given.arcs, given.arc_start_deg, given.arc_stop_deg) == (3, 200.0, 20.0)
@@ -117,22 +117,27 @@ def test_settings_reach_the_optimiser(
 
 
 def test_jaws_are_left_to_the_machine_and_arcs_can_be_partial(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
-    plan_case(case_folder, tmp_path / "out", plan_settings(goals="tg119_cshape_easy", span="partial"))
+    plan_case(
+        case_folder,
+        tmp_path / "out",
+        plan_settings(goals="tg119_cshape_easy", span="partial"),
+        tools=optimiser.tools,
+    )
     given = calls[0]["settings"]
     assert given.partial and given.jaw_tracking is None and given.couch_deg is None
 
 
 def test_an_undeliverable_plan_gets_a_report_and_its_dose_but_no_plan_file(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     plan = open_arc()
     leaves = plan.arcs[0].leaves_mm.copy()
     leaves[9, 0, 30] = 19.0  # 39 mm in 0.4 s is far above any leaf speed
     optimiser(replace(plan, arcs=(replace(plan.arcs[0], leaves_mm=leaves),)))
-    run = plan_case(case_folder, tmp_path / "out", SETTINGS)
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     assert any("leaf speed" in v for v in run.violations)
     names = {f.name for f in (tmp_path / "out").iterdir()}
     assert names == set(FILES) - {"RP.dcm"} == {f.name for f in run.files}
@@ -143,55 +148,57 @@ def test_an_undeliverable_plan_gets_a_report_and_its_dose_but_no_plan_file(
 
 @pytest.mark.parametrize("failing", [PlanError("no"), RuntimeError("defect"), KeyboardInterrupt()])
 def test_a_failed_run_leaves_nothing_behind(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], failing: BaseException
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, failing: BaseException
 ) -> None:
     optimiser(failing=failing)
     with pytest.raises(type(failing)):
-        plan_case(case_folder, tmp_path / "new" / "out", SETTINGS)
+        plan_case(case_folder, tmp_path / "new" / "out", SETTINGS, tools=optimiser.tools)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_overwrite_keeps_the_earlier_run(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()}
     optimiser(failing=RuntimeError("defect"))
     with pytest.raises(RuntimeError):
-        plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+        plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True, tools=optimiser.tools)
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_folder_in_use_is_refused_without_overwrite(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PlanError, match="not empty"):
-        plan_case(case_folder, tmp_path, SETTINGS)
+        plan_case(case_folder, tmp_path, SETTINGS, tools=optimiser.tools)
     assert not calls
-    plan_case(case_folder, tmp_path, SETTINGS, overwrite=True)
+    plan_case(case_folder, tmp_path, SETTINGS, overwrite=True, tools=optimiser.tools)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert {f.name for f in tmp_path.iterdir()} == {*FILES, "notes.txt"}
 
 
 def test_an_undeliverable_rerun_does_not_keep_the_old_plan(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    plan_case(case_folder, tmp_path / "out", SETTINGS)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
     arc = open_arc().arcs[0]
     optimiser(replace(open_arc(), arcs=(replace(arc, mu=np.full(18, 1e-4)),)))
-    assert plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True).violations
+    assert plan_case(
+        case_folder, tmp_path / "out", SETTINGS, overwrite=True, tools=optimiser.tools
+    ).violations
     assert not (tmp_path / "out" / "RP.dcm").exists()
 
 
 def test_expected_positions_are_written_if_asked_and_go_with_the_next_run(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]]
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
-    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, trajectory="csv"))
+    run = plan_case(case_folder, tmp_path / "out", replace(SETTINGS, trajectory="csv"), tools=optimiser.tools)
     assert [f.name for f in run.files] == [*FILES, "trajectory_1.csv"]
     with (tmp_path / "out" / "trajectory_1.csv").open(newline="") as stream:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
@@ -206,7 +213,7 @@ def test_expected_positions_are_written_if_asked_and_go_with_the_next_run(
     assert all(abs(t / 0.02 - round(t / 0.02)) < 1e-6 for t in ticks)
     assert rows[-1]["time_s"] == pytest.approx(run.delivery_s, abs=1e-4)
     assert rows[-1]["mu"] == pytest.approx(arc.total_mu, abs=1e-4)
-    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True)
+    plan_case(case_folder, tmp_path / "out", SETTINGS, overwrite=True, tools=optimiser.tools)
     assert {f.name for f in (tmp_path / "out").iterdir()} == set(FILES)
     with pytest.raises(InputError, match="trajectory"):
         plan_settings(goals="tg119_cshape_easy", trajectory="xml")
@@ -229,12 +236,12 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_unfit_inputs_stop_before_the_optimiser(
-    case_folder: Path, tmp_path: Path, optimiser: Callable[..., list[dict]], changed: dict, error: type
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, changed: dict, error: type
 ) -> None:
     calls = optimiser()
     settings = plan_settings(**{"goals": "tg119_cshape_easy", **changed})
     with pytest.raises(error):
-        plan_case(case_folder, tmp_path / "out", settings)
+        plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
     assert not calls
     assert not list(tmp_path.iterdir())
 
@@ -248,21 +255,21 @@ def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
     ("values", "named"),
     [
         ({"arcs": 0}, "arcs"),
-        ({"grid_mm": 0.2}, "grid_mm"),
-        ({"grid_mm": float("nan")}, "grid_mm"),
+        ({"grid_mm": 0.2}, "grid-mm"),
+        ({"grid_mm": float("nan")}, "grid-mm"),
         ({"seed": -1}, "seed"),
         ({"device": "toaster"}, "device"),
         ({"prior": "magic"}, "prior"),
-        ({"max_minutes": 0}, "max_minutes"),
+        ({"search_minutes": 0}, "search-minutes"),
         ({"arc_start_deg": 10}, "both"),
         ({"couch_deg": (0, 10, 20)}, "3 couch angles for 2 arcs"),
-        ({"couch_deg": (120,)}, "couch_deg"),
+        ({"couch_deg": (120,)}, "couch-deg"),
         ({"jaws": "loose"}, "jaws"),
         ({"span": "partial", "arc_start_deg": 10, "arc_stop_deg": 90}, "leave them out or --span partial"),
         ({"span": "partial", "improve": "RP.dcm"}, "arcs of RP.dcm are kept"),
         ({"arcs": 3, "collimator_deg": (10, 20)}, "2 collimator angles for 3 arcs"),
-        ({"patient_position": "SITTING"}, "patient_position"),
-        ({"normalize_gy": 0}, "normalize_gy"),
+        ({"patient_position": "SITTING"}, "patient-position"),
+        ({"normalize_gy": 0}, "normalize-gy"),
         ({"no_such_setting": 1}, "no_such_setting"),
     ],
 )

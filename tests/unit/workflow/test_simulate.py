@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_case import UNIFORM_GY, open_arc, small_case
+from small_case import UNIFORM_GY, StandIn, open_arc, small_case
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import TrainingCase, load_case, save_case
@@ -38,6 +37,13 @@ from vmat_diffusion.workflow.simulate import (
 HERE = Cluster(kind="serial")
 QUICK = Simulation(grid_mm=6.0, effort=0.02)
 TABLES = {"index.jsonl", "dataset.json", "rejected.csv"}
+
+
+@pytest.fixture
+def optimiser(optimiser: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The stand-in in place of the optimiser, which `simulate` takes from its package."""
+    monkeypatch.setattr("vmat_diffusion.optimize.optimize", optimiser.optimize)
+    return optimiser
 
 
 def _training(id: str = "case_1", **changes: object) -> TrainingCase:
@@ -80,7 +86,7 @@ def _rejected(out: Path) -> dict[str, dict[str, str]]:
         return {row["case"]: row for row in csv.DictReader(stream)}
 
 
-def test_plans_become_training_cases(tmp_path: Path, optimiser: Callable[..., list[dict]]) -> None:
+def test_plans_become_training_cases(tmp_path: Path, optimiser: StandIn) -> None:
     calls = optimiser()
     folder = _data_set(tmp_path / "in", _training("case_1"), _training("case_2"))
     out = tmp_path / "out"
@@ -111,7 +117,7 @@ def test_plans_become_training_cases(tmp_path: Path, optimiser: Callable[..., li
 
 
 def test_constraints_are_the_varied_goals_with_what_the_dose_achieves(
-    tmp_path: Path, optimiser: Callable[..., list[dict]]
+    tmp_path: Path, optimiser: StandIn
 ) -> None:
     optimiser()
     _run(_data_set(tmp_path / "in", _training()), tmp_path / "out", plans=1)
@@ -128,7 +134,7 @@ def test_constraints_are_the_varied_goals_with_what_the_dose_achieves(
 
 
 def test_a_run_goes_on_where_it_was_and_takes_more_patients_and_plans(
-    tmp_path: Path, optimiser: Callable[..., list[dict]]
+    tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
     few, many = (
@@ -150,9 +156,7 @@ def test_a_run_goes_on_where_it_was_and_takes_more_patients_and_plans(
     assert _run(many, parts, plans=3, resume=True).made == 0
 
 
-def test_what_cannot_be_planned_is_listed_and_stops_nothing(
-    tmp_path: Path, optimiser: Callable[..., list[dict]]
-) -> None:
+def test_what_cannot_be_planned_is_listed_and_stops_nothing(tmp_path: Path, optimiser: StandIn) -> None:
     optimiser()
     good, other = _training("case_1"), _training("case_4")
     cut = _training("case_2")
@@ -172,9 +176,7 @@ def test_what_cannot_be_planned_is_listed_and_stops_nothing(
     assert not list((tmp_path / "out").glob("case_2*"))
 
 
-def test_a_plan_that_the_machine_cannot_deliver_is_a_failure(
-    tmp_path: Path, optimiser: Callable[..., list[dict]]
-) -> None:
+def test_a_plan_that_the_machine_cannot_deliver_is_a_failure(tmp_path: Path, optimiser: StandIn) -> None:
     arc = open_arc().arcs[0]
     fast = arc.leaves_mm.copy()
     fast[5, :, 26:34] += 150.0
@@ -205,9 +207,7 @@ def test_a_dose_far_from_the_prescription_is_no_plan(factor: float, hot: float, 
         require_usable(case.prescription, case, Dose(case.grid, gy))
 
 
-def test_defects_are_tried_again_and_refusals_are_not(
-    tmp_path: Path, optimiser: Callable[..., list[dict]]
-) -> None:
+def test_defects_are_tried_again_and_refusals_are_not(tmp_path: Path, optimiser: StandIn) -> None:
     folder = _data_set(tmp_path / "in", _training())
     for fault, tries in ((RuntimeError("numbers ran out"), 2), (PlanError("no way; leave it"), 0)):
         optimiser(failing=fault)
@@ -259,7 +259,7 @@ def test_a_data_set_without_cases_of_the_sites_is_refused(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"effort": 0.0}, "--effort 0 is outside"),
-        ({"max_minutes": -1.0}, "--max-minutes -1 is outside"),
+        ({"search_minutes": -1.0}, "--search-minutes -1 is outside"),
         ({"grid_mm": 20.0}, "--grid-mm 20 is outside"),
         ({"spacing_mm": (1.0, 1.0, 9.0)}, "--spacing-mm 9 is outside"),
         ({"seed": -1}, "--seed -1 is outside"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_case import UNIFORM_GY, replace_optimiser
+from small_case import UNIFORM_GY, StandIn
 
 from vmat_diffusion import cli
 from vmat_diffusion.errors import InputError, PlanError
@@ -22,12 +23,11 @@ EASY = plan_settings(goals="tg119_cshape_easy")
 def made(case_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of one case, the second one not through the gate; the core's D10% is set to 20 and 10 Gy."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        install = replace_optimiser(patch)
-        for name, engine, core in (("a", 1.0, 20.0), ("b", 1.5, 10.0)):
-            install(engine=(engine,) * 3)
-            plan_case(case_folder, root / name, EASY)
-            change(root / name, lambda r, core=core: r["goals"][2].update(value=core))
+    optimiser = StandIn()
+    for name, engine, core in (("a", 1.0, 20.0), ("b", 1.5, 10.0)):
+        optimiser(engine=(engine,) * 3)
+        plan_case(case_folder, root / name, EASY, tools=optimiser.tools)
+        change(root / name, lambda r, core=core: r["goals"][2].update(value=core))
     return root
 
 

@@ -11,16 +11,15 @@ import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.fluence import exposures
-from vmat_diffusion.dose.materials import MEDIA, medium_of
+from vmat_diffusion.dose.delivery import exposures
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
-from vmat_diffusion.dose.monte_carlo.source import plan_openings, sampled
-from vmat_diffusion.dose.pencil_beam import dose_grid
-from vmat_diffusion.dose.rays import Progress, density_of
+from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
+from vmat_diffusion.dose.tissue import density_of, dose_grid, medium_of
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.progress import Progress
 
 # A voxel with less of the body than this counts as outside: its dose would be noise over a scrap of mass.
 _LEAST_COVER = 0.02
@@ -53,7 +52,7 @@ class MonteCarlo:
         openings = plan_openings(exposed, self.machine, plan.patient_position)
         estimate = simulate(
             phantom_of(case, where),
-            sampled(openings, source, plan.isocenter_mm, self.machine.sad_mm),
+            photon_source(openings, source, plan.isocenter_mm, self.machine.sad_mm),
             uncertainty=self.uncertainty,
             max_seconds=self.max_seconds,
             seed=self.seed,
@@ -80,7 +79,7 @@ class MonteCarlo:
 
 
 def phantom_of(case: Case, grid: Grid) -> Phantom:
-    """Density and medium of a case on a grid: the pencil beam's densities, media by their bands."""
+    """Density and medium of a case on a grid: the densities and media of `dose/tissue.py`."""
     covered = average_onto(case.body.mask, case.grid, grid)
     density = np.where(covered < _LEAST_COVER, 0.0, density_of(case, grid).g_cm3)
     low, _ = grid.bounds_mm
@@ -91,7 +90,6 @@ def phantom_of(case: Case, grid: Grid) -> Phantom:
 
 
 __all__ = [
-    "MEDIA",
     "MonteCarlo",
     "Phantom",
     "phantom_of",

@@ -11,9 +11,10 @@ import math
 
 import numba
 
-from vmat_diffusion.dose.materials import BREMS, ECUT, ELECTRON_MEV, HIGHEST, LOWEST, PCUT, POINTS
+from vmat_diffusion.dose.monte_carlo.cross_sections import BREMS, ECUT, HIGHEST, LOWEST, PCUT, POINTS
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
+from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 LOSS, HARD, MOLLER, SCATTER, SCREENING, RANGE = range(6)
 STEP = 0.30  # share of its energy that an electron may lose in one step
@@ -124,7 +125,7 @@ def transport(  # type: ignore[no-untyped-def]
     charge,
     weight,
     keep,
-    geometry,
+    voxels,
     electron,
     to_water,
     state,
@@ -140,7 +141,7 @@ def transport(  # type: ignore[no-untyped-def]
     caller gives survivors `weight / keep`. Long because it is the innermost loop of the engine: all
     state is in local variables, which a compiler keeps in registers.
     """
-    ex, ey, ez, density, medium, absorb_cm = geometry
+    ex, ey, ez, density, medium, absorb_cm = voxels
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
     ix, iy, iz = cell[0], cell[1], cell[2]
     x, y, z, u, v, w, energy = p[0], p[1], p[2], p[3], p[4], p[5], p[6]

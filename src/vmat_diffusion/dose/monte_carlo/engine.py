@@ -1,4 +1,4 @@
-"""Runs batches of histories until the dose is known well enough, and what a voxel's sigma is."""
+"""Batches of histories until the dose is known well enough, and the sigma of every voxel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.materials import AIR_BELOW_G_CM3, MEDIA, tables
-from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, collect, run_batches
-from vmat_diffusion.dose.rays import Progress
+from vmat_diffusion.dose.monte_carlo.cross_sections import tables
+from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, Voxels, collect, run_batches
+from vmat_diffusion.dose.monte_carlo.source import Source
+from vmat_diffusion.dose.tissue import AIR_BELOW_G_CM3, MEDIA
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.progress import Progress
 
 GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
@@ -60,7 +62,7 @@ class Estimate:
 
 def simulate(
     phantom: Phantom,
-    source: tuple,
+    source: Source,
     *,
     uncertainty: float,
     max_seconds: float | None = None,
@@ -78,23 +80,15 @@ def simulate(
     not on the number of threads. Sigma is that of the mean over batches. `part` leaves out
     either what the source's photons set free themselves or what their scatter does.
     """
-    geometry = (
-        *(np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)),
-        np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
-        np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
-        _ABSORB_SHARE * min(float(np.diff(e).min()) for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)) / 10,
-    )
-    data = tables()
-    voxels = phantom.density_g_cm3.size
-    tally = np.zeros((_ROUND, voxels), np.float32)
-    total, square = np.zeros(voxels), np.zeros(voxels)
+    voxels, data = _voxels(phantom), tables()
+    size = phantom.density_g_cm3.size
+    tally = np.zeros((_ROUND, size), np.float32)
+    total, square = np.zeros(size), np.zeros(size)
     mass = phantom.mass_g().ravel()
-    inside = mass > 0
     # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
-    flat_density = phantom.density_g_cm3.ravel()
-    judged = flat_density >= min(AIR_BELOW_G_CM3, float(flat_density.max()))
+    tissue = voxels.density_g_cm3 >= min(AIR_BELOW_G_CM3, float(voxels.density_g_cm3.max()))
     # One small batch first, so that compiling does not count as computing.
-    run_batches(0, 1, seed, split, part, source, geometry, data.photon, data.electron, to_water, tally[:1])
+    run_batches(0, 1, seed, split, part, source, voxels, data.photon, data.electron, to_water, tally[:1])
     tally[:] = 0
     started, batches, photons, sigma_now = time.perf_counter(), 0, 0, float("inf")
     while True:
@@ -106,7 +100,7 @@ def simulate(
                 split,
                 part,
                 source,
-                geometry,
+                voxels,
                 data.photon,
                 data.electron,
                 to_water,
@@ -116,26 +110,42 @@ def simulate(
         collect(tally, total, square)
         batches += _ROUND
         seconds = time.perf_counter() - started
-        sigma_now = _mean_relative_sigma(total, square, batches, mass, judged)
+        sigma_now = _mean_relative_sigma(total, square, batches, mass, tissue)
         if progress:
-            progress(min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2), f"sigma {100 * sigma_now:.2f} %")
+            done = min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2)
+            progress("dose", done, f"sigma {100 * sigma_now:.2f} %")
         enough = batches >= _FEWEST_BATCHES and sigma_now <= uncertainty
         late = max_seconds is not None and seconds >= max_seconds
         many = max_histories is not None and batches * batch_histories >= max_histories
         if enough or late or many:
             break
-    scale = np.zeros(voxels)
-    scale[inside] = source[0][-1] * GRAY_PER_MEV_G / batch_histories / mass[inside]
+    scale = np.zeros(size)
+    inside = mass > 0
+    scale[inside] = source.photons_cm2[-1] * GRAY_PER_MEV_G / batch_histories / mass[inside]
     mean = total / batches
     variance = np.maximum(square / batches - mean**2, 0) / (batches - 1)
     shape = phantom.density_g_cm3.shape
     return Estimate(
-        (mean * scale).reshape(shape).astype(np.float32),
-        (np.sqrt(variance) * scale).reshape(shape).astype(np.float32),
-        batches * batch_histories,
-        photons,
-        time.perf_counter() - started,
-        sigma_now,
+        gy=(mean * scale).reshape(shape).astype(np.float32),
+        sigma_gy=(np.sqrt(variance) * scale).reshape(shape).astype(np.float32),
+        histories=batches * batch_histories,
+        photons=photons,
+        seconds=time.perf_counter() - started,
+        uncertainty=sigma_now,
+    )
+
+
+def _voxels(phantom: Phantom) -> Voxels:
+    """The phantom as the compiled loop reads it, in cm."""
+    x, y, z = (np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm))
+    narrowest_mm = min(float(np.diff(e).min()) for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm))
+    return Voxels(
+        x_cm=x,
+        y_cm=y,
+        z_cm=z,
+        density_g_cm3=np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
+        medium=np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
+        absorb_cm=_ABSORB_SHARE * narrowest_mm / 10,
     )
 
 

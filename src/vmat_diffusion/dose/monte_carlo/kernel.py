@@ -8,14 +8,17 @@ are split again: Kawrakow and Fippel, Phys Med Biol 45:2163 (2000). The expectat
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
-from vmat_diffusion.dose.materials import ELECTRON_MEV, PCUT
+from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read, transport
 from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, find, forward_cosine, rayleigh, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
+from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
@@ -23,10 +26,24 @@ _STACK = 256
 _SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g^2, g^3 = g + 1
 
 
+class Voxels(NamedTuple):
+    """The phantom as the loops read it: edges along each axis; density and medium flat, in the order z, y, x.
+
+    A slow electron whose range in its voxel's medium is below `absorb_cm` is absorbed where it is.
+    """
+
+    x_cm: NDArray[np.float64]
+    y_cm: NDArray[np.float64]
+    z_cm: NDArray[np.float64]
+    density_g_cm3: NDArray[np.float64]
+    medium: NDArray[np.uint8]
+    absorb_cm: float
+
+
 @numba.njit(error_model="numpy", fastmath=True)
-def enter(p, cell, geometry):  # type: ignore[no-untyped-def]
+def enter(p, cell, voxels):  # type: ignore[no-untyped-def]
     """Move a particle to the grid's border along its direction; False if it misses the grid."""
-    ex, ey, ez = geometry[0], geometry[1], geometry[2]
+    ex, ey, ez = voxels.x_cm, voxels.y_cm, voxels.z_cm
     near, far = 0.0, 1e30
     for axis, edges in enumerate((ex, ey, ez)):
         at, slope = p[axis], p[axis + 3]
@@ -54,7 +71,7 @@ def interact(  # type: ignore[no-untyped-def]
     t,
     split,
     weight,
-    geometry,
+    voxels,
     photon,
     electron,
     to_water,
@@ -79,7 +96,7 @@ def interact(  # type: ignore[no-untyped-def]
                 push(photons, n_photons, p, u, v, w, left, cell, 0.0)
                 n_photons += 1
         else:
-            voxel = (cell[2] * (len(geometry[1]) - 1) + cell[1]) * (len(geometry[0]) - 1) + cell[0]
+            voxel = (cell[2] * (len(voxels.y_cm) - 1) + cell[1]) * (len(voxels.x_cm) - 1) + cell[0]
             tally[voxel] += left * weight
         momentum = math.sqrt(given * (given + 2.0 * ELECTRON_MEV))
         cosine = (energy - left * cosine) / momentum if momentum > 0.0 else 1.0
@@ -101,13 +118,13 @@ def interact(  # type: ignore[no-untyped-def]
         push(charged, 0, p, u, v, w, energy, cell, -1.0)
         n_charged = 1
     return follow(
-        keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+        keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
     )
 
 
 @numba.njit(error_model="numpy", fastmath=True)
 def follow(  # type: ignore[no-untyped-def]
-    keep, weight, geometry, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+    keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
 ):
     """Empty the stack of charged particles; returns the size of the stack of photons."""
     p, cell = np.empty(8), np.empty(3, np.int64)
@@ -118,7 +135,7 @@ def follow(  # type: ignore[no-untyped-def]
         for k in range(3):
             cell[k] = int(charged[n_charged, 7 + k])
         n_charged, n_photons = transport(
-            p, cell, charged[n_charged, 10], weight, keep, geometry, electron, to_water, state, tally,
+            p, cell, charged[n_charged, 10], weight, keep, voxels, electron, to_water, state, tally,
             charged, n_charged, photons, n_photons,
         )  # fmt: skip
     return n_photons
@@ -126,10 +143,10 @@ def follow(  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def trace(  # type: ignore[no-untyped-def]
-    p, cell, split, weight, geometry, photon, electron, to_water, state, tally, charged, photons, n_photons
+    p, cell, split, weight, voxels, photon, electron, to_water, state, tally, charged, photons, n_photons
 ):
     """Follow one photon of full weight through the grid with its split interactions."""
-    ex, ey, ez, density, medium, _ = geometry
+    ex, ey, ez, density, medium = voxels.x_cm, voxels.y_cm, voxels.z_cm, voxels.density_g_cm3, voxels.medium
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
     ix, iy, iz = cell[0], cell[1], cell[2]
     x, y, z, u, v, w = p[0], p[1], p[2], p[3], p[4], p[5]
@@ -161,7 +178,7 @@ def trace(  # type: ignore[no-untyped-def]
                         n_photons += 1
                 else:
                     n_photons = interact(
-                        p, at, m, i, t, split, share, geometry, photon, electron, to_water, state, tally,
+                        p, at, m, i, t, split, share, voxels, photon, electron, to_water, state, tally,
                         charged, photons, n_photons,
                     )  # fmt: skip
                 done += 1
@@ -189,7 +206,7 @@ def trace(  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def cascade(  # type: ignore[no-untyped-def]
-    n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, tally, charged, photons
+    n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, tally, charged, photons
 ):
     """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number."""
     traced = 0
@@ -201,9 +218,7 @@ def cascade(  # type: ignore[no-untyped-def]
             cell[k] = int(photons[n, 7 + k])
         traced += 1
         own = 0.0 if part == SCATTER and traced == 1 else weight
-        n = trace(
-            p, cell, split, own, geometry, photon, electron, to_water, state, tally, charged, photons, n
-        )
+        n = trace(p, cell, split, own, voxels, photon, electron, to_water, state, tally, charged, photons, n)
         if part == PRIMARY:
             break
     return traced
@@ -212,9 +227,9 @@ def cascade(  # type: ignore[no-untyped-def]
 @numba.njit(inline="always")
 def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-def]
     """Draw one particle from the source: fills p, returns its weight and whether it is an electron."""
-    cumulative, box, frame_of, frames, origin, energy_edges, energy_cdf, horn, n = source
+    cumulative, box = source.photons_cm2, source.box_cm
     entry = min(np.searchsorted(cumulative, choice * cumulative[-1], side="right"), len(cumulative) - 1)
-    frame = frame_of[entry]
+    axes = source.axes[source.frame[entry]]
     # The moment within the exposure: openings close and open linearly, so draw it by their width.
     gap0, gap1 = box[entry, 1] - box[entry, 0], box[entry, 3] - box[entry, 2]
     xi = uniform(state)
@@ -223,53 +238,56 @@ def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-de
     high = box[entry, 1] + t * (box[entry, 3] - box[entry, 1])
     a = low + across * (high - low)
     b = box[entry, 4] + along * (box[entry, 5] - box[entry, 4])
-    sad, collimator = n[0], n[1]
+    sad, collimator = source.sad_cm, source.collimator_cm
     height, sx, sy = 0.0, 0.0, 0.0
     kind = uniform(state)
-    electron = kind < n[6]
-    sigma = n[2]
+    electron = kind < source.electron_share
+    sigma = source.focal_sigma_cm
     if electron:
-        sigma = n[7]
-        height = n[4]
-    elif kind < n[6] + n[5]:
-        sigma, height = n[3], n[4]
+        sigma = source.electron_sigma_cm
+        height = source.head_distance_cm
+    elif kind < source.electron_share + source.head_share:
+        sigma, height = source.head_sigma_cm, source.head_distance_cm
     if sigma > 0.0:
         c, s = azimuth(state)
         r = sigma * math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
         sx, sy = r * c, r * s
-    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the origin.
+    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the target.
     shrink = collimator / sad
     ax, ay, az = a * shrink - sx, b * shrink - sy, -(collimator - height)
     length = math.sqrt(ax * ax + ay * ay + az * az)
     ax, ay, az = ax / length, ay / length, az / length
     top = sad - height
-    weight = n[15] if electron else n[16]
-    if n[8] > 0.0:
+    weight = source.electron_weight if electron else source.photon_weight
+    if source.isotropic:
         weight *= (-az) ** 3
     fall = (sad - height) / -az
     hit_x, hit_y = sx + ax * fall, sy + ay * fall
     radius2 = hit_x * hit_x + hit_y * hit_y
     xi = uniform(state)
     if electron:
-        p[6] = min(-n[9] * math.log(1.0 - xi * n[11]) + n[12], n[10])
+        drawn = -source.electron_mean_mev * math.log(1.0 - xi * source.electron_cdf_max)
+        p[6] = min(drawn + source.electron_min_mev, source.electron_max_mev)
     else:
-        k = np.searchsorted(energy_cdf, xi, side="right")
-        k = min(max(k, 1), len(energy_cdf) - 1)
-        share = (xi - energy_cdf[k - 1]) / (energy_cdf[k] - energy_cdf[k - 1])
-        p[6] = energy_edges[k - 1] + share * (energy_edges[k] - energy_edges[k - 1])
-        p[6] = max(p[6] * (1.0 - n[13] * radius2), 0.02)
-        f = min(math.sqrt(radius2) / n[14], len(horn) - 1.001)
+        edges, cdf, ratio = source.energy_mev, source.energy_cdf, source.off_axis_ratio
+        k = np.searchsorted(cdf, xi, side="right")
+        k = min(max(k, 1), len(cdf) - 1)
+        share = (xi - cdf[k - 1]) / (cdf[k] - cdf[k - 1])
+        p[6] = edges[k - 1] + share * (edges[k] - edges[k - 1])
+        p[6] = max(p[6] * (1.0 - source.softening_per_cm2 * radius2), 0.02)
+        f = min(math.sqrt(radius2) / source.off_axis_step_cm, len(ratio) - 1.001)
         j = int(f)
-        weight *= horn[j] + (f - j) * (horn[j + 1] - horn[j])
+        weight *= ratio[j] + (f - j) * (ratio[j + 1] - ratio[j])
+    origin = source.isocenter_cm
     for k in range(3):
-        p[k] = origin[k] + sx * frames[frame, 0, k] + sy * frames[frame, 1, k] + top * frames[frame, 2, k]
-        p[k + 3] = ax * frames[frame, 0, k] + ay * frames[frame, 1, k] + az * frames[frame, 2, k]
+        p[k] = origin[k] + sx * axes[0, k] + sy * axes[1, k] + top * axes[2, k]
+        p[k + 3] = ax * axes[0, k] + ay * axes[1, k] + az * axes[2, k]
     return weight, electron
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
 def run_batches(  # type: ignore[no-untyped-def]
-    first, histories, seed, split, part, source, geometry, photon, electron, to_water, tally
+    first, histories, seed, split, part, source, voxels, photon, electron, to_water, tally
 ):
     """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch.
 
@@ -288,20 +306,20 @@ def run_batches(  # type: ignore[no-untyped-def]
             across = (shift_a + h * _SPREAD_A) % 1.0
             along = (shift_b + h * _SPREAD_B) % 1.0
             weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
-            if not enter(p, cell, geometry):
+            if not enter(p, cell, voxels):
                 continue
             u, v, w, energy = p[3], p[4], p[5], p[6]
             if is_electron:
                 push(charged, 0, p, u, v, w, energy, cell, -1.0)
                 n = follow(
-                    1.0 / split, weight, geometry, electron, to_water, state, row, charged, 1, photons, 0
+                    1.0 / split, weight, voxels, electron, to_water, state, row, charged, 1, photons, 0
                 )
                 weight *= split
             else:
                 push(photons, 0, p, u, v, w, energy, cell, 0.0)
                 n = 1
             traced[batch] += cascade(
-                n, p, cell, split, weight, part, geometry, photon, electron, to_water, state, row, charged,
+                n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, row, charged,
                 photons,
             )  # fmt: skip
     return traced

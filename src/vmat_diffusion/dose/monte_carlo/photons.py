@@ -7,8 +7,8 @@ import math
 import numba
 import numpy as np
 
-from vmat_diffusion.dose.materials import ELECTRON_MEV
 from vmat_diffusion.dose.monte_carlo.random_numbers import uniform
+from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 # Energy in MeV at which a momentum transfer equals the width of oxygen's form factor, fitted as a
 # dipole: a = 0.306 / Angstrom times h c.

@@ -7,16 +7,17 @@ share of the photons, so every history carries the same weight whatever the plan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.fluence import Exposures
+from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.geometry import Point, beam_axes
 from vmat_diffusion.machine import BeamModel, Machine
 
-_HORN_STEP_CM = 0.2
+_OFF_AXIS_STEP_CM = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def plan_openings(exposed: Exposures, machine: Machine, patient_position: str = 
     the transmission, nothing behind a jaw. Leaves stand back by half the gap offset on each side."""
     shift = machine.mlc.gap_offset_mm / 2
     jaws, leaves = exposed.jaws_mm, exposed.leaves_mm
-    n, strips = len(exposed.mu), leaves.shape[3]
+    n, rows = len(exposed.mu), leaves.shape[3]
     x1, x2 = jaws[:, :, 0, None], jaws[:, :, 1, None]
     low = np.clip(leaves[:, :, 0] - shift, x1, x2)
     high = np.clip(np.maximum(leaves[:, :, 1] + shift, leaves[:, :, 0] - shift), x1, x2)
@@ -69,9 +70,9 @@ def plan_openings(exposed: Exposures, machine: Machine, patient_position: str = 
     boxes, fluence, frame = [], [], []
     for a, b, share in parts:
         box = np.stack([a[:, 0], b[:, 0], a[:, 1], b[:, 1], bottom, top], axis=-1)
-        boxes.append(box.reshape(n * strips, 6))
-        fluence.append(np.repeat(share * exposed.mu, strips))
-        frame.append(np.repeat(np.arange(n), strips))
+        boxes.append(box.reshape(n * rows, 6))
+        fluence.append(np.repeat(share * exposed.mu, rows))
+        frame.append(np.repeat(np.arange(n), rows))
     axes = frames(exposed.gantry_deg, exposed.collimator_deg, exposed.couch_deg, patient_position)
     return _without_empty(
         Openings(np.concatenate(boxes), np.concatenate(fluence), np.concatenate(frame), axes)
@@ -85,31 +86,76 @@ def _without_empty(openings: Openings) -> Openings:
     return Openings(openings.box_mm[keep], openings.fluence[keep], openings.frame[keep], openings.axes)
 
 
-def sampled(openings: Openings, source: BeamModel, isocenter_mm: Point, sad_mm: float) -> tuple:
-    """The source as the kernel reads it, lengths in cm; its first array ends with the total photon area."""
-    edges = np.concatenate([[source.spectrum_low_mev], source.spectrum_upper_mev])
-    cdf = np.concatenate([[0.0], np.cumsum(source.spectrum_number)])
-    radius = np.arange(0.0, 50.0, _HORN_STEP_CM) * 10
-    horn = np.interp(radius, source.horn_radius_mm, source.horn)
-    q = source.electron_sampling if source.electrons_per_photon > 0 else 0.0
-    low, high, mean = 0.2, source.electron_max_mev, source.electron_mean_mev
-    n = np.array(
-        [
-            sad_mm / 10, source.collimator_mm / 10, source.focal_sigma_mm / 10, source.head_sigma_mm / 10,
-            source.head_distance_mm / 10, source.head_share * (1 - q), q, source.electron_sigma_mm / 10,
-            1.0 if source.angular == "isotropic" else 0.0, mean, high, 1 - np.exp(-(high - low) / mean), low,
-            source.softening_per_mm2 * 100, _HORN_STEP_CM,
-            source.electrons_per_photon / q if q else 0.0, 1.0 / (1 - q),
-        ]
-    )  # fmt: skip
-    return (
-        np.cumsum(openings.area_cm2 * openings.fluence),
-        np.ascontiguousarray(openings.box_mm / 10),
-        np.ascontiguousarray(openings.frame, np.int64),
-        np.ascontiguousarray(openings.axes),
-        np.asarray(isocenter_mm, float) / 10,
-        edges,
-        cdf / cdf[-1],
-        horn,
-        n,
+class Source(NamedTuple):
+    """The source of one plan as the compiled loop reads it: lengths in cm, energies in MeV.
+
+    A history takes its opening from `photons_cm2[n]`, the running sum over the n openings of area times
+    fluence. `box_cm[n, 6]`, `frame[n]` and `axes[k, 3, 3]` are those of `Openings`. Photon energies follow
+    `energy_cdf[b + 1]` at the edges `energy_mev[b + 1]` of b bins. `off_axis_ratio[r]` holds the number of
+    photons relative to the axis every `off_axis_step_cm` of radius at the isocentre plane.
+    """
+
+    photons_cm2: NDArray[np.float64]
+    box_cm: NDArray[np.float64]
+    frame: NDArray[np.int64]
+    axes: NDArray[np.float64]
+    isocenter_cm: NDArray[np.float64]
+    energy_mev: NDArray[np.float64]
+    energy_cdf: NDArray[np.float64]
+    off_axis_ratio: NDArray[np.float64]
+    off_axis_step_cm: float
+    sad_cm: float
+    collimator_cm: float  # distance of the collimator plane from the target
+    focal_sigma_cm: float
+    head_sigma_cm: float
+    head_distance_cm: float  # distance of the head's scatter plane from the target
+    head_share: float  # share of the histories that are photons scattered in the head
+    electron_share: float  # share of the histories that are contaminant electrons
+    electron_sigma_cm: float
+    electron_mean_mev: float  # their spectrum: exponential from the least to the largest energy
+    electron_min_mev: float
+    electron_max_mev: float
+    electron_cdf_max: float  # what the untruncated exponential has up to the largest energy
+    electron_weight: float
+    photon_weight: float
+    softening_per_cm2: float
+    isotropic: bool  # even in solid angle; otherwise even in the isocentre plane
+
+
+_ELECTRON_MIN_MEV = 0.2  # slower electrons do not get through the air to the patient
+
+
+def photon_source(openings: Openings, beam: BeamModel, isocenter_mm: Point, sad_mm: float) -> Source:
+    """The source of a beam behind these openings, as `simulate` takes it."""
+    edges = np.concatenate([[beam.spectrum_low_mev], beam.spectrum_upper_mev])
+    cdf = np.concatenate([[0.0], np.cumsum(beam.spectrum_number)])
+    radius_mm = np.arange(0.0, 50.0, _OFF_AXIS_STEP_CM) * 10
+    electron_share = beam.electron_sampling if beam.electrons_per_photon > 0 else 0.0
+    mean, top = beam.electron_mean_mev, beam.electron_max_mev
+    return Source(
+        photons_cm2=np.cumsum(openings.area_cm2 * openings.fluence),
+        box_cm=np.ascontiguousarray(openings.box_mm / 10),
+        frame=np.ascontiguousarray(openings.frame, np.int64),
+        axes=np.ascontiguousarray(openings.axes),
+        isocenter_cm=np.asarray(isocenter_mm, float) / 10,
+        energy_mev=edges,
+        energy_cdf=cdf / cdf[-1],
+        off_axis_ratio=np.interp(radius_mm, beam.horn_radius_mm, beam.horn),
+        off_axis_step_cm=_OFF_AXIS_STEP_CM,
+        sad_cm=sad_mm / 10,
+        collimator_cm=beam.collimator_mm / 10,
+        focal_sigma_cm=beam.focal_sigma_mm / 10,
+        head_sigma_cm=beam.head_sigma_mm / 10,
+        head_distance_cm=beam.head_distance_mm / 10,
+        head_share=beam.head_share * (1 - electron_share),
+        electron_share=electron_share,
+        electron_sigma_cm=beam.electron_sigma_mm / 10,
+        electron_mean_mev=mean,
+        electron_min_mev=_ELECTRON_MIN_MEV,
+        electron_max_mev=top,
+        electron_cdf_max=float(1 - np.exp(-(top - _ELECTRON_MIN_MEV) / mean)),
+        electron_weight=beam.electrons_per_photon / electron_share if electron_share else 0.0,
+        photon_weight=1.0 / (1 - electron_share),
+        softening_per_cm2=beam.softening_per_mm2 * 100,
+        isotropic=beam.angular == "isotropic",
     )

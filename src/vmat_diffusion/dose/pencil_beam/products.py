@@ -28,7 +28,7 @@ def join(pointer, at, gy, first, filled, out_columns, out_values):  # type: igno
 
 
 @numba.njit(cache=True, nogil=True)
-def turn_over(pointer, at, gy, out_pointer, out_columns, out_values):  # type: ignore[no-untyped-def]
+def transposed(pointer, at, gy, out_pointer, out_columns, out_values):  # type: ignore[no-untyped-def]
     """The rows of one exposure as columns: `out_pointer[beamlets + 1]`, voxels ascending in each."""
     out_pointer[:] = 0
     for j in range(len(at)):

@@ -1,21 +1,23 @@
-"""The shadow of the targets: what conformal fields of equal weight would deliver, seen voxel by voxel.
+"""The projection of the targets: dose of conformal fields of equal weight, voxel by voxel.
 
-A network that is to say where dose can go needs to know from where it comes. Each beam direction opens on
-the targets as its source sees them; a voxel gets what its ray carries, by depth and distance.
+A network that predicts dose must know from which directions it comes. Each beam opens on the targets as its
+source sees them; a voxel receives what its ray carries, by depth and distance from the source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from vmat_diffusion.dose.beam_tables import SCALES, tables
-from vmat_diffusion.dose.loops import DEPTH_STEP_MM
-from vmat_diffusion.dose.rays import Density, DepthField, depth_field
+from vmat_diffusion.dose.pencil_beam.beam_tables import tables
+from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, SCALES
+from vmat_diffusion.dose.pencil_beam.rays import DepthField, depth_field
+from vmat_diffusion.dose.tissue import Density
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Point, beam_axes
 from vmat_diffusion.machine import BeamModel
@@ -26,15 +28,16 @@ _EDGE_MM = 4.0
 _FIELD_MM = 50.0
 
 
-def target_shadow(
+def target_projection(
     density: Density,
     target_gy: NDArray[np.float32],
     beam: BeamModel,
     gantry_deg: Sequence[float],
     isocenter_mm: Point,
+    *,
     patient_position: str = "HFS",
 ) -> NDArray[np.float32]:
-    """What each voxel gets of conformal fields of equal weight, `[3, z, y, x]` on the grid of `density`.
+    """Relative dose of conformal fields of equal weight, `[3, z, y, x]` on the grid of `density`.
 
     `target_gy` is the prescription of each voxel, 0 outside targets. First: the fields carry the highest
     prescription that each ray meets, relative to the highest of all. Second: the same for the highest
@@ -52,15 +55,15 @@ def target_shadow(
     source_points = (density.grid.points_mm(lit) - np.asarray(isocenter_mm)).astype(np.float32)
     level = (target_gy.ravel()[lit] / top).astype(np.float32)
     half_mm = 0.5 * float(np.linalg.norm(density.grid.spacing_mm)) / np.sqrt(3.0)
-    found = np.zeros((len(inside), 3), np.float32)
+    relative = np.zeros((len(inside), 3), np.float32)
     for angle in gantry_deg:
         axes = beam_axes(angle, 0.0, 0.0, patient_position)
         rays = depth_field(density, axes, isocenter_mm, beam.sad_mm)
         frame = np.stack([axes.x, axes.y, axes.to_source])
-        view, low = _beams_eye_view(source_points, level, frame, beam.sad_mm, half_mm)
-        found += _collect(points, frame, rays, fall, view, low, beam.sad_mm)
+        view = _beams_eye_view(source_points, level, frame, beam.sad_mm, half_mm)
+        relative += _relative_dose(points, rays, fall, view)
     out = np.zeros((3, target_gy.size), np.float32)
-    out[:, inside] = found.T / len(gantry_deg)
+    out[:, inside] = relative.T / len(gantry_deg)
     return out.reshape(3, *target_gy.shape)
 
 
@@ -72,16 +75,31 @@ def _depth_dose(beam: BeamModel) -> NDArray[np.float32]:
     return (curve / curve[round(100.0 / DEPTH_STEP_MM)]).astype(np.float32)
 
 
-def _beams_eye_view(
-    points: NDArray, level: NDArray, frame: NDArray, sad_mm: float, half_mm: float
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The targets as the source sees them: `view[v, u, 3]` of highest level, top level alone, any target.
+class _BeamsEyeView(NamedTuple):
+    """`level[v, u, 3]` of one direction: highest level, top level alone, any target.
 
-    The second value is the position (u, v) of its first cell's centre.
+    `low_mm` is the position (u, v) of the first cell's centre at the isocentre plane; the rows of `frame` are
+    the directions of u, v and to the source.
     """
+
+    level: NDArray[np.float32]
+    low_mm: NDArray[np.float64]
+    frame: NDArray[np.float64]
+    sad_mm: float
+
+
+def _projected(points: NDArray, frame: NDArray, sad_mm: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Isocentre-plane coordinates u and v, height above the isocentre, and magnification of points."""
     height = points @ frame[2]
     scale = sad_mm / (sad_mm - height)
-    u, v = points @ frame[0] * scale, points @ frame[1] * scale
+    return points @ frame[0] * scale, points @ frame[1] * scale, height, scale
+
+
+def _beams_eye_view(
+    points: NDArray, level: NDArray, frame: NDArray, sad_mm: float, half_mm: float
+) -> _BeamsEyeView:
+    """The targets as the source sees them; `half_mm` is half the width of a target voxel."""
+    u, v, _, _ = _projected(points, frame, sad_mm)
     margin = half_mm + 4 * _EDGE_MM
     low = np.array([u.min() - margin, v.min() - margin])
     shape = (
@@ -90,7 +108,8 @@ def _beams_eye_view(
     )
     view = np.zeros((*shape, 3), np.float32)
     _cast(u, v, level, low, half_mm, view)
-    return np.stack([gaussian_filter(view[..., k], _EDGE_MM / _CELL_MM) for k in range(3)], axis=-1), low
+    blurred = [gaussian_filter(view[..., k], _EDGE_MM / _CELL_MM) for k in range(3)]
+    return _BeamsEyeView(np.stack(blurred, axis=-1), low, frame, sad_mm)
 
 
 @numba.njit(cache=True)
@@ -108,25 +127,17 @@ def _cast(u, v, level, low, half, view):  # type: ignore[no-untyped-def]
                 view[b, a, 2] = 1.0
 
 
-def _collect(
-    points: NDArray,
-    frame: NDArray,
-    rays: DepthField,
-    fall: NDArray,
-    view: NDArray,
-    low: NDArray,
-    sad_mm: float,
+def _relative_dose(
+    points: NDArray, rays: DepthField, fall: NDArray, view: _BeamsEyeView
 ) -> NDArray[np.float32]:
-    """One direction's share of every point, `[points, 3]`: its ray's view, by depth and distance."""
-    height = points @ frame[2]
-    scale = sad_mm / (sad_mm - height)
-    u, v = points @ frame[0] * scale, points @ frame[1] * scale
+    """Dose of one direction at every point, `[points, 3]`: what its ray meets, by depth and distance."""
+    u, v, height, scale = _projected(points, view.frame, view.sad_mm)
     at = (v - rays.low[1], rays.low[2] - height, u - rays.low[0])
     steps = (rays.lateral_mm, rays.step_mm, rays.lateral_mm)
     where = np.stack([a / s for a, s in zip(at, steps, strict=True)])
     depth = map_coordinates(rays.field[..., 0], where, order=1, mode="nearest")
     carried = np.interp(depth, DEPTH_STEP_MM * np.arange(len(fall)), fall) * scale**2
-    cells = np.stack([v - low[1], u - low[0]]) / _CELL_MM
-    seen = np.stack([map_coordinates(view[..., k], cells, order=1) for k in range(3)], axis=1)
+    cells = np.stack([v - view.low_mm[1], u - view.low_mm[0]]) / _CELL_MM
+    seen = np.stack([map_coordinates(view.level[..., k], cells, order=1) for k in range(3)], axis=1)
     seen[:, :2] *= carried[:, None]
     return seen

@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.beam_tables import tables
-from vmat_diffusion.dose.fluence import Exposures, FluenceModel
-from vmat_diffusion.dose.loops import tabulate
-from vmat_diffusion.dose.products import gather, gather_each, scatter
-from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
+from vmat_diffusion.dose.delivery import Exposures
+from vmat_diffusion.dose.pencil_beam.beam_tables import tables
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel
+from vmat_diffusion.dose.pencil_beam.loops import tabulate
+from vmat_diffusion.dose.pencil_beam.products import gather, gather_each, scatter
+from vmat_diffusion.dose.pencil_beam.rays import trace_directions
+from vmat_diffusion.dose.tissue import Density, medium_at
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +66,9 @@ def sampled_dose(
     points_mm: NDArray,
     exposed: Exposures,
     model: FluenceModel,
+    *,
     isocenter_mm: Point,
     patient_position: str = "HFS",
-    *,
     dtype: type[np.floating] = np.float32,
     progress: Progress | None = None,
 ) -> SampledDose:
@@ -80,7 +83,7 @@ def sampled_dose(
     index_u, index_v = np.empty((n, m), dtype), np.empty((n, m), dtype)
     weight = np.empty((n, m, kernels), dtype)
     for members, axes, rays in trace_directions(
-        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
+        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress=progress
     ):
         angle = np.deg2rad(exposed.collimator_deg[members])
         turn = (np.cos(angle), np.sin(angle))

@@ -1,82 +1,32 @@
-"""Radiological depth: the water-equivalent way from the source to any point of a patient."""
+"""Radiological depth: the water-equivalent path length from the source to any point of a patient."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.case import Case, density_g_cm3
-from vmat_diffusion.dose.fluence import Exposures
-from vmat_diffusion.dose.loops import RAY_LANES
-from vmat_diffusion.dose.materials import electron_density, medium_of
-from vmat_diffusion.geometry import BeamAxes, Grid, Point, average_onto, beam_axes
-
-Progress = Callable[[float, str], None]
+from vmat_diffusion.dose.delivery import Exposures
+from vmat_diffusion.dose.pencil_beam.loops import RAY_LANES
+from vmat_diffusion.dose.tissue import Density
+from vmat_diffusion.geometry import BeamAxes, Point, beam_axes
+from vmat_diffusion.progress import Progress
 
 _STEP_MM = 2.5
 _LATERAL_MM = 4.0
-# Water-equivalent lengths over which density counts for lateral spread: what charged particles, and
-# scattered photons, have come through. Chosen on lung slabs, docs/dose_engine.md.
+# Water-equivalent lengths over which density counts for the lateral spread of primary dose (charged
+# particles) and of scatter. Chosen on lung slabs, docs/dose_engine.md.
 NEAR_MM, WIDE_MM = 7.0, 70.0
 _F, _I, _U = np.float32, np.int32, np.uint32
-_NOTHING = 1e-4  # below this density there is no body, and nothing to spread in
-
-
-@dataclass(frozen=True, eq=False)
-class Density:
-    """Mass density in g/cm3 on a grid, zero outside the body contour."""
-
-    grid: Grid
-    g_cm3: NDArray[np.float32]
-
-    @cached_property
-    def electrons(self) -> NDArray[np.float32]:
-        """Electrons per volume relative to water."""
-        return electron_density(self.g_cm3)
-
-    @cached_property
-    def bordered_electrons(self) -> NDArray[np.float32]:
-        """The same with a border of zeros one voxel wide."""
-        return np.pad(self.electrons.astype(np.float32, copy=False), 1)
-
-    @cached_property
-    def outline_mm(self) -> NDArray[np.float64]:
-        """Centres `[n, 3]` of the first and last voxel of each row along x that holds anything."""
-        filled = self.g_cm3 > 0
-        z, y = np.nonzero(filled.any(axis=2))
-        if not len(z):
-            return np.array([*zip(*self.grid.bounds_mm, strict=True)]).T
-        ends = filled[z, y].argmax(axis=1), filled.shape[2] - 1 - filled[z, y, ::-1].argmax(axis=1)
-        ends_zyx = np.concatenate([np.stack([z, y, x], axis=1) for x in ends])
-        return np.asarray(self.grid.origin_mm) + ends_zyx[:, ::-1] * np.asarray(self.grid.spacing_mm)
-
-
-def density_of(case: Case, grid: Grid) -> Density:
-    """Density of a case on a grid, averaged over each voxel; nothing outside the body counts.
-
-    Couch, mask and clothing outside the body contour are therefore not in the beam's way.
-    """
-    fine = density_g_cm3(case.hu, case.ct_table)
-    fine *= case.body.mask
-    return Density(grid, np.ascontiguousarray(average_onto(fine, case.grid, grid)))
-
-
-def medium_at(density: Density, points_mm: NDArray) -> NDArray[np.uint8]:
-    """Index into MEDIA at points `[n, 3]` in mm: that of the voxel in which each lies, or next to it."""
-    at = (np.asarray(points_mm) - density.grid.origin_mm) / density.grid.spacing_mm
-    x, y, z = np.clip(np.rint(at), 0, np.array(density.grid.shape[::-1]) - 1).astype(np.intp).T
-    return medium_of(density.g_cm3[z, y, x])
+_LEAST_DENSITY = 1e-4  # relative to water; below it there is no body and no spread
 
 
 class DepthField(NamedTuple):
-    """What lies in the way of the rays of one gantry angle, on a divergent lattice.
+    """Depth and density along the rays of one gantry angle, on a divergent lattice.
 
     `field[v, w, u, RAY_LANES]`: water-equivalent depth in mm, and the density relative to water that
     widens primary dose and scatter: the harmonic mean over the last NEAR_MM and WIDE_MM of depth, with
@@ -134,7 +84,7 @@ def _span(relative_mm: NDArray, axes: BeamAxes, sad_mm: float) -> tuple[NDArray,
 
 
 @numba.njit(inline="always")
-def _falling(x):  # type: ignore[no-untyped-def]
+def _decay(x):  # type: ignore[no-untyped-def]
     """exp(-x) for x >= 0 within 2e-5, as a polynomial that the compiler computes for several rays at once."""
     y = x * _F(-0.125)
     eighth = _F(1) + y * (_F(1) + y * (_F(1 / 2) + y * (_F(1 / 6) + y * _F(1 / 24))))
@@ -191,12 +141,12 @@ def _trace(density, origin, inverse_spacing, axes, low, sad, lateral, step, reac
                 before[iu] = here[iu]
                 total[iu] += added
                 # Each mean is of length per depth; its weights fall exponentially with depth.
-                least = _F(_NOTHING) * length
+                least = _F(_LEAST_DENSITY) * length
                 lightness = length / max(added, least)
                 counts = added > least
-                keep = _falling(added * per_near)
+                keep = _decay(added * per_near)
                 near[iu] = near[iu] * keep + lightness * (_F(1) - keep) if counts else near[iu]
-                keep = _falling(added * per_wide)
+                keep = _decay(added * per_wide)
                 wide[iu] = wide[iu] * keep + lightness * (_F(1) - keep) if counts else wide[iu]
             for iu in range(nu):
                 out[iv, iw, iu, 0], out[iv, iw, iu, 1] = total[iu], _F(1) / near[iu]
@@ -229,6 +179,7 @@ def trace_directions(
     isocenter_mm: Point,
     sad_mm: float,
     patient_position: str,
+    *,
     progress: Progress | None = None,
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64], DepthField]]:
     """For each beam direction its exposures, its axes (rows x, y, to source; collimator 0) and its depths."""
@@ -236,7 +187,7 @@ def trace_directions(
     for done, members in enumerate(groups):
         gantry_deg, couch_deg = exposed.gantry_deg[members[0]], exposed.couch_deg[members[0]]
         if progress and done % 8 == 0:
-            progress(done / len(groups), f"gantry {gantry_deg % 360:.0f} deg")
+            progress("dose", done / len(groups), f"gantry {gantry_deg % 360:.0f} deg")
         axes = beam_axes(gantry_deg, 0.0, couch_deg, patient_position)
         rays = depth_field(density, axes, isocenter_mm, sad_mm)
         yield members, np.stack([axes.x, axes.y, axes.to_source]), rays

@@ -17,19 +17,15 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from torch import Tensor
 
-from vmat_diffusion.dose.beam_tables import kernel_sigma_mm
-from vmat_diffusion.dose.loops import LUT_PER_MM
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.dose.pencil_beam.beam_tables import kernel_sigma_mm
+from vmat_diffusion.dose.pencil_beam.loops import LUT_PER_MM
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Plan
 
 # Nodes stay dense for this far beyond the jaws, where the narrowest kernel falls off, then thin out at
 # these distances: the dose outside a jaw is within 0.5 % of the maximum.
 _PENUMBRA_MM = 6.0
 _OUTSIDE_MM = np.array([2.0, 4.5, 8, 13, 20, 29, 40, 55, 75, 100, 135, 180, 240])
 _REACH_STEP_MM = 5.0  # so that tables are shared by fields of nearly the same size
-# Y jaws stand still during an exposure; steps of less than two kernel widths leave no ripple.
-_Y_JAW_STEP_MM = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,98 +52,15 @@ def nodes(low_mm: float, high_mm: float, step_mm: float) -> Nodes:
 
 
 @dataclass(frozen=True, eq=False)
-class Exposures:
-    """A plan cut into n short exposures at fixed gantry angles; what the dose engine delivers.
-
-    `leaves_mm[n, 2, 2, strips]`: start and end of the exposure, bank, strips of `row_edges_mm` with
-    the layers of the collimator merged. `jaws_mm[n, 2, 4]`, `mu[n]` per fraction. Angles in degrees.
-    """
-
-    gantry_deg: NDArray[np.float64]
-    collimator_deg: NDArray[np.float64]
-    couch_deg: NDArray[np.float64]
-    leaves_mm: NDArray[np.float64]
-    jaws_mm: NDArray[np.float64]
-    mu: NDArray[np.float64]
-
-
-def exposures(
-    plan: Plan, machine: Machine, max_step_deg: float = 2.2, max_travel_mm: float = 12.0
-) -> Exposures:
-    """Cut segments so that the gantry turns `max_step_deg` and leaves and X jaws `max_travel_mm` at most.
-
-    Within a segment gantry, leaves and jaws move linearly in meterset, as DICOM defines; each
-    exposure stands at the middle of its gantry interval. Segments without MU are left out.
-    Raises PlanError for a plan of another collimator or without monitor units.
-    """
-    pairs = machine.row_pairs()
-    parts: list[tuple[NDArray, ...]] = []
-    for arc in plan.arcs:
-        if arc.leaves_mm.shape[2] != machine.mlc.pairs:
-            raise PlanError(
-                f"beam {arc.number} has {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has "
-                f"{machine.mlc.pairs}; choose the machine that the plan was made for"
-            )
-        strips = _strip_positions(arc.leaves_mm, pairs)
-        for k in np.flatnonzero(arc.mu > 0):
-            turn = abs(arc.gantry_deg[k + 1] - arc.gantry_deg[k])
-            leaf, jaw = strips[k : k + 2], arc.jaws_mm[k : k + 2]
-            travel_x = max(np.abs(leaf[1] - leaf[0]).max(), np.abs(jaw[1, :2] - jaw[0, :2]).max())
-            travel_y = np.abs(jaw[1, 2:] - jaw[0, 2:]).max()
-            least = (turn / max_step_deg, travel_x / max_travel_mm, travel_y / _Y_JAW_STEP_MM, 1)
-            cuts = math.ceil(max(least))
-            t = np.linspace(0.0, 1.0, cuts + 1)
-            middle = arc.gantry_deg[k] + (arc.gantry_deg[k + 1] - arc.gantry_deg[k]) * (t[1:] + t[:-1]) / 2
-            same = np.ones(cuts)
-            parts.append(
-                (
-                    middle,
-                    same * arc.collimator_deg,
-                    same * arc.couch_deg,
-                    _start_and_end(leaf, t),
-                    _start_and_end(jaw, t),
-                    same * arc.mu[k] / cuts,
-                )
-            )
-    if not parts:
-        raise PlanError("the plan has no beam with monitor units, so there is no dose; give it MU")
-    return Exposures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _start_and_end(between: NDArray, t: NDArray) -> NDArray[np.float64]:
-    """Positions at the start and end of each cut `t` of the way from between[0] to between[1]."""
-    share = t.reshape(-1, *(1,) * (between.ndim - 1))
-    position = between[0] + (between[1] - between[0]) * share
-    return np.stack([position[:-1], position[1:]], axis=1)
-
-
-def _strip_positions(leaves_mm: NDArray, pairs: NDArray) -> NDArray[np.float64]:
-    """Leaf positions of the layers merged into strips: the narrowest opening of all layers counts."""
-    n = leaves_mm.shape[0]
-    out = np.empty((n, 2, len(pairs)))
-    out[:, 0], out[:, 1] = -np.inf, np.inf
-    for layer in range(pairs.shape[1]):
-        has = pairs[:, layer] >= 0
-        index = pairs[has, layer]
-        out[:, 0, has] = np.maximum(out[:, 0, has], leaves_mm[:, 0, index])
-        out[:, 1, has] = np.minimum(out[:, 1, has], leaves_mm[:, 1, index])
-    shut = out[:, 1] < out[:, 0]
-    middle = (out[:, 0] + out[:, 1]) / 2
-    out[:, 0] = np.where(shut, middle, out[:, 0])
-    out[:, 1] = np.where(shut, middle, out[:, 1])
-    return out
-
-
-@dataclass(frozen=True, eq=False)
 class FluenceModel:
     """What turns apertures of one machine into convolved fluence on fixed nodes.
 
-    Only the `strips` that the jaw box touches are kept; `reach_mm` is half the width of the box.
+    Only the leaf `rows` that the jaw box touches are kept; `reach_mm` is half the width of the box.
     Interpolating between nodes blurs like a Gaussian of variance h^2/6 (triangle of half width h), so the
     kernels are narrowed by as much before sampling.
     """
 
-    strips: slice
+    rows: slice
     row_edges_mm: NDArray[np.float64]
     sigma_mm: NDArray[np.float64]
     u: Nodes
@@ -185,7 +98,7 @@ def fluence_model(
     first = int(np.clip(np.searchsorted(edges, y1 + 1e-6, "right") - 1, 0, len(edges) - 2))
     last = int(np.clip(np.searchsorted(edges, y2 - 1e-6, "left"), first + 1, len(edges) - 1))
     return FluenceModel(
-        strips=slice(first, last),
+        rows=slice(first, last),
         row_edges_mm=edges[first : last + 1],
         sigma_mm=np.sqrt(np.maximum(sigma**2 + blur_mm2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
         u=nodes(x1 - margin, x2 + margin, step_mm),
@@ -341,8 +254,8 @@ def _density(x: Tensor) -> Tensor:
 class JawParts:
     """What the jaws alone decide, for n exposures: worth keeping while only leaves and MU change.
 
-    `leaked[n, kernels, strips, u]` is the fluence through the leaves between the X jaws;
-    `shares[n, kernels, v, strips]` how much of each strip, cut by the Y jaws, reaches each node.
+    `leaked[n, kernels, rows, u]` is the fluence through the leaves between the X jaws;
+    `shares[n, kernels, v, rows]` how much of each leaf row, cut by the Y jaws, reaches each node.
     """
 
     leaked: Tensor
@@ -351,10 +264,10 @@ class JawParts:
 
 def jaw_parts(model: FluenceModel, jaws_mm: Tensor) -> JawParts:
     """The parts that follow from `jaws_mm[n, 2, 4]`; the Y jaws stand at their mean of the exposure."""
-    strips = model.strips.stop - model.strips.start
+    rows = model.rows.stop - model.rows.start
     between = opening(jaws_mm[:, :, :2, None], *model.across)
     shares = row_shares(model, jaws_mm[:, :, 2].mean(1), jaws_mm[:, :, 3].mean(1))
-    return JawParts(model.transmission * between.expand(-1, -1, strips, -1), shares)
+    return JawParts(model.transmission * between.expand(-1, -1, rows, -1), shares)
 
 
 def convolved_fluence(
@@ -362,7 +275,7 @@ def convolved_fluence(
 ) -> Tensor:
     """Fluence times MU, convolved with each kernel, at the nodes: shape (n, v, u, kernels).
 
-    `leaves_mm[n, 2, 2, strips]` (the model's strips only) and `jaws_mm[n, 2, 4]` hold start and end.
+    `leaves_mm[n, 2, 2, rows]` (the rows of the model only) and `jaws_mm[n, 2, 4]` hold start and end.
     Open areas count 1, leaves inside the jaws the transmission, everything behind a jaw 0.
     Differentiable in all three arguments, in float32 or float64, on any device; `parts` saves work where
     the jaws stay.
@@ -377,7 +290,7 @@ def convolved_fluence(
 
 
 def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
-    """How much of each leaf row, cut by the Y jaws, reaches each node along v: (n, kernels, v, strips).
+    """How much of each leaf row, cut by the Y jaws, reaches each node along v: (n, kernels, v, rows).
 
     The Y jaws stand at their mean position of the exposure.
     """

@@ -1,4 +1,4 @@
-"""Between plans and the search's state: a plan's arcs as frames and apertures, and apertures as a plan."""
+"""Plans as arc frames and apertures, which the search changes, and apertures as plans."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.arcs import ArcFrame, refuse_machine
-from vmat_diffusion.optimize.reach import Apertures, Track
+from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, leaves_between
 from vmat_diffusion.plan import Arc, Plan
 
 # Control points closer than this are kept as they are; sparser ones get others between them.
 _FINE_SHARE = 1.25
+# A beam that rotates less has too few control points to be searched as an arc.
 _LEAST_ROTATION_DEG = 10.0
+# A closed pair stands this much wider than the least gap, so that rounding for a file does not break it.
+_CLOSED_ROOM_MM = 0.1
 
 
 def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFrame, ...]:
@@ -27,12 +30,12 @@ def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFram
     frames = []
     for arc in plan.arcs:
         name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
-        turns = np.diff(arc.gantry_deg)
+        steps = np.diff(arc.gantry_deg)
         rotation = abs(arc.gantry_deg[-1] - arc.gantry_deg[0])
-        if rotation < _LEAST_ROTATION_DEG or not (np.all(turns > 0) or np.all(turns < 0)):
+        if rotation < _LEAST_ROTATION_DEG or not (np.all(steps > 0) or np.all(steps < 0)):
             raise PlanError(
                 f"{name} rotates over {rotation:.0f} deg and not one way all the time; only arcs of "
-                f"{_LEAST_ROTATION_DEG:g} deg and more can be bettered, plan this case anew"
+                f"{_LEAST_ROTATION_DEG:g} deg and more can be improved; plan this case anew"
             )
         low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)
         box = (float(low[0]), float(high[1]), float(low[2]), float(high[3]))
@@ -41,7 +44,7 @@ def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFram
 
 
 def _angles(arc: Arc, spacing_deg: float) -> NDArray[np.float64]:
-    """The arc's own control points, or evenly spaced ones where its own are too few or too uneven."""
+    """The arc's control points, or evenly spaced ones where these are too few or too uneven."""
     gaps = np.abs(np.diff(arc.gantry_deg))
     if gaps.max() <= _FINE_SHARE * spacing_deg and gaps.min() >= 0.5 * spacing_deg:
         return arc.gantry_deg.copy()
@@ -55,40 +58,38 @@ def apertures_of(plan: Plan, frames: tuple[ArcFrame, ...], pairs: NDArray[np.int
     for arc, frame in zip(plan.arcs, frames, strict=True):
         sign = np.sign(arc.gantry_deg[-1] - arc.gantry_deg[0])
         known, at = sign * arc.gantry_deg, sign * frame.gantry_deg
-        index = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
-        t = ((at - known[index]) / (known[index + 1] - known[index]))[:, None, None]
-        own = arc.leaves_mm[:, :, pairs]
-        leaves.append(own[index] * (1 - t) + own[index + 1] * t)
+        leaves.append(leaves_between(known, arc.leaves_mm[:, :, pairs], at))
         mu.append(np.diff(np.interp(at, known, np.concatenate([[0.0], np.cumsum(arc.mu)]))))
     return Apertures(np.concatenate(leaves), np.concatenate(mu))
 
 
 def plan_of(
-    way: Track,
-    state: Apertures,
+    points: ControlPoints,
+    apertures: Apertures,
     machine: Machine,
+    *,
     pairs: NDArray[np.intp],
     isocenter_mm: Point,
     fractions: int,
     patient_position: str,
 ) -> Plan:
-    """The search's strips put back into the full bank as the leaf `pairs`; all others wait closed."""
-    gap = machine.limits.leaf_gap_mm + 0.1
+    """The plan of the search's leaf rows as the leaf `pairs` of the full bank; all other pairs are closed."""
+    gap = machine.limits.leaf_gap_mm + _CLOSED_ROOM_MM
     arcs = []
-    for number, ((begin, end), frame) in enumerate(zip(way.bounds, way.frames, strict=True)):
+    for number, ((begin, end), frame) in enumerate(zip(points.bounds, points.frames, strict=True)):
         n = end - begin
         x1, x2, _, _ = frame.jaws_mm
         leaves = np.empty((n, 2, machine.mlc.pairs))
         leaves[:, 0], leaves[:, 1] = (x1 + x2 - gap) / 2, (x1 + x2 + gap) / 2
-        leaves[:, :, pairs] = state.leaves_mm[begin:end]
+        leaves[:, :, pairs] = apertures.leaves_mm[begin:end]
         arcs.append(
             Arc(
-                way.angles_deg[begin:end],
+                points.angles_deg[begin:end],
                 frame.collimator_deg,
                 frame.couch_deg,
                 leaves,
-                way.jaws_mm[begin:end],
-                state.mu[way.arc == number],
+                points.jaws_mm[begin:end],
+                apertures.mu[points.arc == number],
                 name=f"Arc {number + 1} {'CW' if frame.gantry_deg[-1] > frame.gantry_deg[0] else 'CCW'}",
                 number=number + 1,
             )

@@ -14,7 +14,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dose.materials import attenuation, media
+from vmat_diffusion.dose.tissue import attenuation, media
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import ndtr
 
-from vmat_diffusion.dose.beam_tables import SCALES, Tables, kernel_sigma_mm, tables
-from vmat_diffusion.dose.fluence import Exposures, reach_mm
-from vmat_diffusion.dose.loops import beamlets
-from vmat_diffusion.dose.products import compact, join, turn_over
-from vmat_diffusion.dose.rays import Density, Progress, medium_at, trace_directions
+from vmat_diffusion.dose.delivery import Exposures
+from vmat_diffusion.dose.pencil_beam.beam_tables import Tables, kernel_sigma_mm, tables
+from vmat_diffusion.dose.pencil_beam.fluence import reach_mm
+from vmat_diffusion.dose.pencil_beam.loops import SCALES, beamlets
+from vmat_diffusion.dose.pencil_beam.products import compact, join, transposed
+from vmat_diffusion.dose.pencil_beam.rays import trace_directions
+from vmat_diffusion.dose.tissue import Density, medium_at
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.progress import Progress
 
 _Block = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # CSR rows of one exposure
 _NORMAL = ndtr(np.arange(-6.0, 6.0 + 1 / 128, 1 / 64))
@@ -56,9 +59,9 @@ def influence_matrix(
     points_mm: NDArray,
     exposed: Exposures,
     box_mm: tuple[float, float, float, float],
+    *,
     isocenter_mm: Point,
     patient_position: str = "HFS",
-    *,
     beamlet_mm: float = 5.0,
     cut: float = 0.005,
     max_gb: float = 4.0,
@@ -67,10 +70,10 @@ def influence_matrix(
 ) -> InfluenceMatrix:
     """Dose at `points_mm[n, 3]` per beamlet of `exposed`, whose angles count, not their leaves.
 
-    Beamlets fill `box_mm` (x1, x2, y1, y2), `beamlet_mm` along the leaves and one strip of leaves across.
+    Beamlets fill `box_mm` (x1, x2, y1, y2), `beamlet_mm` along the leaves and one leaf row across.
     Doses below `cut` of that of a beamlet centred on the voxel are sampled: a few larger entries stand for
-    many small ones, with the same expectation. `announce` hears the expected memory before anything is
-    built. Raises InputError where that is above `max_gb`, or for a box without area.
+    many small ones, with the same expectation. `announce` is called with the expected memory before anything
+    is built. Raises InputError where that is above `max_gb`, or for a box without area.
     """
     x1, x2, y1, y2 = box_mm
     if not (x2 > x1 and y2 > y1 and beamlet_mm > 0):
@@ -97,10 +100,10 @@ def influence_matrix(
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
     blocks: list[Any] = [None] * n
-    found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
+    indices, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
     counts = np.empty(m, np.int64)
     for members, axes, rays in trace_directions(
-        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
+        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress=progress
     ):
         for s in members:
             angle = np.deg2rad(exposed.collimator_deg[s])
@@ -108,15 +111,15 @@ def influence_matrix(
             while True:
                 beamlets(
                     relative, medium, axes, rays, table, turn, _NORMAL, sigma, (columns, rows), least, int(s),
-                    counts, found, values,
+                    counts, indices, values,
                 )  # fmt: skip
-                if (longest := int(counts.max(initial=0))) <= found.shape[1]:
+                if (longest := int(counts.max(initial=0))) <= indices.shape[1]:
                     break
                 room = min(count, 2 * longest)
-                found, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
+                indices, values = np.empty((m, room), np.int32), np.empty((m, room), np.float32)
             pointer = np.concatenate([[0], np.cumsum(counts)])
             at, gy = np.empty(pointer[-1], np.int32), np.empty(pointer[-1], np.float32)
-            compact(pointer, found, values, at, gy)
+            compact(pointer, indices, values, at, gy)
             blocks[int(s)] = (pointer, at, gy * np.float32(beam.gy_per_mu))
     return _joined(blocks, m, count, columns, rows)
 
@@ -124,7 +127,7 @@ def influence_matrix(
 def _joined(
     blocks: list[_Block], voxels: int, count: int, columns: NDArray, rows: NDArray
 ) -> InfluenceMatrix:
-    """Both matrices from the rows of each exposure; exposures are turned over two and more at a time."""
+    """Both matrices from the rows of each exposure; exposures are transposed several at a time."""
     sizes = np.array([len(at) for _, at, _ in blocks])
     ends = np.concatenate([[0], np.cumsum(sizes)])
     shape = (voxels, count * len(blocks))
@@ -133,14 +136,14 @@ def _joined(
     pointers = np.concatenate([[0], np.cumsum(sum(np.diff(pointer) for pointer, _, _ in blocks))])
     turned = np.zeros(shape[1] + 1, np.int64)
 
-    def turn(s: int) -> None:
-        own = np.empty(count + 1, np.int64)
+    def transpose(s: int) -> None:
+        pointer = np.empty(count + 1, np.int64)
         where = slice(ends[s], ends[s + 1])
-        turn_over(*blocks[s], own, by_beamlet[0][where], by_beamlet[1][where])
-        turned[s * count + 1 : (s + 1) * count + 1] = ends[s] + own[1:]
+        transposed(*blocks[s], pointer, by_beamlet[0][where], by_beamlet[1][where])
+        turned[s * count + 1 : (s + 1) * count + 1] = ends[s] + pointer[1:]
 
     with ThreadPoolExecutor(get_num_threads()) as pool:
-        list(pool.map(turn, range(len(blocks))))
+        list(pool.map(transpose, range(len(blocks))))
     filled = pointers[:-1].copy()
     for s, block in enumerate(blocks):
         join(*block, s * count, filled, *by_voxel)

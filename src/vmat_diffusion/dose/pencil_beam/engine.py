@@ -8,7 +8,6 @@ Gaussians as base functions. Method, validation and limits: `docs/dose_engine.md
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,37 +15,19 @@ from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.beam_tables import padded, tables
-from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
-from vmat_diffusion.dose.loops import deliver
-from vmat_diffusion.dose.materials import medium_of
-from vmat_diffusion.dose.rays import Density, Progress, density_of, trace_directions
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
+from vmat_diffusion.dose.pencil_beam.beam_tables import padded, tables
+from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model
+from vmat_diffusion.dose.pencil_beam.loops import deliver
+from vmat_diffusion.dose.pencil_beam.rays import trace_directions
+from vmat_diffusion.dose.tissue import Density, density_of, dose_grid, medium_of
 from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.progress import Progress
 
 _RAY_GRID_MM = 2.5
 _CUBE_MM = 30.0
-
-
-class DoseEngine(Protocol):
-    """Anything that computes the dose of a plan on a case; two of them check each other."""
-
-    def __call__(self, plan: Plan, case: Case, grid: Grid | None = None) -> Dose:
-        """Dose in Gy for the whole course on `grid` (by default the case's own dose grid)."""
-        ...
-
-
-def dose_grid(case: Case, spacing_mm: float = 3.0) -> Grid:
-    """A cubic grid that covers the body contour, with one voxel of margin, inside the CT.
-
-    Raises CaseError for a spacing outside 1 to 10 mm or an empty body contour.
-    """
-    if not 1.0 <= spacing_mm <= 10.0:
-        raise CaseError(f"dose grid spacing {spacing_mm:g} mm is outside 1 to 10 mm; 2 to 4 mm are usual")
-    low, high = (np.array(corner) for corner in mask_bounds_mm(case.body.mask, case.grid))
-    return case.grid.around(tuple(low - spacing_mm), tuple(high + spacing_mm), (spacing_mm,) * 3)
 
 
 def _ray_grid(case: Case, where: Grid) -> Grid:
@@ -61,26 +42,15 @@ def _ray_grid(case: Case, where: Grid) -> Grid:
     return dose_grid(case, _RAY_GRID_MM)
 
 
-def jaw_box(exposed: Exposures) -> tuple[float, float, float, float]:
-    """The smallest box (x1, x2, y1, y2) in mm that holds all jaw openings."""
-    jaws = exposed.jaws_mm.reshape(-1, 4)
-    return (
-        float(jaws[:, 0].min()),
-        float(jaws[:, 1].max()),
-        float(jaws[:, 2].min()),
-        float(jaws[:, 3].max()),
-    )
-
-
 def point_dose(
     machine: Machine,
     exposed: Exposures,
     density: Density,
     points_mm: NDArray,
     isocenter_mm: Point,
-    patient_position: str = "HFS",
     *,
     medium: NDArray[np.uint8],
+    patient_position: str = "HFS",
     step_mm: float = 1.5,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
@@ -96,11 +66,11 @@ def point_dose(
     points, factor = points[order], table.medium[medium][order]
     out = np.zeros(len(points), np.float32)
     for members, axes, rays in trace_directions(
-        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress
+        density, exposed, isocenter_mm, table.sad_mm, patient_position, progress=progress
     ):
         field = convolved_fluence(
             model,
-            torch.as_tensor(exposed.leaves_mm[members][..., model.strips], dtype=torch.float32),
+            torch.as_tensor(exposed.leaves_mm[members][..., model.rows], dtype=torch.float32),
             torch.as_tensor(exposed.jaws_mm[members], dtype=torch.float32),
             torch.as_tensor(exposed.mu[members], dtype=torch.float32),
         ).numpy()
@@ -149,8 +119,8 @@ class PencilBeam:
             density,
             where.points_mm(inside),
             plan.isocenter_mm,
-            plan.patient_position,
             medium=medium_of(within.g_cm3.ravel()[inside]),
+            patient_position=plan.patient_position,
             step_mm=self.step_mm,
             progress=progress,
         )

@@ -7,7 +7,7 @@ import pytest
 
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.optimize.existing import apertures_of, frames_of
+from vmat_diffusion.optimize.plan_apertures import apertures_of, frames_of
 from vmat_diffusion.plan import Arc, Plan
 
 MACHINE = load_machine("generic_6mv")
@@ -29,25 +29,25 @@ def plan(*arcs):
 
 
 def test_a_plan_of_the_wanted_spacing_is_kept_point_by_point():
-    given = plan(arc(np.arange(182.0, 530.0, 2.0)), arc(np.arange(178.0, -170.0, -2.0)))
-    frames = frames_of(given, MACHINE, 2.0)
-    state = apertures_of(given, frames, PAIRS)
-    for one, frame in zip(given.arcs, frames, strict=True):
+    existing = plan(arc(np.arange(182.0, 530.0, 2.0)), arc(np.arange(178.0, -170.0, -2.0)))
+    frames = frames_of(existing, MACHINE, 2.0)
+    state = apertures_of(existing, frames, PAIRS)
+    for one, frame in zip(existing.arcs, frames, strict=True):
         np.testing.assert_array_equal(frame.gantry_deg, one.gantry_deg)
         assert frame.jaws_mm == (-70.0, 50.0, -60.0, 60.0)
-    np.testing.assert_allclose(state.leaves_mm, np.concatenate([a.leaves_mm for a in given.arcs]))
-    np.testing.assert_allclose(state.mu, np.concatenate([a.mu for a in given.arcs]))
+    np.testing.assert_allclose(state.leaves_mm, np.concatenate([a.leaves_mm for a in existing.arcs]))
+    np.testing.assert_allclose(state.mu, np.concatenate([a.mu for a in existing.arcs]))
 
 
 @pytest.mark.parametrize("gantry", [np.linspace(181, 539, 60), np.array([181.0, 183, 190, 196, 197, 230])])
 def test_sparse_or_uneven_control_points_are_filled_in_on_the_same_motion(gantry):
-    given = plan(arc(gantry))
-    frames = frames_of(given, MACHINE, 2.0)
+    existing = plan(arc(gantry))
+    frames = frames_of(existing, MACHINE, 2.0)
     assert np.diff(frames[0].gantry_deg) == pytest.approx(2.0, abs=0.06)
-    state = apertures_of(given, frames, PAIRS)
-    assert state.mu.sum() == pytest.approx(given.total_mu)
+    state = apertures_of(existing, frames, PAIRS)
+    assert state.mu.sum() == pytest.approx(existing.total_mu)
     for pair in (0, 17):
-        wanted = np.interp(frames[0].gantry_deg, gantry, given.arcs[0].leaves_mm[:, 1, pair])
+        wanted = np.interp(frames[0].gantry_deg, gantry, existing.arcs[0].leaves_mm[:, 1, pair])
         np.testing.assert_allclose(state.leaves_mm[:, 1, pair], wanted)
 
 

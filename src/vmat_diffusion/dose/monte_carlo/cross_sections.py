@@ -1,24 +1,18 @@
-"""Media of the Monte Carlo engine: cross sections and stopping powers as tables by log energy.
+"""Cross sections and stopping powers of all media, as tables by the logarithm of the energy.
 
-Data: NIST XCOM and ESTAR through `scripts/make_material_tables.py`; every derived number (restricted
-losses, hard collisions, elastic scattering) follows from them and from the formulas cited here.
+Every derived number (restricted losses, hard collisions, elastic scattering) follows from the data of
+`dose/tissue.py` (NIST XCOM and ESTAR) and from the formulas cited here.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
-MEDIA = ("water", "lung", "soft_tissue", "adipose", "bone_soft", "bone_cortical", "air", "titanium")
-ELECTRON_MEV = 0.51099895
-# What is thinner is air, as the band of that medium says: no tissue takes its dose. It is at about -950 HU,
-# where emphysema begins; inflated lung lies above.
-AIR_BELOW_G_CM3 = 0.05
+from vmat_diffusion.dose.tissue import ELECTRON_MEV, Medium, attenuation, log_interpolated, media
 
 # Energies in MeV, all kinetic. Electrons below ECUT and photons below PCUT are absorbed where they
 # are; collisions that set free more than ECUT and bremsstrahlung above BREMS are single events.
@@ -32,83 +26,6 @@ _AVOGADRO = 6.02214076e23
 _BETHE = 2 * np.pi * _CLASSICAL_RADIUS2 * _AVOGADRO * ELECTRON_MEV  # 0.1535 MeV cm2 / mol
 _FINE_STRUCTURE = 1 / 137.035999
 _BOHR_MEV = 3.7289e-3  # hbar c / Bohr radius in MeV
-
-# Density bands in g/cm3 by which a voxel's medium is chosen. Pure water is a narrow band around 1 so
-# that phantoms stay water; the bands' borders follow the HU ranges of ICRU 44 tissues.
-_BAND_TOP = np.array([AIR_BELOW_G_CM3, 0.75, 0.985, 0.995, 1.005, 1.11, 1.45, 2.6])
-_BAND = (
-    "air",
-    "lung",
-    "adipose",
-    "soft_tissue",
-    "water",
-    "soft_tissue",
-    "bone_soft",
-    "bone_cortical",
-    "titanium",
-)
-
-
-def medium_of(density_g_cm3: NDArray) -> NDArray[np.uint8]:
-    """Index into MEDIA for each mass density; the stated bands, nothing else."""
-    index = np.array([MEDIA.index(name) for name in _BAND], np.uint8)
-    return index[np.searchsorted(_BAND_TOP, density_g_cm3, side="left")]
-
-
-@dataclass(frozen=True, eq=False)
-class Medium:
-    """Raw data of one medium: composition, mass attenuation (cm2/g), stopping powers (MeV cm2/g)."""
-
-    name: str
-    density_g_cm3: float
-    z: NDArray
-    atomic_mass: NDArray
-    mass_share: NDArray
-    photon_mev: NDArray
-    attenuation: NDArray
-    electron_mev: NDArray
-    collision: NDArray
-    radiative: NDArray
-    range_g_cm2: NDArray
-
-    @property
-    def electrons_mol_g(self) -> float:
-        """Moles of electrons in a gram: Z / A."""
-        return float((self.mass_share * self.z / self.atomic_mass).sum())
-
-
-def _rows(name: str) -> dict[str, NDArray]:
-    """Numbers of one committed CSV, by medium."""
-    path = resources.files("vmat_diffusion") / "dose" / "data" / name
-    table: dict[str, list[list[float]]] = {}
-    for row in list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]:
-        table.setdefault(row[0], []).append([float(v) for v in row[1:]])
-    return {medium: np.array(rows) for medium, rows in table.items()}
-
-
-@lru_cache(maxsize=1)
-def media() -> tuple[Medium, ...]:
-    """All media in the order of MEDIA."""
-    composition, photons, electrons = _rows("media.csv"), _rows("photons.csv"), _rows("electrons.csv")
-    out = []
-    for name in MEDIA:
-        c, p, e = composition[name], photons[name], electrons[name]
-        out.append(
-            Medium(
-                name,
-                float(c[0, 0]),
-                c[:, 1],
-                c[:, 2],
-                c[:, 3],
-                p[:, 0],
-                p[:, 1:],
-                e[:, 0],
-                e[:, 1],
-                e[:, 2],
-                e[:, 3],
-            )
-        )
-    return tuple(out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,19 +57,6 @@ def tables() -> Tables:
     )
 
 
-def _log_interp(x: NDArray, nodes: NDArray, values: NDArray) -> NDArray:
-    tiny = 1e-30
-    return np.exp(np.interp(np.log(x), np.log(nodes), np.log(np.maximum(values, tiny))))
-
-
-def attenuation(medium: Medium, energy_mev: NDArray) -> NDArray[np.float64]:
-    """Coherent, incoherent, photoelectric and pair coefficients in cm2/g; shape (energies, 4)."""
-    parts = [_log_interp(energy_mev, medium.photon_mev, medium.attenuation[:, k]) for k in range(3)]
-    # Pair production starts from zero at 1.022 MeV, where a logarithm has no value.
-    parts.append(np.interp(energy_mev, medium.photon_mev, medium.attenuation[:, 3]))
-    return np.stack(parts, axis=1)
-
-
 def _photon_table(medium: Medium, energy: NDArray) -> NDArray:
     coherent, incoherent, photo, pair = attenuation(medium, energy).T
     total = incoherent + photo + pair
@@ -165,7 +69,7 @@ def restricted_collision(medium: Medium, energy_mev: NDArray, cut_mev: float = E
     Berger and Seltzer's formula in the form of ICRU 37, eq. 2.20 and 2.21: only F(tau, eta) depends on
     the cut, so the difference to the full loss needs no density effect.
     """
-    full = _log_interp(energy_mev, medium.electron_mev, medium.collision)
+    full = log_interpolated(energy_mev, medium.electron_mev, medium.collision)
     tau = energy_mev / ELECTRON_MEV
     beta2 = tau * (tau + 2) / (tau + 1) ** 2
 
@@ -196,7 +100,7 @@ def brems_soft_hard(medium: Medium, energy_mev: NDArray) -> tuple[NDArray, NDArr
 
     The spectrum is k dN/dk = 1 - x + 0.75 x^2 (x = k / T), scaled to ESTAR's radiative loss.
     """
-    loss = _log_interp(energy_mev, medium.electron_mev, medium.radiative)
+    loss = log_interpolated(energy_mev, medium.electron_mev, medium.radiative)
     x = np.minimum(BREMS / energy_mev, 1.0)
     soft = loss * (x - x**2 / 2 + x**3 / 4) / 0.75
     hard = loss / (0.75 * energy_mev) * (-np.log(x) - (1 - x) + 0.375 * (1 - x**2))
@@ -236,38 +140,8 @@ def _electron_table(medium: Medium, energy: NDArray) -> NDArray:
     loss = restricted_collision(medium, energy) + soft
     hard = moller + brems
     transport, log_screening = elastic(medium, energy)
-    reach = _log_interp(energy, medium.electron_mev, medium.range_g_cm2)
+    reach = log_interpolated(energy, medium.electron_mev, medium.range_g_cm2)
     share = np.divide(moller, hard, out=np.zeros_like(hard), where=hard > 0)
     # A Rutherford collision has mean (1 - cos) = 2 eta (ln(1 + 1 / eta) - 1) to first order in eta.
     collisions = transport / loss / (2 * (np.log1p(np.exp(-log_screening)) - 1))
     return np.stack([loss, hard / loss, share, collisions, np.exp(log_screening), reach], axis=1)
-
-
-def electron_density(density_g_cm3: NDArray) -> NDArray[np.float32]:
-    """Electrons per volume relative to water, of voxels of these mass densities."""
-    electrons = np.array([m.electrons_mol_g for m in media()])
-    return (density_g_cm3 * (electrons / electrons[0])[medium_of(density_g_cm3)]).astype(np.float32)
-
-
-def kerma_ratios(energy_mev: NDArray, number: NDArray) -> NDArray[np.float64]:
-    """Collision kerma of each medium relative to water in the same photon fluence, by XCOM.
-
-    In charged particle equilibrium this is the dose to the medium over the dose to water. Energy radiated by
-    electrons is left out of the ratio (below 0.2 % up to bone).
-    """
-    energy = np.asarray(energy_mev, float)
-    given = np.array([_mean_compton_share(e) for e in energy])
-    pair = np.maximum(1 - 2 * ELECTRON_MEV / energy, 0.0)
-    kerma = []
-    for medium in media():
-        _, incoherent, photo, to_pair = attenuation(medium, energy).T
-        kerma.append(np.sum(number * energy * (incoherent * given + photo + to_pair * pair)))
-    return np.array(kerma) / kerma[0]
-
-
-def _mean_compton_share(energy_mev: float) -> float:
-    """Mean share of its energy that a photon gives to the electron (Klein and Nishina), by quadrature."""
-    cosine, weight = np.polynomial.legendre.leggauss(200)
-    ratio = 1 / (1 + energy_mev / ELECTRON_MEV * (1 - cosine))
-    section = ratio**2 * (ratio + 1 / ratio - 1 + cosine**2) * weight
-    return float(np.sum(section * (1 - ratio)) / np.sum(section))

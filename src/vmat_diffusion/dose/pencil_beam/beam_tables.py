@@ -16,14 +16,19 @@ from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
 from scipy.special import ive, ndtr
 
-from vmat_diffusion.dose.kernels import electron_pencil, photon_pencil
-from vmat_diffusion.dose.loops import DEPTH_STEP_MM, HORN_STEP_MM, LANES, SCALES_PER_UNIT
-from vmat_diffusion.dose.materials import kerma_ratios
+from vmat_diffusion.dose.pencil_beam.kernels import electron_pencil, photon_pencil
+from vmat_diffusion.dose.pencil_beam.loops import (
+    DEPTH_STEP_MM,
+    LANES,
+    OFF_AXIS_STEP_MM,
+    SCALES,
+    SCALES_PER_UNIT,
+)
+from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
 from vmat_diffusion.machine import BeamModel
 
 _DEPTH_MM = 500.0
 _RADIUS_MM = 500.0
-SCALES = np.geomspace(0.12, 2.5, 16)
 # Widths at the isocentre plane: a geometric series whose narrowest is one of these with the focal spot
 # added. Series and ratio are those that fit square fields of these half widths best at these depths.
 _KERNELS = 5
@@ -65,8 +70,8 @@ def _best_widths(beam: BeamModel) -> tuple[float, ...]:
     for narrow in _NARROWEST_MM:
         for ratio in _RATIOS:
             sigma = np.hypot(narrow, _focal_mm(beam)) * ratio ** np.arange(_KERNELS)
-            found = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
-            error = float(np.square(found / wanted - 1).mean())
+            fitted = sum(axis(sigma, _fitted(part, 1.0, sigma)) for part in parts)
+            error = float(np.square(fitted / wanted - 1).mean())
             if error < least:
                 best, least = tuple(float(s) for s in sigma), error
     return best
@@ -141,7 +146,7 @@ def tables(beam: BeamModel, reach_mm: float) -> Tables:
     for k, scale in enumerate(SCALES):
         for out, mixture in ((primary, narrow), (scatter, wide)):
             out[:, k] = unit * by_depth(depth, nodes, _fitted(mixture, scale, sigma))
-    radius = np.arange(0.0, _RADIUS_MM, HORN_STEP_MM)
+    radius = np.arange(0.0, _RADIUS_MM, OFF_AXIS_STEP_MM)
     ratio = blurred_ratio(beam, radius[:, None], sigma, reach_mm)
     hardness = off_axis(beam, radius)[1]
     return Tables(
@@ -153,6 +158,30 @@ def tables(beam: BeamModel, reach_mm: float) -> Tables:
         kerma_ratios(*spectrum(beam)).astype(np.float32),
         float(beam.sad_mm),
     )
+
+
+def kerma_ratios(energy_mev: NDArray, number: NDArray) -> NDArray[np.float64]:
+    """Collision kerma of each medium relative to water in the same photon fluence, by XCOM.
+
+    In charged particle equilibrium this is the dose to the medium over the dose to water. Energy radiated by
+    electrons is left out of the ratio (below 0.2 % up to bone).
+    """
+    energy = np.asarray(energy_mev, float)
+    given = np.array([_mean_compton_share(e) for e in energy])
+    pair = np.maximum(1 - 2 * ELECTRON_MEV / energy, 0.0)
+    kerma = []
+    for medium in media():
+        _, incoherent, photo, to_pair = attenuation(medium, energy).T
+        kerma.append(np.sum(number * energy * (incoherent * given + photo + to_pair * pair)))
+    return np.array(kerma) / kerma[0]
+
+
+def _mean_compton_share(energy_mev: float) -> float:
+    """Mean share of its energy that a photon gives to the electron (Klein and Nishina), by quadrature."""
+    cosine, weight = np.polynomial.legendre.leggauss(200)
+    ratio = 1 / (1 + energy_mev / ELECTRON_MEV * (1 - cosine))
+    section = ratio**2 * (ratio + 1 / ratio - 1 + cosine**2) * weight
+    return float(np.sum(section * (1 - ratio)) / np.sum(section))
 
 
 def padded(values: NDArray) -> NDArray[np.float32]:
@@ -261,5 +290,5 @@ def off_axis(beam: BeamModel, radius_mm: NDArray) -> tuple[NDArray[np.float64], 
     q = np.clip(1 - beam.softening_per_mm2 * radius_mm**2, softer[0], 1.0)
     cosine = 1 / np.sqrt(1 + (radius_mm / beam.sad_mm) ** 2)
     angular = cosine**2 if beam.angular == "isotropic" else 1 / cosine
-    horn = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
-    return horn * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)
+    number_ratio = np.interp(radius_mm, beam.horn_radius_mm, beam.horn)
+    return number_ratio * angular * np.exp(np.interp(q, softer, level)), np.interp(q, softer, hardness)

@@ -1,0 +1,182 @@
+"""What the user chooses for the benchmarks of predictions and of TG-119 plans."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import (
+    CheckMinutes,
+    GateFile,
+    GridMm,
+    MachineName,
+    PlanSettings,
+    SearchMinutes,
+    Seed,
+    Uncertainty,
+    WeightsName,
+    plan_settings,
+)
+
+if TYPE_CHECKING:
+    from vmat_diffusion.benchmark.tg119_cases import Tg119Case
+
+OpenkbpFolder = Annotated[
+    Path,
+    Field(description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."),
+    Option(metavar="DIR"),
+]
+
+
+@dataclass(frozen=True)
+class SteeringRequest:
+    """A change of an organ's mean dose that is asked for, in Gy."""
+
+    organ: str
+    change_gy: float
+
+
+def _request(given: Any) -> Any:
+    """`Parotid_L:-5` as a request; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    organ, _, change = given.partition(":")
+    try:
+        gy = float(change)
+    except ValueError:
+        gy = 0.0
+    if not organ or not -70 <= gy <= 70 or gy == 0:
+        raise InputError(
+            f"steer {given!r} is no organ with a change of its mean of -70 to 70 Gy; write Parotid_L:-5"
+        )
+    return SteeringRequest(organ, gy)
+
+
+def _numbers(given: Any) -> Any:
+    """Numbers and ranges between commas, each number once and in ascending order; others as they are."""
+    if not isinstance(given, str):
+        return given
+    from vmat_diffusion.dataset.openkbp import SPLIT_NUMBERS
+
+    largest = max(of_split[-1] for of_split in SPLIT_NUMBERS.values())
+    numbers: set[int] = set()
+    for part in given.split(","):
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last <= largest:
+            raise InputError(
+                f"patients {given!r}: {part!r} is no number and no range of the challenge's 1 to {largest}; "
+                "write 201-210,215"
+            )
+        numbers |= set(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+_Patients = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
+_PATIENTS = Option(metavar="201-210,215", text="whole")
+
+
+@settings
+class BenchmarkSettings:
+    """What `benchmark openkbp` predicts and scores.
+
+    With `samples` the mean of so many is scored beside the regression and one sample. `patients` are numbers
+    of the split, None for all.
+    """
+
+    data: OpenkbpFolder
+    split: Annotated[Literal["train", "validation", "test"], Field(description="The patients' split.")] = (
+        "validation"
+    )
+    weights: WeightsName = "shipped"
+    samples: Annotated[
+        int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")
+    ] = 0
+    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
+    seed: Seed = 0
+    patients: Annotated[
+        _Patients | None, Field(description="Only these patients of the split; by default all."), _PATIENTS
+    ] = None
+    fit_spread: Annotated[
+        _Patients,
+        Field(description="Fit the spread of the samples on these patients and judge it on the others."),
+        _PATIENTS,
+    ] = ()
+    steer: Annotated[
+        tuple[Annotated[SteeringRequest, BeforeValidator(_request)], ...],
+        Field(description="Ask for this change of an organ's mean dose, such as Parotid_L:-5."),
+        Option(metavar="ORGAN:GY", text="each"),
+    ] = ()
+    steer_cases: Annotated[
+        int, Field(ge=1, le=1000, description="Patients of whom each change is asked.")
+    ] = 10
+    baseline: Annotated[
+        Literal["boosting"] | None,
+        Field(description="Also score gradient-boosted trees that see single voxels."),
+    ] = None
+    boosting_cases: Annotated[
+        int, Field(ge=1, le=10_000, description="Cases of the split train that the trees are fitted to.")
+    ] = 60
+    train_data: Annotated[
+        Path | None,
+        Field(description="Folder with the split train for the trees, if it is not in the data folder."),
+        Option(metavar="DIR"),
+    ] = None
+    gamma: Annotated[bool, Field(description="Compute gamma 3 %/3 mm, some seconds for each patient.")] = True
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.fit_spread and self.samples < 2:
+            raise InputError(
+                f"benchmark: {self.samples} samples have no spread that could be fitted; ask for 8 samples"
+            )
+
+    @property
+    def boosting(self) -> bool:
+        """Whether trees are fitted and scored as well."""
+        return self.baseline is not None
+
+
+@settings
+class Tg119Settings:
+    """What `benchmark tg119` plans, and what `plan` would be asked for with each of the cases.
+
+    Raises InputError for a case that is not known.
+    """
+
+    cases: Annotated[
+        tuple[str, ...],
+        Field(description="Cases: multitarget, prostate, headneck, cshape_easy, cshape_hard, or all."),
+        Option(positional=True, metavar="NAME", old=("--cases",)),
+    ] = ()
+    search_minutes: SearchMinutes = 5.0
+    machine: MachineName = "generic_6mv"
+    grid_mm: GridMm = 3.0
+    seed: Seed = 0
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    gate: GateFile = None
+
+    def __post_init__(self) -> None:
+        from vmat_diffusion.benchmark.tg119_cases import CASES
+
+        for name in self.cases:
+            if name not in CASES:
+                raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
+
+    def wanted(self) -> list[Tg119Case]:
+        """The cases in the report's order, all where none is named."""
+        from vmat_diffusion.benchmark.tg119_cases import CASES
+
+        return [case for case in CASES.values() if not self.cases or case.name in self.cases]
+
+    def of_plan(self, case: Tg119Case) -> PlanSettings:
+        """The settings of one case's plan."""
+        own = {name: value for name, value in asdict(self).items() if name != "cases"}
+        return plan_settings(goals=case.goals, **own)

@@ -1,0 +1,88 @@
+"""The commands that show and copy what is shipped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmat_diffusion import cli
+from vmat_diffusion.cli.catalogue import SHELVES
+from vmat_diffusion.dicom.names import load_table
+from vmat_diffusion.evaluate.goals import goal_sheet_names, load_goals
+from vmat_diffusion.machine import load_machine, machine_names
+from vmat_diffusion.qa.limits import GateSettings, load_gate
+
+LOAD = {"goals": load_goals, "machine": load_machine, "mapping": load_table, "gate": load_gate}
+SHIPPED = [(kind, name) for kind, shelf in SHELVES.items() for name in shelf.all_names()]
+
+
+def _run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["vmat-diffusion", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), *capsys.readouterr()
+
+
+def test_the_shelves_hold_what_the_package_knows() -> None:
+    assert SHELVES["goals"].all_names() == goal_sheet_names()
+    assert SHELVES["machine"].all_names() == machine_names()
+
+
+@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def test_a_copy_can_be_used_and_replaces_nothing(
+    kind: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / f"mine{SHELVES[kind].ending}"
+    code, out, _ = _run(monkeypatch, capsys, kind, "copy", name, "--out", file)
+    assert (code, out.strip()) == (0, str(file))
+    assert LOAD[kind](file) is not None
+    text = file.read_text(encoding="utf-8")
+    code, out, _ = _run(monkeypatch, capsys, kind, "copy", name)
+    assert code == 0 and out.rstrip("\n") == text.rstrip("\n")
+    file.write_text("my own work")
+    code, out, error = _run(monkeypatch, capsys, kind, "copy", name, "-o", file)
+    assert code == 2 and not out and "mine" in error and "exists; name another file" in error
+    assert file.read_text() == "my own work"
+
+
+def test_the_only_one_needs_no_name_and_a_wrong_name_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "gamma_pass_percent = 95.0" in _run(monkeypatch, capsys, "gate", "copy")[1]
+    for wrong in ((), ("no_such",)):
+        code, _, error = _run(monkeypatch, capsys, "goals", "copy", *wrong)
+        assert code == 2 and "give one of" in error and "prostate_78" in error
+
+
+@pytest.mark.parametrize("kind", SHELVES)
+def test_lists_name_all_as_table_and_as_json(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = list(SHELVES[kind].all_names())
+    shown = _run(monkeypatch, capsys, kind, "list")[1].splitlines()[2:]
+    assert [line.split()[0] for line in shown] == names
+    assert [row["name"] for row in json.loads(_run(monkeypatch, capsys, kind, "list", "--json")[1])] == names
+
+
+def test_what_is_shown_is_what_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = json.loads(_run(monkeypatch, capsys, "gate", "show", "--json")[1])
+    assert GateSettings(**limits) == load_gate()
+    (tmp_path / "gate.toml").write_text("gamma_pass_percent = 90.0\n")
+    assert "90.0" in _run(monkeypatch, capsys, "gate", "show", tmp_path / "gate.toml")[1]
+    shown = json.loads(_run(monkeypatch, capsys, "mapping", "show", "--json")[1])
+    assert shown["BODY"]["role"] == "body"
+    assert "external" in _run(monkeypatch, capsys, "mapping", "show")[1]
+    sheet = json.loads(_run(monkeypatch, capsys, "goals", "show", "prostate_78", "--json")[1])
+    assert sheet["prescription_gy"] == dict(load_goals("prostate_78").prescription.target_gy)
+    assert len(sheet["goals"]) == len(load_goals("prostate_78").goals)

@@ -1,0 +1,92 @@
+"""No plan file without a passed verdict on this very plan and case: what `write_plan` refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_case import open_arc, small_case
+
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dicom.read import read_case, read_plan
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.machine import load_machine
+from vmat_diffusion.plan import Plan
+from vmat_diffusion.qa import Verdict, judge, plan_differences, release_plan, write_plan
+
+MACHINE = load_machine("generic_6mv")
+
+
+@pytest.fixture(scope="module")
+def case(case_folder: Path) -> Case:
+    return replace(read_case(case_folder), prescription=small_case().prescription)
+
+
+def verdict_on(plan: Plan, case: Case, factor: float = 1.0) -> Verdict:
+    """What the gate says of 50 Gy everywhere where the second engine finds `factor` times as much."""
+    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    dose, check = (Dose(grid, np.full(grid.shape, 50.0 * f, np.float32)) for f in (1.0, factor))
+    return judge(case, None, plan, MACHINE, dose=dose, check=check)
+
+
+def test_a_passed_verdict_lets_its_plan_out(case: Case, tmp_path: Path) -> None:
+    plan = open_arc()
+    verdict = verdict_on(plan, case)
+    assert verdict.passed
+    file = write_plan(tmp_path / "RP.dcm", plan, case, MACHINE, verdict)
+    assert plan_differences(plan, read_plan(file, MACHINE)) == []
+
+
+def test_without_a_verdict_nothing_is_written(case: Case, tmp_path: Path) -> None:
+    for nothing in (None, True, {"passed": True}):
+        with pytest.raises(PlanError, match="with the verdict of judge"):
+            write_plan(tmp_path / "RP.dcm", open_arc(), case, MACHINE, nothing)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="another plan"):
+        write_plan(tmp_path / "RP.dcm", open_arc(), case, MACHINE, Verdict(()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_verdict_keeps_its_plan_back(case: Case, tmp_path: Path) -> None:
+    verdict = verdict_on(open_arc(), case, factor=1.3)
+    assert not verdict.passed
+    with pytest.raises(PlanError, match=r"did not pass the gate \(.*gamma"):
+        write_plan(tmp_path / "RP.dcm", open_arc(), case, MACHINE, verdict)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verdict_lets_no_other_plan_out(case: Case, tmp_path: Path) -> None:
+    plan = open_arc()
+    verdict, arc = verdict_on(plan, case), plan.arcs[0]
+    moved = arc.leaves_mm.copy()
+    moved[4, 0, 30] -= 0.01
+    for other in (
+        replace(plan, arcs=(replace(arc, leaves_mm=moved),)),
+        replace(plan, arcs=(replace(arc, mu=arc.mu * 1.001),)),
+        replace(plan, arcs=(replace(arc, couch_deg=1.0),)),
+        replace(plan, fractions=24),
+        replace(plan, isocenter_mm=(0.0, 0.0, 1.0)),
+        replace(plan, patient_position="HFP"),
+    ):
+        with pytest.raises(PlanError, match="another plan or another case"):
+            write_plan(tmp_path / "RP.dcm", other, case, MACHINE, verdict)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verdict_on_one_patient_lets_no_plan_out_for_another(case: Case, tmp_path: Path) -> None:
+    verdict = verdict_on(open_arc(), case)
+    other = replace(case, source=replace(case.source, structure_set_uid="1.2.3"))
+    with pytest.raises(PlanError, match="another plan or another case"):
+        write_plan(tmp_path / "RP.dcm", open_arc(), other, MACHINE, verdict)
+
+
+def test_a_judged_file_gets_its_name_with_a_passed_verdict_only(case: Case, tmp_path: Path) -> None:
+    judged = tmp_path / "RP.unjudged"
+    judged.write_bytes(b"the plan")
+    with pytest.raises(PlanError, match="did not pass"):
+        failed = verdict_on(open_arc(), case, factor=1.3)
+        release_plan(judged, tmp_path / "RP.dcm", open_arc(), case, failed)
+    assert [f.name for f in tmp_path.iterdir()] == ["RP.unjudged"]
+    release_plan(judged, tmp_path / "RP.dcm", open_arc(), case, verdict_on(open_arc(), case))
+    assert [f.name for f in tmp_path.iterdir()] == ["RP.dcm"]
