@@ -31,7 +31,7 @@ Loaders = Annotated[int, typer.Option("--workers", help="Processes that load cas
 
 
 def train(
-    config: Annotated[Path, typer.Option("--config", help="Settings, a TOML file as in configs/train.")],
+    config: Annotated[Path, typer.Option("--config", help="A shipped recipe's name or a TOML file.")],
     data: DataFolder,
     out: RunFolder,
     weights: Annotated[

@@ -22,7 +22,7 @@ Positive = Annotated[float, Field(gt=0, le=100)]
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class GateSettings:
-    """Limits of the gate; `configs/gate.toml` holds the same numbers with their sources.
+    """Limits of the gate; `gate.toml` beside this file holds the same numbers with their sources.
 
     All in percent and mm. The gamma of `strict_*` is reported, not judged.
     """

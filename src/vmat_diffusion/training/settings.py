@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,17 +122,36 @@ class TrainingSettings:
 _ADAPTER: TypeAdapter[TrainingSettings] = TypeAdapter(TrainingSettings)
 
 
-def load_settings(path: Path) -> TrainingSettings:
-    """The settings of a TOML file. Raises InputError with one sentence for what is wrong in it."""
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes shipped with the package."""
+    files = (resources.files("vmat_diffusion.training") / "recipes").iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
+
+
+def load_settings(name_or_path: str | Path) -> TrainingSettings:
+    """A shipped recipe by name, or one's own by the path of its TOML file.
+
+    Raises InputError with one sentence for what is wrong in it.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(_text_of(str(name_or_path)))
     except OSError as fault:
         raise InputError(
-            f"training settings {path} cannot be read ({fault.strerror}); give one as in configs/train"
+            f"training settings {name_or_path} cannot be read ({fault.strerror}); give a shipped recipe "
+            f"({', '.join(recipe_names())}) or the path of a .toml file"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise InputError(f"training settings {path} are no TOML ({fault}); correct the file") from None
+        raise InputError(
+            f"training settings {name_or_path} are no TOML ({fault}); correct the file"
+        ) from None
     return training_settings(raw)
+
+
+def _text_of(name_or_path: str) -> str:
+    if name_or_path in recipe_names():
+        file = resources.files("vmat_diffusion.training") / "recipes" / f"{name_or_path}.toml"
+        return file.read_text(encoding="utf-8")
+    return Path(name_or_path).read_text(encoding="utf-8")
 
 
 def training_settings(values: Mapping[str, Any]) -> TrainingSettings:

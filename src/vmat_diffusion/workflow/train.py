@@ -83,7 +83,7 @@ class Trained:
 
 
 def train_model(
-    config: Path,
+    config: Path | str,
     data: Path,
     out: Path,
     *,
@@ -95,9 +95,9 @@ def train_model(
 ) -> Trained:
     """Train by the settings of `config` on the data set folder `data`, with everything in `out`.
 
-    `weights` is a file of weights to begin with (None: random). `resume` goes on with what is in `out`, if
-    there is anything, to the same curve. `cache` keeps the encoded cases (None: `out/encoded`). Raises
-    InputError where `out` holds another training.
+    `config` is a shipped recipe's name or a TOML file, `weights` a file of weights to begin with (None:
+    random). `resume` goes on with what is in `out`, if there is anything, to the same curve. `cache` keeps
+    the encoded cases (None: `out/encoded`). Raises InputError where `out` holds another training.
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings

@@ -8,15 +8,30 @@ import pytest
 from training_runs import mean_stage, residual_stage, tiny_settings
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.training.settings import Stage, Weight, load_settings, plain, training_settings
+from vmat_diffusion.training.settings import (
+    Stage,
+    Weight,
+    load_settings,
+    plain,
+    recipe_names,
+    training_settings,
+)
 
-RECIPES = sorted((Path(__file__).parents[3] / "configs" / "train").glob("*.toml"))
 
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_settings_and_survive_as_plain_data(path: Path) -> None:
-    settings = load_settings(path)
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_are_settings_and_survive_as_plain_data(name: str) -> None:
+    settings = load_settings(name)
     assert training_settings(plain(settings)) == settings
+
+
+def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("seed = 3\n")
+    assert {"quick", "shipped"} <= set(recipe_names())
+    assert load_settings(Path("quick")) == load_settings("quick") != load_settings("shipped")
+    assert load_settings(file) == load_settings(str(file)) == training_settings({"seed": 3})
+    with pytest.raises(InputError, match=r"quik cannot be read .* shipped recipe \(cluster, .*quick"):
+        load_settings("quik")
 
 
 def test_a_size_of_its_own_survives_as_plain_data() -> None:
