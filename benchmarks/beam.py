@@ -25,7 +25,7 @@ from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Dose
 from vmat_diffusion.commissioning.beam_fit import absolute
 from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose.fluence import exposures
 from vmat_diffusion.dose.influence_matrix import influence_matrix
 from vmat_diffusion.dose.pencil_beam import PencilBeam, dose_grid, jaw_box

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from computer import stamp
 
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
 

@@ -32,7 +32,7 @@ from vmat_diffusion.dataset.cases import load_case, save_case
 from vmat_diffusion.dataset.clinical_case import Preparation
 from vmat_diffusion.dataset.prepare import common_shape, cut_to, extent_of, on_spacing, restored
 from vmat_diffusion.dataset.raw_cases import RawCase
-from vmat_diffusion.dicom.read import read_case
+from vmat_diffusion.dicom import read_case
 from vmat_diffusion.geometry import average_onto
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.workflow import preprocess as module

@@ -18,7 +18,7 @@ from clock import report, timed
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Structure
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose.fluence import Exposures, convolved_fluence, exposures, fluence_model
 from vmat_diffusion.dose.influence_matrix import InfluenceMatrix, influence_matrix
 from vmat_diffusion.dose.pencil_beam import PencilBeam, jaw_box

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dicom import write_case
 from vmat_diffusion.phantom import phantom
 
 PROGRAM = (sys.executable, "-m", "vmat_diffusion")

@@ -21,7 +21,7 @@ from vmat_diffusion.benchmark.statistics import interval_text
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dataset.tables import Rejection
-from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dicom import write_case
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.progress import Progress

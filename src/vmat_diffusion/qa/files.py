@@ -49,7 +49,7 @@ def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
 
 def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:
     """The files read again hold this plan and this dose, and belong together."""
-    from vmat_diffusion.dicom.read import read_dose, read_plan
+    from vmat_diffusion.dicom import read_dose, read_plan
 
     faults: list[str] = []
     try:

@@ -324,7 +324,7 @@ def _write_doses(folder: Path, subject: Subject, done: Predicted) -> list[str]:
 
     names = []
     if subject.case.source.image_path:
-        from vmat_diffusion.dicom.write import write_dose
+        from vmat_diffusion.dicom import write_dose
 
         doses = [("mean.dcm", "Predicted dose, not of a plan", done.mean)]
         if done.mean.std_gy is not None:

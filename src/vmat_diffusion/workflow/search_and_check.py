@@ -54,8 +54,7 @@ def pass_gate(
     any check fails, RP.dcm is removed and RD.dcm refers to no plan. A plan that the machine cannot deliver
     is neither written nor recomputed; its dose is written.
     """
-    from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dicom.write import write_dose, write_plan
+    from vmat_diffusion.dicom import read_plan, write_dose, write_plan
     from vmat_diffusion.qa import PlanFiles, judge
 
     rp, rd = folder / PLAN_FILE, folder / DOSE_FILE
@@ -223,7 +222,7 @@ def optimised(
     **start: Any,
 ) -> Optimized:
     """The plan exactly as its file will hold it, with the dose of that plan; `start` is handed on."""
-    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.dicom import as_written
     from vmat_diffusion.optimize import Settings, optimize
 
     def for_each_arc(angles: tuple[float, ...] | None) -> tuple[float, ...] | None:

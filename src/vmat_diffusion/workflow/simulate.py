@@ -253,7 +253,7 @@ def planned(base: TrainingCase, variation: Variation, machine: Machine, settings
 
     Raises PlanError where the machine could not deliver the plan or the search left no usable dose.
     """
-    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.dicom import as_written
     from vmat_diffusion.optimize import Outcome, Settings, optimize
 
     case, sheet = varied(variation, replace(base.case, reference_dose=None))
