@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
+# Test files are shared out to so many processes, of one torch thread each; JOBS=0 runs them in this one.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all check format bench docs clean
+.PHONY: demo test test-all check lint format bench docs clean
 
 demo: $(VENV)/.installed ## Plan a phantom from scratch: goals, files and a picture in demo_out/
 	$(BIN)/vmat-diffusion demo --out demo_out
@@ -16,13 +18,13 @@ test: $(VENV)/.installed-dev ## The tests that take seconds
 test-all: $(VENV)/.installed-dev ## All tests
 	$(PYTEST) --slow
 
-check: $(VENV)/.installed-dev ## Everything that must hold before a change is merged
+check: lint docs test ## Everything that must hold before a change is merged
+
+lint: $(VENV)/.installed-dev ## Format, style, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
-	$(PYTEST)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
@@ -34,12 +36,15 @@ bench: $(VENV)/.installed-dev ## Measure and write docs/benchmarks.md
 	$(BIN)/python benchmarks/peers.py --large
 	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/prediction.py
-	$(BIN)/python benchmarks/tg119.py
-	$(BIN)/python benchmarks/plans.py
+	mkdir -p build
+	$(BIN)/vmat-diffusion benchmark tg119 --json > build/tg119.json
+	$(BIN)/python benchmarks/commands.py tg119 build/tg119.json
+	$(BIN)/python benchmarks/patients.py
 	$(BIN)/python benchmarks/gamma.py
+	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.installed-dev ## The documentation as a site in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove what can be made again, but not the environment
 	rm -rf site dist build demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,15 +11,15 @@ rows, not comparable with scores on the full grid.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from computer import today
+from figures import file_of, load, load_file, save_file
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +34,6 @@ from vmat_diffusion.training.roles import denoise, regression, residual_base, sa
 from vmat_diffusion.training.samples import NO_AUGMENTATION, AugmentationSettings, EncodedCases, Sample
 from vmat_diffusion.training.validation import summary, validate
 
-FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_ablation.json"
 SIZE = Size(widths=(32, 48, 64, 96))
 LEARNING_RATE = 2e-3
 RESIDUAL_SCALE = 0.08
@@ -213,6 +212,24 @@ class Trial:
         return found["dose_score_gy"], found["dvh_score_gy"]
 
 
+def section() -> Iterator[str]:
+    """The lines of docs/benchmarks.md about these trainings; none without figures."""
+    found = load("ablation")
+    if not found:
+        return
+    yield ""
+    yield "## Parts of the dose model"
+    yield ""
+    yield f"Small trainings of {found['samples']} cases drawn on halved grids that differ in one thing"
+    yield "(`benchmarks/ablation.py`). Dose and DVH score in Gy; comparable with each other alone."
+    yield ""
+    yield "| | dose score | DVH score | minutes |"
+    yield "|---|---:|---:|---:|"
+    for name, row in found["rows"].items():
+        for way, (dose_gy, dvh_gy) in row["scores"].items():
+            yield f"| {name}{', ' if way else ''}{way} | {dose_gy:.2f} | {dvh_gy:.2f} | {row['minutes']} |"
+
+
 def main() -> None:
     """Train the rows that are not there yet, and keep each as soon as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -220,9 +237,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--cases", type=int, default=12, help="validation cases that are scored")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--out", type=Path, default=FIGURES)
+    parser.add_argument("--out", type=Path, default=file_of("ablation"))
     asked = parser.parse_args()
-    done = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    done = load_file(asked.out)
     if done.setdefault("samples", asked.samples) != asked.samples:
         raise SystemExit(
             f"{asked.out} holds rows of {done['samples']} samples, not {asked.samples}; move it away"
@@ -260,8 +277,7 @@ def main() -> None:
             "scores": {k: np.round(v, 3).tolist() for k, v in found.items()},
         }
         done["date"] = today()
-        with written_whole(asked.out) as part_file:
-            part_file.write_text(json.dumps(done, indent=1) + "\n")
+        save_file(asked.out, done)
         print(name, rows[name], flush=True)
 
 

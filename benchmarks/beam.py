@@ -1,14 +1,12 @@
 """Measure the pencil beam against water-tank scans and against Monte Carlo doses.
 
-    python benchmarks/beam.py       # into docs/benchmarks.md
+    python benchmarks/beam.py
 
-Scans and reference doses come from the folder in VMAT_SHARED_DATA; what is absent is left out. The
-figures are kept in docs/benchmarks_beam.json, from which `section` makes its part of the page.
+Scans and reference doses come from the folder in VMAT_SHARED_DATA; what is absent is left out.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -20,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from computer import today
+from figures import load, save
 
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Dose
 from vmat_diffusion.commissioning.beam_fit import absolute
 from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose.delivery import exposures, jaw_box
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
@@ -37,7 +36,6 @@ from vmat_diffusion.qa.reference_doses import pencil_beam_engine, reference_chec
 from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_beam.json"
 SCANS = {"generic_6mv": "truebeam_representative_6mv", "generic_6fff": "truebeam_representative_6fff"}
 # What an optimiser samples of a head and neck: so many voxels, so near to the isocentre.
 _MATRIX_VOXELS, _NEAR_MM = 10_600, 120.0
@@ -134,9 +132,9 @@ def _timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about the pencil beam; none without figures."""
-    if not FIGURES.is_file():
+    figures = load("beam")
+    if not figures:
         return
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield from ("", "## Pencil beam", "", f"`python benchmarks/beam.py`, {figures['date']}.")
     for machine, rows in figures["scans"].items():
         yield from (
@@ -188,17 +186,8 @@ def main() -> None:
     if not found and not reference:
         print("beam: left out, no scans or reference doses in VMAT_SHARED_DATA", file=sys.stderr)
         return
-    date = today()
-    figures = {"scans": found, "reference": reference, "speed": speed(), "date": date}
-    part = FIGURES.with_suffix(".part")
-    text = json.dumps(figures, indent=1, default=lambda v: np.asarray(v).item())
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(FIGURES)
+    save("beam", {"scans": found, "reference": reference, "speed": speed(), "date": today()})
     print("\n".join(section()))
-
-    import plans  # which imports `section` from here
-
-    plans.save(plans.load())
 
 
 if __name__ == "__main__":

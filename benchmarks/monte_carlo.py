@@ -1,17 +1,15 @@
-"""Speed of the Monte Carlo engine, and its doses against EGSnrc; into docs/benchmarks.md.
+"""Speed of the Monte Carlo engine, and its doses against EGSnrc.
 
     python benchmarks/monte_carlo.py                # speed and all reference cases, about half an hour
     python benchmarks/monte_carlo.py --minutes 0.5  # per reference case; noisier
 
 Speed: a 10 x 10 cm2 field of the point source on a 30 cm water cube of 3 mm voxels. One history is one
 photon of the source with its 24 interaction points. The time for a two-arc plan is in the table of plans.
-The figures are kept in docs/benchmarks_monte_carlo.json, from which `section` makes its part of the page.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 from computer import today
+from figures import load, save
 
 from vmat_diffusion.dose.monte_carlo.engine import SPLIT, Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import Openings, Source, frames, photon_source
@@ -28,7 +27,6 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.workflow import check_references
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_monte_carlo.json"
 EGSNRC = "EGSnrc on one core of such a computer: 158 to 174 s to 2 % of the maximum."
 
 
@@ -60,9 +58,9 @@ def speed() -> list[dict[str, float]]:
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about Monte Carlo; none without figures."""
-    if not FIGURES.is_file():
+    figures = load("monte_carlo")
+    if not figures:
         return
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield ""
     yield "## Monte Carlo"
     yield ""
@@ -104,9 +102,7 @@ def main() -> None:
     else:
         print("Monte Carlo: no reference doses in VMAT_SHARED_DATA, speed only", file=sys.stderr)
         figures["cases"] = []
-    part = FIGURES.with_suffix(".part")
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    part.replace(FIGURES)
+    save("monte_carlo", figures)
     print("\n".join(section()))
 
 

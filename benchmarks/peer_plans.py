@@ -1,4 +1,4 @@
-"""Plan the TG-119 C-shape with this project and with PyDoseRT, one after the other; into docs/benchmarks.md.
+"""Plan the TG-119 C-shape with this project and with PyDoseRT, one after the other.
 
     python benchmarks/peer_plans.py                # on all cores, 10 minutes for the peer
     python benchmarks/peer_plans.py --minutes 30
@@ -6,14 +6,12 @@
 Arcs, collimators, leaf widths, transmission and control points are the same, goals as far as the peer's
 objectives express them. Both plans are normalised to the same coverage, on the dose of their own engine and
 on that of this project's, and looked at for what the linac cannot deliver. PyDoseRT begins with leaves
-around the target and searches until its time is up; it has no limits of leaf speed to keep. The figures
-are kept in docs/benchmarks_peer_plans.json, from which `section` makes its part of the page.
+around the target and searches until its time is up; it has no limits of leaf speed to keep.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from computer import stamp
+from figures import load, save
 from peers import driver, environment, paragraph
 
 from vmat_diffusion.case import Case, Dose
@@ -32,7 +31,6 @@ from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.tissue import density_of, dose_grid
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto, beam_axes, mask_bounds_mm, project
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize import Settings, optimize
@@ -42,7 +40,6 @@ from vmat_diffusion.phantom import phantom
 from vmat_diffusion.plan import Arc, Plan, violations
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_peer_plans.json"
 SHEET, MACHINE, TARGET, ORGAN = "tg119_cshape_hard", "generic_6mv", "PTV", "Core"
 SPACING_DEG, PEER_GRID_MM, MARGIN_MM, CLOSED_MM = 6.0, 5.0, 3.0, 1.0
 
@@ -184,9 +181,9 @@ def measure(python: Path, minutes: float, threads: int) -> dict[str, Any]:
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about both planners; none without figures."""
-    if not FIGURES.is_file():
+    row = load("peer_plans")
+    if not row:
         return
-    row = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield ""
     yield f"## Planning beside PyDoseRT {row['peer']['version']}"
     yield ""
@@ -231,12 +228,8 @@ def main() -> None:
         sys.exit(1)
     row = measure(python, arguments.minutes, cores)
     row |= stamp()
-    with written_whole(FIGURES) as part:
-        part.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    save("peer_plans", row)
     print("\n".join(section()))
-    import plans  # which imports `section` from here
-
-    plans.save(plans.load())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time this project beside pyRadPlan and PyDoseRT, on the same case and cores; into docs/benchmarks.md.
+"""Time this project beside pyRadPlan and PyDoseRT, on the same case and cores.
 
     python benchmarks/peers.py                     # one core and all cores, 4 mm grid
     python benchmarks/peers.py --large             # with a grid of 128 x 128 x 100 voxels of 3 mm
@@ -7,8 +7,7 @@
 Influence matrix: the TG-119 phantom that pyRadPlan brings. Dose and gradient: a water cylinder with the
 clinical two-arc plan in VMAT_SHARED_DATA. Each peer gets a virtual environment of its own under --venvs;
 one that cannot be installed, or whose case is not at hand, is left out with a line that says so. Every
-measurement is a process of its own, bound to as many cores as it may have threads. The figures are kept in
-docs/benchmarks_peers.json, from which `section` makes its part of the page.
+measurement is a process of its own, bound to as many cores as it may have threads.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from typing import Any
 
 import numpy as np
 from computer import stamp
+from figures import load, save
 
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_peers.json"
 DRIVERS = Path(__file__).resolve().parent / "peer_drivers"
 PLAN = "rtplans/eclipse_truebeam_tg119_cshape_2arc.dcm"
 COLLIMATOR = "generic_hd120"
@@ -149,6 +148,7 @@ def dose(
     plan_file: Path,
     size: tuple[tuple[int, int, int], float],
     repeats: int,
+    *,
     threads: int,
     work: Path,
 ) -> dict[str, Any]:
@@ -191,9 +191,9 @@ def difference_percent(ours: np.ndarray, peer: np.ndarray) -> float:
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about other programs; none without figures."""
-    if not FIGURES.is_file():
+    figures = load("peers")
+    if not figures:
         return
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield from ("", "## Beside other programs", "", "`python benchmarks/peers.py --large`.")
     if rows := figures.get("pyradplan"):
         yield from _matrix_lines(rows)
@@ -306,12 +306,6 @@ def best_ratio(rows: list[dict[str, Any]], what: str) -> float:
     return peer / ours * rows[0]["ours"].get("beams", 1) / rows[0]["peer"].get("beams", 1)
 
 
-def save(figures: dict[str, Any]) -> None:
-    part = FIGURES.with_suffix(".part")
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    part.replace(FIGURES)
-
-
 def main() -> None:
     """Measure what can be measured, keep the figures and print the section."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -326,9 +320,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also the grid of 128 x 128 x 100 voxels")
     arguments = parser.parse_args()
     plan_file = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / PLAN
-    import plans  # which imports `section` from here
-
-    figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+    figures = load("peers")
     today = stamp()
     for peer in arguments.only:
         if peer == "pydosert" and not plan_file.is_file():
@@ -344,7 +336,7 @@ def main() -> None:
                     rows = [matrix(python, arguments.beams, n, Path(folder)) for n in arguments.threads]
                 else:
                     rows = [
-                        dose(python, plan_file, size, arguments.repeats, n, Path(folder))
+                        dose(python, plan_file, size, arguments.repeats, threads=n, work=Path(folder))
                         for size in sizes
                         for n in arguments.threads
                     ]
@@ -354,9 +346,8 @@ def main() -> None:
             print(f"{peer}: left out, it ended with exit code {failed.returncode}", file=sys.stderr)
             continue
         figures[peer] = [today | row for row in rows]
-        save(figures)
+        save("peers", figures)
     print("\n".join(section()))
-    plans.save(plans.load())
 
 
 if __name__ == "__main__":

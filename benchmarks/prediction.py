@@ -2,8 +2,7 @@
 
     python benchmarks/prediction.py [--weights shipped] [--threads 2] [--device cpu] [--steps 8] [--repeats 3]
 
-The case is a head and neck of OpenKBP from VMAT_SHARED_DATA. Figures are kept by device in
-docs/benchmarks_prediction.json, from which the page of benchmarks takes its section.
+The case is a head and neck of OpenKBP from VMAT_SHARED_DATA. Figures are kept by device.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from typing import Any
 
 import torch
 from computer import stamp
+from figures import load, save
 
 from vmat_diffusion.dataset.cases import TrainingCase, save_case
 from vmat_diffusion.dataset.openkbp import GOALS, read_openkbp
 from vmat_diffusion.diffusion.encode import encode
 from vmat_diffusion.diffusion.model import DoseModel, load_model
 from vmat_diffusion.diffusion.predict import Sampling, predict_encoded
-from vmat_diffusion.files import written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_prediction.json"
 PATIENT = Path("openkbp") / "validation" / "pt_201.npz"
 
 
@@ -84,9 +82,9 @@ def cold_start(case: TrainingCase, weights: str, device: str, threads: int, work
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about prediction; none without figures."""
-    if not FIGURES.is_file():
+    figures = load("prediction")
+    if not figures:
         return
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield ""
     yield "## Prediction"
     yield ""
@@ -130,9 +128,8 @@ def main() -> None:
     row["others"] = max(0.0, others / (time.perf_counter() - started))
     name = f"{given.threads} cores" if given.device == "cpu" else torch.cuda.get_device_name()
     row |= stamp()
-    figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-    with written_whole(FIGURES) as part:
-        part.write_text(json.dumps({**figures, name: row}, indent=1) + "\n", encoding="utf-8")
+    figures = load("prediction")
+    save("prediction", {**figures, name: row})
     print("\n".join(section()))
 
 

@@ -2,8 +2,7 @@
 
     python benchmarks/preprocess.py [--copies 8] [--small 1000] [--entries 10000] [--only dose speed ...]
 
-Keeps the figures in docs/benchmarks_preprocess.json, from which the page of benchmarks takes its section. The
-large case is hn_fullres from VMAT_SHARED_DATA; without it only the small cases and the index are measured.
+The large case is hn_fullres from VMAT_SHARED_DATA; without it the small cases and the index are measured.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from computer import today
+from figures import load, save
 from scipy import ndimage
 
 from vmat_diffusion.case import Case, Dose
@@ -32,14 +32,13 @@ from vmat_diffusion.dataset.cases import load_case, save_case
 from vmat_diffusion.dataset.clinical_case import Preparation
 from vmat_diffusion.dataset.prepare import common_shape, cut_to, extent_of, on_spacing, restore_dose
 from vmat_diffusion.dataset.raw_cases import RawCase
-from vmat_diffusion.dicom.read import read_case
+from vmat_diffusion.dicom import read_case
 from vmat_diffusion.geometry import average_onto
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import WORK, write_state
 from vmat_diffusion.workflow import preprocess as module
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks_preprocess.json"
 PROGRAM = (sys.executable, "-m", "vmat_diffusion", "preprocess")
 SPACING = (1.0, 1.0, 3.0)
 PARTS = ("dose", "speed", "small", "index")
@@ -233,9 +232,9 @@ def index(work: Path, entries: int) -> list[dict[str, float]]:
 
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about preprocessing; none without figures."""
-    if not FIGURES.is_file():
+    figures = load("preprocess")
+    if not figures:
         return
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     yield ""
     yield "## Preprocessing"
     yield ""
@@ -292,7 +291,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(one_case(given.one, given.work)))
         return
-    figures: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+    figures: dict[str, Any] = load("preprocess")
     with tempfile.TemporaryDirectory(prefix="vmat_preprocess_") as name:
         work = Path(name)
         folder = large_case(work) if {"dose", "speed"} & set(given.only) else None
@@ -305,9 +304,7 @@ def main() -> None:
         if "index" in given.only:
             figures["index"] = index(work, given.entries)
     figures["date"] = today()
-    part = FIGURES.with_suffix(".part")
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    part.replace(FIGURES)
+    save("preprocess", figures)
     print("\n".join(section()))
 
 

@@ -10,19 +10,19 @@ interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from computer import today
+from figures import file_of, load, load_file, save_file
 
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
 from vmat_diffusion.evaluate.goals import evaluate
 from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.evaluate.task import Task
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import silent
@@ -30,7 +30,6 @@ from vmat_diffusion.workflow.predict import prior_of, read_input
 from vmat_diffusion.workflow.search_and_check import search_plan
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
-FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks_priors.json"
 GOALS = "head_neck_70_63_56"
 # The first validation patients with a CT.
 CASES = ("pt_201", "pt_202", "pt_203", "pt_204", "pt_206", "pt_207")
@@ -63,6 +62,30 @@ def planned(source: Path, settings: PlanSettings) -> dict[str, Any]:
     }
 
 
+def section() -> Iterator[str]:
+    """The lines of docs/benchmarks.md about these plans; none without figures."""
+    found = load("priors")
+    if not found:
+        return
+    yield ""
+    yield f"## Plans that aim at the predicted dose, {found['date']}"
+    yield ""
+    yield f"`benchmarks/priors.py`, a search of at most {found['max_minutes']:g} minutes. Missed goals are"
+    yield "must/should/wish; excess is by how much all limits are missed, in percent of them."
+    yield ""
+    yield "| patient | prior | missed | excess % | organ means, Gy | MU | minutes | search |"
+    yield "|---|---|---|---:|---:|---:|---:|---|"
+    for patient, plans in found["plans"].items():
+        for prior, p in plans.items():
+            organs = p["organ_mean_gy"].values()
+            mean = sum(organs) / len(organs)
+            missed = f"{p['missed_must']}/{p['missed_should']}/{p['missed_wish']}"
+            yield (
+                f"| {patient} | {prior} | {missed} | {p['excess_percent']:.0f} | {mean:.1f} "
+                f"| {p['mu']:.0f} | {p['minutes']:.1f} | {p['outcome'].lower().replace('_', ' ')} |"
+            )
+
+
 def main() -> None:
     """Plan what is not there yet, and print a line for each plan."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -70,9 +93,9 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--weights", default="shipped")
     parser.add_argument("--max-minutes", type=float, default=5.0)
-    parser.add_argument("--out", type=Path, default=FIGURES)
+    parser.add_argument("--out", type=Path, default=file_of("priors"))
     asked = parser.parse_args()
-    done = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    done = load_file(asked.out)
     done |= {"max_minutes": asked.max_minutes, "date": today()}
     plans = done.setdefault("plans", {})
     for name in asked.cases:
@@ -83,8 +106,7 @@ def main() -> None:
                 goals=GOALS, prior=prior, weights=asked.weights, search_minutes=asked.max_minutes
             )
             plans[name][prior] = planned(asked.data / f"{name}.npz", settings)
-            with written_whole(asked.out) as part:
-                part.write_text(json.dumps(done, indent=1) + "\n")
+            save_file(asked.out, done)
             shown = {k: v for k, v in plans[name][prior].items() if k not in ("goals", "organ_mean_gy")}
             print(name, prior, shown, flush=True)
 

@@ -94,7 +94,7 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small case as a folder of DICOM files, to be read only."""
     from small_case import small_case
 
-    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.dicom import write_case
 
     folder = tmp_path_factory.mktemp("small_case") / "dicom"
     write_case(folder, small_case())

@@ -10,7 +10,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Source
-from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dicom import write_case
 from vmat_diffusion.geometry import beam_axes, project
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan

@@ -18,7 +18,7 @@ from clock import report, timed
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Structure
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model

@@ -23,8 +23,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vmat_diffusion.case import Case, Dose, Prescription, Structure
-    from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-    from vmat_diffusion.dicom.write import write_case, write_dose
+    from vmat_diffusion.dicom import read_case, read_dose, read_plan, write_case, write_dose
     from vmat_diffusion.dose import DoseEngine, PencilBeam
     from vmat_diffusion.dose.monte_carlo import MonteCarlo
     from vmat_diffusion.evaluate.dvh import structure_dvh
@@ -100,8 +99,7 @@ __all__ = [
 # The module of each public name; the name in it where that is another one.
 _HOMES = {
     "case": "Case Dose Prescription Structure",
-    "dicom.read": "read_case read_dose read_plan",
-    "dicom.write": "write_case write_dose",
+    "dicom": "read_case read_dose read_plan write_case write_dose",
     "dose": "DoseEngine PencilBeam",
     "dose.monte_carlo": "MonteCarlo",
     "evaluate.dvh": "structure_dvh",

@@ -295,3 +295,17 @@ def project(points: NDArray, axes: BeamAxes, isocenter_mm: Point, sad_mm: float)
     distance = sad_mm - relative @ axes.to_source
     scale = sad_mm / distance
     return np.stack([relative @ axes.x * scale, relative @ axes.y * scale, distance], axis=-1)
+
+
+def distance_to_mask_mm(
+    mask: Mask, grid: Grid, start: NDArray, ahead: NDArray, *, reach_mm: float, step_mm: float = 0.5
+) -> NDArray[np.float64]:
+    """Distance at which rays enter a mask, to `step_mm`; NaN where they do not within `reach_mm`.
+
+    `start` is `(n, 3)` in mm, `ahead` are unit vectors `(n, 3)`.
+    """
+    distance = np.arange(0.0, reach_mm, step_mm)
+    # Not `sample`: it would turn the whole mask into 64-bit numbers first.
+    index = np.moveaxis(grid.index(start[:, None] + distance[:, None] * ahead[:, None]), -1, 0)
+    inside = ndimage.map_coordinates(mask, index, np.float32, order=1, mode="constant") >= 0.5
+    return np.where(inside.any(axis=1), distance[np.argmax(inside, axis=1)], np.nan)

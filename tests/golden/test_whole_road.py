@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dicom import read_dose, read_plan, write_case
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.machine import Machine

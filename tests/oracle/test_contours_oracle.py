@@ -1,13 +1,18 @@
-"""Contours to masks against other libraries and closed formulae."""
+"""Contours, masks and turned series against other libraries and closed formulae."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from matplotlib.path import Path as Outline
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
+from skimage.measure import find_contours
 
 from vmat_diffusion.dicom.contours import contours_from_mask, fill_even_odd
+from vmat_diffusion.dicom.lattice import lattice_of, placement_of
 from vmat_diffusion.geometry import Grid
 
 SIZE = 60
@@ -72,3 +77,50 @@ def test_contours_of_a_disk_enclose_its_area() -> None:
     x, y = points[:, 0], points[:, 1]
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
     assert area == pytest.approx(np.pi * radius**2, rel=0.01)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_contours_of_scattered_pixels_are_those_of_skimage(share: float) -> None:
+    """Holes, single pixels and pixels that touch at a corner: the same vertices, joined the same way."""
+    mask = np.random.default_rng(5).random((SIZE, SIZE)) < share
+    ours = contours_from_mask(mask[None], Grid((1, SIZE, SIZE), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0)))
+    theirs = [points[:-1, ::-1] - 1 for points in find_contours(np.pad(mask, 1).astype(float), 0.5)]
+    assert sorted(_edges(points[:, :2]) for points in ours) == sorted(_edges(points) for points in theirs)
+
+
+def _edges(points: np.ndarray) -> list[list[list[float]]]:
+    """The edges of a closed outline, whatever its start and its sense."""
+    return sorted(
+        sorted([a, b]) for a, b in zip(points.tolist(), np.roll(points, -1, 0).tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_turned_series_lies_on_the_grid_as_simpleitk_resamples_it(seed: int) -> None:
+    """Both compute in 64 bits and store 32: a voxel differs by the last digit at most."""
+    rng = np.random.default_rng(seed)
+    row, column, normal = Rotation.from_rotvec(rng.uniform(-0.4, 0.4, 3)).as_matrix()
+    origins = rng.uniform(-200, -100, 3) + np.outer(2.5 * np.arange(20), normal)
+    lattice = lattice_of(origins, (*row, *column), (1.1, 0.95), (30, 40))
+    placement = placement_of(lattice)
+    hu = ndimage.gaussian_filter(rng.normal(0, 1000, lattice.shape), 1).astype(np.float32)
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((*lattice.spacing_mm, 2.5))
+    image.SetOrigin(tuple(origins[0]))
+    image.SetDirection(np.stack([row, column, normal], axis=1).ravel().tolist())
+    grid = placement.grid
+    theirs = sitk.Resample(
+        image,
+        grid.shape[::-1],
+        sitk.Transform(),
+        sitk.sitkLinear,
+        grid.origin_mm,
+        grid.spacing_mm,
+        (1, 0, 0, 0, 1, 0, 0, 0, 1),
+        -1000.0,
+        sitk.sitkFloat32,
+    )
+    assert placement.steps[-1].startswith("turn-oblique")
+    np.testing.assert_allclose(
+        placement.values(hu, -1000.0), sitk.GetArrayFromImage(theirs), rtol=2**-22, atol=1e-5
+    )

@@ -20,8 +20,7 @@ from pydicom.uid import UID_dictionary
 from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import read_case, read_dose, read_plan, write_dose, write_unjudged_plan
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import write_dose, write_unjudged_plan
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from vmat_diffusion.case import Dose, Structure
+from vmat_diffusion.dicom import read_case, read_dose
 from vmat_diffusion.dicom.contours import fill_even_odd
-from vmat_diffusion.dicom.read import read_case, read_dose
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.geometry import Grid, Point
 

@@ -81,7 +81,7 @@ def test_random_doses(
 @pytest.mark.parametrize(("percent", "mm"), [(3, 3), (2, 2)])
 def test_real_doses(patient: Callable[[str], Path], percent: float, mm: float) -> None:
     """A patient's dose against itself moved by 2 x 1 x 1 mm and scaled by 1.02."""
-    from vmat_diffusion.dicom.read import read_dose
+    from vmat_diffusion.dicom import read_dose
 
     files = [f for f in patient("pt_22").rglob("*.dcm") if "RD" in f.name.upper() or "dose" in f.name.lower()]
     if not files:

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
-from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import (
+    as_written,
+    read_case,
+    read_dose,
+    read_plan,
+    write_case,
+    write_dose,
+    write_unjudged_plan,
+)
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmat_diffusion.dicom.read import read_plan
+from vmat_diffusion.dicom import read_plan
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 

@@ -115,7 +115,7 @@ def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     organs = _organs(p, space, frame, body & ~bone)
     nerves = organs["Brain"] | organs["Brainstem"] | organs["SpinalCord"] | organs["OpticChiasm"]
     inside = deep_enough & ~space.grown(organs["SpinalCord"], CORD_MARGIN_MM)
-    targets = _targets(p, space, frame, inside, bone | nerves, air)
+    targets = _targets(p, space, frame, inside=inside, barrier=bone | nerves, air=air)
     contours: dict[str, tuple[Role, Mask]] = {"BODY": ("body", body)}
     contours |= {name: ("target", mask) for name, mask in targets.items()}
     contours |= {name: ("organ", mask) for name, mask in organs.items()}
@@ -286,7 +286,7 @@ def _neck_levels(frame: Frame, side: int, high: float, low: float) -> Solid:
 
 
 def _targets(
-    p: HeadNeckParameters, space: Space, frame: Frame, inside: Mask, barrier: Mask, air: Mask
+    p: HeadNeckParameters, space: Space, frame: Frame, *, inside: Mask, barrier: Mask, air: Mask
 ) -> dict[str, Mask]:
     """GTV and the planning volumes of the three levels, which share no voxel.
 

@@ -46,7 +46,6 @@ LENS = Tissue(75)
 LUNG = Tissue(-770, 25)
 DEPENDENT_LUNG = Tissue(-720, 25)
 BONE = Tissue(250, 40, cortex_hu=900, cortex_mm=3.0)
-THIN_BONE = Tissue(350, 30, cortex_hu=800, cortex_mm=2.0)
 SKULL = Tissue(550, 60, cortex_hu=1150, cortex_mm=2.5)
 TEETH = Tissue(1700, 150)
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from vmat_diffusion.benchmark.plan_comparison import PlanComparison, compare_plan
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
-from vmat_diffusion.dicom.write import write_case
+from vmat_diffusion.dicom import write_case
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress

@@ -120,7 +120,7 @@ def _plan(
     tools: PlanningTools | None,
 ) -> dict[str, Any]:
     """Write the phantom as DICOM, plan it, and return what the run has recorded."""
-    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.dicom import write_case
     from vmat_diffusion.phantom import phantom
 
     files = folder / "case"

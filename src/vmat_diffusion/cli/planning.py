@@ -44,7 +44,7 @@ class PhantomOptions(Facts):
 def phantom(options: PhantomOptions) -> None:
     """Write a built-in case or a synthetic patient as a DICOM CT with its structure set."""
     from vmat_diffusion.anatomy import SITES, synthetic_case
-    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.dicom import write_case
     from vmat_diffusion.phantom import PHANTOMS
     from vmat_diffusion.phantom import phantom as build
 

@@ -21,10 +21,10 @@ from vmat_diffusion.dataset.cases import TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import extent_of, on_spacing
 from vmat_diffusion.dataset.raw_cases import RawCase, listing
 from vmat_diffusion.dicom.attributes import quiet
+from vmat_diffusion.dicom.case_read import case_from, patient_pseudonym, plan_of
 from vmat_diffusion.dicom.folder import Folder, open_folder
 from vmat_diffusion.dicom.inspection import technique
 from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.read import case_from, patient_pseudonym, plan_of
 from vmat_diffusion.dicom.structures import region_names
 from vmat_diffusion.errors import CaseError, GoalError, InputError, UnreadableError
 from vmat_diffusion.evaluate.dvh import structure_dvh

@@ -1,21 +1,20 @@
 """DICOM in and out: the only package that knows pydicom."""
 
-from vmat_diffusion.dicom.contours import contours_from_mask
-from vmat_diffusion.dicom.inspection import Inspection, StructureFound, inspect
-from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.read import read_case, read_dose, read_plan
-from vmat_diffusion.dicom.write import write_case, write_dose
+from vmat_diffusion.dicom.case_read import read_case
+from vmat_diffusion.dicom.case_write import write_case
+from vmat_diffusion.dicom.inspection import inspect
+from vmat_diffusion.dicom.rtdose_read import read_dose
+from vmat_diffusion.dicom.rtdose_write import write_dose
+from vmat_diffusion.dicom.rtplan_read import read_plan
+from vmat_diffusion.dicom.rtplan_write import as_written, write_unjudged_plan
 
 __all__ = [
-    "Inspection",
-    "NameTable",
-    "StructureFound",
-    "contours_from_mask",
+    "as_written",
     "inspect",
-    "load_table",
     "read_case",
     "read_dose",
     "read_plan",
     "write_case",
     "write_dose",
+    "write_unjudged_plan",
 ]

@@ -31,7 +31,7 @@ from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 _FILE_BYTES_MAX = 2**31
 _VOXELS_MAX = 2**29
 # Lossless and lossy. GDCM, the plugin that pydicom tries first, ends the whole process on damaged
-# JPEG 2000 data (an uncaught C++ exception); OpenJPEG raises.
+# JPEG 2000 data (an uncaught C++ exception); Pillow raises.
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _CODE = re.compile(r"[A-Z0-9_ .\-]{0,32}")
 _FORMS = {"CS": _CODE, "UI": re.compile(r"[A-Za-z0-9_.\-]{0,64}")}
@@ -248,7 +248,7 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
         # Bits above BitsStored may hold the padding value; `without_spare_bits` removes them after.
         name = str(dataset.file_meta.TransferSyntaxUID)
         dataset.pixel_array_options(
-            correct_unused_bits=False, decoding_plugin="pylibjpeg" if name in _JPEG_2000 else ""
+            correct_unused_bits=False, decoding_plugin="pillow" if name in _JPEG_2000 else ""
         )
         pixels = np.asarray(dataset.pixel_array)
     except Exception as fault:  # every decoder plugin has exceptions of its own

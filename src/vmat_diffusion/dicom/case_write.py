@@ -71,7 +71,9 @@ def _write_all(folder: Path, case: Case) -> list[str]:
     now = datetime.now()
     header = _pseudonymous_header(case, now)
     series, hu = new_uid(), _whole_hu(case)
-    slices = [_ct_slice(case, k, hu[k], header, series, now) for k in range(case.grid.shape[0])]
+    slices = [
+        _ct_slice(case, k, hu[k], header=header, series=series, now=now) for k in range(case.grid.shape[0])
+    ]
     digits = max(3, len(str(len(slices))))
     names = [f"CT.{k:0{digits}d}.dcm" for k in range(1, len(slices) + 1)]
     for name, dataset in zip(names, slices, strict=True):
@@ -102,7 +104,7 @@ def _whole_hu(case: Case) -> NDArray[np.int16]:
 
 
 def _ct_slice(
-    case: Case, k: int, hu: NDArray[np.int16], header: Dataset, series: UID, now: datetime
+    case: Case, k: int, hu: NDArray[np.int16], *, header: Dataset, series: UID, now: datetime
 ) -> Dataset:
     grid = case.grid
     x, y, z = grid.origin_mm

@@ -125,7 +125,7 @@ def contours_from_mask(mask: Mask, grid: Grid) -> list[NDArray[np.float64]]:
     The outline runs half-way between the centres of inner and outer voxels; holes are contours of
     their own, as the even-odd rule reads them. Open ends do not occur. Ascending in z.
     """
-    from skimage.measure import find_contours  # slow to load, needed for writing only
+    from contourpy import contour_generator  # slow to load, needed for writing only
 
     x, y, z = grid.axes_mm
     dx, dy, _ = grid.spacing_mm
@@ -134,8 +134,8 @@ def contours_from_mask(mask: Mask, grid: Grid) -> list[NDArray[np.float64]]:
         rows, columns = np.nonzero(mask[k])
         j0, i0 = rows.min(), columns.min()
         window = np.pad(mask[k, j0 : rows.max() + 1, i0 : columns.max() + 1], 1)
-        for outline in find_contours(window.astype(np.float32), 0.5):
-            j, i = outline[:-1].T - 1.0
+        for outline in contour_generator(z=window, line_type="Separate").lines(0.5):
+            i, j = np.asarray(outline)[:-1].T - 1.0
             points = np.empty((len(j), 3))
             points[:, 0] = x[i0] + i * dx
             points[:, 1] = y[j0] + j * dy

@@ -111,3 +111,13 @@ def open_file(path: Path, label: str) -> Found | None:
     # Some systems export plans under a private class; the modality still says what they are.
     kind = KINDS.get(sop_class) or (modality if modality in ("RTPLAN", "RTSTRUCT", "RTDOSE") else "")
     return Found(path, label, kind or f"{modality or 'unknown'} image or object", dataset)
+
+
+def open_one(path: Path, kind: str) -> Found:
+    """The file at `path`, of a kind such as RTPLAN. Raises CaseError where it is absent or another."""
+    if not path.is_file():
+        raise CaseError(f"the file does not exist; give an {kind} file")
+    found = open_file(path, path.name)
+    if found is None or found.kind != kind:
+        raise CaseError(f"the file is {'not DICOM' if found is None else found.kind}, an {kind} is needed")
+    return found

@@ -9,11 +9,11 @@ from typing import Any
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import about, quiet
+from vmat_diffusion.dicom.case_read import case_from
 from vmat_diffusion.dicom.ct import open_series, series_files
 from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.read import case_from
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
 from vmat_diffusion.dicom.rtplan_read import plan_from
 from vmat_diffusion.dicom.structures import read_rois

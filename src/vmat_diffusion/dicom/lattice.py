@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
@@ -150,7 +151,7 @@ def placement_of(lattice: Lattice) -> Placement:
         return Placement(lattice, grid, heights, axes, tuple(np.flatnonzero(sign < 0)), steps)
     grid = _box(lattice, heights, spacing, shape, nearest)
     degrees = np.degrees(np.arccos(np.clip(np.max(np.abs(frame), axis=1).min(), 0, 1)))
-    turned = f"turn-oblique: series turned by {degrees:.1f} degrees onto patient axes (linear, SimpleITK)"
+    turned = f"turn-oblique: series turned by {degrees:.1f} degrees onto patient axes (linear)"
     return Placement(lattice, grid, heights, None, (), (*steps, turned))
 
 
@@ -208,21 +209,17 @@ def _box(lattice: Lattice, heights: NDArray, spacing: NDArray, shape: NDArray, n
 
 
 def _turned(values: NDArray, lattice: Lattice, heights: NDArray, grid: Grid, fill: float) -> NDArray:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.asarray(values, np.float32))
-    image.SetSpacing((*lattice.spacing_mm, float(heights[1] - heights[0])))
-    image.SetOrigin(tuple(map(float, lattice.origins_mm[0])))
-    image.SetDirection(np.stack([lattice.row, lattice.column, lattice.normal], axis=1).ravel().tolist())
-    out = sitk.Resample(
-        image,
-        grid.shape[::-1],
-        sitk.Transform(),
-        sitk.sitkLinear,
-        grid.origin_mm,
-        grid.spacing_mm,
-        (1, 0, 0, 0, 1, 0, 0, 0, 1),
-        fill,
-        sitk.sitkFloat32,
-    )
-    return sitk.GetArrayFromImage(out)
+    """Linear interpolation on the grid; a pixel reaches half its size around its centre, `fill` beyond."""
+    stored = np.asarray(values, np.float32)
+    spacing = np.array([heights[1] - heights[0], lattice.spacing_mm[1], lattice.spacing_mm[0]])
+    per_mm = np.stack([lattice.normal, lattice.column, lattice.row]) / spacing[:, None]
+    x, y, z = (axis - first for axis, first in zip(grid.axes_mm, lattice.origins_mm[0], strict=True))
+    in_plane = per_mm[:, 0, None, None] * x + per_mm[:, 1, None, None] * y[:, None]
+    last = np.array(stored.shape)[:, None, None] - 1
+    out = np.empty(grid.shape, np.float32)
+    for plane, height in zip(out, z, strict=True):  # one by one: the indices of all would fill the memory
+        index = in_plane + (per_mm[:, 2] * height)[:, None, None]
+        covered = np.all((index >= -0.5) & (index <= last + 0.5), axis=0)
+        ndimage.map_coordinates(stored, np.clip(index, 0, last), plane, order=1)
+        plane[~covered] = fill
+    return out

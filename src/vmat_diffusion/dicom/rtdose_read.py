@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,32 @@ from vmat_diffusion.dicom.attributes import (
     number,
     numbers,
     open_dataset,
+    quiet,
     stored_values,
     text,
     without_spare_bits,
 )
-from vmat_diffusion.dicom.folder import Found
+from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.lattice import lattice_of, placement_of
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
 _GY_MAX = 1000.0
+
+
+@quiet()
+def read_dose(file: str | Path | Sequence[str | Path], *, plan: str | Path | None = None) -> Dose:
+    """The dose of the whole course from an RTDOSE file, or from the files of all beams of a plan.
+
+    `plan` is the RTPLAN file, needed where the dose is that of fractions or of single beams. Raises
+    CaseError for relative, effective or incomplete doses.
+    """
+    paths = [Path(file)] if isinstance(file, str | Path) else [Path(f) for f in file]
+    if not paths:
+        raise CaseError("no dose file is given; name at least one")
+    with about(paths[0].name):
+        doses = [open_one(p, "RTDOSE") for p in paths]
+        return course_dose(doses, open_one(Path(plan), "RTPLAN") if plan else None)
 
 
 def plan_uid(found: Found) -> str:

@@ -1,15 +1,20 @@
-"""RTPLAN to a Plan: MU per segment, inherited attributes filled in, angles unwrapped."""
+"""RTPLAN to a Plan: MU per segment, inherited attributes filled in, angles unwrapped.
+
+Whatever was left out on the way is named in `provenance["steps"]`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from vmat_diffusion.dicom.attributes import about, has, integer, items, number, numbers, text
+from vmat_diffusion.dicom.attributes import about, has, integer, items, number, numbers, quiet, text
+from vmat_diffusion.dicom.folder import open_one
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS, Point, signed_deg
 from vmat_diffusion.machine import Machine
@@ -41,6 +46,19 @@ class _Beam:
     setup: int
     rate_mu_min: float | None
     boundaries_mm: tuple[tuple[str, tuple[float, ...]], ...]
+
+
+@quiet()
+def read_plan(file: str | Path, machine: Machine | None = None) -> Plan:
+    """The plan in an RTPLAN file.
+
+    With `machine` the plan takes its name, and the leaf boundaries must be the machine's. Raises
+    PlanError for what is no RTPLAN and for whatever a Plan cannot represent, by name.
+    """
+    path = Path(file)
+    with about(path.name, PlanError):
+        found = open_one(path, "RTPLAN")
+        return plan_from(found.dataset, machine)
 
 
 def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:

@@ -1,6 +1,7 @@
-"""The RT Plan object: a `Plan` as DICOM's control points with cumulative meterset weights.
+"""A Plan to an RTPLAN file: DICOM's control points with cumulative meterset weights.
 
-Source: DICOM PS3.3 C.8.8.9 to C.8.8.16. Cumulative weights exist only here and in the reader.
+Source: DICOM PS3.3 C.8.8.9 to C.8.8.16. Cumulative weights exist only here and in the reader. Plans
+are written UNAPPROVED: approval belongs to a person in a planning system.
 """
 
 from __future__ import annotations
@@ -8,19 +9,28 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTPlanStorage, RTStructureSetStorage
-from scipy import ndimage
 
 from vmat_diffusion.case import Case, Prescription
-from vmat_diffusion.dicom.dataset import decimal, decimals, new_dataset, new_uid, reference
+from vmat_diffusion.dicom.dataset import (
+    decimal,
+    decimals,
+    new_dataset,
+    new_uid,
+    reference,
+    save_whole,
+    source_header,
+)
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import source_position_mm
+from vmat_diffusion.geometry import distance_to_mask_mm, source_position_mm
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.plan import Arc, Plan, violations
 
 _POSITION_DIGITS = 2
 _ANGLE_DIGITS = 4
@@ -30,7 +40,37 @@ _WEIGHT_DIGITS = 10
 _LABEL_LENGTH_MAX = 13
 _BEAM_NAME_LENGTH_MAX = 16
 _MACHINE_NAME_LENGTH_MAX = 16
-_SSD_STEP_MM = 0.5
+
+
+def write_unjudged_plan(
+    path: Path | str,
+    plan: Plan,
+    case: Case,
+    machine: Machine,
+    *,
+    prescription: Prescription,
+    overwrite: bool = False,
+) -> Path:
+    """Write an RT Plan of the numbers in `as_written(plan)`, with new UIDs, UNAPPROVED.
+
+    For the gate, which reads the file again and judges it; whoever hands a plan on calls `qa.write_plan`,
+    which asks for a passed verdict.
+
+    It refers to the CT study, frame of reference and structure set of `case.source`; the patient
+    module is copied from the original CT, except dates and codes that are no valid DICOM: those are
+    left empty and named in RTPlanDescription. The file is read back and compared with the plan before
+    it gets its name. Raises PlanError for a plan that the machine cannot deliver, a case that does
+    not come from DICOM, an existing file, or anything that DICOM or planning systems cannot hold.
+    """
+    path, plan = Path(path), as_written(plan)
+    found = violations(plan, machine)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise PlanError(f"the plan is not written because it cannot be delivered{more}: {found[0]}")
+    header, remark = source_header(case)
+    dataset = _plan_dataset(plan, case, machine, prescription, header=header)
+    dataset.RTPlanDescription = ". ".join(filter(None, (dataset.RTPlanDescription, remark)))
+    return save_whole(path, dataset, overwrite=overwrite, check=partial(_check_plan, plan=plan, case=case))
 
 
 def as_written(plan: Plan) -> Plan:
@@ -76,11 +116,12 @@ def _cumulative(arc: Arc) -> tuple[NDArray[np.float64], float]:
     return weights, round(total, _METERSET_DIGITS)
 
 
-def plan_dataset(
-    plan: Plan, case: Case, machine: Machine, prescription: Prescription, header: Dataset, now: datetime
+def _plan_dataset(
+    plan: Plan, case: Case, machine: Machine, prescription: Prescription, *, header: Dataset
 ) -> Dataset:
     """The RT Plan object of a plan that is already `as_written`. Raises PlanError for what cannot be."""
     _refuse(plan, case, machine, prescription)
+    now = datetime.now()
     out = new_dataset(RTPlanStorage, "RTPLAN", header, now=now)
     out.SeriesDescription = plan.label
     out.RTPlanLabel = out.RTPlanName = plan.label
@@ -94,6 +135,46 @@ def plan_dataset(
     out.BeamSequence = [_beam(arc, plan, case, machine) for arc in plan.arcs]
     out.ApprovalStatus = "UNAPPROVED"
     return out
+
+
+def _check_plan(written: Dataset, *, plan: Plan, case: Case) -> None:
+    """Compare a written RT Plan, number by number, with the plan. Raises PlanError for a defect."""
+    faults = []
+    if written.StudyInstanceUID != case.source.study_uid:
+        faults.append("StudyInstanceUID")
+    if written.FrameOfReferenceUID != case.source.frame_of_reference_uid:
+        faults.append("FrameOfReferenceUID")
+    if written.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID != case.source.structure_set_uid:
+        faults.append("ReferencedStructureSetSequence")
+    if written.SOPInstanceUID != written.file_meta.MediaStorageSOPInstanceUID:
+        faults.append("SOPInstanceUID")
+    group = written.FractionGroupSequence[0]
+    metersets = {int(b.ReferencedBeamNumber): float(b.BeamMeterset) for b in group.ReferencedBeamSequence}
+    if group.NumberOfFractionsPlanned != plan.fractions or len(metersets) != len(plan.arcs):
+        faults.append("FractionGroupSequence")
+    for beam, arc in zip(written.BeamSequence, plan.arcs, strict=True):
+        points = beam.ControlPointSequence
+        weights = np.array([float(p.CumulativeMetersetWeight) for p in points])
+        gantry = np.array([float(p.GantryAngle) for p in points])
+        devices = [p.BeamLimitingDevicePositionSequence for p in points]
+        mlc = [[d for d in ds if "MLC" in d.RTBeamLimitingDeviceType] for ds in devices]
+        leaves = [np.concatenate([np.reshape(d.LeafJawPositions, (2, -1)) for d in ds], axis=1) for ds in mlc]
+        turned = (gantry - arc.gantry_deg + 180) % 360 - 180  # computed anew, not as it was written
+        checks = {
+            "number of control points": len(points) == len(arc.gantry_deg) == beam.NumberOfControlPoints,
+            "first weight": weights[0] == 0,
+            "last weight": weights[-1] == beam.FinalCumulativeMetersetWeight == 1,
+            "weights": bool(np.all(np.diff(weights) >= 0)),
+            "meterset": np.allclose(np.diff(weights) * metersets[arc.number], arc.mu, rtol=0, atol=1e-6),
+            "gantry angles": np.all(np.abs(turned) <= 1e-6) and 0 <= min(gantry) <= max(gantry) < 360,
+            "last rotation direction": points[-1].GantryRotationDirection == "NONE",
+            "leaf positions": np.allclose(np.asarray(leaves, float), arc.leaves_mm, rtol=0, atol=1e-6),
+        }
+        faults += [f"beam {arc.number} {name}" for name, good in checks.items() if not good]
+    if faults:
+        raise PlanError(
+            f"the written plan differs from the plan in {', '.join(faults)}; please report this defect"
+        )
 
 
 def _refuse(plan: Plan, case: Case, machine: Machine, prescription: Prescription) -> None:
@@ -208,9 +289,10 @@ def _beam(arc: Arc, plan: Plan, case: Case, machine: Machine) -> Dataset:
     beam.FinalCumulativeMetersetWeight = decimal(1.0)
     beam.NumberOfControlPoints = len(arc.gantry_deg)
     beam.ReferencedPatientSetupNumber = 1
-    ssd_mm = source_to_surface_mm(plan, arc, case, machine.sad_mm)
+    ssd_mm = _source_to_surface_mm(plan, arc, case, machine.sad_mm)
     beam.ControlPointSequence = [
-        _control_point(k, arc, weights[k], ssd_mm[k], plan, machine) for k in range(len(arc.gantry_deg))
+        _control_point(k, arc, weights[k], ssd_mm[k], plan=plan, machine=machine)
+        for k in range(len(arc.gantry_deg))
     ]
     return beam
 
@@ -240,19 +322,21 @@ def _devices(machine: Machine) -> list[Dataset]:
     return items
 
 
-def _control_point(k: int, arc: Arc, weight: float, ssd_mm: float, plan: Plan, machine: Machine) -> Dataset:
+def _control_point(
+    k: int, arc: Arc, weight: float, ssd_mm: float, *, plan: Plan, machine: Machine
+) -> Dataset:
     point = Dataset()
     point.ControlPointIndex = k
     if k == 0:
-        point.NominalBeamEnergy = decimal(nominal_energy_mv(machine))
+        point.NominalBeamEnergy = decimal(_nominal_energy_mv(machine))
         point.DoseRateSet = decimal(plan.dose_rate_mu_min or machine.limits.dose_rate_mu_min)
     point.BeamLimitingDevicePositionSequence = _positions(arc.leaves_mm[k], arc.jaws_mm[k], machine)
-    point.GantryAngle = decimal(angle_as_written(arc.gantry_deg[k]))
+    point.GantryAngle = decimal(_angle_as_written(arc.gantry_deg[k]))
     point.GantryRotationDirection = _direction(arc.gantry_deg, k)
     if k == 0:
-        point.BeamLimitingDeviceAngle = decimal(angle_as_written(arc.collimator_deg))
+        point.BeamLimitingDeviceAngle = decimal(_angle_as_written(arc.collimator_deg))
         point.BeamLimitingDeviceRotationDirection = "NONE"
-        point.PatientSupportAngle = decimal(angle_as_written(arc.couch_deg))
+        point.PatientSupportAngle = decimal(_angle_as_written(arc.couch_deg))
         point.PatientSupportRotationDirection = "NONE"
         point.TableTopEccentricAngle = decimal(0)
         point.TableTopEccentricRotationDirection = "NONE"
@@ -293,12 +377,12 @@ def _direction(gantry_deg: NDArray, k: int) -> str:
     return "CW" if step > 0 else "CC" if step < 0 else "NONE"
 
 
-def angle_as_written(degrees: float) -> float:
+def _angle_as_written(degrees: float) -> float:
     """An angle in [0, 360) with the digits of the file."""
     return round(round(float(degrees), _ANGLE_DIGITS) % 360.0, _ANGLE_DIGITS) % 360.0
 
 
-def nominal_energy_mv(machine: Machine) -> float:
+def _nominal_energy_mv(machine: Machine) -> float:
     """The number in the beam model's energy, such as 6 in `6 MV`."""
     energy = machine.require_beam().energy
     found = re.search(r"\d+(\.\d+)?", energy)
@@ -307,21 +391,13 @@ def nominal_energy_mv(machine: Machine) -> float:
     return float(found.group())
 
 
-def source_to_surface_mm(plan: Plan, arc: Arc, case: Case, sad_mm: float) -> NDArray[np.float64]:
-    """Distance from the source to the body along the axis at each control point, to 0.5 mm.
-
-    NaN where the axis misses the body before the isocentre.
-    """
-    isocenter = np.asarray(plan.isocenter_mm)
+def _source_to_surface_mm(plan: Plan, arc: Arc, case: Case, sad_mm: float) -> NDArray[np.float64]:
+    """Distance from the source to the body along the axis at each control point; NaN where it misses."""
     source = np.array(
         [
             source_position_mm(g, plan.isocenter_mm, sad_mm, arc.couch_deg, plan.patient_position)
             for g in arc.gantry_deg
         ]
     )
-    distance = np.arange(0.0, sad_mm, _SSD_STEP_MM)
-    points = source[:, None] + distance[:, None] * ((isocenter - source) / sad_mm)[:, None]
-    # Not `geometry.sample`: it would turn the whole mask into 64-bit numbers first.
-    index = np.moveaxis(case.grid.index(points), -1, 0)
-    inside = ndimage.map_coordinates(case.body.mask, index, np.float32, order=1, mode="constant") >= 0.5
-    return np.where(inside.any(axis=1), distance[np.argmax(inside, axis=1)], np.nan)
+    ahead = (np.asarray(plan.isocenter_mm) - source) / sad_mm
+    return distance_to_mask_mm(case.body.mask, case.grid, source, ahead, reach_mm=sad_mm)

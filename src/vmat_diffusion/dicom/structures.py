@@ -1,4 +1,4 @@
-"""A structure set as masks on the grid of the case."""
+"""A structure set as masks on the grid of the case, and the body from the CT where none is drawn."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _ORDER = ("declared", "name", "alias", "expression")
 _FILL_MM = 10.0
 # Vertices this far out of their plane mean that the contour is not planar in this series.
 _PLANAR_MM = 1.0
+# Between air and fat (-100 HU); lungs are filled in as holes.
+BODY_THRESHOLD_HU = -400.0
+# Couch tops and mask frames are sheets thinner than this; opening by it cuts them off the patient.
+_SHEET_MM = 8.0
+# How far a target may reach outside the body, where a voxel is not larger. Ours.
+_OUTSIDE_MM = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,12 +265,6 @@ def _one_plane_per_slice(
     if copies:
         steps.append(f"drop-copies: {copies} contours stored twice")
     return kept, tuple(steps)
-
-
-BODY_THRESHOLD_HU = -400.0
-# Couch tops and mask frames are sheets thinner than this; opening by it cuts them off the patient.
-_SHEET_MM = 8.0
-_OUTSIDE_MM = 3.0
 
 
 def body_from_ct(hu: NDArray, grid: Grid) -> NDArray[np.bool_]:

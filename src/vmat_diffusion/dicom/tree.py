@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmat_diffusion.dicom.attributes import about, quiet, text
+from vmat_diffusion.dicom.case_read import references_of
 from vmat_diffusion.dicom.folder import Found, each_file
-from vmat_diffusion.dicom.read import references_of
 from vmat_diffusion.dicom.rtdose_read import plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from vmat_diffusion.errors import InputError
 Kind = Literal["serial", "local", "slurm", "sge"]
 
 _SUBMIT = {"slurm": "sbatch", "sge": "qsub"}
+_EXTRAS = {"cluster": "dask_jobqueue", "dashboard": "bokeh"}  # packages of the extras in pyproject.toml
 _LEAST_MEMORY_GB = 0.5  # an interpreter with the numerical libraries loaded
 _LEAST_WALLTIME_S = 600
 _LEAVE_EARLY_S, _LEAVE_SPREAD_S = 180, 60  # before the walltime a worker hands its job back
@@ -65,7 +67,8 @@ class Cluster:
         dashboard: Serve distributed's status page at 127.0.0.1; its address goes to stderr.
 
     Raises:
-        InputError: A setting is unknown, out of range or without effect for this kind.
+        InputError: A setting is unknown, out of range or without effect for this kind, or needs a package
+            that is not installed.
     """
 
     kind: Kind = "local"
@@ -101,6 +104,10 @@ class Cluster:
             raise InputError(
                 f"{given}: only a queueing system takes this; add --cluster slurm or --cluster sge"
             )
+        if self.kind in _SUBMIT:
+            _require("cluster", f"--cluster {self.kind}")
+        if self.dashboard:
+            _require("dashboard", "--dashboard")
 
     @property
     def walltime_s(self) -> int:
@@ -127,6 +134,14 @@ class Cluster:
                 f"{workers * self.memory_gb:g} GB, but {there_gb:.1f} GB are there; lower one of them"
             )
         return workers
+
+
+def _require(extra: str, option: str) -> None:
+    if find_spec(_EXTRAS[extra]) is None:
+        raise InputError(
+            f"{option} needs {_EXTRAS[extra]}, which is not installed; "
+            f"run pip install 'vmat-diffusion[{extra}]'"
+        )
 
 
 def cores() -> int:

@@ -42,7 +42,7 @@ def write_plan(
     given. The case must come from DICOM, to which the plan refers. Raises PlanError without a verdict, for
     one that did not pass or that is on another plan or case, and for what the file cannot hold.
     """
-    from vmat_diffusion.dicom.write import write_unjudged_plan
+    from vmat_diffusion.dicom import write_unjudged_plan
 
     if not isinstance(verdict, Verdict):
         raise PlanError("a plan is written with the verdict of judge(...) only; judge the plan first")
@@ -82,7 +82,7 @@ def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
 
 def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:
     """The files read again hold this plan and this dose, and belong together."""
-    from vmat_diffusion.dicom.read import read_dose, read_plan
+    from vmat_diffusion.dicom import read_dose, read_plan
 
     faults: list[str] = []
     try:

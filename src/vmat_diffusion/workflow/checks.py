@@ -64,7 +64,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
     Into the folder `trajectories` go the expected positions of a plan without violations. Raises PlanError
     for a file that is no RTPLAN or that cannot be represented, and where such positions lie there already.
     """
-    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dicom import read_plan
     from vmat_diffusion.evaluate.complexity import complexity
 
     machine = load_machine(machine_name)
@@ -136,7 +136,7 @@ def dose_statistics(
 
     Raises CaseError or GoalError where a file cannot be used or a target is missing.
     """
-    from vmat_diffusion.dicom.read import read_case, read_dose
+    from vmat_diffusion.dicom import read_case, read_dose
     from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
     from vmat_diffusion.evaluate.goals import add_unions, evaluate, fit_to_case, load_goals
 

@@ -83,8 +83,8 @@ def deidentify_folder(
     """
     from vmat_diffusion.dicom.confidential.deidentify import METHOD
     from vmat_diffusion.dicom.confidential.identity import Key
+    from vmat_diffusion.dicom.confidential.survey import survey
     from vmat_diffusion.dicom.names import load_table
-    from vmat_diffusion.dicom.survey import survey
 
     secret = Key(secrets.token_bytes(32) if key is None else _secret(key))
     table = load_table(mapping)
@@ -124,7 +124,7 @@ def _one(
 ) -> tuple[Path, Counter[tuple[str, str]]]:
     """Write one file and look at its bytes again. Raises _FileLeftOut, or CaseError for a leak."""
     from vmat_diffusion.dicom.confidential.leaks import leak
-    from vmat_diffusion.dicom.survey import write_deidentified
+    from vmat_diffusion.dicom.confidential.survey import write_deidentified
 
     try:
         file, counts = write_deidentified(original, partial / patient.pseudonym, patient, key, table)

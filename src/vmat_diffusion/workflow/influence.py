@@ -73,7 +73,7 @@ def write_influence(
         raise InputError(f"{out} does not end in .npz; an influence file does")
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.dicom import read_case
     from vmat_diffusion.dose.delivery import jaw_box
     from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
     from vmat_diffusion.dose.tissue import density_of, dose_grid

@@ -174,7 +174,7 @@ def _write_doses(folder: Path, source: PredictionInput, prediction: CasePredicti
 
     names = []
     if source.case.source.image_path:
-        from vmat_diffusion.dicom.write import write_dose
+        from vmat_diffusion.dicom import write_dose
 
         doses = [("mean.dcm", "Predicted dose, not of a plan", prediction.mean)]
         if prediction.mean.std_gy is not None:

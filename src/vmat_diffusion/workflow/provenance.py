@@ -16,7 +16,7 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.workflow.settings import PlanSettings
 
-_PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "SimpleITK", "scikit-image", "matplotlib")
+_PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "matplotlib")
 
 
 def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def compare_doses(
     max_gamma: float = 2.0,
 ) -> GammaResult:
     """Gamma between two RTDOSE files, whose grids may differ."""
-    from vmat_diffusion.dicom.read import read_dose
+    from vmat_diffusion.dicom import read_dose
     from vmat_diffusion.evaluate.gamma import gamma
 
     return gamma(
@@ -112,8 +112,9 @@ def compute_dose(
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
+    from vmat_diffusion.dicom import write_dose
+
     compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
-    from vmat_diffusion.dicom.write import write_dose
     from vmat_diffusion.dose.tissue import dose_grid
 
     grid = dose_grid(case, grid_mm)
@@ -183,7 +184,7 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
     """The dose in the file; None where there is no file or it cannot be read."""
     if file is None:
         return None
-    from vmat_diffusion.dicom.read import read_dose
+    from vmat_diffusion.dicom import read_dose
 
     try:
         return read_dose(file)
@@ -197,7 +198,7 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
 def _write(
     folder: Path, done: SecondCheck, plan_file: Path, sheet: GoalSheet | None, limits: dict[str, Any]
 ) -> None:
-    from vmat_diffusion.dicom.write import write_dose
+    from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.plan import violations
     from vmat_diffusion.report import write_report
@@ -238,7 +239,7 @@ def _read(
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     if not case_folder.is_dir():
         raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.dicom import read_case
 
     table = load_ct_table(ct_table)
     plan, machine = plan_and_machine(plan_file, base)
@@ -253,7 +254,7 @@ def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
     Raises PlanError where the file does not exist or cannot be read, or the machine cannot represent it.
     """
     _existing(plan_file, "RTPLAN")
-    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dicom import read_plan
     from vmat_diffusion.dose.collimator import machine_for
 
     plan = read_plan(plan_file)
@@ -293,7 +294,7 @@ def check_references(
         raise InputError(f"engine {engine!r} is not known; known are {' and '.join(ENGINES)}")
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; give a folder of reference cases")
-    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dicom import read_plan
     from vmat_diffusion.evaluate.gamma import gamma
     from vmat_diffusion.qa.reference_doses import monte_carlo_engine, pencil_beam_engine, reference_check
 

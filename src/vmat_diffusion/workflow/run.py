@@ -377,7 +377,7 @@ def _run_record(run: PlanRun) -> dict[str, Any]:
 
 def run_demo(out: Path, *, progress: Progress | None = None) -> tuple[PlanRun, Path]:
     """Plan the TG-119 C-shape phantom into `out/plan`; returns the run and the path of its picture."""
-    from vmat_diffusion.dicom.write import write_case
+    from vmat_diffusion.dicom import write_case
     from vmat_diffusion.phantom import phantom
     from vmat_diffusion.report import plan_picture
 

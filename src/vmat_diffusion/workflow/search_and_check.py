@@ -176,8 +176,7 @@ def judge_files(
     renamed to RP.dcm if every check passed, else removed; RD.dcm then refers to no plan. A plan that the
     machine cannot deliver is neither written nor recomputed; its dose is written.
     """
-    from vmat_diffusion.dicom.read import read_plan
-    from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
+    from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
     from vmat_diffusion.qa import PlanFiles, judge, release_plan
 
     case, sheet, machine = task.case, task.sheet, task.machine
@@ -214,7 +213,7 @@ def search_plan(
 
     `start` is what the optimiser takes besides: `target`, `improve`, `difference`, `start`.
     """
-    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.dicom import as_written
 
     return optimizer(
         task.case,

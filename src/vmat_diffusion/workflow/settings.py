@@ -114,7 +114,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
     table = load_ct_table(how.ct_table)
     if not folder.is_dir():
         raise CaseError(f"case folder {folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.dicom import read_case
     from vmat_diffusion.evaluate.task import fit_to_each_other
 
     case = read_case(

@@ -245,7 +245,7 @@ def plan_variation(
 
     Raises PlanError where the machine could not deliver the plan or the search left no usable dose.
     """
-    from vmat_diffusion.dicom.write import as_written
+    from vmat_diffusion.dicom import as_written
     from vmat_diffusion.optimize import Outcome, Settings, optimize
 
     case, sheet = apply_variation(variation, replace(base.case, reference_dose=None))

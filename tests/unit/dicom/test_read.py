@@ -20,10 +20,24 @@ from dicom_files import (
     structure_set,
     write_patient,
 )
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from vmat_diffusion.dicom import inspect, read_case
+from vmat_diffusion.dicom.attributes import open_dataset, stored_values
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
@@ -104,6 +118,32 @@ def test_run_length_compressed_images(tmp_path: Path) -> None:
         image.save_as(tmp_path / f"{k}")
     save(structures, tmp_path / "rs")
     np.testing.assert_array_equal(read_case(tmp_path).hu, hu)
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"])
+def test_lossless_compression_changes_no_pixel(name: str) -> None:
+    """pydicom's example image, plain and compressed: 16 bits with a sign."""
+    plain, compressed = (
+        open_dataset(Path(str(get_testdata_file(f"{n}.dcm", download=False))), pixels=True)
+        for n in ("MR_small", name)
+    )
+    assert plain is not None and compressed is not None
+    np.testing.assert_array_equal(stored_values(compressed), stored_values(plain))
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000, RLELossless])
+def test_the_usual_compressions_have_a_decoder(syntax: UID) -> None:
+    assert get_decoder(syntax).is_available
+
+
+def test_another_compression_is_refused_by_name(tmp_path: Path) -> None:
+    images = ct_series()
+    folder = write_patient(tmp_path, images)
+    images[0].file_meta.TransferSyntaxUID = HTJ2KLossless
+    images[0].PixelData = encapsulate([b"1234"])
+    images[0].save_as(folder / "file000")
+    with pytest.raises(CaseError, match=r"High-Throughput JPEG 2000.*export the images uncompressed"):
+        read_case(folder)
 
 
 @pytest.mark.parametrize(

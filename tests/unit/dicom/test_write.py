@@ -15,8 +15,8 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Source
+from vmat_diffusion.dicom import as_written, write_case, write_dose
 from vmat_diffusion.dicom import dataset as dataset_module
-from vmat_diffusion.dicom.write import as_written, write_case, write_dose, write_unjudged_plan
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Layer, Machine, load_machine
@@ -413,9 +413,9 @@ def test_a_failing_write_leaves_nothing_behind(
 def test_a_written_plan_that_differs_is_never_published(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vmat_diffusion.dicom import write
+    from vmat_diffusion.dicom import rtplan_write
 
-    monkeypatch.setattr(write, "angle_as_written", lambda degrees: 7.0)
+    monkeypatch.setattr(rtplan_write, "_angle_as_written", lambda degrees: 7.0)
     with pytest.raises(PlanError, match="gantry angles"):
         export()
     assert list(tmp_path.iterdir()) == []

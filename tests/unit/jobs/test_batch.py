@@ -289,6 +289,26 @@ def test_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Cluster(memory_gb=0.5).workers_for(1000) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"kind": "slurm", "workers": 2},
+            r"--cluster slurm needs dask_jobqueue.*'vmat-diffusion\[cluster\]'",
+        ),
+        ({"dashboard": True}, r"--dashboard needs bokeh.*pip install 'vmat-diffusion\[dashboard\]'"),
+    ],
+)
+def test_what_needs_an_extra_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, settings: dict, sentence: str
+) -> None:
+    Cluster(**settings)
+    monkeypatch.setattr("vmat_diffusion.jobs.cluster.find_spec", lambda name: None)
+    Cluster()
+    with pytest.raises(InputError, match=sentence):
+        Cluster(**settings)
+
+
 def test_options_become_a_cluster() -> None:
     asked = ClusterOptions(
         cluster="sge",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.dicom.write import as_written
+from vmat_diffusion.dicom import as_written
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import evaluate, fit_to_case, load_goals

@@ -450,7 +450,7 @@ def test_no_jaw_limits_where_the_machine_has_no_such_jaws() -> None:
 
 def test_a_clinical_plan_that_was_delivered_keeps_all_limits(shared_data: Path) -> None:
     """An Eclipse plan for a TrueBeam: the conservative generic limits must let it pass."""
-    from vmat_diffusion.dicom.read import read_plan
+    from vmat_diffusion.dicom import read_plan
 
     file = shared_data / "rtplans" / "eclipse_truebeam_tg119_cshape_2arc.dcm"
     if not file.is_file():

@@ -10,7 +10,7 @@ import pytest
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dicom.read import read_case, read_plan
+from vmat_diffusion.dicom import read_case, read_plan
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan

@@ -16,8 +16,7 @@ import pytest
 from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Case, Dose, Structure
-from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import as_written, write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import as_written, read_dose, read_plan, write_dose, write_unjudged_plan
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.tissue import dose_grid
 from vmat_diffusion.errors import InputError

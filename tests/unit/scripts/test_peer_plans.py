@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import figures
 import numpy as np
 import peer_plans
 import pytest
@@ -39,13 +39,13 @@ def test_the_peer_gets_the_case_and_its_apertures_come_back_as_a_plan(tmp_path: 
 
 
 def test_the_page_shows_both_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_plans, "FIGURES", tmp_path / "figures.json")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
     assert list(peer_plans.section()) == []
     score = {"target_d10_gy": 55.5, "target_d99_gy": 48.8, "organ_d10_gy": 16.1, "organ_mean_gy": 11.2}
     side = {"seconds": 61.0, "steps": 255, "mu": 900.0, "own": score, "recomputed": score, "violations": 0}
     row = {"threads": 2, "ours": side, "peer": side | {"version": "9.9", "violations": 17}}
     row |= {"date": "2030-01-02", "machine": "an abacus"}
-    peer_plans.FIGURES.write_text(json.dumps(row))
+    figures.save("peer_plans", row)
     text = "\n".join(peer_plans.section())
     assert "PyDoseRT 9.9" in text and "an abacus" in text
     assert text.count("| VMAT Diffusion | 61 | 255 |") == 2 and "| 17 |" in text

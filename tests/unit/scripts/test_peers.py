@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import figures
 import numpy as np
 import pytest
 from synthetic_plans import conformal_arc
@@ -115,11 +116,11 @@ def test_segments_are_the_middles_with_mu_and_leaves_stop_at_the_x_jaws(peers: M
 def test_page_tells_what_was_measured(
     peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "FIGURES", tmp_path / "figures.json")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
     assert list(peers.section()) == []
     rows = [dose_row(1, 2.0, 20.0), dose_row(2, 1.5, 12.0)]
-    peers.save({"pydosert": rows, "pyradplan": [matrix_row(1, 3.0, 30.0)]})
-    assert json.loads((tmp_path / "figures.json").read_text())["pydosert"] == rows
+    figures.save("peers", {"pydosert": rows, "pyradplan": [matrix_row(1, 3.0, 30.0)]})
+    assert json.loads(figures.file_of("peers").read_text())["pydosert"] == rows
     text = "\n".join(peers.section())
     assert (
         "| 65 x 70 x 75, 4 mm | 1 | VMAT Diffusion | 2.00 | 4.00 | 2.0 | 8.00 | 10.00 | 7.0 | 1.5 | 0.2 |"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from types import ModuleType
 
+import figures
 import pytest
 from openkbp_files import arrays, write_npz
 from tiny_model import tiny_model
@@ -32,7 +32,7 @@ def test_a_whole_volume_is_timed(prediction: ModuleType, tmp_path: Path) -> None
 def test_the_page_has_a_row_for_each_device(
     prediction: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "FIGURES", tmp_path / "figures.json")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
     assert list(prediction.section()) == []
     row = {
         "steps": 8,
@@ -42,5 +42,5 @@ def test_the_page_has_a_row_for_each_device(
         "others": 0.0,
         "date": "2026-01-02",
     }
-    prediction.FIGURES.write_text(json.dumps({"2 cores": row}))
+    figures.save("prediction", {"2 cores": row})
     assert list(prediction.section())[-1] == "| 2 cores | 8 | 2.0 | 3.0 |  |  | 5.0 | 0.0 | 2026-01-02 |"

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from vmat_diffusion.cli import main
-from vmat_diffusion.dicom.read import read_case, read_plan
+from vmat_diffusion.dicom import read_case, read_plan
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.workflow.deidentify import REPORT, deidentify_folder
 

@@ -11,8 +11,7 @@ import pytest
 from small_case import UNIFORM_GY, StandIn, open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dicom.read import read_dose, read_plan
-from vmat_diffusion.dicom.write import write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import read_dose, read_plan, write_dose, write_unjudged_plan
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.geometry import Grid
@@ -186,7 +185,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 @pytest.fixture
 def exported(tmp_path: Path, case_folder: Path) -> tuple[Path, Path]:
     """RP.dcm and RD.dcm of an open arc with 50 Gy everywhere."""
-    from vmat_diffusion.dicom.read import read_case
+    from vmat_diffusion.dicom import read_case
 
     case, machine = read_case(case_folder), load_machine("generic_6mv")
     prescription = small_case().prescription

@@ -15,7 +15,7 @@ from training_cases import small_training
 from vmat_diffusion import cli
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import save_case
-from vmat_diffusion.dicom.read import read_case, read_dose
+from vmat_diffusion.dicom import read_case, read_dose
 from vmat_diffusion.diffusion.case_prediction import exceeded_limits
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError

@@ -94,7 +94,6 @@ def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, Preproce
 
 
 def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, PreprocessRun]) -> None:
-    from vmat_diffusion.dicom.read import read_case
 
     raw, out, _ = made
     before, after = read_case(raw / "case_0002"), load_case(out / "case_0002.npz").case

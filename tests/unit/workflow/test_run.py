@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_case import StandIn, open_arc
 
-from vmat_diffusion.dicom.read import read_dose, read_plan
+from vmat_diffusion.dicom import read_dose, read_plan
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.machine import load_machine

@@ -1,7 +1,7 @@
-"""DICOM folders and files to a Case, a Plan or a Dose.
+"""A folder of DICOM files to a Case.
 
-Everything ends in one of these or in an InputError with a sentence. Whatever was repaired or
-converted on the way is named in `Source.steps` (case) or `provenance["steps"]` (plan, dose).
+Everything ends in one or in a CaseError with a sentence. Whatever was repaired or converted on the
+way is named in `Source.steps`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
 from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
-from vmat_diffusion.dicom.folder import Folder, Found, open_file, open_folder
+from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
@@ -33,7 +33,6 @@ from vmat_diffusion.dicom.structures import (
 )
 from vmat_diffusion.errors import CaseError, InputError, PlanError, UnreadableError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
-from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000.0
@@ -127,43 +126,6 @@ def case_from(
         ),
         reference_dose=dose,
     )
-
-
-@quiet()
-def read_plan(file: str | Path, machine: Machine | None = None) -> Plan:
-    """The plan in an RTPLAN file.
-
-    With `machine` the plan takes its name, and the leaf boundaries must be the machine's. Raises
-    PlanError for what is no RTPLAN and for whatever a Plan cannot represent, by name.
-    """
-    path = Path(file)
-    with about(path.name, PlanError):
-        found = _one_file(path, "RTPLAN")
-        return plan_from(found.dataset, machine)
-
-
-@quiet()
-def read_dose(file: str | Path | Sequence[str | Path], *, plan: str | Path | None = None) -> Dose:
-    """The dose of the whole course from an RTDOSE file, or from the files of all beams of a plan.
-
-    `plan` is the RTPLAN file, needed where the dose is that of fractions or of single beams. Raises
-    CaseError for relative, effective or incomplete doses.
-    """
-    paths = [Path(file)] if isinstance(file, str | Path) else [Path(f) for f in file]
-    if not paths:
-        raise CaseError("no dose file is given; name at least one")
-    with about(paths[0].name):
-        doses = [_one_file(p, "RTDOSE") for p in paths]
-        return course_dose(doses, _one_file(Path(plan), "RTPLAN") if plan else None)
-
-
-def _one_file(path: Path, kind: str) -> Found:
-    if not path.is_file():
-        raise CaseError(f"the file does not exist; give an {kind} file")
-    found = open_file(path, path.name)
-    if found is None or found.kind != kind:
-        raise CaseError(f"the file is {'not DICOM' if found is None else found.kind}, an {kind} is needed")
-    return found
 
 
 def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, ...]]:

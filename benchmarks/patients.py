@@ -1,12 +1,10 @@
-"""Plan the benchmark cases and write what was measured to docs/benchmarks.md.
+"""Time and memory of whole plans of four patients, from DICOM to the checked files.
 
-    python benchmarks/plans.py                     # all cases
-    python benchmarks/plans.py --only pt_3 pt_22   # measure these again, keep the other figures
-    python benchmarks/plans.py --page              # measure nothing, write the page from all figures kept
+    python benchmarks/patients.py                     # all patients
+    python benchmarks/patients.py --only pt_3 pt_22   # measure these again, keep the other figures
 
 Each case is planned in a process of its own, so that its peak memory is its own. Patients come from
-the folder in VMAT_SHARED_DATA. The figures are kept in docs/benchmarks.json, from which the page is made;
-phantoms are planned by tg119.py.
+the folder in VMAT_SHARED_DATA.
 """
 
 from __future__ import annotations
@@ -24,20 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import beam
-import clinical
-import model
-import monte_carlo
-import peer_plans
-import peers
-import prediction
-import preprocess
-import tg119
 from computer import stamp
+from figures import load, save
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "benchmarks.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
 PROGRAM = (sys.executable, "-m", "vmat_diffusion")
 
 
@@ -112,14 +100,12 @@ def _processor_s() -> float:
     return sum(os.times()[2:4])
 
 
-def page(figures: dict[str, Any]) -> Iterator[str]:
-    """The lines of docs/benchmarks.md."""
-    yield "# Benchmarks"
-    yield ""
-    yield "`make bench` writes this page; do not edit it. Every section names the command that makes it and"
-    yield "the date."
-    if not figures:
+def section() -> Iterator[str]:
+    """The lines of docs/benchmarks.md about these plans; none without figures."""
+    kept = load("patients")
+    if not kept:
         return
+    figures = {b.name: kept[b.name] for b in BENCHES if b.name in kept}
     yield ""
     yield "## Time, memory, delivery"
     yield ""
@@ -191,52 +177,14 @@ def _goals(name: str, figures: dict[str, Any]) -> Iterator[str]:
         yield f"Not contoured and so not evaluated: {', '.join(absent)}."
 
 
-def load() -> dict[str, Any]:
-    """The figures measured so far."""
-    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-
-
-def save(figures: dict[str, Any]) -> None:
-    """Write the figures and the page, in the order of `BENCHES`."""
-    ordered = {b.name: figures[b.name] for b in BENCHES if b.name in figures}
-    for path, text in (
-        (FIGURES, json.dumps(ordered, indent=1) + "\n"),
-        (
-            PAGE,
-            "\n".join(
-                [
-                    *page(ordered),
-                    *tg119.section(),
-                    *clinical.section(),
-                    *beam.section(),
-                    *monte_carlo.section(),
-                    *peers.section(),
-                    *peer_plans.section(),
-                    *preprocess.section(),
-                    *prediction.section(),
-                    *model.section(),
-                ]
-            )
-            + "\n",
-        ),
-    ):
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHES], help="cases to measure")
     parser.add_argument("--keep", type=Path, help="keep the plans in this folder")
-    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
-    figures = load()
-    if arguments.page:
-        save(figures)
-        return
+    figures = load("patients")
     with tempfile.TemporaryDirectory(prefix="vmat_bench_") as work:
         for bench in BENCHES:
             if arguments.only and bench.name not in arguments.only:
@@ -245,8 +193,8 @@ def main() -> None:
             measured = measure(bench, Path(work), arguments.keep)
             if measured is not None:
                 figures[bench.name] = measured
-                save(figures)
-    save(figures)
+                save("patients", figures)
+    print("\n".join(section()))
     failed = [name for name, f in figures.items() if "failed" in f or f["violations"]]
     sys.exit(f"failed or not deliverable: {', '.join(failed)}" if failed else 0)
 

@@ -1,0 +1,58 @@
+"""Write docs/benchmarks.md from all figures that are kept: python benchmarks/page.py"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ablation
+import beam
+import commands
+import figures
+import monte_carlo
+import patients
+import peer_plans
+import peers
+import prediction
+import preprocess
+import priors
+
+from vmat_diffusion.files import written_whole
+
+# In the order of the page.
+SECTIONS = (
+    patients.section,
+    commands.tg119_section,
+    commands.plans_section,
+    beam.section,
+    monte_carlo.section,
+    peers.section,
+    peer_plans.section,
+    preprocess.section,
+    prediction.section,
+    commands.openkbp_section,
+    ablation.section,
+    priors.section,
+)
+
+
+def lines() -> Iterator[str]:
+    """The lines of the page."""
+    yield "# Benchmarks"
+    yield ""
+    yield "Written by `make bench`; do not edit. Times are seconds of wall clock, one run each, on the"
+    yield "computer named at the end; CPU is processor seconds of all cores. Goals are judged on the dose of"
+    yield "the written plan, by the engine that planned it."
+    for section in SECTIONS:
+        yield from section()
+
+
+def main() -> None:
+    """Write the page."""
+    page = figures.DOCS / "benchmarks.md"
+    with written_whole(page) as part:
+        part.write_text("\n".join(lines()) + "\n", encoding="utf-8")
+    print(f"written: {page.name}")
+
+
+if __name__ == "__main__":
+    main()
