@@ -246,4 +246,4 @@ def test_the_command_prints_one_object(
     assert set(summary) == {"chosen", "reason", "unusual", "told", "goals", "samples", "seconds", "files"}
     assert len(summary["samples"]) == 2
     text = run("--overwrite")
-    assert summary["reason"] in text and "Told to the model" in text
+    assert summary["reason"] in text and "The model is conditioned on" in text
