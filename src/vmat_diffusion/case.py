@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -195,6 +195,13 @@ class Case:
     def body(self) -> Structure:
         """The external contour."""
         return next(s for s in self.structures.values() if s.role == "body")
+
+    def union(self, names: Iterable[str]) -> Mask:
+        """The voxels `[z, y, x]` of all structures of these names together; no voxel without a name."""
+        mask = np.zeros(self.grid.shape, bool)
+        for name in names:
+            mask |= self.structures[name].mask
+        return mask
 
     @property
     def targets(self) -> tuple[Structure, ...]:

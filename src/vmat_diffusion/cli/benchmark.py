@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vmat_diffusion.benchmark.settings import BenchmarkSettings, OpenkbpFolder, Tg119Settings
 from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
-from vmat_diffusion.cli.fields import Overwrite, Working
+from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, Overwrite, Working
 from vmat_diffusion.cli.options import keywords, part
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
@@ -39,11 +39,9 @@ class OpenkbpOptions(BenchmarkSettings, Working):
         Field(description="Write each dose to this folder as the challenge's pt_N.csv."),
         Option(metavar="DIR"),
     ] = None
-    out: Annotated[
-        Path | None,
-        Field(description="Where to write: a file for the JSON object."),
-        Option(short=("-o",), metavar="FILE"),
-    ] = None
+    out: Annotated[Path | None, Field(description="Where to write: a file for the JSON object."), TO_FILE] = (
+        None
+    )
     overwrite: Overwrite = False
 
 
@@ -179,7 +177,7 @@ class Tg119Options(Tg119Settings, Working):
     out: Annotated[
         Path | None,
         Field(description="Where to write: a folder for the plans, where a stopped run goes on."),
-        Option(short=("-o",), metavar="DIR"),
+        TO_FOLDER,
     ] = None
     overwrite: Overwrite = False
 
@@ -229,7 +227,7 @@ class PlansOptions(Working):
     out: Annotated[
         Path | None,
         Field(description="Where to write: a folder for plans, tables and plots; by default none."),
-        Option(short=("-o",), metavar="DIR"),
+        TO_FOLDER,
     ] = None
     prior: PriorName = "goals"
     weights: WeightsName = "shipped"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vmat_diffusion.cli.display import short, show, table
-from vmat_diffusion.cli.fields import Facts
+from vmat_diffusion.cli.fields import TO_FILE, Facts
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 
@@ -86,9 +86,7 @@ class CopyOptions:
         Option(positional=True, metavar="NAME"),
     ] = ""
     out: Annotated[
-        Path | None,
-        Field(description="Where to write: a new file; by default it is printed."),
-        Option(short=("-o",), metavar="FILE"),
+        Path | None, Field(description="Where to write: a new file; by default it is printed."), TO_FILE
     ] = None
 
 

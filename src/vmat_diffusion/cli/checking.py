@@ -11,7 +11,16 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import goals_text, show, stdout_kept, table, verdict_text, work_shown
-from vmat_diffusion.cli.fields import CaseFolder, Engine, Facts, OutFolder, Overwrite, PlanFile, Working
+from vmat_diffusion.cli.fields import (
+    TO_FOLDER,
+    CaseFolder,
+    Engine,
+    Facts,
+    OutFolder,
+    Overwrite,
+    PlanFile,
+    Working,
+)
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
@@ -67,9 +76,7 @@ class CheckOptions(Facts):
     machine: MachineName = "generic_6mv"
     trajectory: TrajectoryKind = None
     out: Annotated[
-        Path | None,
-        Field(description="Where to write: a folder for the trajectories."),
-        Option(short=("-o",), metavar="DIR"),
+        Path | None, Field(description="Where to write: a folder for the trajectories."), TO_FOLDER
     ] = None
 
 

@@ -10,7 +10,7 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import show, table, work_shown
-from vmat_diffusion.cli.fields import CaseFolder, Engine, Overwrite, PlanFile, Working
+from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, Engine, Overwrite, PlanFile, Working
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
@@ -31,9 +31,7 @@ class DoseOptions(Working):
 
     plan: PlanFile
     case: CaseFolder
-    out: Annotated[
-        Path, Field(description="Where to write: an RTDOSE file."), Option(short=("-o",), metavar="FILE")
-    ]
+    out: Annotated[Path, Field(description="Where to write: an RTDOSE file."), TO_FILE]
     engine: Engine = "monte-carlo"
     machine: MachineName = "generic_6mv"
     uncertainty: Uncertainty = 0.02
@@ -65,11 +63,7 @@ class InfluenceOptions(Working):
     """What `influence` takes."""
 
     case: CaseFolder
-    out: Annotated[
-        Path,
-        Field(description="Where to write: a file ending in .npz."),
-        Option(short=("-o",), metavar="FILE"),
-    ]
+    out: Annotated[Path, Field(description="Where to write: a file ending in .npz."), TO_FILE]
     machine: MachineName = "generic_6mv"
     arcs: ArcCount = 2
     spacing_deg: Annotated[float, Field(description="Angle between control points, deg.")] = 4.0
@@ -119,11 +113,7 @@ class BeamFitOptions(Working):
         Option(metavar="FILE"),
     ]
     output_factors: Annotated[Path, Field(description="Output factors."), Option(metavar="FILE")]
-    out: Annotated[
-        Path,
-        Field(description="Where to write: a machine file ending in .toml."),
-        Option(short=("-o",), metavar="FILE"),
-    ]
+    out: Annotated[Path, Field(description="Where to write: a machine file ending in .toml."), TO_FILE]
     template: Annotated[
         str,
         Field(description="Machine that gives limits, collimator and the start of the fit."),

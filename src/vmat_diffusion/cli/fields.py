@@ -10,6 +10,8 @@ from pydantic import Field
 from vmat_diffusion.jobs.cluster import Cluster
 from vmat_diffusion.options import Option, settings
 
+TO_FILE = Option(short=("-o",), metavar="FILE")
+TO_FOLDER = Option(short=("-o",), metavar="DIR")
 CaseFolder = Annotated[
     Path,
     Field(description="Case: a folder with a CT and a structure set."),
@@ -20,14 +22,8 @@ PlanFile = Annotated[
     Field(description="RTPLAN from any planning system."),
     Option(positional=True, metavar="PLAN", old=("--plan",)),
 ]
-OutFolder = Annotated[
-    Path, Field(description="Where to write: a folder for the results."), Option(short=("-o",), metavar="DIR")
-]
-DataSetOut = Annotated[
-    Path,
-    Field(description="Where to write: the folder of the data set."),
-    Option(short=("-o",), metavar="DIR"),
-]
+OutFolder = Annotated[Path, Field(description="Where to write: a folder for the results."), TO_FOLDER]
+DataSetOut = Annotated[Path, Field(description="Where to write: the folder of the data set."), TO_FOLDER]
 DataSet = Annotated[
     Path,
     Field(description="Folder of the cases: a data set with splits.json."),

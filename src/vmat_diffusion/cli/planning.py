@@ -10,7 +10,7 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import goals_text, run_text, show, stdout_kept, table, work_shown
-from vmat_diffusion.cli.fields import CaseFolder, Facts, OutFolder, Overwrite, Working
+from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, OutFolder, Overwrite, Working
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
@@ -30,11 +30,7 @@ class PhantomOptions(Facts):
         Field(description="Name: tg119_cshape, thorax and others, or a site: prostate, head_neck, lung."),
         Option(positional=True, metavar="NAME"),
     ]
-    out: Annotated[
-        Path,
-        Field(description="Where to write: a new or empty folder."),
-        Option(short=("-o",), metavar="DIR"),
-    ]
+    out: Annotated[Path, Field(description="Where to write: a new or empty folder."), TO_FOLDER]
     seed: Annotated[
         int | None,
         Field(description="Random seed: which synthetic patient of a site; by default 0."),
@@ -166,9 +162,7 @@ class TradeOffOptions(Facts):
         Field(description="Folders that `plan` has written for one case."),
         Option(positional=True, metavar="RUN"),
     ]
-    out: Annotated[
-        Path, Field(description="Where to write: a PNG file."), Option(short=("-o",), metavar="FILE")
-    ] = Path("trade_off.png")
+    out: Annotated[Path, Field(description="Where to write: a PNG file."), TO_FILE] = Path("trade_off.png")
     overwrite: Overwrite = False
 
 

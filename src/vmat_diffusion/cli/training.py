@@ -12,7 +12,17 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
-from vmat_diffusion.cli.fields import ClusterOptions, DataSet, DataSetOut, Facts, MemoryGb, Resume, Working
+from vmat_diffusion.cli.fields import (
+    TO_FILE,
+    TO_FOLDER,
+    ClusterOptions,
+    DataSet,
+    DataSetOut,
+    Facts,
+    MemoryGb,
+    Resume,
+    Working,
+)
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
@@ -113,11 +123,7 @@ class TrainingPlace(Working):
     """Where a training reads, writes and runs."""
 
     data: DataSet
-    out: Annotated[
-        Path,
-        Field(description="Where to write: the folder of the training."),
-        Option(short=("-o",), metavar="DIR"),
-    ]
+    out: Annotated[Path, Field(description="Where to write: the folder of the training."), TO_FOLDER]
     devices: Annotated[
         int, Field(ge=1, description="GPUs of each computer, or processes where there is none.")
     ] = 1
@@ -213,7 +219,7 @@ class ExportWeightsOptions(Facts):
     out: Annotated[
         Path | None,
         Field(description="Where to write: a safetensors file; by default weights.safetensors in it."),
-        Option(short=("-o",), metavar="FILE"),
+        TO_FILE,
     ] = None
     spread: Annotated[
         float,

@@ -14,8 +14,7 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.model import DoseModel
-from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
-from vmat_diffusion.geometry import Mask, Point
+from vmat_diffusion.geometry import Mask, Point, bounding_box, subgrid
 
 # Share of the diagonal in the covariance: a few cases do not determine the correlations.
 _SHRINKAGE = 0.2

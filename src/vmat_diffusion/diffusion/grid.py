@@ -11,8 +11,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.prepare import dose_onto, mask_onto, on_spacing, targets_mask
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.dvh import bounding_box, subgrid
-from vmat_diffusion.geometry import Grid, Mask, Point, average_onto
+from vmat_diffusion.geometry import Grid, Mask, Point, average_onto, bounding_box, subgrid
 
 # The region of possible dose reaches so far above and below the targets. In OpenKBP the masks reach 24 mm
 # below and 18 mm above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the

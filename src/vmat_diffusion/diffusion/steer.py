@@ -50,10 +50,7 @@ def dose_limits(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[DoseLim
 
     Without gEUD, conformity and homogeneity, and without structures that have no voxel in the box.
     """
-    in_targets = np.zeros(case.grid.shape, bool)
-    for name in sheet.prescription.target_gy:
-        if name in case.structures:
-            in_targets |= case.structures[name].mask
+    in_targets = case.union(name for name in sheet.prescription.target_gy if name in case.structures)
     out = []
     for goal in sheet.goals:
         structure = case.structures.get(goal.structure)

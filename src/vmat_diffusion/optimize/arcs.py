@@ -62,10 +62,7 @@ def isocenter_of(case: Case, targets: tuple[str, ...]) -> Point:
 
 def target_points(case: Case, targets: tuple[str, ...], most: int = 20000) -> NDArray[np.float64]:
     """Voxel centres of all targets, thinned evenly; the outermost along each axis are kept."""
-    mask = np.zeros(case.grid.shape, bool)
-    for name in targets:
-        mask |= case.structures[name].mask
-    points = case.grid.points_mm(np.flatnonzero(mask))
+    points = case.grid.points_mm(np.flatnonzero(case.union(targets)))
     ends = np.concatenate([points.argmin(axis=0), points.argmax(axis=0)])
     step = max(len(points) // most, 1)
     return np.concatenate([points[::step], points[ends]])

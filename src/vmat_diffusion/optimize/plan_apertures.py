@@ -29,12 +29,11 @@ def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFram
     refuse_machine(machine)
     frames = []
     for arc in plan.arcs:
-        name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
         steps = np.diff(arc.gantry_deg)
         rotation = abs(arc.gantry_deg[-1] - arc.gantry_deg[0])
         if rotation < _LEAST_ROTATION_DEG or not (np.all(steps > 0) or np.all(steps < 0)):
             raise PlanError(
-                f"{name} rotates over {rotation:.0f} deg and not one way all the time; only arcs of "
+                f"{arc.title} rotates over {rotation:.0f} deg and not one way all the time; only arcs of "
                 f"{_LEAST_ROTATION_DEG:g} deg and more can be improved; plan this case anew"
             )
         low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)

@@ -61,9 +61,7 @@ def draw_samples(
     case: Case, sheet: GoalSheet, targets: tuple[str, ...], ceiling: CeilingMap, rng: np.random.Generator
 ) -> Samples:
     """Points in `targets`, in every structure with a goal, and in normal tissue."""
-    union = np.zeros(case.grid.shape, bool)
-    for name in targets:
-        union |= case.structures[name].mask
+    union = case.union(targets)
     # A mean needs few samples; the tail of a histogram lives in few voxels and needs most of them.
     tails = {g.structure for g in sheet.goals if g.metric.kind != "mean"}
     names = dict.fromkeys([*targets, *(g.structure for g in sheet.goals if g.structure in case.structures)])

@@ -54,6 +54,11 @@ class Arc:
                 raise PlanError(f"beam {self.name}: a {what} is not finite; export the plan again")
 
     @property
+    def title(self) -> str:
+        """Number and name, as sentences about the beam begin."""
+        return f"beam {self.number} ({self.name})" if self.name else f"beam {self.number}"
+
+    @property
     def total_mu(self) -> float:
         """Monitor units of the beam, per fraction."""
         return float(self.mu.sum())

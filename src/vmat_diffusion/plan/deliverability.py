@@ -31,7 +31,7 @@ def violations(plan: Plan, machine: Machine) -> list[str]:
             f"{machine.name}; lower it"
         )
     for arc in plan.arcs:
-        name = f"beam {arc.number} ({arc.name})" if arc.name else f"beam {arc.number}"
+        name = arc.title
         if arc.leaves_mm.shape[2] != machine.mlc.pairs:
             sentences.append(
                 f"{name}: {arc.leaves_mm.shape[2]} leaf pairs, machine {machine.name} has "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.evaluate.complexity import OPEN_GAP_MM
+from vmat_diffusion.files import written_whole
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.content import Look, Shown
@@ -33,6 +35,13 @@ GRID = "#e4e8ec"
 def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as PNG."""
     return _saved(figure, "png", dpi)
+
+
+def write_png(path: Path, figure: Figure, dpi: int = 120) -> Path:
+    """Write the figure as a PNG file, which appears whole or not at all."""
+    with written_whole(path) as part:
+        part.write_bytes(png(figure, dpi))
+    return path
 
 
 def svg(figure: Figure) -> bytes:

@@ -22,9 +22,8 @@ from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.evaluate.goals import GoalResult
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point, bounding_box, resample
-from vmat_diffusion.report.charts import FAINT, GRID, INK, LIMIT, LINE, draw_dvh, plain_axes, png
+from vmat_diffusion.report.charts import FAINT, GRID, INK, LIMIT, LINE, draw_dvh, plain_axes, png, write_png
 from vmat_diffusion.report.content import Shown, shown_structures
 from vmat_diffusion.report.planes import draw_letters, window_hu
 
@@ -179,16 +178,12 @@ def bands_picture(
     if chosen is not None:
         keys.append(Line2D([], [], color=INK, lw=0.9, ls=_DASHED, label=f"sample {chosen}, chosen"))
     _draw_keys(figure, keys)
-    with written_whole(path) as part:
-        part.write_bytes(png(figure))
-    return path
+    return write_png(path, figure)
 
 
 def write_plan_boxes(path: Path, differences: Differences) -> Path:
     """Write the PNG of `plan_boxes_figure`."""
-    with written_whole(path) as part:
-        part.write_bytes(png(plan_boxes_figure(differences)))
-    return path
+    return write_png(path, plan_boxes_figure(differences))
 
 
 def plan_boxes_figure(differences: Differences) -> Figure:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.goals import GoalResult
-from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, resample, subgrid
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.report.charts import INK, draw_dvh, line_style, png
+from vmat_diffusion.report.charts import INK, draw_dvh, line_style, write_png
 from vmat_diffusion.report.content import Look, Shown, ShownDose, shown_dose
 
 ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
@@ -71,10 +70,7 @@ def plan_picture(
     top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
     _draw_planes(top, shown, plan.isocenter_mm)
     draw_dvh(bottom, shown.structures, prescription)
-    path = Path(path)
-    with written_whole(path) as part:
-        part.write_bytes(png(figure, dpi=110))
-    return path
+    return write_png(Path(path), figure, dpi=110)
 
 
 def planes_figure(shown: ShownDose, point_mm: Point, *, mark: str = "+") -> Figure:
