@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi
 from typing import ClassVar
 
 import numpy as np
 
 from vmat_diffusion.anatomy import tissue
-from vmat_diffusion.anatomy.head_neck_bones import Frame, bones, skull_room, teeth
+from vmat_diffusion.anatomy.head_neck_bones import bones, cord_room, skull_room, teeth
 from vmat_diffusion.anatomy.scan import (
     CORD_MARGIN_MM,
     SKIN_MARGIN_MM,
@@ -22,9 +21,11 @@ from vmat_diffusion.anatomy.scan import (
     uniform,
 )
 from vmat_diffusion.anatomy.solids import (
+    Frame,
     Solid,
     Space,
     above,
+    ball_radius_mm,
     below,
     draw_waves,
     ellipsoid,
@@ -104,7 +105,7 @@ def parts(p: HeadNeckParameters, spacing_mm: Point) -> Parts:
     s = p.head_scale
     half_width = p.shoulder_half_width_mm + 20
     space = p.scan.space((-half_width, -140 * s, _BOTTOM_MM), (half_width, 148 * s, _TOP_MM * s), spacing_mm)
-    frame = Frame(s)
+    frame = Frame(s, s)
     skin = (0.0, -2.0, -SKIN_MARGIN_MM, -p.fat_mm - 2)
     body, under_skin, deep_enough, inner = space.masks(_body(p), *skin)
     skeleton = bones(frame)
@@ -177,7 +178,7 @@ def _airway(frame: Frame) -> Solid:
         (-50, 0, -12, 6, 9), (-40, 0, -4, 10, 6), (-20, 0, 1, 12, 6), (5, 0, 2, 11, 6), (25, 0, 2, 12, 6),
         (42, 0, 0, 13, 10), (52, 0, -4, 10, 9),
     ]  # fmt: skip
-    return tube([frame.station(*row) for row in stations])
+    return frame.tube(*stations)
 
 
 def _air(frame: Frame) -> list[Solid]:
@@ -215,8 +216,8 @@ def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
     ]
     cord = [(-160, 0, 72, 7, 6), (-120, 0, 60, 7.5, 6), (-70, 0, 48, 7.5, 6), (0, 0, 46, 7.5, 6.5)]
     solids = {
-        "Brainstem": tube([frame.station(*row) for row in stem]),
-        "SpinalCord": tube([frame.station(*row) for row in (*cord, (18, 0, 42, 6.5, 6))]),
+        "Brainstem": frame.tube(*stem),
+        "SpinalCord": frame.tube(*cord, (18, 0, 42, 6.5, 6)),
         "OpticChiasm": e((0, -8, 74), (8, 5, 3)),
     }
     for name, side in (("L", 1), ("R", -1)):
@@ -231,16 +232,14 @@ def _organ_solids(p: HeadNeckParameters, frame: Frame) -> dict[str, Solid]:
         solids[f"Glnd_Submand_{name}"] = e((side * 31, -20, -20), (8.5, 14.5, 15))
         plexus = ((side * 20, 36, -66), (side * 36, 30, -92), (side * 66, 30, -116))
         solids[f"BrachialPlex_{name}"] = rod(frame.points(*plexus), 4.5)
-    solids["Larynx"] = tube(
-        [frame.station(*row) for row in ((-77, 0, -10, 11, 11), (-60, 0, -14, 15, 14), (-40, 0, -13, 14, 12))]
-    )
+    solids["Larynx"] = frame.tube((-77, 0, -10, 11, 11), (-60, 0, -14, 15, 14), (-40, 0, -13, 14, 12))
     wall = _airway(frame).grown(4.5)
     behind = frame.half_space((0, -1, 0), (0, 3, 0)) & above(-72 * p.head_scale) & below(30 * p.head_scale)
     solids["Musc_Constrict"] = wall & behind
     gullet = ((-160, 3, 40, 9.5, 7), (-110, 4, 27, 9, 6.5), (-78, 1, 10, 8.5, 5.5))
-    solids["Esophagus"] = tube([frame.station(*row) for row in gullet])
+    solids["Esophagus"] = frame.tube(*gullet)
     windpipe = ((-160, 0, 22, 10.5, 10), (-100, 0, 6, 10.5, 10), (-79, 0, -8, 10, 10.5))
-    solids["Trachea"] = tube([frame.station(*row) for row in windpipe])
+    solids["Trachea"] = frame.tube(*windpipe)
     solids["Thyroid"] = union(*(e((side * 18, -4, -84), (8, 10, 22)) for side in (1, -1)))
     solids["Cavity_Oral"] = e((0, -40, 3), (27, 32, 22))
     solids["Brain"] = skull_room(frame)
@@ -270,7 +269,7 @@ def _organs(p: HeadNeckParameters, space: Space, frame: Frame, room: Mask) -> di
 
 
 def _ball(center: Point, volume_cc: float, waves_seed: int, name: str) -> Solid:
-    radius = (volume_cc * 1000 * 3 / (4 * pi)) ** (1 / 3)
+    radius = ball_radius_mm(volume_cc)
     waves = draw_waves(generator(waves_seed, name), 30.0)
     return ellipsoid(center, (0.9 * radius, 0.95 * radius, 1.17 * radius)).rough(waves, 0.25 * radius)
 
@@ -281,7 +280,7 @@ def _neck_levels(frame: Frame, side: int, high: float, low: float) -> Solid:
         (-112, 30, 10, 14, 15), (-90, 29, 8, 14, 16), (-55, 33, 12, 14, 19), (-20, 38, 14, 14, 20),
         (10, 42, 18, 12, 17), (24, 42, 18, 11, 14),
     ]  # fmt: skip
-    column = tube([frame.station(z, side * x, y, a, b) for z, x, y, a, b in stations])
+    column = frame.tube(*((z, side * x, y, a, b) for z, x, y, a, b in stations))
     return column & below(high * frame.scale) & above(low * frame.scale)
 
 
@@ -302,7 +301,7 @@ def _targets(
         node = space.mask(_ball(frame.at(p.side * 38, 13, p.node_height_mm), p.node_cc, seed, "GTVn"))
         out["GTVn"] = node & ~barrier & ~air & inside & ~gross
         gross = gross | out["GTVn"]
-    spread = ~(barrier | space.mask(frame.cord_room()))
+    spread = ~(barrier | space.mask(cord_room(frame)))
     own = space.mask(_neck_levels(frame, p.side, 20.0, -70.0))
     levels = [_neck_levels(frame, side, 12.0, -110.0) for side in (1, -1)]
     risk = {
@@ -341,5 +340,5 @@ def _soft_tissue(p: HeadNeckParameters, space: Space, frame: Frame, inner: Mask)
         (space.mask(*muscle) & inner, tissue.MUSCLE),
         (space.mask(*vessels) & inner, tissue.BLOOD),
         (space.mask(*lungs) & inner, tissue.LUNG),
-        (space.mask(frame.cord_room()) & inner, tissue.URINE),
+        (space.mask(cord_room(frame)) & inner, tissue.URINE),
     ]

@@ -5,48 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmat_diffusion.anatomy.solids import (
+    Frame,
     Solid,
     above,
-    ellipsoid,
-    half_space,
     rod,
-    tube,
     union,
 )
-from vmat_diffusion.geometry import Point
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Places lengths of an average head in one of another size."""
-
-    scale: float
-
-    def at(self, x: float, y: float, z: float) -> Point:
-        """A point."""
-        return x * self.scale, y * self.scale, z * self.scale
-
-    def points(self, *points: Point) -> list[Point]:
-        """Several points."""
-        return [self.at(*p) for p in points]
-
-    def station(self, *row: float) -> tuple[float, float, float, float, float]:
-        """A station of a tube."""
-        z, x, y, a, b = (v * self.scale for v in row)
-        return z, x, y, a, b
-
-    def ellipsoid(self, center: Point, semi: Point, *, power: float = 2.0) -> Solid:
-        """An ellipsoid along the axes."""
-        return ellipsoid(self.at(*center), self.at(*semi), power=power)
-
-    def half_space(self, normal: Point, at: Point) -> Solid:
-        """What lies against `normal` from a point."""
-        return half_space(normal, self.at(*at))
-
-    def cord_room(self) -> Solid:
-        """The spinal canal from the skull down."""
-        rows = ((-170, 0, 75, 10, 9), (-120, 0, 60, 10, 9), (-70, 0, 48, 10.5, 9), (22, 0, 46, 11, 10))
-        return tube([self.station(*row) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -57,6 +21,11 @@ class Skeleton:
     spine: list[Solid]
     mandible: list[Solid]
     shoulders: list[Solid]
+
+
+def cord_room(frame: Frame) -> Solid:
+    """The spinal canal from the skull down."""
+    return frame.tube((-170, 0, 75, 10, 9), (-120, 0, 60, 10, 9), (-70, 0, 48, 10.5, 9), (22, 0, 46, 11, 10))
 
 
 def bones(frame: Frame) -> Skeleton:
@@ -87,7 +56,7 @@ def skull_room(frame: Frame) -> Solid:
 
 def _skull(frame: Frame) -> list[Solid]:
     room = skull_room(frame)
-    canal = frame.cord_room() | tube([frame.station(*r) for r in ((10, 0, 44, 13, 12), (40, 0, 40, 14, 14))])
+    canal = cord_room(frame) | frame.tube((10, 0, 44, 13, 12), (40, 0, 40, 14, 14))
     vault = (_vault(frame, 7.0) & above(22 * frame.scale)) & room.shell(0.0, 9.0)
     base = room.shell(0.0, 6.0)
     cells = [frame.ellipsoid((s * 58, 30, 30), (8, 10, 12)) for s in (1, -1)]
@@ -142,7 +111,7 @@ def _mandible(frame: Frame) -> list[Solid]:
 def _spine(frame: Frame) -> list[Solid]:
     """Cervical and upper thoracic vertebrae around the canal, each with a disc's gap to the next."""
     k = frame.scale
-    canal = frame.cord_room()
+    canal = cord_room(frame)
     out = []
     for n in range(10):
         z = 14.0 - 17.5 * n

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi
 from typing import ClassVar
 
 import numpy as np
 
 from vmat_diffusion.anatomy import tissue
-from vmat_diffusion.anatomy.lung_bones import Chest, bones, front, ribs, spinal_canal
+from vmat_diffusion.anatomy.lung_bones import (
+    bones,
+    chest_body,
+    chest_cavity,
+    chest_outline_mm,
+    front,
+    ribs,
+    spinal_canal,
+)
 from vmat_diffusion.anatomy.scan import (
     CORD_MARGIN_MM,
     SKIN_MARGIN_MM,
@@ -22,15 +29,16 @@ from vmat_diffusion.anatomy.scan import (
     uniform,
 )
 from vmat_diffusion.anatomy.solids import (
+    Frame,
     Solid,
     Space,
+    ball_radius_mm,
     below,
     draw_waves,
     ellipsoid,
     generator,
     half_space,
     rod,
-    tube,
     union,
 )
 from vmat_diffusion.anatomy.tissue import Tissue
@@ -49,7 +57,7 @@ class LungParameters:
 
     site: ClassVar[str] = "lung"
     scan: Scan
-    chest: Chest
+    chest: Frame
     fat_mm: float
     heart_cc: float
     tumour_mm: Point
@@ -63,7 +71,7 @@ class LungParameters:
 def draw(rng: np.random.Generator) -> LungParameters:
     """A random chest, the tumour anywhere in either lung. Spreads are chosen, see docs/anatomy.md."""
     scan = draw_scan(rng, turn_deg=1.2, bend_mm=6.0)
-    chest = Chest(truncated(rng, 0.97, 0.05, 0.88, 1.08), truncated(rng, 0.95, 0.05, 0.84, 1.04))
+    chest = Frame(truncated(rng, 0.97, 0.05, 0.88, 1.08), truncated(rng, 0.95, 0.05, 0.84, 1.04))
     heart_cc = truncated(rng, 680.0, 110.0, 450.0, 950.0)
     lung = _lung(chest, heart_cc, 1 if rng.uniform() < 0.5 else -1)
     return LungParameters(
@@ -90,7 +98,7 @@ def _place_within(rng: np.random.Generator, solid: Solid) -> Point:
     return x, y, z
 
 
-def _around_lungs(chest: Chest, heart_cc: float) -> tuple[Solid, ...]:
+def _around_lungs(chest: Frame, heart_cc: float) -> tuple[Solid, ...]:
     """What takes room from the lungs within the ribs."""
     return (
         _mediastinum(chest),
@@ -101,29 +109,29 @@ def _around_lungs(chest: Chest, heart_cc: float) -> tuple[Solid, ...]:
     )
 
 
-def _lung(chest: Chest, heart_cc: float, sign: int) -> Solid:
+def _lung(chest: Frame, heart_cc: float, sign: int) -> Solid:
     """The left (1) or right (-1) lung."""
-    lung = chest.cavity().grown(-3.0) & half_space((-sign, 0, 0), (0, 0, 0))
+    lung = chest_cavity(chest).grown(-3.0) & half_space((-sign, 0, 0), (0, 0, 0))
     for part in _around_lungs(chest, heart_cc):
         lung = lung - part
     return lung
 
 
-def _dome(chest: Chest, sign: int) -> Solid:
+def _dome(chest: Frame, sign: int) -> Solid:
     """What lies under one half of the diaphragm; the right one, over the liver, is higher."""
     return chest.ellipsoid((sign * 70, 2, -190 if sign < 0 else -202), (80, 92, 95))
 
 
-def _mediastinum(chest: Chest) -> Solid:
+def _mediastinum(chest: Frame) -> Solid:
     rows = (
         (-175, 4, 18, 34, 80), (-70, 4, 14, 26, 84), (-10, 2, 6, 34, 82), (45, 1, 6, 29, 70),
         (85, 0, 16, 25, 52), (115, 0, 22, 28, 46), (165, 0, 25, 36, 46),
     )  # fmt: skip
-    return tube([chest.station(*row) for row in rows])
+    return chest.tube(*rows)
 
 
-def _heart(chest: Chest, volume_cc: float) -> Solid:
-    radius = (volume_cc * 1000 * 3 / (4 * pi)) ** (1 / 3)
+def _heart(chest: Frame, volume_cc: float) -> Solid:
+    radius = ball_radius_mm(volume_cc)
     semi = (0.95 * radius, 0.9 * radius, 1.17 * radius)
     return ellipsoid(chest.at(24, -22, -64), semi, toward=(0.6, -0.4, -0.65))
 
@@ -131,11 +139,11 @@ def _heart(chest: Chest, volume_cc: float) -> Solid:
 def parts(p: LungParameters, spacing_mm: Point) -> Parts:
     """The chest on a grid."""
     chest = p.chest
-    wide, deep = chest.outline_mm(p.fat_mm)
+    wide, deep = chest_outline_mm(chest, p.fat_mm)
     space = p.scan.space((-wide - 15, -deep - 14, _BOTTOM_MM), (wide + 15, deep + 28, _TOP_MM), spacing_mm)
     skin = (0.0, -2.0, -SKIN_MARGIN_MM, -p.fat_mm - 2)
-    body, under_skin, deep_enough, inner = space.masks(chest.body(p.fat_mm), *skin)
-    cavity, pleura, reach = space.masks(chest.cavity(), 0.0, -3.0, 2.0)
+    body, under_skin, deep_enough, inner = space.masks(chest_body(chest, p.fat_mm), *skin)
+    cavity, pleura, reach = space.masks(chest_cavity(chest), 0.0, -3.0, 2.0)
     rib, breast = space.mask(ribs(chest)), space.mask(front(chest))
     bone = (space.mask(*bones(chest)) | (rib & ~breast)) & body
     organs = _organs(p, space, body & ~bone, cavity, pleura)
@@ -188,7 +196,7 @@ def _organs(p: LungParameters, space: Space, room: Mask, cavity: Mask, pleura: M
         "SpinalCord": cord,
         "Trachea": windpipe,
         "Bronchus_Prox": branches,
-        "Esophagus": tube([chest.station(*row) for row in gullet]),
+        "Esophagus": chest.tube(*gullet),
         "Heart": _heart(chest, p.heart_cc).rough(draw_waves(generator(seed, "Heart"), 80.0), 6.0),
         "A_Aorta": _aorta(chest),
         "BrachialPlex_L": rod(chest.points((16, 40, 150), (42, 28, 118), (80, 18, 104)), 5.0),
@@ -207,14 +215,14 @@ def _organs(p: LungParameters, space: Space, room: Mask, cavity: Mask, pleura: M
     return masks
 
 
-def _airways(chest: Chest, windpipe_mm: float, branch_mm: float) -> tuple[Solid, Solid]:
+def _airways(chest: Frame, windpipe_mm: float, branch_mm: float) -> tuple[Solid, Solid]:
     """Windpipe and main branches of these radii."""
     windpipe = rod(chest.points((0, 4, 165), (0, 8, 60), (0, 8, 0)), windpipe_mm)
     paths = [chest.points((0, 8, 2), (sign * 38, 12, -24), (sign * 50, 22, -50)) for sign in (1, -1)]
     return windpipe, union(*(rod(path, branch_mm) for path in paths))
 
 
-def _aorta(chest: Chest) -> Solid:
+def _aorta(chest: Frame) -> Solid:
     rising = rod(chest.points((6, -24, -22), (-4, -28, 18), (8, -12, 44)), 15.0)
     arch = rod(chest.points((8, -12, 44), (20, 14, 46), (22, 36, 24)), 13.0)
     falling = rod(chest.points((22, 36, 24), (23, 44, -40), (15, 44, -175)), 12.0)
@@ -225,7 +233,7 @@ def _gross_tumour(p: LungParameters, space: Space, room: Mask) -> Mask:
     """Tumour and enlarged node; neither grows into bone, heart, gullet, cord or airways here."""
 
     def ball(center: Point, volume_cc: float, name: str) -> Solid:
-        radius = (volume_cc * 1000 * 3 / (4 * pi)) ** (1 / 3)
+        radius = ball_radius_mm(volume_cc)
         waves = draw_waves(generator(p.scan.shape_seed, name), 1.6 * radius + 10)
         return ellipsoid(center, (radius, 0.95 * radius, 1.05 * radius)).rough(waves, 0.3 * radius)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.anatomy.solids import (
+    Frame,
     Solid,
     above,
     below,
@@ -16,69 +15,46 @@ from vmat_diffusion.anatomy.solids import (
     rod,
     tube,
 )
-from vmat_diffusion.geometry import Point
 
 _RIB_PITCH_MM = 25.0
 _RIB_SLOPE = 0.5
 
 
-@dataclass(frozen=True)
-class Chest:
-    """Size of a chest against the average: `scale` across and front to back, `height_scale` along z."""
-
-    scale: float
-    height_scale: float
-
-    def at(self, x: float, y: float, z: float) -> Point:
-        """A point of the average chest in this one."""
-        return x * self.scale, y * self.scale, z * self.height_scale
-
-    def points(self, *points: Point) -> list[Point]:
-        """Several points."""
-        return [self.at(*p) for p in points]
-
-    def station(self, *row: float) -> tuple[float, float, float, float, float]:
-        """A station of a tube."""
-        z, x, y, a, b = row
-        return z * self.height_scale, x * self.scale, y * self.scale, a * self.scale, b * self.scale
-
-    def ellipsoid(self, center: Point, semi: Point) -> Solid:
-        """An ellipsoid along the axes."""
-        return ellipsoid(self.at(*center), self.at(*semi))
-
-    def cavity(self) -> Solid:
-        """The room within the ribs."""
-        rows = (
-            (-180, 0, 0, 132, 88), (-110, 0, 0, 133, 90), (-50, 0, 2, 129, 87), (0, 0, 6, 121, 81),
-            (50, 0, 14, 105, 69), (90, 0, 24, 82, 53), (116, 0, 31, 57, 38), (132, 0, 34, 36, 24),
-        )  # fmt: skip
-        room = tube([self.station(*row) for row in rows], power=2.3)
-        apex = [self.ellipsoid((sign * 30, 34, 112), (32, 28, 24)) for sign in (1, -1)]
-        cut = room & below(124.0 * self.height_scale)
-        return cut.blended(apex[0], 10.0).blended(apex[1], 10.0)
-
-    def outline_mm(self, fat_mm: float) -> tuple[float, float]:
-        """Half width and half depth of the body."""
-        return 133 * self.scale + 24 + fat_mm, 90 * self.scale + 22 + fat_mm
-
-    def body(self, fat_mm: float) -> Solid:
-        """The outline: ribs, muscles and fat; wide at the top, where the arms go up."""
-        wide, deep = self.outline_mm(fat_mm)
-        rows = (
-            (-185, 0, 2, 0, 0), (-60, 0, 2, 0, -1), (0, 0, 5, 0, -5), (50, 0, 11, 0, -13),
-            (95, 0, 18, -4, -22), (130, 0, 22, -22, -32), (165, 0, 24, -50, -40),
-        )  # fmt: skip
-        stations = [(z * self.height_scale, x, y, wide + a, deep + b) for z, x, y, a, b in rows]
-        return tube(stations, power=2.4, ends=False)
+def chest_cavity(chest: Frame) -> Solid:
+    """The room within the ribs."""
+    rows = (
+        (-180, 0, 0, 132, 88), (-110, 0, 0, 133, 90), (-50, 0, 2, 129, 87), (0, 0, 6, 121, 81),
+        (50, 0, 14, 105, 69), (90, 0, 24, 82, 53), (116, 0, 31, 57, 38), (132, 0, 34, 36, 24),
+    )  # fmt: skip
+    room = chest.tube(*rows, power=2.3)
+    apex = [chest.ellipsoid((sign * 30, 34, 112), (32, 28, 24)) for sign in (1, -1)]
+    cut = room & below(124.0 * chest.height_scale)
+    return cut.blended(apex[0], 10.0).blended(apex[1], 10.0)
 
 
-def spinal_canal(chest: Chest) -> Solid:
+def chest_outline_mm(chest: Frame, fat_mm: float) -> tuple[float, float]:
+    """Half width and half depth of the body."""
+    return 133 * chest.scale + 24 + fat_mm, 90 * chest.scale + 22 + fat_mm
+
+
+def chest_body(chest: Frame, fat_mm: float) -> Solid:
+    """The outline: ribs, muscles and fat; wide at the top, where the arms go up."""
+    wide, deep = chest_outline_mm(chest, fat_mm)
+    rows = (
+        (-185, 0, 2, 0, 0), (-60, 0, 2, 0, -1), (0, 0, 5, 0, -5), (50, 0, 11, 0, -13),
+        (95, 0, 18, -4, -22), (130, 0, 22, -22, -32), (165, 0, 24, -50, -40),
+    )  # fmt: skip
+    stations = [(z * chest.height_scale, x, y, wide + a, deep + b) for z, x, y, a, b in rows]
+    return tube(stations, power=2.4, ends=False)
+
+
+def spinal_canal(chest: Frame) -> Solid:
     """The canal within the vertebrae."""
     rows = ((-185, 84), (-60, 87), (20, 85), (90, 77), (175, 62))
-    return tube([chest.station(z, 0, y, 9.5, 8.5) for z, y in rows])
+    return chest.tube(*((z, 0, y, 9.5, 8.5) for z, y in rows))
 
 
-def bones(chest: Chest) -> list[Solid]:
+def bones(chest: Frame) -> list[Solid]:
     """All bones of the chest but the ribs."""
     breast = chest.points((0, -62, 62), (0, -72, 40), (0, -84, 0), (0, -95, -60))
     sternum = rod(breast, 6.0, stretch=(2.6, 1, 1))
@@ -97,13 +73,13 @@ def bones(chest: Chest) -> list[Solid]:
     return out
 
 
-def front(chest: Chest) -> Solid:
+def front(chest: Frame) -> Solid:
     """Where ribs are cartilage: the front, 6 cm to either side of the middle."""
     sides = half_space((1, 0, 0), chest.at(58, 0, 0)) & half_space((-1, 0, 0), chest.at(-58, 0, 0))
     return sides & half_space((0, 1, 0), chest.at(0, -10, 0))
 
 
-def ribs(chest: Chest) -> Solid:
+def ribs(chest: Frame) -> Solid:
     """Ribs in the wall of the cavity, falling towards the front, with their cartilage."""
 
     def level(x: NDArray, y: NDArray, z: NDArray) -> NDArray:
@@ -111,13 +87,13 @@ def ribs(chest: Chest) -> Solid:
         along = np.mod(z - _RIB_SLOPE * y, pitch) - pitch / 2
         return np.abs(along) - 5.5
 
-    wall = chest.cavity().shell(1.5, 9.5)
+    wall = chest_cavity(chest).shell(1.5, 9.5)
     bands = Solid(level, wall.low, wall.high)
     trunk = above(-175 * chest.height_scale) & below(128 * chest.height_scale)
     return (wall & bands & trunk) - spinal_canal(chest)
 
 
-def _spine(chest: Chest) -> list[Solid]:
+def _spine(chest: Frame) -> list[Solid]:
     """Thoracic vertebrae around the canal, each with a disc's gap to the next."""
     canal = spinal_canal(chest)
     out = []

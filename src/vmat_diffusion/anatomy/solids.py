@@ -7,6 +7,7 @@ deform together and keep their neighbours.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,6 +211,45 @@ def below(z_mm: float) -> Solid:
 def above(z_mm: float) -> Solid:
     """Everything towards the head of a height."""
     return half_space((0, 0, -1), (0, 0, z_mm))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Places lengths of an average body in one of another size.
+
+    `scale` is its size against the average across and front to back, `height_scale` along z.
+    """
+
+    scale: float
+    height_scale: float
+
+    def at(self, x: float, y: float, z: float) -> Point:
+        """A point of the average body in this one."""
+        return x * self.scale, y * self.scale, z * self.height_scale
+
+    def points(self, *points: Point) -> list[Point]:
+        """Several points."""
+        return [self.at(*p) for p in points]
+
+    def tube(self, *rows: Sequence[float], power: float = 2.0) -> Solid:
+        """A column along z through the stations `(z, x, y, half width, half depth)`."""
+        k = self.scale
+        return tube(
+            [(z * self.height_scale, x * k, y * k, a * k, b * k) for z, x, y, a, b in rows], power=power
+        )
+
+    def ellipsoid(self, center: Point, semi: Point, *, power: float = 2.0) -> Solid:
+        """An ellipsoid along the axes."""
+        return ellipsoid(self.at(*center), self.at(*semi), power=power)
+
+    def half_space(self, normal: Point, at: Point) -> Solid:
+        """What lies against `normal` from a point."""
+        return half_space(normal, self.at(*at))
+
+
+def ball_radius_mm(volume_cc: float) -> float:
+    """The radius of a ball of a volume."""
+    return (volume_cc * 1000 * 3 / (4 * math.pi)) ** (1 / 3)
 
 
 @dataclass(frozen=True, eq=False)
