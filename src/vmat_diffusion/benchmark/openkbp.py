@@ -171,34 +171,44 @@ def benchmark_openkbp(
         journal_path(out, csv_out), _depends_on(settings, weights), PatientResult, overwrite=overwrite
     )
     claim_places(out, csv_out, journal, overwrite=overwrite)
-    results: list[PatientResult] = []
-    left_out: list[Rejection] = []
-    for count, path in enumerate(paths, start=1):
-        done = journal.kept(path)
-        if done is not None and csv_out is not None and not is_published(csv_out, done):
-            done = None
-        if done is None and settings.boosting and task.boosting is None:
-            task = replace(task, boosting=_boosting(settings, model, report))
-        try:
-            if done is None:
-                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
-                if csv_out is not None:
-                    publish(csv_out, done)
-            results.append(done)
-        except CaseError as error:
-            left_out.append(rejection(path.stem, str(error)))
-        report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
+    results, left_out = _judge_all(paths, task, settings, journal, report)
     if not results:
         raise InputError(
             f"none of {len(paths)} patients could be predicted; {left_out[0].case}: {left_out[0].reason}"
         )
-    result = BenchmarkResult(
-        settings, weights, tuple(results), tuple(left_out), time.perf_counter() - started
-    )
+    result = BenchmarkResult(settings, weights, results, left_out, time.perf_counter() - started)
     if out is not None:
         with written_whole(out) as part:
             write_json(part, result.summary())
     return result
+
+
+def _judge_all(
+    paths: Sequence[Path],
+    task: PredictionTask,
+    settings: BenchmarkSettings,
+    journal: Journal[PatientResult],
+    report: Progress,
+) -> tuple[tuple[PatientResult, ...], tuple[Rejection, ...]]:
+    """The results of all patients, kept as they come, and those who are left out."""
+    results: list[PatientResult] = []
+    left_out: list[Rejection] = []
+    for count, path in enumerate(paths, start=1):
+        done = journal.kept(path)
+        if done is not None and task.csv_out is not None and not is_published(task.csv_out, done):
+            done = None
+        if done is None and settings.boosting and task.boosting is None:
+            task = replace(task, boosting=_boosting(settings, task.model, report))
+        try:
+            if done is None:
+                done = journal.keep(path, judge_patient(path, task, _still_asked(settings, results)))
+                if task.csv_out is not None:
+                    publish(task.csv_out, done)
+            results.append(done)
+        except CaseError as error:
+            left_out.append(rejection(path.stem, str(error)))
+        report("benchmark", count / len(paths), f"{count} of {len(paths)}{_so_far(results)}")
+    return tuple(results), tuple(left_out)
 
 
 def _depends_on(settings: BenchmarkSettings, weights: Mapping[str, Any]) -> dict[str, Any]:

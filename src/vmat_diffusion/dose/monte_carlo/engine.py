@@ -87,26 +87,13 @@ def simulate(
     mass = phantom.mass_g().ravel()
     # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
     tissue = voxels.density_g_cm3 >= min(AIR_BELOW_G_CM3, float(voxels.density_g_cm3.max()))
+    setup = (seed, split, part, source, voxels, data.photon, data.electron, to_water)
     # One small batch first, so that compiling does not count as computing.
-    run_batches(0, 1, seed, split, part, source, voxels, data.photon, data.electron, to_water, tally[:1])
+    run_batches(0, 1, *setup, tally[:1])
     tally[:] = 0
     started, batches, photons, sigma_now = time.perf_counter(), 0, 0, float("inf")
     while True:
-        photons += int(
-            run_batches(
-                batches,
-                batch_histories,
-                seed,
-                split,
-                part,
-                source,
-                voxels,
-                data.photon,
-                data.electron,
-                to_water,
-                tally,
-            ).sum()
-        )
+        photons += int(run_batches(batches, batch_histories, *setup, tally).sum())
         collect(tally, total, square)
         batches += _ROUND
         seconds = time.perf_counter() - started

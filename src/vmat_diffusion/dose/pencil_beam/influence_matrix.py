@@ -91,11 +91,7 @@ def influence_matrix(
     gigabytes = (2 * n * m * per_row + m * room) * _BYTES / 1e9
     if announce:
         announce(f"{m} voxels x {n * count} beamlets, about {gigabytes:.2g} GB")
-    if gigabytes > max_gb:
-        raise InputError(
-            f"the influence matrix of {m} voxels and {n} exposures needs about {gigabytes:.1f} GB, above the "
-            f"limit of {max_gb:g} GB; sample fewer voxels or raise --max-gb"
-        )
+    _refuse_memory(gigabytes, max_gb, voxels=m, exposures=n)
     medium = table.medium[medium_at(density, points_mm)]
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     least = cut * _centred(sigma, columns, rows)
@@ -122,6 +118,14 @@ def influence_matrix(
             compact(pointer, indices, values, at, gy)
             blocks[int(s)] = (pointer, at, gy * np.float32(beam.gy_per_mu))
     return _joined(blocks, m, count, columns, rows)
+
+
+def _refuse_memory(gigabytes: float, max_gb: float, *, voxels: int, exposures: int) -> None:
+    if gigabytes > max_gb:
+        raise InputError(
+            f"the influence matrix of {voxels} voxels and {exposures} exposures needs about {gigabytes:.1f} "
+            f"GB, above the limit of {max_gb:g} GB; sample fewer voxels or raise --max-gb"
+        )
 
 
 def _joined(
