@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,3 +104,9 @@ def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
     from small_case import replace_optimiser
 
     return replace_optimiser(monkeypatch)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of `pytest -n`, or one in the background, ignores Ctrl-C, which some tests send themselves."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
