@@ -107,6 +107,6 @@ def optimiser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A process of `pytest -n`, or one in the background, ignores Ctrl-C, which some tests send themselves."""
+    """Processes of `pytest -n` and in the background ignore Ctrl-C, which some tests send themselves."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
