@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.boosting import VoxelModel, fit_voxels
 from vmat_diffusion.benchmark.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
@@ -35,8 +34,8 @@ from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
 from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import sha256_of, written_whole
-from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.provenance import program_record
 from vmat_diffusion.workflow.run_files import write_json
 
 # What the result of a patient depends on, beside the weights and what is asked for.
@@ -102,7 +101,7 @@ class BenchmarkResult:
         groups = subgroups(self.scored)
         train = None if self.settings.train_data is None else str(self.settings.train_data)
         return {
-            "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+            "program": program_record(),
             "settings": {**asdict(self.settings), "data": str(self.settings.data), "train_data": train},
             "weights": self.weights,
             "patients": len(self.patients),
@@ -153,7 +152,7 @@ def benchmark_openkbp(
     """
     started = time.perf_counter()
     check_places(out, csv_out)
-    report = progress or (lambda stage, fraction, note: None)
+    report = progress or silent
     every = patients_of_split(settings.data, settings.split)
     paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)
     if settings.fit_spread and len(_chosen(paths, settings.fit_spread, settings)) == len(paths):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
 from vmat_diffusion.benchmark.plan_comparison import (
     PlanComparison,
@@ -35,7 +34,7 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import unexpected
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
-from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.workflow.provenance import program_record
 from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -86,7 +85,7 @@ class PlansResult:
         """The object that `benchmark plans --json` prints."""
         settings = {**asdict(self.settings), "data": str(self.settings.data)}
         return {
-            "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+            "program": program_record(),
             "settings": settings,
             "asked": self.settings.cases,
             "planned": len(self.patients),

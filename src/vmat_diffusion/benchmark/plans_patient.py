@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from vmat_diffusion.benchmark.plan_comparison import PlanComparison, compare_plan
 from vmat_diffusion.dataset.cases import TrainingCase
@@ -22,7 +22,6 @@ from vmat_diffusion.workflow.simulate import require_plannable
 CASES, PLANS = "cases", "plans"
 # The dose at which a plan is normalised: the goal sheet's, or the clinical one where that is higher.
 Level = Literal["clinical", "sheet"]
-LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)

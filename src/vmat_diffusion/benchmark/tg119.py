@@ -15,7 +15,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
-from vmat_diffusion.workflow.provenance import git_revision
+from vmat_diffusion.workflow.provenance import program_record
 from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -66,7 +66,7 @@ class Tg119Result:
     def summary(self) -> dict[str, Any]:
         """The object that `benchmark tg119 --json` prints."""
         return {
-            "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+            "program": program_record(),
             "settings": {**asdict(self.settings), "cases": [c.name for c in self.settings.wanted()]},
             "published": SOURCE,
             "passed": sum(case.passed for case in self.cases),

@@ -32,8 +32,12 @@ class Tg119Case:
 
     name: str
     phantom: str
-    goals: str
     published: tuple[Published, ...]
+
+    @property
+    def goals(self) -> str:
+        """The name of its goal sheet."""
+        return f"tg119_{self.name}"
 
     def sheet(self) -> GoalSheet:
         """The case's goals."""
@@ -95,7 +99,6 @@ CASES: dict[str, Tg119Case] = {
         Tg119Case(
             "multitarget",
             "tg119_multitarget",
-            "tg119_multitarget",
             (
                 Published("PTV_Center", "D99%", 49.55, 1.62),
                 Published("PTV_Center", "D10%", 54.55, 1.73),
@@ -108,7 +111,6 @@ CASES: dict[str, Tg119Case] = {
         Tg119Case(
             "prostate",
             "tg119_prostate",
-            "tg119_prostate",
             (
                 Published("PTV", "D95%", 75.66, 0.21),
                 Published("PTV", "D5%", 81.43, 1.56),
@@ -120,7 +122,6 @@ CASES: dict[str, Tg119Case] = {
         ),
         Tg119Case(
             "headneck",
-            "tg119_headneck",
             "tg119_headneck",
             (
                 Published("PTV", "D90%", 50.28, 0.58),
@@ -135,7 +136,6 @@ CASES: dict[str, Tg119Case] = {
         Tg119Case(
             "cshape_easy",
             "tg119_cshape",
-            "tg119_cshape_easy",
             (
                 Published("PTV", "D95%", 50.10, 0.17),
                 Published("PTV", "D10%", 54.40, 0.52),
@@ -145,7 +145,6 @@ CASES: dict[str, Tg119Case] = {
         Tg119Case(
             "cshape_hard",
             "tg119_cshape",
-            "tg119_cshape_hard",
             (
                 Published("PTV", "D95%", 50.11, 0.17),
                 Published("PTV", "D10%", 57.02, 2.20),

@@ -273,7 +273,7 @@ def _end(done: TrainingRun, *, as_json: bool) -> None:
 def _trained_text(done: TrainingRun) -> str:
     where = f"stage {done.stage} of {done.stages}, {done.samples} of {done.of} samples"
     lines = [
-        f"TrainingRun: {where}, in {done.seconds / 60:.1f} min"
+        f"Trained: {where}, in {done.seconds / 60:.1f} min"
         if done.finished
         else f"Stopped at {where}; the checkpoint is in {done.out}, go on with --resume"
     ]

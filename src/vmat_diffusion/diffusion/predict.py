@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.case import Dose
 from vmat_diffusion.diffusion.encode import (
-    DoseGoals,
     Encoded,
     decode,
-    encode,
     mirror_case,
     pad_to_multiple,
 )
-from vmat_diffusion.diffusion.model import DoseModel, load_model
+from vmat_diffusion.diffusion.model import DoseModel
 from vmat_diffusion.diffusion.network import Anatomy, DoseNet
 from vmat_diffusion.diffusion.process import Method, sample_residual
-from vmat_diffusion.geometry import Mask
 
 # Moves a dose `[z, y, x]` in Gy towards goals; `diffusion.steer.goal_guidance` makes one.
 GoalGuidance = Callable[[Tensor], Tensor]
@@ -62,30 +58,6 @@ class Prediction:
     samples: tuple[Dose, ...] = ()
 
 
-def predict(
-    case: Case,
-    possible_dose: Mask,
-    model: DoseModel | str | Path = "shipped",
-    *,
-    has_ct: bool = True,
-    goals: DoseGoals | None = None,
-    sampling: Sampling | None = None,
-    goal_guidance: GoalGuidance | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Prediction:
-    """Predict the dose of a case on its own grid, whose voxels should have the size of the training cases.
-
-    The model is conditioned on `goals`. `goal_guidance` changes the dose, cut to the box of the mask, at
-    every step of the sampler. Raises CaseError for a case that cannot be encoded, InputError for samples of
-    a model without diffusion.
-    """
-    model = model if isinstance(model, DoseModel) else load_model(model)
-    encoded = encode(case, possible_dose, model.encoding, has_ct=has_ct, goals=goals)
-    return predict_encoded(
-        encoded, model, sampling or Sampling(), goal_guidance=goal_guidance, progress=progress
-    )
-
-
 def predict_encoded(
     encoded: Encoded,
     model: DoseModel,
@@ -94,7 +66,11 @@ def predict_encoded(
     goal_guidance: GoalGuidance | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Prediction:
-    """Predict the dose of a case that is encoded already; see `predict`."""
+    """Predict the dose of an encoded case on its grid, whose voxels should have the training cases' size.
+
+    `goal_guidance` changes the dose, cut to the box of the mask, at every step of the sampler. Raises
+    InputError for samples of a model without diffusion.
+    """
     model.require_samples(sampling.samples)
     sampler = _CaseSampler(encoded, model, sampling)
     # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.

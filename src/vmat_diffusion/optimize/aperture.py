@@ -18,7 +18,7 @@ from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, conv
 from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.evaluate.goals import Goal
 from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliverableSet, jaws_of
-from vmat_diffusion.optimize.modulation import ModulationPenalties, modulation_penalty
+from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
 
 # Of MU in units of what an open field would need: small beside any goal, enough to keep apertures wide.

@@ -7,7 +7,7 @@ targets, and every organ as low as the rest allows. Equations: `docs/optimiser.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -24,74 +24,16 @@ from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
 from vmat_diffusion.evaluate.metrics import Bound, histogram_value
 from vmat_diffusion.geometry import Grid, sample
 from vmat_diffusion.optimize.falloff import BORDER, ceiling_of, falloff_of
-from vmat_diffusion.optimize.objective_weights import ObjectiveWeights
+from vmat_diffusion.optimize.objective_terms import (
+    Aim,
+    GoalTerm,
+    HistogramAim,
+    ObjectiveTerm,
+    ObjectiveWeights,
+    PointwiseAim,
+)
 from vmat_diffusion.optimize.sampling import CeilingMap, Region, draw_samples
 
-
-@dataclass(frozen=True, eq=False)
-class GoalTerm:
-    """A hinge for one goal, with the weight that grows while the goal is missed.
-
-    The term with `is_normalization` stands for the dose that the sheet's normalisation asks for.
-    """
-
-    goal: Goal
-    region: Region
-    weight: float = 1.0
-    is_normalization: bool = False
-
-
-@dataclass(frozen=True)
-class ObjectiveTerm:
-    """A term beside those of the goals: `weight` times a penalty on the dose of a structure.
-
-    `penalty` takes the dose of the course in Gy at the structure's sampled points, a tensor `[points]`
-    before normalisation, and returns a scalar that torch can differentiate. The hinge of a goal missed by a
-    tenth is about 0.1 to 1. `structure` is one that the goal sheet names.
-    """
-
-    name: str
-    structure: str
-    penalty: Callable[[Tensor], Tensor]
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class PointwiseAim:
-    """Holds each point of an organ below its own dose in a dose to aim at: for fluence maps.
-
-    `dose[points]` is the relative dose of the region's points in the dose to aim at.
-    """
-
-    region: Region
-    dose: Tensor
-
-    def excess(self, dose: Tensor) -> Tensor:
-        """Mean square of what lies above, for the relative dose of the region's points."""
-        return (dose - self.dose).clamp_min(0).square().mean()
-
-
-@dataclass(frozen=True, eq=False)
-class HistogramAim:
-    """Holds an organ's histogram below that of a dose to aim at, rank by rank: for leaves.
-
-    A predicted dose of fixed fields lies elsewhere than that of arcs, so the place does not count.
-    """
-
-    region: Region
-    dose: Tensor
-
-    @cached_property
-    def ascending(self) -> Tensor:
-        """The dose to aim at by rank."""
-        return self.dose.sort().values
-
-    def excess(self, dose: Tensor) -> Tensor:
-        """Mean square of what lies above, for the relative dose of the region's points."""
-        return (dose.sort().values - self.ascending).clamp_min(0).square().mean()
-
-
-Aim = PointwiseAim | HistogramAim
 # Priority, and whether the goal is an organ's and no must: the lower comes first.
 _Rank = tuple[int, bool]
 

@@ -32,7 +32,8 @@ from vmat_diffusion.optimize.fluence_map import (
     optimize_fluence,
 )
 from vmat_diffusion.optimize.normalization import normalized
-from vmat_diffusion.optimize.objectives import Objective, ObjectiveTerm
+from vmat_diffusion.optimize.objective_terms import ObjectiveTerm
+from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.plan_apertures import apertures_of
 from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, TimeLimit, prepare
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings

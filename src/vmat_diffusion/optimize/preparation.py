@@ -31,13 +31,8 @@ from vmat_diffusion.optimize.deliverable_set import (
 )
 from vmat_diffusion.optimize.jaws import jaws_track
 from vmat_diffusion.optimize.normalization import FullDose
-from vmat_diffusion.optimize.objectives import (
-    HistogramAim,
-    Objective,
-    ObjectiveTerm,
-    PointwiseAim,
-    build_objective,
-)
+from vmat_diffusion.optimize.objective_terms import HistogramAim, ObjectiveTerm, PointwiseAim
+from vmat_diffusion.optimize.objectives import Objective, build_objective
 from vmat_diffusion.optimize.plan_apertures import frames_of, plan_of
 from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan

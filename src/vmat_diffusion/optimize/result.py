@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Dose
 from vmat_diffusion.optimize.arcs import ArcFrame
 from vmat_diffusion.optimize.conflicts import Conflict
-from vmat_diffusion.optimize.modulation import ModulationPenalties
+from vmat_diffusion.optimize.objective_terms import ModulationPenalties
 from vmat_diffusion.plan import Plan
 
 

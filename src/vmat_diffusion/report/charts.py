@@ -24,10 +24,10 @@ from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.content import Look, Shown
 
 INK = "#1d2733"
-_FAINT = "#6b7785"
-_LINE = "#1f5f99"
-_LIMIT = "#c0392b"
-_GRID = "#e4e8ec"
+FAINT = "#6b7785"
+LINE = "#1f5f99"
+LIMIT = "#c0392b"
+GRID = "#e4e8ec"
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -70,16 +70,16 @@ def draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: P
         axes.plot(gy, percent, **style)
         handles.append(Line2D([], [], label=s.name, **style))
     for level in sorted(set(prescription.target_gy.values())) if prescription else ():
-        axes.axvline(level, color=_FAINT, lw=0.8, ls=(0, (2, 3)), zorder=0)
+        axes.axvline(level, color=FAINT, lw=0.8, ls=(0, (2, 3)), zorder=0)
         axes.annotate(
-            f"{level:g} Gy", (level, 101.5), color=_FAINT, fontsize=8, ha="center", annotation_clip=False
+            f"{level:g} Gy", (level, 101.5), color=FAINT, fontsize=8, ha="center", annotation_clip=False
         )
     axes.set(
         xlim=(0, top), ylim=(0, 100.8), xlabel="Dose [Gy]", ylabel="Volume receiving at least the dose [%]"
     )
     axes.set_yticks(range(0, 101, 10))
     plain_axes(axes)
-    axes.grid(color=_GRID, lw=0.7)
+    axes.grid(color=GRID, lw=0.7)
     columns = 1 if len(handles) <= 26 else 2
     axes.legend(
         handles=handles,
@@ -136,13 +136,13 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
     )
     edges = arc.gantry_deg if arc.rotates else np.arange(len(arc.gantry_deg))
     for axes, (label, values, limit) in zip(panels, rows, strict=True):
-        axes.stairs(values, edges, color=_LINE, lw=1.2, fill=True, facecolor=_LINE + "30", edgecolor=_LINE)
+        axes.stairs(values, edges, color=LINE, lw=1.2, fill=True, facecolor=LINE + "30", edgecolor=LINE)
         if limit is not None:
-            axes.axhline(limit, color=_LIMIT, lw=0.9, ls=(0, (4, 3)))
+            axes.axhline(limit, color=LIMIT, lw=0.9, ls=(0, (4, 3)))
         axes.set_ylim(0, 1.12 * max(float(np.max(values)), limit or 0.0, 1e-9))
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
         plain_axes(axes)
-        axes.grid(axis="y", color=_GRID, lw=0.7)
+        axes.grid(axis="y", color=GRID, lw=0.7)
         axes.locator_params(axis="y", nbins=4)
     panels[0].set_xlim(edges[0], edges[-1])
     panels[-1].set_xlabel("Gantry angle [deg], in the order of delivery" if arc.rotates else "Segment")
@@ -150,7 +150,7 @@ def control_points_figure(arc: Arc, plan: Plan, machine: Machine) -> Figure:
         panels[-1].xaxis.set_major_locator(MultipleLocator(30))
         panels[-1].xaxis.set_major_formatter(lambda angle, _: f"{angle % 360:g}")
     panels[0].legend(
-        handles=[Line2D([], [], color=_LIMIT, lw=0.9, ls=(0, (4, 3)), label="limit")],
+        handles=[Line2D([], [], color=LIMIT, lw=0.9, ls=(0, (4, 3)), label="limit")],
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         frameon=False,
@@ -170,12 +170,12 @@ def history_figure(history: Sequence[float]) -> Figure:
     figure = Figure(figsize=(11.0, 2.6), facecolor="white")
     axes = figure.add_axes((0.085, 0.2, 0.9, 0.74))
     values = np.asarray(history, float)
-    axes.plot(np.arange(len(values)), values, color=_LINE, lw=1.4)
+    axes.plot(np.arange(len(values)), values, color=LINE, lw=1.4)
     if np.all(values > 0):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.set(xlabel="Iteration", ylabel="Objective", xlim=(0, max(len(values) - 1, 1)))
     plain_axes(axes)
-    axes.grid(color=_GRID, lw=0.7)
+    axes.grid(color=GRID, lw=0.7)
     return figure

@@ -6,7 +6,6 @@ Each is the mean over one case, of doses `[z, y, x]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +13,12 @@ from torch import Tensor
 from vmat_diffusion.evaluate.openkbp import TARGET_PERCENTILES
 from vmat_diffusion.training.samples import Sample, StructureVoxels
 
-
-class Loss(NamedTuple):
-    """`of(predicted, sample)` for doses `[z, y, x]` in units of the highest prescription, 0 outside the mask.
-
-    `in_gy` says whether the value times that prescription is in Gy.
-    """
-
-    of: Callable[[Tensor, Sample], Tensor]
-    in_gy: bool
-
-
-LOSSES: Mapping[str, Loss] = {
-    "l1": Loss(lambda predicted, s: dose_l1(predicted, s.dose, s.mask), in_gy=True),
-    "dvh": Loss(lambda predicted, s: dvh_l1(predicted, s.dose, s.structures), in_gy=True),
-    "gradient": Loss(lambda predicted, s: gradient_l1(predicted, s.dose, s.mask), in_gy=True),
+# Losses of a predicted dose, 0 outside the mask, on a sample, by the names that settings use. Each times the
+# prescription is in Gy.
+LOSSES: Mapping[str, Callable[[Tensor, Sample], Tensor]] = {
+    "l1": lambda predicted, s: dose_l1(predicted, s.dose, s.mask),
+    "dvh": lambda predicted, s: dvh_l1(predicted, s.dose, s.structures),
+    "gradient": lambda predicted, s: gradient_l1(predicted, s.dose, s.mask),
 }
 # The name of the squared error of the network's output for a noisy residual. It is no function of the dose
 # and belongs to the role "residual" alone.

@@ -83,12 +83,12 @@ class StageModule(LightningModule):
             base = residual_base(self.mean, sample)
             predicted, values[RESIDUAL] = denoise(self.net, base, sample, self.settings.process, seed)
         predicted = predicted * sample.mask
-        values |= {n: LOSSES[n].of(predicted, sample) for n in self.stage.losses if n in LOSSES}
+        values |= {n: LOSSES[n](predicted, sample) for n in self.stage.losses if n in LOSSES}
         weights = self.stage.weights(number - self.first)
         loss = sum((weights[n] * values[n] for n in self.stage.losses), start=predicted.new_zeros(()))
         self._add("loss", loss)
         for name, value in values.items():
-            in_gy = name in LOSSES and LOSSES[name].in_gy
+            in_gy = name in LOSSES
             self._add(f"{name}_gy" if in_gy else name, value * sample.top_gy if in_gy else value)
         return loss
 

@@ -170,7 +170,7 @@ def _sample_name(k: int) -> str:
 
 def _write_doses(folder: Path, source: PredictionInput, prediction: CasePrediction) -> list[str]:
     """The doses as RTDOSE (of a DICOM case), as npz, and as bands of histograms; the names of the files."""
-    from vmat_diffusion.report.bands import bands_picture
+    from vmat_diffusion.report.comparison import bands_picture
 
     names = []
     if source.case.source.image_path:

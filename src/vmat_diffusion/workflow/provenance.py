@@ -27,7 +27,7 @@ def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[st
 def case_provenance(source: Path, case: Case) -> dict[str, Any]:
     """Versions and inputs; `source` is a file or a folder. UIDs and hashes, never names or dates of birth."""
     return {
-        "program": {"name": "vmat-diffusion", "version": __version__, "git": git_revision()},
+        "program": program_record(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -44,6 +44,11 @@ def case_provenance(source: Path, case: Case) -> dict[str, Any]:
             "ct_table": {"hu": list(case.ct_table.hu), "g_cm3": list(case.ct_table.g_cm3)},
         },
     }
+
+
+def program_record() -> dict[str, str | None]:
+    """What a record says of the program that made it."""
+    return {"name": "vmat-diffusion", "version": __version__, "git": git_revision()}
 
 
 def _version(package: str) -> str | None:

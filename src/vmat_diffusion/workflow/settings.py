@@ -268,11 +268,6 @@ class Simulation:
     ] = (2.0, 2.0, 2.5)
 
 
-def predict_settings(**values: Any) -> PredictSettings:
-    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
-    return PredictSettings(**values)
-
-
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
 _LEAST_MINUTES = 1.0
 

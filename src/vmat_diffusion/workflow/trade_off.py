@@ -108,7 +108,7 @@ def read_trade_off(folders: Sequence[Path]) -> TradeOff:
 
 def write_trade_off(path: Path, found: TradeOff, *, overwrite: bool = False) -> Path:
     """Write the plot as PNG. Raises PlanError where the file is there and not to be overwritten."""
-    from vmat_diffusion.report.trade_off import Panel, trade_off_png
+    from vmat_diffusion.report.comparison import Panel, trade_off_png
 
     if path.is_dir() or (path.exists() and not overwrite):
         raise PlanError(f"{path} is there already; name another file with --out or pass --overwrite")

@@ -12,7 +12,8 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import sample
-from vmat_diffusion.optimize.objectives import HistogramAim, ObjectiveTerm, PointwiseAim, build_objective
+from vmat_diffusion.optimize.objective_terms import HistogramAim, ObjectiveTerm, PointwiseAim
+from vmat_diffusion.optimize.objectives import build_objective
 from vmat_diffusion.phantom import phantom
 
 

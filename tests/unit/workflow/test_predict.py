@@ -22,7 +22,7 @@ from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.workflow.predict import PredictionInput, predict_case, predict_input, read_input
-from vmat_diffusion.workflow.settings import predict_settings
+from vmat_diffusion.workflow.settings import PredictSettings
 
 SHEET = "head_neck_70_63_56"
 
@@ -39,7 +39,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(weights: Path | str, **changes: object):
     first = {"goals": SHEET, "weights": str(weights), "samples": 2, "steps": 2, "device": "cpu"}
-    return predict_settings(**{**first, **changes})
+    return PredictSettings(**{**first, **changes})
 
 
 def test_only_limits_that_are_exceeded_are_told() -> None:
@@ -212,7 +212,7 @@ def test_a_missing_case_is_refused(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{"samples": -1}, {"steps": 0}, {"pull": 2.0}, {"device": "toaster"}])
 def test_a_wrong_setting_is_named(values: dict) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
-        predict_settings(**{"goals": "x", **values})
+        PredictSettings(**{"goals": "x", **values})
 
 
 def test_the_command_prints_one_object(

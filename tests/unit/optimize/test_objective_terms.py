@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmat_diffusion.optimize.modulation import ModulationPenalties, modulation_penalty
+from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 
 GAP = 0.5
 
