@@ -30,10 +30,12 @@ def tg119_section() -> Iterator[str]:
     if not figures:
         return
     yield ""
-    yield f"## TG-119: {sum(f['passed'] for f in figures.values())} of {len(figures)} cases passed"
+    yield "## TG-119"
     yield ""
-    yield "The cases, and what passing means: [TG-119](tg119.md). Published figures are recalled. Minutes of"
-    yield "wall clock are those of the whole run with its Monte Carlo check; optimise is without it."
+    yield f"{sum(f['passed'] for f in figures.values())} of {len(figures)} cases passed."
+    yield "`vmat-diffusion benchmark tg119` plans them. [TG-119](tg119.md) describes the cases and what passing"
+    yield "means. Published figures are recalled. Minutes of wall clock are those of the whole run with its"
+    yield "Monte Carlo check; optimise is without it."
     yield ""
     yield "| case | passed | minutes | optimise, s | MU | beam on, s | violations | gate | date |"
     yield "|---|---|---:|---:|---:|---:|---:|---|---|"
@@ -70,7 +72,8 @@ def plans_section() -> Iterator[str]:
     for line in kept["tables"].splitlines():
         yield f"#{line}" if line.startswith("#") else line
     yield ""
-    yield "What the columns mean: [Plans against clinical doses](plans_benchmark.md)."
+    yield "[Plans against clinical doses](plans_benchmark.md) says what the columns mean."
+    yield "The command is `vmat-diffusion benchmark plans --data DIR --count 20`."
     yield f"Measured on {kept['date']} on {kept['machine']}. {kept['remark']}".rstrip()
 
 
@@ -88,11 +91,11 @@ def openkbp_section() -> Iterator[str]:
         return
     asked = found["settings"]
     yield ""
-    yield f"## Dose model on OpenKBP, {found['date']}"
+    yield "## Dose model on OpenKBP"
     yield ""
     drawn = f"--samples {asked['samples']} --steps {asked['steps']}"
     yield f"`benchmark openkbp --split {asked['split']} {drawn}`, weights `{found['weights']['name']}`,"
-    yield f"{found['machine']}. Gy, 95 % intervals over patients."
+    yield f"{found['date']}, {found['machine']}. Gy, 95 % intervals over patients."
     yield ""
     yield "| | patients | dose score | DVH score | MAE above 5 Gy |"
     yield "|---|---:|---|---|---|"

@@ -39,9 +39,8 @@ def lines() -> Iterator[str]:
     """The lines of the page."""
     yield "# Benchmarks"
     yield ""
-    yield "Written by `make bench`; do not edit. Times are seconds of wall clock, one run each, on the"
-    yield "computer named at the end; CPU is processor seconds of all cores. Goals are judged on the dose of"
-    yield "the written plan, by the engine that planned it."
+    yield "`make bench` writes this page; do not edit it. Every section names the command that makes it and"
+    yield "the date."
     for section in SECTIONS:
         yield from section()
 

@@ -68,10 +68,11 @@ def section() -> Iterator[str]:
     if not found:
         return
     yield ""
-    yield f"## Plans that aim at the predicted dose, {found['date']}"
+    yield "## Plans that aim at the predicted dose"
     yield ""
-    yield f"`benchmarks/priors.py`, a search of at most {found['max_minutes']:g} minutes. Missed goals are"
-    yield "must/should/wish; excess is by how much all limits are missed, in percent of them."
+    yield f"`python benchmarks/priors.py`, {found['date']}; search of at most {found['max_minutes']:g} min."
+    yield "Missed goals are must/should/wish; excess is by how much all limits are missed, in percent of"
+    yield "them."
     yield ""
     yield "| patient | prior | missed | excess % | organ means, Gy | MU | minutes | search |"
     yield "|---|---|---|---:|---:|---:|---:|---|"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,9 @@ def optimiser() -> StandIn:
     from small_case import StandIn
 
     return StandIn()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of `pytest -n` and in the background ignore Ctrl-C, which some tests send themselves."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
