@@ -53,6 +53,12 @@ class Prescription:
                 raise CaseError(f"prescription of {name}: {gy} Gy is outside 0 to 200 Gy")
 
 
+def prescription_text(target_gy: Mapping[str, float], fractions: int) -> str:
+    """The dose levels, the highest first, and the fractions: `70/63/56 Gy in 35`."""
+    levels = sorted(set(target_gy.values()), reverse=True)
+    return f"{'/'.join(f'{gy:g}' for gy in levels)} Gy in {fractions}"
+
+
 @dataclass(frozen=True, eq=False)
 class Dose:
     """A dose distribution in Gy for the whole course on its own grid.

@@ -201,12 +201,12 @@ def _prepared_text(done: PreprocessRun) -> str:
 
 def _groups(done: PreprocessRun) -> list[list[Any]]:
     """Rows of the table: cases that share site, technique and prescription."""
+    from vmat_diffusion.dataset.tables import prescription_of
+
     cases: Counter[tuple[str, str, str]] = Counter()
     doses: Counter[tuple[str, str, str]] = Counter()
     for record in done.records:
-        levels = "/".join(f"{gy:g}" for gy in sorted(set(record["prescription_gy"].values()), reverse=True))
-        prescription = f"{levels} Gy in {record['fractions']}" if levels else "none"
-        group = record["site"], record["technique"], prescription
+        group = record["site"], record["technique"], prescription_of(record)
         cases[group] += 1
         doses[group] += record["has_dose"]
     return [[*group, count, doses[group]] for group, count in sorted(cases.items())]

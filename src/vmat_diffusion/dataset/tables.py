@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
+from vmat_diffusion.case import prescription_text
 from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase
 from vmat_diffusion.dataset.index import INDEX
 from vmat_diffusion.errors import CaseError
@@ -120,7 +121,7 @@ def fingerprint(
         "patients": len({r["patient"] for r in records}),
         "sites": _counted(r["site"] for r in records),
         "techniques": _counted(r["technique"] for r in records),
-        "prescriptions": _counted(_prescription_text(r) for r in records),
+        "prescriptions": _counted(prescription_of(r) for r in records),
         "with_dose": sum(r["has_dose"] for r in records),
         "with_ct": sum(r["has_ct"] for r in records),
         "structures": {
@@ -148,11 +149,10 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _prescription_text(record: Mapping[str, Any]) -> str:
-    if not record["prescription_gy"]:
-        return "none"
-    levels = sorted(set(record["prescription_gy"].values()), reverse=True)
-    return f"{'/'.join(f'{gy:g}' for gy in levels)} Gy in {record['fractions']}"
+def prescription_of(record: Mapping[str, Any]) -> str:
+    """The prescription of a case's line in the index in words, `none` where there is none."""
+    levels = record["prescription_gy"]
+    return prescription_text(levels, record["fractions"]) if levels else "none"
 
 
 def _along_axes(rows: NDArray) -> dict[str, dict[str, float]]:

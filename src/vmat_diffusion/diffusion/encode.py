@@ -338,6 +338,10 @@ def turn_slices(values: Tensor, angle_deg: float, fill: Tensor, mode: str = "bil
 
 def pad_to_multiple(volume: Tensor, encoding: Encoding, multiple: int) -> Tensor:
     """`volume[c, z, y, x]` with background added at the far ends until its sides are multiples."""
-    sides = [side for n in volume.shape[:0:-1] for side in (0, -n % multiple)]
+    return padded(volume, encoding, [side for n in volume.shape[:0:-1] for side in (0, -n % multiple)])
+
+
+def padded(volume: Tensor, encoding: Encoding, sides: list[int]) -> Tensor:
+    """`volume[c, z, y, x]` with background added: voxels before and after along x, then y, then z."""
     level = background(encoding)[:, None, None, None]
     return F.pad(volume - level, sides) + level

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageOps
 
+from vmat_diffusion.case import prescription_text
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.prepare import target_middle_mm
 from vmat_diffusion.files import written_whole
@@ -99,8 +100,7 @@ def _title(training: TrainingCase) -> str:
     case = training.case
     parts = [case.id, case.site.replace("_", " ")]
     if case.prescription is not None:
-        levels = sorted(set(case.prescription.target_gy.values()), reverse=True)
-        parts.append(f"{'/'.join(f'{gy:g}' for gy in levels)} Gy in {case.prescription.fractions}")
+        parts.append(prescription_text(case.prescription.target_gy, case.prescription.fractions))
     kind = str(training.provenance.get("technique", ""))
     parts.append(f"{len(training.plan.arcs)} beams, {kind}" if training.plan else "no plan")
     if case.reference_dose is None:

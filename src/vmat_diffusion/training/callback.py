@@ -18,11 +18,9 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, TrainingRecords, save_checkpoint
 from vmat_diffusion.training.encoded import TrainingData
-from vmat_diffusion.training.samples import EncodedCases
+from vmat_diffusion.training.samples import SIGNALS, EncodedCases
 from vmat_diffusion.training.stage import StageModule
 from vmat_diffusion.training.validation import CaseValidation, picture, summary, validate
-
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class TrainingCallback(Callback):
@@ -59,7 +57,7 @@ class TrainingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle the signals, and go on with the records of the checkpoint."""
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if trainer.is_global_zero:
             self._records = TrainingRecords(
                 self.out,

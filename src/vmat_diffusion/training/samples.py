@@ -21,9 +21,13 @@ from vmat_diffusion.diffusion.encode import (
     goal_numbers,
     mirror_case,
     other_side,
+    padded,
     turn_slices,
 )
 from vmat_diffusion.evaluate.openkbp import hot_voxels
+
+# What ends a training after the current step; not every system has all of them.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,7 @@ def augmented(name: str, arrays: Mapping[str, NDArray], encoding: Encoding, chan
         stack = stack.flip(-1)
         names = [other_side(n, (*names, *encoding.organs)) for n in names]
     sides = [n for pair in zip(change.before, change.after, strict=True) for n in pair]
-    level = background(encoding)[:, None, None, None]
-    volume, stack = F.pad(volume - level, sides) + level, F.pad(stack, sides)
+    volume, stack = padded(volume, encoding, sides), F.pad(stack, sides)
     voxel_cc = float(arrays["voxel_cc"])
     structures = (
         StructureVoxels(n, m.flatten().nonzero()[:, 0], bool(t), hot_voxels(voxel_cc))
@@ -270,6 +273,5 @@ def stream_loader(stream: SampleStream, numbers: range, *, workers: int) -> Data
 
 def _ignore_signals(worker: int) -> None:
     """Leave signals to the process that trains: it still needs samples to finish its step."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
