@@ -144,21 +144,23 @@ def _on_points(points: Points, case: Case) -> dict[str, Criterion]:
     return out
 
 
-def metric_table(compared: Sequence[PlanComparison]) -> dict[str, dict[str, Paired]]:
-    """Each DVH point by structure and metric: the plans at matched coverage against the clinical doses."""
-    pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
+def _pairs(compared: Sequence[PlanComparison]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The plan's value at matched coverage and the clinical one, Gy, per structure and DVH point."""
+    out: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for one in compared:
         for name, metrics in one.matched.points.items():
             for metric, value in metrics.items():
-                both = (value, one.clinical.points[name][metric])
-                pairs.setdefault(name, {}).setdefault(metric, []).append(both)
-    return {
-        name: {
-            metric: compare_pairs([a for a, _ in both], [b for _, b in both], equal_within=_EQUAL_GY)
-            for metric, both in metrics.items()
-        }
-        for name, metrics in sorted(pairs.items(), reverse=True)
-    }
+                out.setdefault((name, metric), []).append((value, one.clinical.points[name][metric]))
+    return out
+
+
+def metric_table(compared: Sequence[PlanComparison]) -> dict[str, dict[str, Paired]]:
+    """Each DVH point by structure and metric: the plans at matched coverage against the clinical doses."""
+    out: dict[str, dict[str, Paired]] = {}
+    for (name, metric), both in sorted(_pairs(compared).items(), key=lambda pair: pair[0][0], reverse=True):
+        ours, theirs = zip(*both, strict=True)
+        out.setdefault(name, {})[metric] = compare_pairs(ours, theirs, equal_within=_EQUAL_GY)
+    return out
 
 
 def organ_changes_percent(one: PlanComparison) -> dict[str, float]:
@@ -217,9 +219,5 @@ def criteria_met(criteria: Mapping[str, Criterion]) -> int:
 
 def differences_gy(compared: Sequence[PlanComparison]) -> dict[tuple[str, str], list[float]]:
     """Plan less clinical dose at matched coverage, Gy, per structure and DVH point, patient by patient."""
-    out: dict[tuple[str, str], list[float]] = {}
-    for one in compared:
-        for name, metrics in one.matched.points.items():
-            for metric, value in metrics.items():
-                out.setdefault((name, metric), []).append(value - one.clinical.points[name][metric])
-    return dict(sorted(out.items(), reverse=True))
+    pairs = sorted(_pairs(compared).items(), reverse=True)
+    return {point: [ours - theirs for ours, theirs in both] for point, both in pairs}
