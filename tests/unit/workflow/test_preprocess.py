@@ -94,6 +94,7 @@ def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, Preproce
 
 
 def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, PreprocessRun]) -> None:
+    from vmat_diffusion.dicom import read_case
 
     raw, out, _ = made
     before, after = read_case(raw / "case_0002"), load_case(out / "case_0002.npz").case
