@@ -1,4 +1,4 @@
-"""The patient as the planner sees it: one grid, HU, structures, prescription, goals, dose."""
+"""The patient as the planner sees it: HU and their table of densities, structures, prescription, dose."""
 
 from __future__ import annotations
 

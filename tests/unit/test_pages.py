@@ -52,3 +52,13 @@ def test_the_lines_of_the_front_page_are_those_of_architecture() -> None:
     )
     (code,) = re.findall(r"```python\n(.*?)```", front, flags=re.DOTALL)
     assert f"```python\n{code}```" in story
+
+
+def test_where_to_look_names_files_and_what_is_in_them() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split("## Where to look")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| .+? \| `([\w/.]+)` \| `(\w+)`", section, flags=re.MULTILINE)
+    assert len(rows) == section.count("\n|") - 2  # without the table's head
+    for file, name in rows:
+        words = (ROOT / "src" / "vmat_diffusion" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^\s*(def |class |\[)?{name}\b", words, flags=re.MULTILINE), (file, name)

@@ -1,6 +1,7 @@
 """What the beam meets in a patient: mass density and medium of every voxel. Both dose engines share it.
 
-Density follows from HU by the table of the case, the medium from density by fixed bands. Data of the
+HU become density by the table of the case (`density_g_cm3` in `case.py`), density becomes a medium by
+fixed bands. Data of the
 media: NIST XCOM and ESTAR through `scripts/make_material_tables.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Limits of the gate and their file."""
+"""Limits of the gate and their file: `gate.toml` beside this module, or one's own."""
 
 from __future__ import annotations
 

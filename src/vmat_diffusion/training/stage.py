@@ -1,4 +1,4 @@
-"""One stage of a training as a Lightning module: networks, loss, optimiser, average of the weights."""
+"""One stage of a training as a Lightning module: networks, loss, optimiser, average of the weights (EMA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to files that somebody else may have written: can it be delivered, how good is it."""
+"""`check`, `dvh` and `machine show`: deliverability of a plan file, figures of a dose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doses of plans that anybody made: computed, compared, and checked a second time."""
+"""`dose`, `gamma`, `qa` and `reference-check`: doses of plans of any system, and their check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One planning run, from a DICOM folder to a folder of results, stage by stage."""
+"""`plan` and `demo`: one planning run, from a DICOM folder to a folder of results, stage by stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `plan` makes a plan that may be handed on: search, judge, correct.
+"""How `plan` makes a plan that may be handed on: search, check by Monte Carlo, judge, correct.
 
 `search_and_check` is the whole story. It searches a plan, writes it under a name that no planning system
 imports, recomputes what that file says with the independent engine, and judges it. If only the two engines
