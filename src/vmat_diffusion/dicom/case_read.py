@@ -16,21 +16,19 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
+from vmat_diffusion.dicom.body import (
+    BODY_THRESHOLD_HU,
+    body_from_ct,
+    refuse_targets_outside,
+    without_holes,
+)
 from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
 from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy, structure_set_uid
-from vmat_diffusion.dicom.structures import (
-    BODY_THRESHOLD_HU,
-    body_from_ct,
-    name_rois,
-    read_rois,
-    refuse_targets_outside,
-    structures_on,
-    without_holes,
-)
+from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError, UnreadableError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.plan import Plan
