@@ -193,11 +193,12 @@ def structures_on(
     """Masks on the grid by canonical name, their ROI numbers, and the steps taken.
 
     Raises CaseError where a target, the body or an organ cannot be read as drawn, and where a target reaches
-    beyond the images; any other region is left out with a step then.
+    beyond the images; any other region is left out with a step then, unless no region is left.
     """
     structures: dict[str, Structure] = {}
     numbers: dict[str, int] = {}
     steps: list[str] = []
+    faults: list[CaseError] = []
     for entry in named:
         roi = entry.roi
         steps += [f"density-override: ROI {roi.number} ({entry.role}): {told}" for told in roi.overrides]
@@ -208,11 +209,14 @@ def structures_on(
             if entry.role != "other":
                 raise
             steps.append(f"leave-out: {roi.alias!r}: {fault}")
+            faults.append(fault)
             continue
         steps += [_with_name(note, entry.name) for note in notes]
         if mask is not None:
             structures[entry.name] = Structure(entry.name, entry.role, mask, roi.alias)
             numbers[entry.name] = roi.number
+    if faults and not structures:
+        raise faults[0]
     return structures, numbers, tuple(steps)
 
 
