@@ -3,6 +3,7 @@
 from vmat_diffusion.dicom.case_read import read_case
 from vmat_diffusion.dicom.case_write import write_case
 from vmat_diffusion.dicom.inspection import inspect
+from vmat_diffusion.dicom.overrides import refuse_density_overrides
 from vmat_diffusion.dicom.rtdose_read import read_dose
 from vmat_diffusion.dicom.rtdose_write import write_dose
 from vmat_diffusion.dicom.rtplan_read import read_plan
@@ -14,6 +15,7 @@ __all__ = [
     "read_case",
     "read_dose",
     "read_plan",
+    "refuse_density_overrides",
     "write_case",
     "write_dose",
     "write_unjudged_plan",

@@ -36,7 +36,8 @@ _RISK = r"(?P<risk>[hil]r)"
 _TARGET = re.compile(
     rf"(?:{_RISK}[ -]?)?(?P<type>gtv|ctv|ptv|itv|igtv|ictv)[ -]?(?P<class>p|n|t|sb|par|v)?[ -]?"
     r"(?P<number>0?[1-9](?!\d)|[a-c])?(?:[ -](?P<level>high|mid|low|int|hr|ir|lr|hi|lo|boost|total))?"
-    r"(?:[ -](?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?:[ -](?P<eval>eval))?"
+    r"(?:[ -](?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?"
+    r"(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?:[ -](?P<eval>eval))?"
 )
 _LEVELS = {"high": "High", "hi": "High", "mid": "Mid", "low": "Low", "lo": "Low", "int": "Mid"}
 
