@@ -56,7 +56,7 @@ def fill_outlines(outlines: Sequence[NDArray], shape: tuple[int, int], *, exclus
         [] if exclusive else [pair for pair in overlaps if (kept[pair[0]].mask & kept[pair[1]].mask).any()]
     )
     drawn = np.zeros(shape, bool)
-    for loop in loops:
+    for loop in kept:
         drawn |= loop.mask
     holes = np.zeros(shape, bool)
     if copies or laps or joined:
@@ -89,6 +89,7 @@ class _Loop:
         area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
         # A line that runs round one point twice crosses itself: each place inside counts once.
         laps = bool(np.any(np.abs(turns) > 1))
+        area = float(np.count_nonzero(turns)) if laps else area
         return cls(vertices, turns != 0, laps, area, vertices.min(axis=0), vertices.max(axis=0))
 
     def meets(self, other: _Loop) -> bool:
@@ -102,7 +103,7 @@ def _loops(outline: NDArray) -> list[NDArray[np.float64]]:
     """
     points = np.asarray(outline, float)
     keys = np.round(points, 3) + 0.0
-    new = np.any(keys != np.roll(keys, 1, axis=0), axis=1)
+    new = np.any(keys != np.roll(keys, -1, axis=0), axis=1)
     points, keys = (points[new], keys[new]) if new.any() else (points[:1], keys[:1])
     place = keys[:, 0] + 1j * keys[:, 1]
     if len(np.unique(place)) == len(place):
@@ -124,14 +125,13 @@ def _loops(outline: NDArray) -> list[NDArray[np.float64]]:
 
 def _without_copies(loops: Sequence[_Loop]) -> tuple[list[_Loop], int]:
     """The loops in the order of falling area, without those that repeat a larger one."""
+    ordered = sorted(loops, key=lambda one: -one.area)
     kept: list[_Loop] = []
-    copies = 0
-    for loop in sorted(loops, key=lambda one: -one.area):
-        if loop.area > 0 and any(_repeats(loop, larger) for larger in kept):
-            copies += 1
-        else:
+    for n, loop in enumerate(ordered):
+        # Copies count as well: what repeats a part of a rounded copy repeats its original.
+        if loop.area == 0 or not any(_repeats(loop, larger) for larger in ordered[:n]):
             kept.append(loop)
-    return kept, copies
+    return kept, len(ordered) - len(kept)
 
 
 def _repeats(loop: _Loop, larger: _Loop) -> bool:
