@@ -40,12 +40,16 @@ def fill_even_odd(contours: Sequence[tuple[int, NDArray]], shape: tuple[int, int
     return mask
 
 
-def winding(outline: NDArray, shape: tuple[int, int]) -> NDArray[np.int32]:
-    """How often a closed line `(n, 2)` runs round each pixel centre `[j, i]`; the sign is its direction."""
+def winding(outline: NDArray, shape: tuple[int, int]) -> tuple[tuple[slice, slice], NDArray[np.intp]]:
+    """How often a closed line `(n, 2)` runs round each pixel centre in its box of `[j, i]`, and that box.
+
+    The sign is the direction.
+    """
     start = np.asarray(outline, float)
-    turns = np.zeros(shape, np.int32)
-    _wind(start, np.roll(start, -1, axis=0), turns)
-    return turns
+    box, flips = _crossings(start, np.roll(start, -1, axis=0), shape)
+    if flips is None:
+        return box, np.zeros((0, 0), np.intp)
+    return box, np.cumsum(flips[0] - flips[1], axis=1)[:, : box[1].stop - box[1].start]
 
 
 def _fill_plane(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:
@@ -55,12 +59,6 @@ def _fill_plane(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:
         # An even number of flips at one place cancels: one running XOR along the rows gives the inside.
         odd = (flips[0] + flips[1]) & 1
         out[box] = np.bitwise_xor.accumulate(odd.astype(np.uint8), axis=1)[:, : out[box].shape[1]]
-
-
-def _wind(start: NDArray, end: NDArray, out: NDArray[np.int32]) -> None:
-    box, flips = _crossings(start, end, out.shape)
-    if flips is not None:
-        out[box] = np.cumsum(flips[0] - flips[1], axis=1)[:, : out[box].shape[1]]
 
 
 def _crossings(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +51,10 @@ def fill_outlines(outlines: Sequence[NDArray], shape: tuple[int, int], *, exclus
     laps = sum(loop.laps for loop in loops)
     kept, copies = _without_copies(loops)
     nested, overlaps = _relations(kept)
-    joined = (
-        [] if exclusive else [pair for pair in overlaps if (kept[pair[0]].mask & kept[pair[1]].mask).any()]
-    )
+    joined = [] if exclusive else [pair for pair in overlaps if kept[pair[0]].shares(kept[pair[1]])]
     drawn = np.zeros(shape, bool)
     for loop in kept:
-        drawn |= loop.mask
+        drawn[loop.box] |= loop.mask
     holes = np.zeros(shape, bool)
     if copies or laps or joined:
         plane = _exclusive(kept, shape) if exclusive else _by_depth(kept, nested, joined, shape)
@@ -66,34 +63,62 @@ def fill_outlines(outlines: Sequence[NDArray], shape: tuple[int, int], *, exclus
     else:
         plane = fill_even_odd([(0, np.asarray(o, float)) for o in outlines], (1, *shape))[0]
     for inner, _ in nested if not exclusive else [*nested, *overlaps]:
-        holes |= kept[inner].mask
+        holes[kept[inner].box] |= kept[inner].mask
     lost = int(np.count_nonzero(drawn & ~plane & ~holes))
     return Filled(plane, drawn | plane, copies, laps, len(joined), lost)
 
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
-    """A closed line that comes back to no vertex; `mask` is what it runs round, however often."""
+    """A closed line that comes back to no vertex; `mask` is what it runs round, however often, in `box`."""
 
     vertices: NDArray[np.float64]
+    box: tuple[slice, slice]
     mask: NDArray[np.bool_]
     laps: bool
     area: float
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
 
     @classmethod
     def of(cls, vertices: NDArray, shape: tuple[int, int]) -> _Loop:
-        turns = winding(vertices, shape)
+        box, turns = winding(vertices, shape)
         x, y = (vertices - vertices[0]).T
         area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
         # A line that runs round one point twice crosses itself: each place inside counts once.
         laps = bool(np.any(np.abs(turns) > 1))
         area = float(np.count_nonzero(turns)) if laps else area
-        return cls(vertices, turns != 0, laps, area, vertices.min(axis=0), vertices.max(axis=0))
+        return cls(vertices, box, turns != 0, laps, area)
 
-    def meets(self, other: _Loop) -> bool:
-        return bool(np.all(self.low <= other.high + _SAME) and np.all(other.low <= self.high + _SAME))
+    def shares(self, other: _Loop) -> bool:
+        """Whether both run round one pixel."""
+        pairs = list(zip(self.box, other.box, strict=True))
+        low, high = [max(a.start, b.start) for a, b in pairs], [min(a.stop, b.stop) for a, b in pairs]
+        if not (high[0] > low[0] and high[1] > low[1]):
+            return False
+        one, two = (
+            loop.mask[
+                tuple(
+                    slice(lo - at.start, hi - at.start)
+                    for lo, hi, at in zip(low, high, loop.box, strict=True)
+                )
+            ]
+            for loop in (self, other)
+        )
+        return bool(np.any(one & two))
+
+
+def _meeting(loops: Sequence[_Loop]) -> list[tuple[int, int]]:
+    """Pairs (larger, smaller) of loops with an area whose boxes meet, in the order of the smaller one.
+
+    The loops come in the order of falling area.
+    """
+    closed = [n for n, loop in enumerate(loops) if loop.area > 0]
+    if len(closed) < 2:
+        return []
+    low = np.array([loops[n].vertices.min(axis=0) for n in closed]) - _SAME
+    high = np.array([loops[n].vertices.max(axis=0) for n in closed])
+    meet = np.all((low[:, None] <= high) & (low <= high[:, None]), axis=2)
+    small, large = np.nonzero(np.tril(meet, -1))
+    return [(closed[a], closed[b]) for a, b in zip(large, small, strict=True)]
 
 
 def _loops(outline: NDArray) -> list[NDArray[np.float64]]:
@@ -124,46 +149,50 @@ def _loops(outline: NDArray) -> list[NDArray[np.float64]]:
 
 
 def _without_copies(loops: Sequence[_Loop]) -> tuple[list[_Loop], int]:
-    """The loops in the order of falling area, without those that repeat a larger one."""
+    """The loops in the order of falling area, without those that repeat a larger one.
+
+    Copies count as larger ones as well: what repeats a part of a rounded copy repeats its original.
+    """
     ordered = sorted(loops, key=lambda one: -one.area)
-    kept: list[_Loop] = []
-    for n, loop in enumerate(ordered):
-        # Copies count as well: what repeats a part of a rounded copy repeats its original.
-        if loop.area == 0 or not any(_repeats(loop, larger) for larger in ordered[:n]):
-            kept.append(loop)
-    return kept, len(ordered) - len(kept)
+    copies: set[int] = set()
+    for larger, n in _meeting(ordered):
+        if n not in copies and _repeats(ordered[n], ordered[larger]):
+            copies.add(n)
+    return [loop for n, loop in enumerate(ordered) if n not in copies], len(copies)
 
 
 def _repeats(loop: _Loop, larger: _Loop) -> bool:
-    if not loop.meets(larger):
-        return False
-    on = bool(distances(loop.vertices, larger.vertices).max() <= _ON)
     # All vertices on the larger outline: a copy with fewer vertices, or part of a second lap. The vertices
     # of a hole lie inside.
-    if on and (loop.area >= _SAME_AREA * larger.area or len(loop.vertices) > 4):
+    alike = loop.area >= _SAME_AREA * larger.area
+    if (alike or len(loop.vertices) > 4) and _lies_on(loop.vertices, larger.vertices):
         return True
-    if loop.area < _SAME_AREA * larger.area:
+    if not alike:
         return False
-    if distances(larger.vertices, loop.vertices).max() <= _ON:
+    if _lies_on(larger.vertices, loop.vertices):
         return True
     there = distances(_dense(loop.vertices), larger.vertices).mean()
     return bool(there <= _SAME and distances(_dense(larger.vertices), loop.vertices).mean() <= _SAME)
+
+
+def _lies_on(vertices: NDArray, outline: NDArray) -> bool:
+    """Whether all vertices lie on an outline; a few are looked at first, which is mostly enough."""
+    few = vertices[:: len(vertices) // 8 + 1]
+    return bool(distances(few, outline).max() <= _ON and distances(vertices, outline).max() <= _ON)
 
 
 def _relations(kept: Sequence[_Loop]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Pairs (inner, outer) of loops that lie wholly inside another, and pairs that overlap in part."""
     nested: list[tuple[int, int]] = []
     overlaps: list[tuple[int, int]] = []
-    for outer, inner in combinations(range(len(kept)), 2):
+    for outer, inner in _meeting(kept):
         large, small = kept[outer], kept[inner]
-        if not small.meets(large) or not (small.area > 0 and large.area > 0):
-            continue
         points = _dense(small.vertices)
         away = distances(points, large.vertices) > _SAME
         inside = _contains(large.vertices, points[away] if away.any() else points.mean(axis=0, keepdims=True))
         if inside.all():
             nested.append((inner, outer))
-        elif inside.any() or (small.mask & large.mask).any():
+        elif inside.any() or small.shares(large):
             overlaps.append((inner, outer))
     return nested, overlaps
 
@@ -191,16 +220,16 @@ def _by_depth(
     for name in sorted(members, key=lambda m: depth[m]):
         for n in members[name]:
             if depth[name] % 2:
-                plane &= ~kept[n].mask
+                plane[kept[n].box] &= ~kept[n].mask
             else:
-                plane |= kept[n].mask
+                plane[kept[n].box] |= kept[n].mask
     return plane
 
 
 def _exclusive(kept: Sequence[_Loop], shape: tuple[int, int]) -> NDArray[np.bool_]:
     plane = np.zeros(shape, bool)
     for loop in kept:
-        plane ^= loop.mask
+        plane[loop.box] ^= loop.mask
     return plane
 
 
