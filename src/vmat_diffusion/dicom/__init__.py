@@ -8,6 +8,7 @@ from vmat_diffusion.dicom.rtdose_read import read_dose
 from vmat_diffusion.dicom.rtdose_write import write_dose
 from vmat_diffusion.dicom.rtplan_read import read_plan
 from vmat_diffusion.dicom.rtplan_write import as_written, write_unjudged_plan
+from vmat_diffusion.dicom.unknown_names import unknown_names
 
 __all__ = [
     "as_written",
@@ -16,6 +17,7 @@ __all__ = [
     "read_dose",
     "read_plan",
     "refuse_density_overrides",
+    "unknown_names",
     "write_case",
     "write_dose",
     "write_unjudged_plan",

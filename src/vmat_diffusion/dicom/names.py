@@ -39,6 +39,9 @@ _TARGET = re.compile(
     r"(?:[ -](?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?"
     r"(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?:[ -](?P<eval>eval))?"
 )
+# The role of an entry that the user has not decided on yet; see unknown_names.
+UNDECIDED = "unknown"
+_ENTRY = {"role", "aliases", "regexes", "seen", "nearest"}
 _LEVELS = {"high": "High", "hi": "High", "mid": "Mid", "low": "Low", "lo": "Low", "int": "Mid"}
 
 
@@ -180,8 +183,10 @@ def parse_table(tree: Any, label: str) -> NameTable:
     expressions: list[tuple[re.Pattern[str], str, Role]] = []
     for name, entry in tree["structures"].items():
         where = f"{label}: {name}"
-        if not isinstance(entry, Mapping) or set(entry) - {"role", "aliases", "regexes"}:
+        if not isinstance(entry, Mapping) or set(entry) - _ENTRY:
             raise CaseError(f"{where}: an entry holds role, aliases and regexes only")
+        if entry.get("role") == UNDECIDED:
+            continue
         if entry.get("role") not in ROLES:
             raise CaseError(f"{where}: role {entry.get('role')!r} is not one of {', '.join(ROLES)}")
         for side in ("L", "R") if "{side}" in name else ("",):

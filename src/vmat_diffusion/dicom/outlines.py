@@ -234,10 +234,10 @@ def _exclusive(kept: Sequence[_Loop], shape: tuple[int, int]) -> NDArray[np.bool
 
 
 def _dense(vertices: NDArray) -> NDArray[np.float64]:
-    """Points along a closed line, at most one pixel apart but no more than 2000."""
+    """Points along a closed line, at most one pixel apart but no more than 256 or so."""
     step = np.roll(vertices, -1, axis=0) - vertices
     length = np.hypot(*step.T)
-    apart = max(1.0, float(length.sum()) / 2000)
+    apart = max(1.0, float(length.sum()) / 256)
     count = np.maximum(np.ceil(length / apart).astype(int), 1)
     edge = np.repeat(np.arange(len(vertices)), count)
     share = (np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)) / count[edge]

@@ -5,7 +5,9 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from dicom_files import ct_series, square, structure_set, write_patient
 
+from vmat_diffusion.dicom import unknown_names
 from vmat_diffusion.dicom.names import cleaned, load_table
 from vmat_diffusion.errors import CaseError
 
@@ -211,3 +213,22 @@ def test_missing_or_broken_table_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(CaseError, match="not valid JSON"):
         load_table(tmp_path / "broken.json")
+
+
+def test_unknown_names_of_a_data_set_are_counted_and_ready_to_be_edited(tmp_path: Path) -> None:
+    for k, name in enumerate(["Ring 1", "ring_1", "Lesion"]):
+        images = ct_series()
+        rois = {name: [("CLOSED_PLANAR", square(0, 0, 5, 2.5))], "Rectum": [], "PTV1": []}
+        write_patient(tmp_path / str(k), images, structure_set(images, rois))
+    tree = json.loads(json.dumps(unknown_names(tmp_path)))
+    assert {name: entry["seen"] for name, entry in tree["structures"].items()} == {"Ring_1": 2, "Lesion": 1}
+    assert load_table(tree).match("Ring 1") is None
+    tree["structures"]["GTV"] = {**tree["structures"].pop("Lesion"), "role": "target"}
+    match = load_table(tree).match("lesion")
+    assert match is not None and (match.name, match.role) == ("GTV", "target")
+    assert unknown_names(tmp_path / "2", mapping=_saved(tmp_path / "own.json", tree))["structures"] == {}
+
+
+def _saved(file: Path, tree: object) -> Path:
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    return file
