@@ -96,13 +96,17 @@ def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
 
 def _area(contour: Dataset) -> tuple[str, Contour | None, int]:
     """A contour if it is closed, its type where that needs a remark, and its number of points."""
-    kind = text(contour, "ContourGeometricType") or "untyped"
+    kind = text(contour, "ContourGeometricType")
     if kind in _AREAS or kind in _EXCLUSIVE:
         points = points_mm(contour)
         said = kind if kind in _AREAS[1:] else ""
         return said, Contour(points, kind in _EXCLUSIVE), len(points)
-    if not kind.startswith("OPEN"):
+    if kind == "POINT":
         return kind, None, 0
+    if not kind.startswith("OPEN"):
+        raise CaseError(
+            f"ContourGeometricType (3006,0042) of a contour is {kind or 'missing'}; export it as CLOSED_PLANAR"
+        )
     points = points_mm(contour)
     if len(points) > 3 and np.abs(points[0] - points[-1]).max() < 0.01:
         return f"{kind} that end where they start", Contour(points), len(points)

@@ -55,6 +55,14 @@ def _text(roi: Dataset, region: Dataset) -> None:
     roi.ContourSequence[0].ContourGeometricType = "closed?"
 
 
+def _no_type(roi: Dataset, region: Dataset) -> None:
+    del roi.ContourSequence[0].ContourGeometricType
+
+
+def _unknown_type(roi: Dataset, region: Dataset) -> None:
+    roi.ContourSequence[0].ContourGeometricType = "CLOSED_CURVED"
+
+
 def _sagittal(roi: Dataset, region: Dataset) -> None:
     roi.ContourSequence[0].ContourData = SAGITTAL
 
@@ -69,7 +77,8 @@ def _beyond(roi: Dataset, region: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_odd_count, _one_number, _no_number, _text, _sagittal, _other_frame, _beyond]
+    "damage",
+    [_no_type, _unknown_type, _odd_count, _one_number, _no_number, _text, _sagittal, _other_frame, _beyond],
 )
 @pytest.mark.parametrize("name", ["zz ring", "PTV60", "BODY", "Rectum"])
 def test_one_bad_ring_costs_a_helper_but_no_patient(
