@@ -90,6 +90,27 @@ class CopyOptions:
     ] = None
 
 
+@settings
+class UnknownOptions(Facts):
+    """What `mapping unknown` takes."""
+
+    folder: Annotated[
+        Path,
+        Field(description="Folder with DICOM files of any number of patients."),
+        Option(positional=True, metavar="FOLDER"),
+    ]
+    mapping: Annotated[
+        str | None,
+        Field(description="Structure names: a JSON file such as `mapping copy` prints."),
+        Option(metavar="FILE"),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a new file; by default it is printed."),
+        Option(short=("-o",), metavar="FILE"),
+    ] = None
+
+
 def machine_list(options: ListOptions) -> None:
     """Names of the shipped machines."""
     from vmat_diffusion.machine import load_machine
@@ -206,20 +227,36 @@ def mapping_copy(options: CopyOptions) -> None:
     _copied("mapping", options)
 
 
+def mapping_unknown(options: UnknownOptions) -> None:
+    """The structure names of a data set that the mapping does not know, to be edited for `--mapping`."""
+    from vmat_diffusion.dicom import unknown_names
+
+    tree = unknown_names(options.folder, options.mapping)
+    text = json.dumps(tree, indent=None if options.json else 2, ensure_ascii=False)
+    if options.out is None:
+        show(text)
+    else:
+        _written(options.out, text + "\n")
+
+
 def gate_copy(options: CopyOptions) -> None:
     """Print the shipped limits of the gate, or write them to a file, to start your own from."""
     _copied("gate", options)
 
 
 def _copied(kind: str, options: CopyOptions) -> None:
-    from vmat_diffusion.files import written_whole
-
     text = SHELVES[kind].text(options.name)
     if options.out is None:
         show(text.rstrip("\n"))
         return
-    if options.out.exists():
-        raise InputError(f"{options.out} exists; name another file")
-    with written_whole(options.out, overwrite=False) as part:
+    _written(options.out, text)
+
+
+def _written(out: Path, text: str) -> None:
+    from vmat_diffusion.files import written_whole
+
+    if out.exists():
+        raise InputError(f"{out} exists; name another file")
+    with written_whole(out, overwrite=False) as part:
         part.write_text(text, encoding="utf-8")
-    show(str(options.out.resolve()))
+    show(str(out.resolve()))

@@ -68,6 +68,7 @@ COMMANDS = {
     "mapping list": "catalogue",
     "mapping show": "catalogue",
     "mapping copy": "catalogue",
+    "mapping unknown": "catalogue",
     "gate list": "catalogue",
     "gate show": "catalogue",
     "gate copy": "catalogue",

@@ -45,6 +45,8 @@ def scan(raw: Path, sites: Path | None = None) -> tuple[tuple[RawCase, ...], tup
     the columns case (name of the folder), site and, optionally, fractions; None takes `sites.csv` in `raw`
     if it exists. Raises InputError for a missing or empty raw folder or a damaged CSV.
     """
+    if raw.is_file():
+        raise InputError(f"{raw} is a file; give the folder that holds the case folders")
     if not raw.is_dir():
         raise InputError(f"raw folder {raw} does not exist; put each case's DICOM files in a folder below it")
     folders = [p for p in sorted(raw.iterdir()) if p.is_dir() and not p.name.startswith(".")]

@@ -60,9 +60,15 @@ def about(what: str, error: type[InputError] = CaseError) -> Iterator[None]:
     try:
         yield
     except UnreadableError as fault:
-        raise UnreadableError(f"{what}: {fault}") from None
+        raise UnreadableError(_labelled(what, fault)) from None
     except InputError as fault:
-        raise error(f"{what}: {fault}") from None
+        raise error(_labelled(what, fault)) from None
+
+
+def _labelled(what: str, fault: InputError) -> str:
+    """The sentence behind the name of the thing, which it may bear already."""
+    said = str(fault)
+    return said if said.startswith((f"{what}: ", f"{what} ")) else f"{what}: {said}"
 
 
 def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
@@ -267,8 +273,32 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
 
 
 def without_spare_bits(dataset: Dataset, stored: NDArray) -> NDArray:
-    """Stored values with the bits above BitsStored removed (old scanners kept overlays there)."""
-    spare = 8 * stored.dtype.itemsize - integer(dataset, "BitsStored", 8 * stored.dtype.itemsize)
-    if not 0 <= spare < 8 * stored.dtype.itemsize:
+    """Stored values from their BitsStored bits, of which HighBit is the highest (PS3.5 8.1.1).
+
+    Bits above may hold overlays, which old scanners kept there. Older editions of the standard let a file put
+    its bits at the upper end; whatever lies below them must then be zero. Raises CaseError where the
+    attributes contradict each other or the pixels.
+    """
+    width = 8 * stored.dtype.itemsize
+    used = integer(dataset, "BitsStored", width)
+    high = integer(dataset, "HighBit", used - 1)
+    if not 0 < used <= width:
         raise CaseError(f"{name_of('BitsStored')} does not fit the pixels; export the file again")
-    return (stored << spare) >> spare if spare else stored
+    below = high + 1 - used
+    if not 0 <= below <= width - used:
+        raise CaseError(
+            f"{name_of('HighBit')} is {high}, with {used} bits stored of {width} it must be "
+            f"{used - 1}; export the file again"
+        )
+    if below and (compressed(dataset) or np.any(stored & stored.dtype.type(2**below - 1))):
+        raise CaseError(
+            f"{name_of('HighBit')} is {high} with {used} bits stored, but the pixels are not aligned so; "
+            "export the file again"
+        )
+    return (stored << (width - 1 - high)) >> (width - used) if used < width else stored
+
+
+def compressed(dataset: Dataset) -> bool:
+    """Whether the pixels are in a compressed transfer syntax, whose decoders align the bits themselves."""
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    return bool(getattr(syntax, "is_compressed", False))

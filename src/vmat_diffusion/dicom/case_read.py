@@ -7,31 +7,29 @@ way is named in `Source.steps`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
+from vmat_diffusion.case import Case, Prescription, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
-from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
-from vmat_diffusion.dicom.folder import Folder, Found, open_folder
-from vmat_diffusion.dicom.lattice import Placement, placement_of
-from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
-from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy, structure_set_uid
-from vmat_diffusion.dicom.structures import (
+from vmat_diffusion.dicom.body import (
     BODY_THRESHOLD_HU,
     body_from_ct,
-    name_rois,
-    read_rois,
     refuse_targets_outside,
-    structures_on,
     without_holes,
 )
-from vmat_diffusion.errors import CaseError, InputError, PlanError, UnreadableError
+from vmat_diffusion.dicom.ct import Series, open_series, read_hu
+from vmat_diffusion.dicom.folder import Folder, Found, open_folder
+from vmat_diffusion.dicom.lattice import Placement, placement_of
+from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_dose
+from vmat_diffusion.dicom.names import NameTable, load_table
+from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
+from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
+from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.plan import Plan
 
@@ -101,7 +99,7 @@ def case_from(
     if not allow_outside_body:
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
-    dose, dose_steps = _reference_dose(folder, series)
+    dose, dose_steps = reference_dose(folder, series, structure_set)
     canonical = {number: name for name, number in numbers.items()}
     prescription, prescription_steps = _prescription(folder, structure_set, canonical)
     axial = placement.axes is not None and placement.axes[0] == 0
@@ -126,76 +124,6 @@ def case_from(
         ),
         reference_dose=dose,
     )
-
-
-def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, ...]]:
-    """The structure set, the CT files that it was drawn on, and the steps taken to tell.
-
-    Raises CaseError where there is none or where several fit equally well.
-    """
-    series = series_files(folder)
-    if not series:
-        what = f"{len(folder.files)} other DICOM files" if folder.files else "no DICOM file"
-        raise CaseError(f"the folder holds {what} and no CT series; add the CT images")
-    structure_sets = folder.of("RTSTRUCT")
-    if not structure_sets:
-        raise CaseError("the folder holds no RTSTRUCT; add the structure set drawn on the CT")
-    fitting: list[tuple[Found, str, str]] = []
-    for candidate in structure_sets:
-        with about(candidate.label):
-            fitting += [(candidate, uid, how) for uid, how in _fitting_series(candidate, series)]
-    if not fitting:
-        raise CaseError(
-            "no structure set refers to a CT series in the folder "
-            f"({structure_sets[0].label} refers to images "
-            "that are absent); add the images that it was drawn on"
-        )
-    best = [f for f in fitting if f[2] == "images"] or fitting
-    if len({uid for _, uid, _ in best}) > 1:
-        raise CaseError(
-            f"structure sets fit {len({uid for _, uid, _ in best})} CT series "
-            "equally well; keep one series in the folder"
-        )
-    if len(best) > 1:
-        labels = ", ".join(sorted(f.label for f, _, _ in best)[:4])
-        raise CaseError(f"{len(best)} structure sets fit the CT ({labels}); keep the one that is meant")
-    chosen, uid, how = best[0]
-    steps = [] if how == "images" else ["match-frame: structure set and CT share a frame of reference only"]
-    if len(series) > 1:
-        steps.append(f"choose-series: 1 of {len(series)} CT series, the one that the structure set refers to")
-    if len(structure_sets) > 1:
-        steps.append(f"choose-structures: 1 of {len(structure_sets)} structure sets, {chosen.label}")
-    return chosen, series[uid], tuple(steps)
-
-
-def _fitting_series(found: Found, series: Mapping[str, Sequence[Found]]) -> list[tuple[str, str]]:
-    """CT series that a structure set was drawn on: by its images, or else by frame of reference."""
-    images, uids, frames = references_of(found)
-    by_image = [uid for uid, files in series.items() if uid in uids or any(f.uid in images for f in files)]
-    if by_image:
-        return [(uid, "images") for uid in by_image]
-    return [
-        (uid, "frame")
-        for uid, files in series.items()
-        if text(files[0].dataset, "FrameOfReferenceUID") in frames - {""}
-    ]
-
-
-def references_of(found: Found) -> tuple[set[str], set[str], set[str]]:
-    """Image, series and frame-of-reference UIDs that a structure set names."""
-    images: set[str] = set()
-    uids: set[str] = set()
-    frames = {text(found.dataset, "FrameOfReferenceUID")}
-    for frame in items(found.dataset, "ReferencedFrameOfReferenceSequence"):
-        frames.add(text(frame, "FrameOfReferenceUID"))
-        for study in items(frame, "RTReferencedStudySequence"):
-            for series in items(study, "RTReferencedSeriesSequence"):
-                uids.add(text(series, "SeriesInstanceUID"))
-                for image in items(series, "ContourImageSequence"):
-                    images.add(text(image, "ReferencedSOPInstanceUID"))
-    for roi in items(found.dataset, "StructureSetROISequence"):
-        frames.add(text(roi, "ReferencedFrameOfReferenceUID"))
-    return images, uids - {""}, frames
 
 
 def _patient_position(series: Series, given: str | None) -> str:
@@ -238,35 +166,13 @@ def _with_body(
     )
 
 
-def _reference_dose(folder: Folder, series: Series) -> tuple[Dose | None, tuple[str, ...]]:
-    """The dose drawn on this CT, or None with a step that says why it was left out."""
-    try:
-        doses = [d for d in folder.of("RTDOSE") if text(d.dataset, "FrameOfReferenceUID") == series.frame_uid]
-        groups: dict[str, list[Found]] = {}
-        for found in doses:
-            groups.setdefault(plan_uid(found), []).append(found)
-        if not groups:
-            return None, ()
-        if len(groups) > 1:
-            return None, (f"leave-out-dose: doses of {len(groups)} plans are there; keep one plan's",)
-        uid, files = next(iter(groups.items()))
-        plans = [p for p in folder.of("RTPLAN") if uid and p.uid == uid]
-        dose = course_dose(files, plans[0] if plans else None)
-    except UnreadableError:
-        raise
-    except InputError as fault:
-        return None, (f"leave-out-dose: {fault}",)
-    steps = dose.provenance["steps"]
-    return dose, steps if isinstance(steps, tuple) else ()
-
-
 def _prescription(
     folder: Folder, structure_set: Found, canonical: Mapping[int, str]
 ) -> tuple[Prescription | None, tuple[str, ...]]:
     """What the RTPLAN of this structure set prescribes to its targets, as far as it says so."""
     steps: tuple[str, ...] = ()
     try:
-        plans, steps = _own_plans(folder, structure_set.uid)
+        plans, steps = own_plans(folder, structure_set.uid)
         if len(plans) != 1:
             return None, steps
         levels = {canonical[n]: gy for n, gy in prescribed_gy(plans[0].dataset).items() if n in canonical}
@@ -280,27 +186,13 @@ def _prescription(
     return prescription, (*steps, f"take-prescription: from {plans[0].label}")
 
 
-def _own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], tuple[str, ...]]:
-    """The RTPLANs that refer to a structure set by its UID or to none, and a step for each other one."""
-    own: list[Found] = []
-    steps: list[str] = []
-    for plan in folder.of("RTPLAN"):
-        with about(plan.label):
-            uid = structure_set_uid(plan.dataset)
-        if uid in ("", structure_set):
-            own.append(plan)
-        else:
-            steps.append(f"leave-out-plan: {plan.label} refers to another structure set, ...{uid[-12:]}")
-    return tuple(own), tuple(steps)
-
-
 def plan_of(folder: Folder, case: Case) -> Plan:
     """The plan of a case in its opened folder: the one its dose belongs to, or else the only one.
 
     Raises PlanError where there is none, where it could be several, and for whatever a Plan cannot
     represent.
     """
-    own, others = _own_plans(folder, case.source.structure_set_uid)
+    own, others = own_plans(folder, case.source.structure_set_uid)
     dose = case.reference_dose
     wanted = dose.provenance.get("plan_uid") if dose else ""
     plans = tuple(p for p in own if p.uid == wanted) or own

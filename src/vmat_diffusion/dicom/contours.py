@@ -40,24 +40,56 @@ def fill_even_odd(contours: Sequence[tuple[int, NDArray]], shape: tuple[int, int
     return mask
 
 
+def winding(outline: NDArray, shape: tuple[int, int]) -> tuple[tuple[slice, slice], NDArray[np.intp]]:
+    """How often a closed line `(n, 2)` runs round each pixel centre in its box of `[j, i]`, and that box.
+
+    The sign is the direction.
+    """
+    start = np.asarray(outline, float)
+    box, flips = _crossings(start, np.roll(start, -1, axis=0), shape)
+    if flips is None:
+        return box, np.zeros((0, 0), np.intp)
+    return box, np.cumsum(flips[0] - flips[1], axis=1)[:, : box[1].stop - box[1].start]
+
+
 def _fill_plane(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:
     """Set the pixels of `out` with an odd number of edges to their left."""
-    nj, ni = out.shape
+    box, flips = _crossings(start, end, out.shape)
+    if flips is not None:
+        # An even number of flips at one place cancels: one running XOR along the rows gives the inside.
+        odd = (flips[0] + flips[1]) & 1
+        out[box] = np.bitwise_xor.accumulate(odd.astype(np.uint8), axis=1)[:, : out[box].shape[1]]
+
+
+def _crossings(
+    start: NDArray, end: NDArray, shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], NDArray[np.intp] | None]:
+    """Where edges cross the rows of pixel centres, upwards and downwards `[2, rows, columns]`, in a box.
+
+    Every crossing counts for the first pixel to its right, and so for all further ones; the last column
+    stands for what lies right of the image.
+    """
+    nj, ni = shape
     # Rows j with min <= j < max of the edge's ends: half-open, so a shared vertex counts once.
     first = np.clip(np.ceil(np.minimum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
     stop = np.clip(np.ceil(np.maximum(start[:, 1], end[:, 1])), 0, nj).astype(np.intp)
     edge, j = _ranges(first, stop)
     if not len(j):
-        return
+        return (slice(0, 0), slice(0, 0)), None
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
     i = np.clip(np.ceil(x0 + (j - y0) * ((x1 - x0) / (y1 - y0))), 0, ni).astype(np.intp)
     j0, i0 = int(j.min()), int(i.min())
-    box = int(j.max()) - j0 + 1, int(i.max()) - i0 + 1
-    # Every edge that crosses a row of centres flips all pixels to its right; an even number of
-    # flips at one place cancels. One running XOR along the rows then gives the inside.
-    flips = np.bincount((j - j0) * box[1] + (i - i0), minlength=box[0] * box[1]) & 1
-    inside = np.bitwise_xor.accumulate(flips.astype(np.uint8).reshape(box), axis=1)[:, : ni - i0]
-    out[j0 : j0 + box[0], i0 : i0 + inside.shape[1]] = inside
+    rows, columns = int(j.max()) - j0 + 1, int(i.max()) - i0 + 1
+    at = (j - j0) * columns + (i - i0)
+    count = rows * columns
+    both = np.bincount(at + np.where(y1 > y0, 0, count), minlength=2 * count).reshape(2, rows, columns)
+    return (slice(j0, j0 + rows), slice(i0, min(i0 + columns, ni))), both
+
+
+def mark_edges(outline: NDArray, out: NDArray[np.bool_]) -> None:
+    """Set the pixels of `out` `[j, i]` whose centres lie on a closed line `(n, 2)`."""
+    start = np.asarray(outline, float)
+    _mark_edges(start, np.roll(start, -1, axis=0), out)
 
 
 def _mark_edges(start: NDArray, end: NDArray, out: NDArray[np.bool_]) -> None:

@@ -140,9 +140,13 @@ def read_hu(series: Series) -> tuple[NDArray[np.float32], tuple[str, ...]]:
             if dataset is None:
                 raise CaseError("the file changed while it was read; start again")
             padded += _slice_hu(dataset, hu[k])
-    if not padded:
-        return hu, ()
-    return hu, (f"fill-padding: {padded} padding pixels set to {AIR_HU:g} HU",)
+    steps = [f"fill-padding: {padded} padding pixels set to {AIR_HU:g} HU"] if padded else []
+    first = series.slices[0].dataset
+    if (used := integer(first, "BitsStored", 0)) and (
+        high := integer(first, "HighBit", used - 1)
+    ) != used - 1:
+        steps.append(f"shift-pixels: the {used} bits of a pixel end at bit {high}, shifted as HighBit says")
+    return hu, tuple(steps)
 
 
 def _slice_hu(dataset: Dataset, out: NDArray[np.float32]) -> int:

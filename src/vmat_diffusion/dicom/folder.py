@@ -18,6 +18,9 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.481.2": "RTDOSE",
     "1.2.840.10008.5.1.4.1.1.481.5": "RTPLAN",
 }
+# Enhanced CT and legacy converted enhanced CT: all slices in one object.
+_MULTI_FRAME = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
+MULTI_FRAME_CT = "enhanced multi-frame CT"
 _GROUPED_BY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 
 
@@ -57,6 +60,8 @@ class Folder:
 def open_folder(root: str | Path) -> Folder:
     """Look at every file below `root`. Raises CaseError only where there is no such folder."""
     root = Path(root)
+    if root.is_file():
+        raise CaseError(f"{root.name} is a file; give the folder that holds the DICOM files")
     if not root.is_dir():
         raise CaseError(
             f"folder {root.name or root} does not exist; give the folder that holds the DICOM files"
@@ -110,6 +115,8 @@ def open_file(path: Path, label: str) -> Found | None:
         text(dataset, keyword)
     # Some systems export plans under a private class; the modality still says what they are.
     kind = KINDS.get(sop_class) or (modality if modality in ("RTPLAN", "RTSTRUCT", "RTDOSE") else "")
+    if sop_class in _MULTI_FRAME:
+        kind = MULTI_FRAME_CT
     return Found(path, label, kind or f"{modality or 'unknown'} image or object", dataset)
 
 

@@ -108,7 +108,9 @@ def inspect(
     return Inspection(
         series=tuple(_rows(series_files(found).items(), _series_row, refused)),
         structures=_structures(found, table, case, refused),
-        doses=tuple(_rows(_dose_groups(found, refused), lambda files: _dose_row(found, files), refused)),
+        doses=tuple(
+            _rows(_dose_groups(found, refused), lambda files: _dose_row(found, files, case), refused)
+        ),
         plans=tuple(_rows(found.of("RTPLAN"), _plan_row, refused)),
         others=_others(found),
         case_id=case.id if case else "",
@@ -153,14 +155,18 @@ def _structures(
         except InputError as fault:
             refused.append(str(fault))
             continue
-        in_case = {s.alias: s for s in case.structures.values()} if case else {}
+        in_case = (
+            {number: case.structures[name] for name, number in case.source.roi_numbers.items()}
+            if case
+            else {}
+        )
         for roi in rois:
             match = table.match(roi.alias)
-            structure = in_case.get(roi.alias)
+            structure = in_case.get(roi.number)
             if structure is not None and structure.role == "other" and match is None:
                 name = ""
             else:
-                name = structure.name if structure else match.name if match else ""
+                name = structure.name if structure else match.name if match and not roi.empty else ""
             out.append(
                 StructureFound(
                     alias=roi.alias,
@@ -187,7 +193,7 @@ def _dose_groups(folder: Folder, refused: list[str]) -> list[tuple[Found, ...]]:
     return [tuple(files) for files in groups.values()]
 
 
-def _dose_row(folder: Folder, files: tuple[Found, ...]) -> str:
+def _dose_row(folder: Folder, files: tuple[Found, ...], case: Case | None) -> str:
     uid = plan_uid(files[0])
     plans = [p for p in folder.of("RTPLAN") if uid and p.uid == uid]
     with about(files[0].label):
@@ -195,9 +201,12 @@ def _dose_row(folder: Folder, files: tuple[Found, ...]) -> str:
     nz, ny, nx = dose.grid.shape
     x, y, z = dose.grid.spacing_mm
     kind = dose.provenance["summation"]
+    own = case.reference_dose.provenance["sop_instance_uids"] if case and case.reference_dose else ()
+    assert isinstance(own, tuple)  # as course_dose writes it
+    other = "" if not case or files[0].uid in own else "; not the dose of the case, see the steps"
     return (
         f"{files[0].label}: {kind} dose, {nx} x {ny} x {nz} voxels of {x:g} x {y:g} x {z:g} mm, "
-        f"maximum {float(dose.gy.max()):.2f} Gy"
+        f"maximum {float(dose.gy.max()):.2f} Gy{other}"
     )
 
 

@@ -112,10 +112,18 @@ class Placement:
         return np.ascontiguousarray(np.flip(even.transpose(self.axes), self.flips))
 
     def mask(self, native: NDArray) -> NDArray[np.bool_]:
-        """A lattice mask on the grid; where interpolated, a voxel is inside from one half upwards."""
-        if self.exact:
-            return np.ascontiguousarray(np.flip(native.transpose(self.axes), self.flips))
-        return self.values(native.astype(np.float32), 0.0) >= 0.5
+        """A lattice mask on the grid; where the series is turned, a voxel is inside from one half upwards.
+
+        Where slices are uneven each stands for what is nearer to it than to its neighbours; what is half
+        way between two belongs to the lower one, so that a structure grows at neither of its ends.
+        """
+        if self.axes is None:
+            return self.values(native.astype(np.float32), 0.0) >= 0.5
+        if not self.exact:
+            stored = self.lattice.heights_mm
+            half_way = (stored[1:] + stored[:-1]) / 2
+            native = native[np.searchsorted(half_way, self.heights_mm - 1e-6)]
+        return np.ascontiguousarray(np.flip(native.transpose(self.axes), self.flips))
 
     def _evened(self, native: NDArray) -> NDArray:
         """Linear interpolation between slices where their spacing is not uniform."""

@@ -1,7 +1,12 @@
 """Structure names as clinics write them, to TG-263 names and roles.
 
 The table is a JSON file: for each canonical name its role, aliases and regular expressions. A name
-that the table does not know is never guessed; it keeps its own cleaned form and the role "other".
+that the table does not know is never guessed; it keeps its own cleaned form and the role "other". A user's
+table adds to the shipped one and wins where both know a name.
+
+Targets that are numbered, classed or levelled (PTV1, GTVp, PTV_High) are targets by the grammar of TG-263
+(Mayo et al., Int J Radiat Oncol Biol Phys 100:1057, 2018, table 4); each keeps a name of its own, and a dose
+level only where its name says one.
 
 Matching ignores case, spaces, underscores, hyphens, full stops and brackets. `{side}` in a canonical
 name stands for L or R, and in its aliases and expressions for every way to write that side;
@@ -14,7 +19,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,6 +30,19 @@ from vmat_diffusion.errors import CaseError
 
 # Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
 _DOSE_GY = (10.0, 100.0)
+# TG-263: type, class (primary, nodal, surgical bed ...), number, relative level, dose. HR-CTV, IR-CTV and
+# LR-CTV are those of GEC-ESTRO. Words such as ring, opt or a minus sign make a helper structure of it.
+_RISK = r"(?P<risk>[hil]r)"
+_TARGET = re.compile(
+    rf"(?:{_RISK}[ -]?)?(?P<type>gtv|ctv|ptv|itv|igtv|ictv)[ -]?(?P<class>p|n|t|sb|par|v)?[ -]?"
+    r"(?P<number>0?[1-9](?!\d)|[a-c])?(?:[ -](?P<level>high|mid|low|int|hr|ir|lr|hi|lo|boost|total))?"
+    r"(?:[ -](?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?"
+    r"(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?:[ -](?P<eval>eval))?"
+)
+# The role of an entry that the user has not decided on yet; see unknown_names.
+UNDECIDED = "unknown"
+_ENTRY = {"role", "aliases", "regexes", "seen", "nearest"}
+_LEVELS = {"high": "High", "hi": "High", "mid": "Mid", "low": "Low", "lo": "Low", "int": "Mid"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ class NameTable:
                 return Match(canonical, role, "expression")
             if (gy := _dose_gy(hit.group("dose"))) is not None:
                 return Match(canonical.replace("{dose}", f"{gy:g}"), role, "expression")
-        return None
+        canonical = _numbered_target(spaced)
+        return Match(canonical, "target", "expression") if canonical else None
 
     def nearest(self, name: str) -> tuple[str, ...]:
         """Up to three canonical names: those that a word of the name means, then the closest spellings."""
@@ -79,6 +98,24 @@ def cleaned(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9+\-.]+", "_", name).strip("_")[:64]
 
 
+def _numbered_target(spaced: str) -> str:
+    """The name of its own that a numbered, classed or levelled target has; "" for any other name."""
+    if not (hit := _TARGET.fullmatch(spaced)):
+        return ""
+    kind = hit["type"].upper()
+    name = kind + (hit["class"] or "") + (hit["number"] or "").upper().lstrip("0")
+    if hit["risk"] or hit["level"]:
+        level = hit["level"] or hit["risk"]
+        name += f"_{_LEVELS.get(level, level.upper() if len(level) == 2 else level.capitalize())}"
+    if hit["dose"]:
+        if (gy := _dose_gy(hit["dose"])) is None:
+            return ""
+        name += f"_{gy:g}"
+    # 60_2Gy may be 60 Gy in fractions of 2 Gy or 60.2 Gy: such a name states no dose level.
+    name += "_Eval" if hit["eval"] else ""
+    return name + (f"_{re.sub(r'[ -]', '', hit['each']).replace('gy', 'Gy')}" if hit["each"] else "")
+
+
 def _dose_gy(digits: str) -> float | None:
     value = float(re.sub(r"[,p]", ".", digits))
     value = value / 100 if value >= 1000 else value
@@ -88,27 +125,48 @@ def _dose_gy(digits: str) -> float | None:
 @cache
 def default_table() -> NameTable:
     """The table shipped with the package."""
+    return parse_table(_shipped(), "oar_mapping.json")
+
+
+@cache
+def _shipped() -> Mapping[str, Any]:
     text = (resources.files("vmat_diffusion.dicom") / "oar_mapping.json").read_text(encoding="utf-8")
-    return parse_table(json.loads(text), "oar_mapping.json")
+    tree: Mapping[str, Any] = json.loads(text)
+    return tree
 
 
 def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTable:
-    """The table in a JSON file or a mapping of the same form; None takes the shipped one.
+    """The shipped table, and in front of it the entries of a JSON file or a mapping of the same form.
 
     Raises CaseError naming the entry at fault.
     """
     if mapping is None:
         return default_table()
     if isinstance(mapping, Mapping):
-        return parse_table(mapping, "the mapping")
+        return _added(parse_table(_with_sides(mapping), "the mapping"))
     path = Path(mapping)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise CaseError(f"name mapping {path.name} cannot be opened; give an existing JSON file") from None
     except ValueError as fault:
         raise CaseError(f"name mapping {path.name} is not valid JSON ({fault}); correct it") from None
-    return parse_table(tree, path.name)
+    return _added(parse_table(_with_sides(tree), path.name))
+
+
+def _with_sides(tree: Any) -> Any:
+    """The user's table with the shipped spellings of the sides where it has none."""
+    return {"sides": _shipped()["sides"], **tree} if isinstance(tree, Mapping) else tree
+
+
+def _added(own: NameTable) -> NameTable:
+    """The user's table in front of the shipped one; a name's role is the user's wherever it occurs."""
+    shipped = default_table()
+    roles: dict[str, Role] = {m.name: m.role for m in own.exact.values()}
+    roles |= {name: role for _, name, role in own.expressions}
+    exact = {key: replace(m, role=roles.get(m.name, m.role)) for key, m in shipped.exact.items()}
+    expressions = tuple((p, name, roles.get(name, role)) for p, name, role in shipped.expressions)
+    return NameTable({**exact, **own.exact}, (*own.expressions, *expressions))
 
 
 def parse_table(tree: Any, label: str) -> NameTable:
@@ -125,8 +183,10 @@ def parse_table(tree: Any, label: str) -> NameTable:
     expressions: list[tuple[re.Pattern[str], str, Role]] = []
     for name, entry in tree["structures"].items():
         where = f"{label}: {name}"
-        if not isinstance(entry, Mapping) or set(entry) - {"role", "aliases", "regexes"}:
+        if not isinstance(entry, Mapping) or set(entry) - _ENTRY:
             raise CaseError(f"{where}: an entry holds role, aliases and regexes only")
+        if entry.get("role") == UNDECIDED:
+            continue
         if entry.get("role") not in ROLES:
             raise CaseError(f"{where}: role {entry.get('role')!r} is not one of {', '.join(ROLES)}")
         for side in ("L", "R") if "{side}" in name else ("",):

@@ -23,10 +23,14 @@ from vmat_diffusion.dicom.attributes import (
 )
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.lattice import lattice_of, placement_of
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Grid
 
 _GY_MAX = 1000.0
+# A dose of signed numbers may fall below zero by interpolation: up to this share of its maximum. Ours.
+_NEGATIVE = 0.005
+# Beam doses may differ from the dose of their plan by this share of its maximum: grids and rounding. Ours.
+_BEAMS_AGREE = 0.02
 
 
 @quiet()
@@ -58,18 +62,14 @@ def summation(found: Found) -> str:
 def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
     """The dose of the whole course from the RTDOSE files of one plan.
 
-    PLAN is taken as it is. BEAM doses are added up. FRACTION (all fractions of one fraction group)
-    needs the plan, which must have one group; *_SESSION (one fraction) is multiplied by the plan's
-    number of fractions. Other summations, doses that are no absolute physical dose and incomplete
-    sets of beams raise CaseError. Every conversion is named in `provenance["steps"]`.
+    PLAN is taken as it is, before BEAM doses beside it. BEAM doses are added up. FRACTION (all
+    fractions of one fraction group) needs the plan, which must have one group; *_SESSION (one fraction)
+    is multiplied by the plan's number of fractions. Other summations, doses that are no absolute physical
+    dose, negative doses and incomplete sets of beams raise CaseError. Every conversion is named in
+    `provenance["steps"]`.
     """
-    kinds = {summation(f) for f in files}
-    if len(kinds) != 1:
-        raise CaseError(
-            f"doses of different summation ({', '.join(sorted(kinds))}) do not add up; give one kind"
-        )
-    kind = kinds.pop()
-    steps: list[str] = []
+    files, steps = _preferred(files)
+    kind = summation(files[0])
     if kind not in ("PLAN", "BEAM", "FRACTION", "BEAM_SESSION", "FRACTION_SESSION"):
         raise CaseError(
             f"DoseSummationType (3004,000A) is {kind or 'missing'}; export "
@@ -95,14 +95,7 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
             steps.append(
                 "take-fraction-group: the plan has one fraction group, its dose is that of the course"
             )
-    grid, gy, heterogeneity, turned = _one(files[0])
-    for found in files[1:]:
-        other, more, _, _ = _one(found)
-        if not grid.matches(other):
-            raise CaseError(
-                f"{found.label}: the beam dose lies on another grid than the first; export them alike"
-            )
-        gy = gy + more
+    grid, gy, heterogeneity, turned = _summed(files)
     gy = gy * np.float32(factor)
     if float(gy.max()) > _GY_MAX:
         raise CaseError(
@@ -122,6 +115,46 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
     return Dose(grid, gy, provenance=provenance)
 
 
+def _preferred(files: Sequence[Found]) -> tuple[Sequence[Found], list[str]]:
+    """The files to take: of different summations PLAN; and the step that says so.
+
+    Where complete beam doses lie beside it, the step says how far their sum is from the dose of the plan.
+    """
+    kinds = {summation(f) for f in files}
+    if len(kinds) == 1:
+        return files, []
+    of_plan = [f for f in files if summation(f) == "PLAN"]
+    if not of_plan:
+        raise CaseError(
+            f"doses of different summation ({', '.join(sorted(kinds))}) do not add up; give one kind"
+        )
+    said = f"choose-dose: the dose of the plan (PLAN), not {len(files) - len(of_plan)} others beside it"
+    beams = [f for f in files if summation(f) == "BEAM"]
+    try:
+        grid, whole, _, _ = _summed(of_plan[:1])
+        other, total, _, _ = _summed(beams) if beams else (None, None, "", ())
+    except InputError:
+        return of_plan, [said]
+    if other is None or total is None or not grid.matches(other):
+        return of_plan, [said]
+    apart = float(np.abs(total - whole).max())
+    agree = "agrees with it" if apart <= _BEAMS_AGREE * float(whole.max()) else "DIFFERS from it"
+    return of_plan, [f"{said}; the sum of {len(beams)} beam doses {agree} (at most {apart:.2f} Gy)"]
+
+
+def _summed(files: Sequence[Found]) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
+    grid, gy, heterogeneity, steps = _one(files[0])
+    for found in files[1:]:
+        other, more, _, told = _one(found)
+        if not grid.matches(other):
+            raise CaseError(
+                f"{found.label}: the beam dose lies on another grid than the first; export them alike"
+            )
+        gy = gy + more
+        steps = (*steps, *(step for step in told if step not in steps))
+    return grid, gy, heterogeneity, steps
+
+
 def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
     """Refuse beam doses that are counted twice or, where the plan is at hand, that lack a beam."""
     beams: list[int] = []
@@ -134,7 +167,7 @@ def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
     if plan is None:
         if len(files) == 1:
             raise CaseError(
-                "the dose is that of a single beam (BEAM); give all beams' doses or that of the plan"
+                "the dose is that of a single beam (BEAM); give the dose of the whole plan (PLAN)"
             )
         return
     needed = {
@@ -192,6 +225,26 @@ def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]
         lattice = lattice_of(positions, orientation, (columns_mm, rows_mm), size)
         placement = placement_of(lattice)
         stored = without_spare_bits(dataset, stored_values(dataset, frames))
-        gy = placement.values(stored[order].astype(np.float32) * np.float32(scaling), 0.0)
+        values, floored = _not_negative(stored[order].astype(np.float32) * np.float32(scaling))
+        gy = placement.values(values, 0.0)
         heterogeneity = text(dataset, "TissueHeterogeneityCorrection")
-    return placement.grid, gy, heterogeneity, placement.steps
+    return placement.grid, gy, heterogeneity, (*placement.steps, *floored)
+
+
+def _not_negative(gy: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """The dose without its slightly negative voxels, and a step; CaseError where more than that is negative.
+
+    A physical dose is stored in unsigned numbers (PixelRepresentation 0, PS3.3 C.8.8.3); large negative
+    values are large unsigned ones that were labelled as signed, or a difference of doses.
+    """
+    if (lowest := float(gy.min())) >= 0:
+        return gy, ()
+    count = int(np.count_nonzero(gy < 0))
+    if -lowest > _NEGATIVE * float(gy.max()):
+        raise CaseError(
+            f"{count} voxels have a negative dose, down to {lowest:.4g} Gy; PixelRepresentation (0028,0103) "
+            "is wrong or the dose is a difference; export the dose of the plan"
+        )
+    return np.maximum(gy, 0), (
+        f"floor-dose: {count} voxels with a negative dose, down to {lowest:.4g} Gy, set to 0",
+    )

@@ -124,13 +124,20 @@ def structure_set_uid(dataset: Dataset) -> str:
 
 
 def prescribed_gy(dataset: Dataset) -> Mapping[int, float]:
-    """Prescribed dose of the course by ROI number, as far as the plan names volumes."""
+    """Prescribed dose of the course by ROI number, as far as the plan names volumes.
+
+    Raises PlanError for two prescriptions of one region.
+    """
     found: dict[int, float] = {}
     for item in items(dataset, "DoseReferenceSequence"):
         if text(item, "DoseReferenceType") != "TARGET" or not has(item, "ReferencedROINumber"):
             continue
         if (gy := number(item, "TargetPrescriptionDose", 0.0)) > 0:
-            found[integer(item, "ReferencedROINumber")] = gy
+            roi = integer(item, "ReferencedROINumber")
+            if abs(found.setdefault(roi, gy) - gy) > 0.005:
+                raise PlanError(
+                    f"the plan prescribes {found[roi]:g} Gy and {gy:g} Gy to ROI {roi}; keep one of them"
+                )
     return found
 
 

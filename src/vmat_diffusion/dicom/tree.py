@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmat_diffusion.dicom.attributes import about, quiet, text
-from vmat_diffusion.dicom.case_read import references_of
-from vmat_diffusion.dicom.folder import Found, each_file
+from vmat_diffusion.dicom.folder import MULTI_FRAME_CT, Found, each_file
+from vmat_diffusion.dicom.matching import images_of_contours, references_of
 from vmat_diffusion.dicom.rtdose_read import plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError
@@ -29,7 +29,7 @@ class TreeFile:
     """One file as far as grouping needs it.
 
     `refers_to` are UIDs: of images and series (RTSTRUCT), of the structure set (RTPLAN) or of the plan
-    (RTDOSE). `frames` are frames of reference.
+    (RTDOSE). `frames` are frames of reference; `drawn_on` are the images that the contours name.
     """
 
     path: Path = field(repr=False)
@@ -40,6 +40,7 @@ class TreeFile:
     patient_id: str = field(repr=False)
     frames: frozenset[str]
     refers_to: frozenset[str]
+    drawn_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ..
     no such folder or it holds no DICOM file. No file is kept in memory.
     """
     root = Path(root)
+    if root.is_file():
+        raise CaseError(f"{root.name} is a file; give the folder with the DICOM tree")
     if not root.is_dir():
         raise CaseError(f"folder {root.name or root} does not exist; give the folder with the DICOM tree")
     files: dict[str, TreeFile] = {}
@@ -86,7 +89,9 @@ def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ..
         elif isinstance(found, CaseError):
             left_out[f"damaged: {found}"] += 1
         elif found.kind not in _KINDS:
-            left_out[f"{found.kind}, which no case needs"] += 1
+            converts = found.kind == MULTI_FRAME_CT
+            remedy = "convert it to one image for each slice" if converts else "which no case needs"
+            left_out[f"{found.kind}, {remedy}"] += 1
         else:
             try:
                 with about(found.label):
@@ -133,6 +138,7 @@ def _tree_file(found: Found) -> TreeFile:
         patient_id=text(data, "PatientID"),
         frames=frozenset(frames - {""}),
         refers_to=frozenset(refers_to - {""}),
+        drawn_on=frozenset(images_of_contours(found) if kind == "RTSTRUCT" else ()),
     )
 
 
@@ -231,8 +237,12 @@ def _series_of(structure_set: TreeFile, index: _Index) -> tuple[str, str]:
 
     By its images; where it names none that is there, by its frame of reference.
     """
-    hits = Counter(uid for uid in structure_set.refers_to if uid in index.series)
-    hits.update(index.series_of_image[uid] for uid in structure_set.refers_to & index.series_of_image.keys())
+    # The images that the contours name come first: the header may list all series of a 4D scan.
+    of_image = index.series_of_image
+    hits = Counter(of_image[uid] for uid in structure_set.drawn_on & of_image.keys())
+    if not hits:
+        hits = Counter(uid for uid in structure_set.refers_to if uid in index.series)
+        hits.update(of_image[uid] for uid in structure_set.refers_to & of_image.keys())
     if not hits:
         hits = Counter(uid for uid, images in index.series.items() if images[0].frames & structure_set.frames)
     if not hits:

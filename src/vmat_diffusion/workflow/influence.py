@@ -72,8 +72,9 @@ def write_influence(
     if out.suffix != ".npz":
         raise InputError(f"{out} does not end in .npz; an influence file does")
     if not case_folder.is_dir():
-        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom import read_case
+        what = "is a file" if case_folder.is_file() else "does not exist"
+        raise CaseError(f"case folder {case_folder} {what}; give a folder of DICOM files")
+    from vmat_diffusion.dicom import read_case, refuse_density_overrides
     from vmat_diffusion.dose.delivery import jaw_box
     from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
     from vmat_diffusion.dose.tissue import density_of, dose_grid
@@ -82,6 +83,7 @@ def write_influence(
 
     table = load_ct_table(ct_table)
     case = replace(read_case(case_folder, mapping=mapping), ct_table=table)
+    refuse_density_overrides(case)
     targets = tuple(name for name, s in case.structures.items() if s.role == "target")
     if not targets:
         raise CaseError("the case has no target, so there is nothing to aim at; contour one or map its name")

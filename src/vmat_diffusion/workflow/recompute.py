@@ -238,13 +238,15 @@ def _read(
 ) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     if not case_folder.is_dir():
-        raise CaseError(f"case folder {case_folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom import read_case
+        what = "is a file" if case_folder.is_file() else "does not exist"
+        raise CaseError(f"case folder {case_folder} {what}; give a folder of DICOM files")
+    from vmat_diffusion.dicom import read_case, refuse_density_overrides
 
     table = load_ct_table(ct_table)
     plan, machine = plan_and_machine(plan_file, base)
     # What is planned already is looked at even if a target leaves the body.
     case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    refuse_density_overrides(case)
     return plan, replace(case, ct_table=table), machine
 
 

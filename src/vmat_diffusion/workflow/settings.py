@@ -113,8 +113,9 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
     sheet = load_goals(goals)
     table = load_ct_table(how.ct_table)
     if not folder.is_dir():
-        raise CaseError(f"case folder {folder} does not exist; give a folder of DICOM files")
-    from vmat_diffusion.dicom import read_case
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
+    from vmat_diffusion.dicom import read_case, refuse_density_overrides
     from vmat_diffusion.evaluate.task import fit_to_each_other
 
     case = read_case(
@@ -124,6 +125,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
         patient_position=how.patient_position,
         allow_outside_body=how.allow_outside_body,
     )
+    refuse_density_overrides(case)
     return fit_to_each_other(replace(case, ct_table=table), sheet)
 
 

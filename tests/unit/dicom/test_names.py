@@ -5,7 +5,9 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from dicom_files import ct_series, square, structure_set, write_patient
 
+from vmat_diffusion.dicom import unknown_names
 from vmat_diffusion.dicom.names import cleaned, load_table
 from vmat_diffusion.errors import CaseError
 
@@ -69,10 +71,13 @@ def test_names_as_clinics_write_them(written: str, canonical: str, role: str) ->
         "Parotid_L-PTV",
         "zPTV_70",
         "_SpinalCord",
-        "PTV_High",
-        "PTV_1",
-        "PTV2",
         "PTV_660",
+        "PTV1_opt",
+        "PTV1 ring",
+        "PTV1-5mm",
+        "PTV1-PTV2",
+        "PTV-Rectum",
+        "zPTV1",
         "Lung",
         "Hotspot",
         "",
@@ -81,6 +86,64 @@ def test_names_as_clinics_write_them(written: str, canonical: str, role: str) ->
 )
 def test_helper_structures_and_unclear_names_are_not_guessed(written: str) -> None:
     assert load_table().match(written) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("GTV-1", "GTV1"),
+        ("gtv_2", "GTV2"),
+        ("PTV1", "PTV1"),
+        ("PTV 1", "PTV1"),
+        ("PTV_1", "PTV1"),
+        ("CTV-1", "CTV1"),
+        ("GTVp1", "GTVp1"),
+        ("GTVn1", "GTVn1"),
+        ("PTVn", "PTVn"),
+        ("CTVp", "CTVp"),
+        ("PTV_High", "PTV_High"),
+        ("PTVp_Low", "PTVp_Low"),
+        ("ITV1", "ITV1"),
+        ("ITV_50", "ITV_50"),
+        ("IGTV", "IGTV"),
+        ("HR-CTV", "CTV_HR"),
+        ("CTV_IR", "CTV_IR"),
+        ("PTV1_50.4", "PTV1_50.4"),
+        ("PTV1_5040", "PTV1_50.4"),
+        ("PTV_High_70", "PTV_High_70"),
+        ("PTV_60_2Gy", "PTV_60_2Gy"),
+        ("PTV_Eval", "PTV_Eval"),
+    ],
+)
+def test_numbered_targets_of_tg263_keep_a_name_of_their_own(written: str, canonical: str) -> None:
+    """A name ends in `_` and a number only where that number is a dose in Gy."""
+    match = load_table().match(written)
+    assert match is not None and (match.name, match.role) == (canonical, "target")
+    # The canonical name means itself, as do its spellings in capitals or with blanks.
+    for form in (canonical, canonical.upper(), canonical.replace("_", " ")):
+        again = load_table().match(form)
+        assert again is not None and (again.name, again.role) == (canonical, "target")
+
+
+def test_own_table_adds_to_the_shipped_one_and_wins() -> None:
+    own = {
+        "Tumour": {"role": "target", "aliases": ["lesion {side}", "cord"]},
+        "PTV1": {"role": "other"},
+        "Heart": {"role": "other", "aliases": []},
+        "Ear_{side}": {"role": "organ", "aliases": ["{side} ear"]},
+    }
+    table = load_table({"structures": own})
+    found = {n: table.match(n) for n in ("cord", "PTV-1", "herz", "links ear", "Rectum", "PTV2", "myelon")}
+    told = {n: (m.name, m.role) if m else None for n, m in found.items()}
+    assert told == {
+        "cord": ("Tumour", "target"),
+        "PTV-1": ("PTV1", "other"),
+        "herz": ("Heart", "other"),
+        "links ear": ("Ear_L", "organ"),
+        "Rectum": ("Rectum", "organ"),
+        "PTV2": ("PTV2", "target"),
+        "myelon": ("SpinalCord", "organ"),
+    }
 
 
 def test_unknown_names_come_with_the_nearest_known_ones() -> None:
@@ -114,7 +177,8 @@ def test_own_table_from_file(tmp_path: Path) -> None:
     )
     match = load_table(file).match("T5400")
     assert match is not None and match.name == "Tumour_54"
-    assert load_table(file).match("BODY") is None
+    body = load_table(file).match("BODY")
+    assert body is not None and body.role == "body"
 
 
 @pytest.mark.parametrize(
@@ -149,3 +213,22 @@ def test_missing_or_broken_table_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(CaseError, match="not valid JSON"):
         load_table(tmp_path / "broken.json")
+
+
+def test_unknown_names_of_a_data_set_are_counted_and_ready_to_be_edited(tmp_path: Path) -> None:
+    for k, name in enumerate(["Ring 1", "ring_1", "Lesion"]):
+        images = ct_series()
+        rois = {name: [("CLOSED_PLANAR", square(0, 0, 5, 2.5))], "Rectum": [], "PTV1": []}
+        write_patient(tmp_path / str(k), images, structure_set(images, rois))
+    tree = json.loads(json.dumps(unknown_names(tmp_path)))
+    assert {name: entry["seen"] for name, entry in tree["structures"].items()} == {"Ring_1": 2, "Lesion": 1}
+    assert load_table(tree).match("Ring 1") is None
+    tree["structures"]["GTV"] = {**tree["structures"].pop("Lesion"), "role": "target"}
+    match = load_table(tree).match("lesion")
+    assert match is not None and (match.name, match.role) == ("GTV", "target")
+    assert unknown_names(tmp_path / "2", mapping=_saved(tmp_path / "own.json", tree))["structures"] == {}
+
+
+def _saved(file: Path, tree: object) -> Path:
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    return file

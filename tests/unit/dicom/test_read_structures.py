@@ -95,7 +95,7 @@ def test_better_name_wins_and_equal_claims_are_refused(tmp_path: Path) -> None:
     assert case.structures["SpinalCord"].alias == "SpinalCord"
     assert case.structures["Cord"].role == "other"
     assert says(case, "prefer-name: 'SpinalCord' is SpinalCord, 'Cord' keeps its own name")
-    with pytest.raises(CaseError, match="'PTV70' and 'PTV_7000' both mean PTV_70"):
+    with pytest.raises(CaseError, match=r"'PTV70' \(ROI 2\) and 'PTV_7000' \(ROI 3\) both mean PTV_70"):
         case_with(tmp_path / "b", {"BODY": BODY, "PTV70": large, "PTV_7000": small})
 
 

@@ -297,11 +297,13 @@ def test_a_damaged_contour_does_not_bring_its_regions_name_along(tmp_path: Path)
     folder = raw_patient(tmp_path / "raw" / "case_1", leave_out=("RTSTRUCT",))
     images = [dcmread(p) for p in sorted(folder.iterdir()) if dcmread(p).Modality == "CT"]
     rois = {"Smith John boost": [("CLOSED_PLANAR", [0.0, 0.0, 0.0, 1.0])]}
-    save(structure_set(images, rois), folder / "rs.dcm")
+    structures = structure_set(images, rois)
+    structures.PatientID = images[0].PatientID
+    save(structures, folder / "rs.dcm")
     with pytest.raises(CaseError, match="none of 1 cases"):
         _run(tmp_path / "raw", tmp_path / "out")
     rejected = (tmp_path / "out" / "rejected.csv").read_text()
-    assert "Smith" not in rejected and "region 1" in rejected
+    assert "Smith" not in rejected and "no structure is a target" in rejected
 
 
 def test_the_key_does_not_go_into_the_data_set(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_birth_date_and_number_are_found_whatever_separates_their_digits(text: s
 
 
 def test_long_numbers_in_names_of_regions_may_have_separators(tmp_path: Path) -> None:
-    assert names_in(cleaned(rois(a="GTV 02.01.50", b="GTV 50.4"), tmp_path)) == ["ROI_1", "GTV 50.4"]
+    assert names_in(cleaned(rois(a="GTV 02.01.50", b="Boost 50.4"), tmp_path)) == ["ROI_1", "Boost 50.4"]
 
 
 def test_a_patient_called_like_an_organ_keeps_the_organ(tmp_path: Path) -> None:
