@@ -105,7 +105,8 @@ def _area(contour: Dataset) -> tuple[str, Contour | None, int]:
         return kind, None, 0
     if not kind.startswith("OPEN"):
         raise CaseError(
-            f"ContourGeometricType (3006,0042) of a contour is {kind or 'missing'}; export it as CLOSED_PLANAR"
+            f"ContourGeometricType (3006,0042) of a contour is {kind or 'missing'}; "
+            "export it as CLOSED_PLANAR"
         )
     points = points_mm(contour)
     if len(points) > 3 and np.abs(points[0] - points[-1]).max() < 0.01:
