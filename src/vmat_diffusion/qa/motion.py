@@ -1,0 +1,142 @@
+"""The rigid motion that explains the difference of two doses best: a shift, and a turn about the isocentre.
+
+A displaced isocentre, a gantry offset or a turned couch move the dose as a whole. Gamma forgives motions below
+its distance criterion; this fit does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from vmat_diffusion.geometry import Grid, Mask, Point
+
+# Noise is smoothed away, of both doses alike, so that neither edge is wider than the other.
+_SMOOTHING_MM = 3.0
+# Build-up and the outermost voxels of the body say more about the engines than about the place of the dose.
+_SKIN_MM = 8.0
+# Fits to the doses moved by the fit before; the third changes nothing that counts.
+_ROUNDS, _REWEIGHTINGS = 3, 6
+_FEWEST_VOXELS = 100
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the planned dose must be moved to lie on the independent one.
+
+    `shift_mm` is along x, y and z at the isocentre, `turn_deg` about the axes x, y and z through it;
+    `shift_sigma_mm` and `turn_sigma_deg` are the standard errors of the least certain axis. `voxels` took part.
+    """
+
+    shift_mm: Point
+    turn_deg: Point
+    shift_sigma_mm: float
+    turn_sigma_deg: float
+    voxels: int
+
+    @property
+    def length_mm(self) -> float:
+        """Length of the shift."""
+        return float(np.linalg.norm(self.shift_mm))
+
+    @property
+    def angle_deg(self) -> float:
+        """Angle of the turn."""
+        return float(np.linalg.norm(self.turn_deg))
+
+
+def fitted_motion(
+    grid: Grid,
+    planned_gy: NDArray,
+    check_gy: NDArray,
+    tissue: Mask,
+    isocenter_mm: Point,
+    *,
+    reference_gy: float,
+    least_percent: float = 30.0,
+) -> Motion | None:
+    """The motion that carries `planned_gy` onto `check_gy` by robust least squares, both `[z, y, x]` on `grid`.
+
+    To first order a dose that is moved by s and turned by w differs by -grad(D) . (s + w x r); a common factor
+    is fitted beside them. Voxels of tissue count below the skin where either dose has at least `least_percent`
+    of `reference_gy`. None where too few are left, or the dose does not vary.
+    """
+    widths = _SMOOTHING_MM / np.array(grid.spacing_mm)[::-1]
+    depth = ndimage.distance_transform_edt(np.pad(tissue, 1), sampling=grid.spacing_mm[::-1])[1:-1, 1:-1, 1:-1]
+    planned, check = (ndimage.gaussian_filter(np.asarray(d, np.float64), widths) for d in (planned_gy, check_gy))
+    inside = (depth > _SKIN_MM) & (np.maximum(planned, check) >= least_percent / 100 * reference_gy)
+    if np.count_nonzero(inside) < _FEWEST_VOXELS:
+        return None
+    arms = _arms_mm(grid, inside, isocenter_mm)
+    whole = np.zeros(6)
+    sigma = np.zeros(6)
+    for _ in range(_ROUNDS):
+        moved = planned if not whole.any() else _moved(planned, grid, whole, isocenter_mm)
+        step = _step(grid, moved, check, inside, arms)
+        if step is None:
+            return None
+        whole, sigma = whole + step[0], step[1]
+        # A fit that runs away has nothing to hold on to; it is a large motion all the same.
+        if np.abs(whole[:3]).max() > 30.0:
+            break
+    shift, turn = whole[:3], np.degrees(whole[3:])
+    return Motion(
+        (float(shift[0]), float(shift[1]), float(shift[2])),
+        (float(turn[0]), float(turn[1]), float(turn[2])),
+        float(sigma[:3].max()),
+        float(np.degrees(sigma[3:]).max()),
+        int(np.count_nonzero(inside)),
+    )
+
+
+def _arms_mm(grid: Grid, inside: Mask, isocenter_mm: Point) -> NDArray[np.float64]:
+    """From the isocentre to the voxels `inside`, `(n, 3)` as x, y, z."""
+    return grid.points_mm(np.flatnonzero(inside)) - np.asarray(isocenter_mm)
+
+
+def _step(
+    grid: Grid, planned: NDArray, check: NDArray, inside: Mask, arms: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Shift in mm and turn in radians, and their standard errors, by reweighted least squares."""
+    x, y, z = grid.spacing_mm
+    slopes = np.stack([g[inside] for g in np.gradient(planned, z, y, x)[::-1]], axis=1)
+    # grad . (w x r) = w . (r x grad)
+    columns = np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None]], axis=1)
+    scale = np.linalg.norm(columns, axis=0)
+    if not (scale > 0).all():
+        return None
+    columns, wanted = columns / scale, (check - planned)[inside]
+    weights = np.ones(len(wanted))
+    for _ in range(_REWEIGHTINGS):
+        normal = (columns * weights[:, None]).T @ columns
+        # What the dose does not show, such as a turn of a sphere, stays at zero.
+        inverse = np.linalg.pinv(normal, rcond=1e-4, hermitian=True)
+        found = inverse @ ((columns * weights[:, None]).T @ wanted)
+        left = wanted - columns @ found
+        spread = max(1.4826 * float(np.median(np.abs(left))), 1e-9)
+        weights = 1.0 / (1.0 + (left / (2.0 * spread)) ** 2)
+    sigma = np.sqrt(np.maximum(np.diag(inverse), 0.0)) * spread
+    return (found / scale)[:6], (sigma / scale)[:6]
+
+
+def _moved(gy: NDArray, grid: Grid, motion: NDArray, isocenter_mm: Point) -> NDArray[np.float64]:
+    """The dose after the motion: each voxel takes the value of the place that moves onto it."""
+    turned = _rotation(-motion[3:])
+    points = grid.points_mm(np.arange(gy.size)) - np.asarray(isocenter_mm) - motion[:3]
+    index = grid.index(points @ turned.T + np.asarray(isocenter_mm))
+    out = ndimage.map_coordinates(gy, index.T, order=1, mode="nearest")
+    return np.asarray(out, np.float64).reshape(gy.shape)
+
+
+def _rotation(turn: NDArray) -> NDArray[np.float64]:
+    """The matrix of a turn about an axis by the length of `turn`, radians."""
+    x, y, z = turn
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    angle = float(np.linalg.norm(turn))
+    if angle < 1e-12:
+        return np.eye(3)
+    k = cross / angle
+    return np.asarray(np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k))
