@@ -403,9 +403,7 @@ def missing_required(sheet: GoalSheet, case: Case) -> tuple[Goal, ...]:
     For a sheet and a case that are fitted to each other.
     """
     present = {s.name for s in case.structures.values() if s.mask.any()}
-    return tuple(
-        g for g in sheet.goals if g.priority == 1 and not g.optional and g.structure not in present
-    )
+    return tuple(g for g in sheet.goals if g.priority == 1 and not g.optional and g.structure not in present)
 
 
 def normalization_gy(dose: Dose, case: Case, sheet: GoalSheet) -> float:

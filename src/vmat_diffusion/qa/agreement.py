@@ -111,7 +111,9 @@ def highest_dose(pair: Compared, settings: GateSettings) -> Check:
 
 def gammas(pair: Compared, settings: GateSettings) -> tuple[GammaResult | None, list[Check]]:
     """Gamma of the planned dose in tissue by the usual criteria, and by the strict ones with a warning."""
-    main, share, why = _gamma(pair, settings, settings.gamma_dose_percent, settings.gamma_distance_mm, _MAP_TOP)
+    main, share, why = _gamma(
+        pair, settings, settings.gamma_dose_percent, settings.gamma_distance_mm, _MAP_TOP
+    )
     limit = settings.gamma_pass_percent
     name = f"gamma {settings.gamma_dose_percent:g} %/{settings.gamma_distance_mm:g} mm"
     checks = [Check(name, share is not None and share >= limit, share, limit, "%", why)]

@@ -68,7 +68,10 @@ def dose_points(case: Case, pair: Compared, settings: GateSettings) -> list[Chec
         for kind, point, (before, after) in _points(structure, both):
             percent = 100.0 * (after - before) / pair.reference_gy
             found[kind].append(
-                (percent, f"{structure.name} {point}: {after:.2f} Gy by the independent engine, {before:.2f} planned")
+                (
+                    percent,
+                    f"{structure.name} {point}: {after:.2f} Gy by the independent engine, {before:.2f} planned",
+                )
             )
     limits = {
         "targets": ("D95%, D98%, D2% of targets", settings.target_dvh_percent),
@@ -121,5 +124,7 @@ def in_tissue(gy: NDArray, pair: Compared, sigma_mm: float) -> NDArray[np.float3
     """A mean of tissue alone, weighted by a Gaussian, everywhere; 0 far from tissue."""
     widths = sigma_mm / np.array(pair.grid.spacing_mm)[::-1]
     weight = ndimage.gaussian_filter(pair.tissue.astype(np.float32), widths, mode="constant")
-    total = ndimage.gaussian_filter(np.where(pair.tissue, gy, 0.0).astype(np.float32), widths, mode="constant")
+    total = ndimage.gaussian_filter(
+        np.where(pair.tissue, gy, 0.0).astype(np.float32), widths, mode="constant"
+    )
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)

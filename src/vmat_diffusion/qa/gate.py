@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.evaluate.dvh import outside_percent
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate
@@ -19,6 +21,7 @@ from vmat_diffusion.qa.agreement import (
     required_goals,
     uncertainty_percent,
 )
+from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers
 from vmat_diffusion.qa.dose_points import dose_points, regions, target_means
 from vmat_diffusion.qa.files import PlanFiles, round_trip, same_patient
@@ -78,6 +81,8 @@ def judge(
         checks.append(noise)
         if noise.undecided and near:
             engines = [c.left_open("the independent dose is too noisy") if c.fails else c for c in engines]
+    if all(c.passed for c in (*checks, *engines)):
+        engines += _collimation(case, plan, machine, pair, settings)
     verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     sure = others_passed and near and not verdict.undecided
     return replace(verdict, correctable=sure and not verdict.passed)
@@ -139,6 +144,36 @@ def _motion(plan: Plan, pair: Compared, settings: GateSettings) -> list[Check]:
             f"{turn} deg about x, y, z through the isocentre, from the planned dose to the independent one",
         ),
     ]
+
+
+def _collimation(
+    case: Case, plan: Plan, machine: Machine, pair: Compared, settings: GateSettings
+) -> list[Check]:
+    """Whether an error of collimator or jaws explains what is left between the doses; the costliest check.
+
+    An error that the dose does not show, and one within twice its standard error of the limit, passes.
+    """
+    if machine.beam is None or np.allclose(pair.planned_gy, pair.check.gy, atol=1e-3 * pair.reference_gy):
+        return []
+    motion = fitted_motion(
+        pair.grid,
+        pair.planned_gy,
+        pair.check.gy,
+        pair.tissue,
+        plan.isocenter_mm,
+        reference_gy=pair.reference_gy,
+        least_percent=20.0,
+        changes=collimation_changes(plan, case, machine, pair.grid),
+    )
+    out = []
+    for name, (value, sigma) in (motion.changes if motion else {}).items():
+        limit = {COLLIMATOR: settings.turn_deg, LEAVES: settings.leaf_mm}.get(name, settings.jaw_mm)
+        unit = "deg" if name == COLLIMATOR else "mm"
+        why = f"{value:+.2f} +- {sigma:.2f} {unit}, as the independent dose differs from the planned one"
+        out.append(
+            Check(f"{name} by the doses", abs(value) - 2.0 * sigma <= limit, abs(value), limit, unit, why)
+        )
+    return out
 
 
 def _deliverable(plan: Plan, machine: Machine) -> Check:

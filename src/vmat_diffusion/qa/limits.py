@@ -47,6 +47,8 @@ class GateSettings:
     region_percent: Annotated[float, Field(ge=0.1, le=6.0)] = 4.0
     shift_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    leaf_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     target_outside_percent: Annotated[float, Field(ge=0, le=1.0)] = 0.0
     body_outside_percent: Annotated[float, Field(ge=0, le=5.0)] = 1.0
     uncertainty_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.5

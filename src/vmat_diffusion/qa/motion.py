@@ -6,7 +6,8 @@ its distance criterion; this fit does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ _SKIN_MM = 8.0
 # Fits to the doses moved by the fit before; the third changes nothing that counts.
 _ROUNDS, _REWEIGHTINGS = 3, 6
 _FEWEST_VOXELS = 100
+# A unit of change that moves doses by less than this share of the reference dose cannot be seen.
+_LEAST_CHANGE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Motion:
 
     `shift_mm` is along x, y and z at the isocentre, `turn_deg` about the axes x, y and z through it;
     `shift_sigma_mm` and `turn_sigma_deg` are the standard errors of the least certain axis. `voxels` took part.
+    `changes` are how much of each change beside a motion lies between the doses, with its standard error.
     """
 
     shift_mm: Point
@@ -36,6 +40,7 @@ class Motion:
     shift_sigma_mm: float
     turn_sigma_deg: float
     voxels: int
+    changes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def length_mm(self) -> float:
@@ -57,28 +62,41 @@ def fitted_motion(
     *,
     reference_gy: float,
     least_percent: float = 30.0,
+    changes: Mapping[str, NDArray] | None = None,
 ) -> Motion | None:
     """The motion that carries `planned_gy` onto `check_gy` by robust least squares, both `[z, y, x]` on `grid`.
 
     To first order a dose that is moved by s and turned by w differs by -grad(D) . (s + w x r); a common factor
     is fitted beside them. Voxels of tissue count below the skin where either dose has at least `least_percent`
-    of `reference_gy`. None where too few are left, or the dose does not vary.
+    of `reference_gy`. `changes` are further changes of the dose by name, in Gy per unit of something, that are
+    fitted with it; those too small to matter are left out. None where too few voxels are left, or the dose does
+    not vary.
     """
     widths = _SMOOTHING_MM / np.array(grid.spacing_mm)[::-1]
-    depth = ndimage.distance_transform_edt(np.pad(tissue, 1), sampling=grid.spacing_mm[::-1])[1:-1, 1:-1, 1:-1]
-    planned, check = (ndimage.gaussian_filter(np.asarray(d, np.float64), widths) for d in (planned_gy, check_gy))
+    depth = ndimage.distance_transform_edt(np.pad(tissue, 1), sampling=grid.spacing_mm[::-1])[
+        1:-1, 1:-1, 1:-1
+    ]
+    planned, check = (
+        ndimage.gaussian_filter(np.asarray(d, np.float64), widths) for d in (planned_gy, check_gy)
+    )
     inside = (depth > _SKIN_MM) & (np.maximum(planned, check) >= least_percent / 100 * reference_gy)
     if np.count_nonzero(inside) < _FEWEST_VOXELS:
         return None
     arms = _arms_mm(grid, inside, isocenter_mm)
+    further = {
+        n: ndimage.gaussian_filter(np.asarray(d, np.float64), widths)[inside]
+        for n, d in (changes or {}).items()
+    }
+    least_gy = _LEAST_CHANGE * reference_gy
+    further = {n: d for n, d in further.items() if float(np.sqrt(np.mean(d**2))) > least_gy}
+    beside = np.stack(list(further.values()), axis=1) if further else np.zeros((int(inside.sum()), 0))
     whole = np.zeros(6)
-    sigma = np.zeros(6)
     for _ in range(_ROUNDS):
         moved = planned if not whole.any() else _moved(planned, grid, whole, isocenter_mm)
-        step = _step(grid, moved, check, inside, arms)
+        step = _step(grid, moved, check, inside, arms, beside)
         if step is None:
             return None
-        whole, sigma = whole + step[0], step[1]
+        whole, sigma, last = whole + step[0][:6], step[1], step[0]
         # A fit that runs away has nothing to hold on to; it is a large motion all the same.
         if np.abs(whole[:3]).max() > 30.0:
             break
@@ -87,8 +105,9 @@ def fitted_motion(
         (float(shift[0]), float(shift[1]), float(shift[2])),
         (float(turn[0]), float(turn[1]), float(turn[2])),
         float(sigma[:3].max()),
-        float(np.degrees(sigma[3:]).max()),
+        float(np.degrees(sigma[3:6]).max()),
         int(np.count_nonzero(inside)),
+        {name: (float(last[7 + k]), float(sigma[7 + k])) for k, name in enumerate(further)},
     )
 
 
@@ -98,13 +117,16 @@ def _arms_mm(grid: Grid, inside: Mask, isocenter_mm: Point) -> NDArray[np.float6
 
 
 def _step(
-    grid: Grid, planned: NDArray, check: NDArray, inside: Mask, arms: NDArray
+    grid: Grid, planned: NDArray, check: NDArray, inside: Mask, arms: NDArray, beside: NDArray
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Shift in mm and turn in radians, and their standard errors, by reweighted least squares."""
+    """Shift in mm, turn in radians, factor, and the columns of `beside`; and all their standard errors.
+
+    By reweighted least squares.
+    """
     x, y, z = grid.spacing_mm
     slopes = np.stack([g[inside] for g in np.gradient(planned, z, y, x)[::-1]], axis=1)
     # grad . (w x r) = w . (r x grad)
-    columns = np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None]], axis=1)
+    columns = np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None], beside], axis=1)
     scale = np.linalg.norm(columns, axis=0)
     if not (scale > 0).all():
         return None
@@ -113,13 +135,13 @@ def _step(
     for _ in range(_REWEIGHTINGS):
         normal = (columns * weights[:, None]).T @ columns
         # What the dose does not show, such as a turn of a sphere, stays at zero.
-        inverse = np.linalg.pinv(normal, rcond=1e-4, hermitian=True)
+        inverse = np.linalg.pinv(normal, rcond=1e-5, hermitian=True)
         found = inverse @ ((columns * weights[:, None]).T @ wanted)
         left = wanted - columns @ found
         spread = max(1.4826 * float(np.median(np.abs(left))), 1e-9)
         weights = 1.0 / (1.0 + (left / (2.0 * spread)) ** 2)
     sigma = np.sqrt(np.maximum(np.diag(inverse), 0.0)) * spread
-    return (found / scale)[:6], (sigma / scale)[:6]
+    return found / scale, sigma / scale
 
 
 def _moved(gy: NDArray, grid: Grid, motion: NDArray, isocenter_mm: Point) -> NDArray[np.float64]:
