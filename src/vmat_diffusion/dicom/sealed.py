@@ -1,7 +1,7 @@
 """Files that no planning system takes for DICOM: what is written before the gate has passed it.
 
-A folder import goes by content, not by name. A sealed file starts with words and holds the DICOM compressed, so
-that even one left behind by a killed process is no plan. Sealed are the files with the suffix `SEALED`.
+A folder import goes by content, not by name. A sealed file starts with words and holds the DICOM compressed,
+so that even one left behind by a killed process is no plan. Sealed are the files with the suffix `SEALED`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well two engines agree on a plan: gamma in tissue, the highest dose, noise, goals on the independent dose."""
+"""How well two engines agree on a plan: gamma in tissue, the highest dose, noise, goals."""
 
 from __future__ import annotations
 

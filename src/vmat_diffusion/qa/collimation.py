@@ -1,7 +1,7 @@
 """How the dose changes with collimator angle and jaws: what a fit of two doses needs to see an error in them.
 
-Neither moves the dose as a whole. The fast engine computes the change once for the plan at hand; how much of it
-lies between the planned and the independent dose is then a matter of least squares (`fitted_motion`).
+Neither moves the dose as a whole. The fast engine computes the change once for the plan at hand; how much of
+it lies between the planned and the independent dose is then a matter of least squares (`fitted_motion`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLOSED_MM = 1.5
 def collimation_changes(
     plan: Plan, case: Case, machine: Machine, grid: Grid
 ) -> dict[str, NDArray[np.float32]]:
-    """Change of the dose on `grid`, in Gy per degree of all collimators and per mm that each jaw or leaf opens.
+    """Change of the dose on `grid`, in Gy per degree of all collimators and per mm a jaw or leaf opens.
 
     Empty where the fast engine cannot compute the plan. Costs five of its doses on a grid of 5 mm.
     """

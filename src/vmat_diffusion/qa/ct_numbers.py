@@ -9,9 +9,9 @@ from scipy import ndimage
 from vmat_diffusion.case import Case
 from vmat_diffusion.qa.verdict import Check, warning
 
-# Fat has -110 to -70 HU, muscle and organs 20 to 60 HU, contrast more (Schneider et al., Phys Med Biol 41:111,
-# 1996, table 3). The peak is that of the soft tissue between fat and bone. Ours: room for phantoms of water and
-# for obese patients, whose peak is that of fat.
+# Fat has -110 to -70 HU, muscle and organs 20 to 60 HU, contrast more (Schneider et al., Phys Med Biol
+# 41:111, 1996, table 3). The peak is that of the soft tissue between fat and bone. Ours: room for phantoms of
+# water and for obese patients, whose peak is that of fat.
 _SOFT_HU, _SOFT_EXPECTED_HU = (-250.0, 250.0), (-130.0, 90.0)
 _AIR_BELOW_HU, _AIR_EXPECTED_HU = -500.0, (-1100.0, -900.0)
 _BIN_HU = 10.0

@@ -70,7 +70,7 @@ def dose_points(case: Case, pair: Compared, settings: GateSettings) -> list[Chec
             found[kind].append(
                 (
                     percent,
-                    f"{structure.name} {point}: {after:.2f} Gy by the independent engine, {before:.2f} planned",
+                    f"{structure.name} {point}: {after:.2f} Gy independently, {before:.2f} planned",
                 )
             )
     limits = {

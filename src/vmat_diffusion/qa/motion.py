@@ -1,7 +1,7 @@
 """The rigid motion that explains the difference of two doses best: a shift, and a turn about the isocentre.
 
-A displaced isocentre, a gantry offset or a turned couch move the dose as a whole. Gamma forgives motions below
-its distance criterion; this fit does not.
+A displaced isocentre, a gantry offset or a turned couch move the dose as a whole. Gamma forgives motions
+below its distance criterion; this fit does not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Motion:
     """How the planned dose must be moved to lie on the independent one.
 
     `shift_mm` is along x, y and z at the isocentre, `turn_deg` about the axes x, y and z through it;
-    `shift_sigma_mm` and `turn_sigma_deg` are the standard errors of the least certain axis. `voxels` took part.
-    `changes` are how much of each change beside a motion lies between the doses, with its standard error.
+    `shift_sigma_mm` and `turn_sigma_deg` are the standard errors of the least certain axis. `voxels` took
+    part. `changes` are the shares of changes beside a motion, each with its standard error.
     """
 
     shift_mm: Point
@@ -64,18 +64,17 @@ def fitted_motion(
     least_percent: float = 30.0,
     changes: Mapping[str, NDArray] | None = None,
 ) -> Motion | None:
-    """The motion that carries `planned_gy` onto `check_gy` by robust least squares, both `[z, y, x]` on `grid`.
+    """The motion that carries `planned_gy` onto `check_gy`, both `[z, y, x]` on `grid`, by robust least squares.
 
-    To first order a dose that is moved by s and turned by w differs by -grad(D) . (s + w x r); a common factor
-    is fitted beside them. Voxels of tissue count below the skin where either dose has at least `least_percent`
-    of `reference_gy`. `changes` are further changes of the dose by name, in Gy per unit of something, that are
-    fitted with it; those too small to matter are left out. None where too few voxels are left, or the dose does
-    not vary.
+    To first order a dose that is moved by s and turned by w differs by -grad(D) . (s + w x r); a common
+    factor is fitted beside them. Voxels of tissue count below the skin where either dose has at least
+    `least_percent` of `reference_gy`. `changes` are further changes of the dose by name, in Gy per unit of
+    something, that are fitted with it; those too small to matter are left out. None where too few voxels are
+    left, or the dose does not vary.
     """
     widths = _SMOOTHING_MM / np.array(grid.spacing_mm)[::-1]
-    depth = ndimage.distance_transform_edt(np.pad(tissue, 1), sampling=grid.spacing_mm[::-1])[
-        1:-1, 1:-1, 1:-1
-    ]
+    padded = np.pad(tissue, 1)
+    depth = ndimage.distance_transform_edt(padded, sampling=grid.spacing_mm[::-1])[1:-1, 1:-1, 1:-1]
     planned, check = (
         ndimage.gaussian_filter(np.asarray(d, np.float64), widths) for d in (planned_gy, check_gy)
     )
@@ -93,7 +92,7 @@ def fitted_motion(
     whole = np.zeros(6)
     for _ in range(_ROUNDS):
         moved = planned if not whole.any() else _moved(planned, grid, whole, isocenter_mm)
-        step = _step(grid, moved, check, inside, arms, beside)
+        step = _step(_columns(grid, moved, inside, arms, beside), (check - moved)[inside])
         if step is None:
             return None
         whole, sigma, last = whole + step[0][:6], step[1], step[0]
@@ -116,21 +115,22 @@ def _arms_mm(grid: Grid, inside: Mask, isocenter_mm: Point) -> NDArray[np.float6
     return grid.points_mm(np.flatnonzero(inside)) - np.asarray(isocenter_mm)
 
 
-def _step(
-    grid: Grid, planned: NDArray, check: NDArray, inside: Mask, arms: NDArray, beside: NDArray
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Shift in mm, turn in radians, factor, and the columns of `beside`; and all their standard errors.
-
-    By reweighted least squares.
-    """
+def _columns(
+    grid: Grid, planned: NDArray, inside: Mask, arms: NDArray, beside: NDArray
+) -> NDArray[np.float64]:
+    """What a shift in mm, a turn in radians, a factor, and the changes `beside` do to each voxel."""
     x, y, z = grid.spacing_mm
     slopes = np.stack([g[inside] for g in np.gradient(planned, z, y, x)[::-1]], axis=1)
     # grad . (w x r) = w . (r x grad)
-    columns = np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None], beside], axis=1)
+    return np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None], beside], axis=1)
+
+
+def _step(columns: NDArray, wanted: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The share of each column in what is wanted, and the standard errors, by reweighted least squares."""
     scale = np.linalg.norm(columns, axis=0)
     if not (scale > 0).all():
         return None
-    columns, wanted = columns / scale, (check - planned)[inside]
+    columns = columns / scale
     weights = np.ones(len(wanted))
     for _ in range(_REWEIGHTINGS):
         normal = (columns * weights[:, None]).T @ columns

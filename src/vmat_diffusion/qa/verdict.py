@@ -1,4 +1,4 @@
-"""The outcome of one check, and the verdict that all checks of a plan make: passed, failed or inconclusive."""
+"""The outcome of one check, and the verdict that all checks of a plan make."""
 
 from __future__ import annotations
 

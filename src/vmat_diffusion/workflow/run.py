@@ -103,7 +103,7 @@ class PlanRun:
     @property
     def plan(self) -> Plan:
         """The plan, exactly as its file holds it."""
-        return self.judged.optimized.plan
+        return self.judged.plan
 
     @property
     def dose(self) -> Dose:
@@ -243,8 +243,8 @@ def _require_organs(case: Case, sheet: GoalSheet) -> None:
 
     if missing := missing_required(sheet, case):
         raise GoalError(
-            f"goal sheet {sheet.name}: {missing[0].structure} of the required goal {missing[0]} is not in the "
-            "case; contour it, map the structure's name, or write optional = true into that goal"
+            f"goal sheet {sheet.name}: {missing[0].structure} of the required goal {missing[0]} is not in "
+            "the case; contour it, map the structure's name, or write optional = true into that goal"
         )
 
 
@@ -287,7 +287,7 @@ def _planning_run(
     from vmat_diffusion.evaluate.complexity import complexity
     from vmat_diffusion.evaluate.goals import evaluate
 
-    plan, dose = judged.optimized.plan, judged.optimized.dose
+    plan, dose = judged.plan, judged.optimized.dose
     gy_per_fraction = max(task.sheet.prescription.target_gy.values()) / plan.fractions
     return PlanRun(
         task=task,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized, Settings
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-# Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM, not
-# even after the process was killed.
+# Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
+# not even after the process was killed.
 UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
 # Plans judged by looser limits than the shipped ones say so in every planning system.
 _LOOSE_LABEL = "LOOSE GATE"
@@ -84,12 +84,14 @@ class JudgedPlan:
     """A plan with the verdict of the gate.
 
     `check` is the independent dose that the verdict rests on, None for a plan that cannot be delivered.
-    `first_verdict` is that of the plan before it was corrected, None if it was not.
+    `plan` is what was judged, as its file holds it. `first_verdict` is that of the plan before it was
+    corrected, None if it was not.
     """
 
     optimized: Optimized
     verdict: Verdict
     check: Dose | None
+    plan: Plan
     first_verdict: Verdict | None = None
 
 
@@ -184,11 +186,10 @@ def judge_files(
     from vmat_diffusion.dicom.sealed import unseal
     from vmat_diffusion.qa import PlanFiles, judge, release_plan
 
-    if gate.looser():
-        optimized = replace(optimized, plan=replace(optimized.plan, label=_LOOSE_LABEL))
-
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
+    if gate.looser():
+        plan = _labelled(plan)
     unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
     plan_file, dose_file = folder / PLAN_FILE, folder / DOSE_FILE
     for file in (plan_file, dose_file):  # of the plan before a correction
@@ -210,7 +211,7 @@ def judge_files(
         for file in (unjudged, unjudged_dose):
             file.unlink(missing_ok=True)
         write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
-    return JudgedPlan(optimized, verdict, check)
+    return JudgedPlan(optimized, verdict, check, plan)
 
 
 def search_plan(
@@ -266,6 +267,10 @@ def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
     if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
         raise KeyboardInterrupt
+
+
+def _labelled(plan: Plan) -> Plan:
+    return replace(plan, label=_LOOSE_LABEL)
 
 
 def _sum(dose: Dose, other: Dose) -> Dose:
