@@ -64,7 +64,7 @@ def fitted_motion(
     least_percent: float = 30.0,
     changes: Mapping[str, NDArray] | None = None,
 ) -> Motion | None:
-    """The motion that carries `planned_gy` onto `check_gy`, both `[z, y, x]` on `grid`, by robust least squares.
+    """The motion that carries `planned_gy` onto `check_gy`, both `[z, y, x]` on `grid`, by least squares.
 
     To first order a dose that is moved by s and turned by w differs by -grad(D) . (s + w x r); a common
     factor is fitted beside them. Voxels of tissue count below the skin where either dose has at least

@@ -258,6 +258,18 @@ def test_required_goals_are_asked_of_the_independent_dose(
     assert judge(case, wish, plan, machine, planned, check=less).passed
 
 
+def test_a_must_that_cannot_be_evaluated_is_missed_unless_optional(
+    case: Case, plan: Plan, machine: Machine, dose: Dose, sheet: GoalSheet
+) -> None:
+    (goal,) = sheet.goals
+    absent = replace(goal, structure="Brainstem", priority=1)
+    verdict = judge(case, replace(sheet, goals=(absent,)), plan, machine, dose, check=dose)
+    assert failed(verdict) == {"required goals"}
+    assert "Brainstem" in verdict.failed[0].why and "not contoured" in verdict.failed[0].why
+    optional = replace(sheet, goals=(replace(absent, optional=True),))
+    assert judge(case, optional, plan, machine, dose, check=dose).passed
+
+
 def test_a_noisy_independent_dose_may_not_judge(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
     known, unsure = (replace(dose, std_gy=(s * dose.gy).astype(np.float32)) for s in (0.015, 0.04))
     everywhere = np.ones(dose.grid.shape, bool)
