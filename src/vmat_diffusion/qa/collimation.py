@@ -22,7 +22,7 @@ from vmat_diffusion.plan import Arc, Plan
 COLLIMATOR, JAWS_X, JAWS_Y, LEAVES = "collimator angle", "X jaws", "Y jaws", "leaves"
 # Doses for differences need no fine grid, as they are smoothed before they are compared.
 _SPACING_MM, _STEP_MM = 5.0, 4.0
-_TURN_DEG, _WIDER_MM, _OPENER_MM = 2.0, 2.0, 0.5
+_TURN_DEG, _CLOSER_MM, _OPENER_MM = 2.0, 2.0, 0.5
 # A pair that is closed further than this stays closed.
 _CLOSED_MM = 1.5
 
@@ -38,8 +38,8 @@ def collimation_changes(
     wide = grid.around(*grid.bounds_mm, coarse)  # type: ignore[arg-type]
     changed = {
         COLLIMATOR: (_every(plan, _turned), _TURN_DEG),
-        JAWS_X: (_every(plan, _wider_x), _WIDER_MM),
-        JAWS_Y: (_every(plan, _wider_y), _WIDER_MM),
+        JAWS_X: (_every(plan, _narrower_x), -_CLOSER_MM),
+        JAWS_Y: (_every(plan, _narrower_y), -_CLOSER_MM),
         LEAVES: (_every(plan, _opened), _OPENER_MM),
     }
     try:
@@ -62,12 +62,21 @@ def _turned(arc: Arc) -> Arc:
     return replace(arc, collimator_deg=(arc.collimator_deg + _TURN_DEG) % 360.0)
 
 
-def _wider_x(arc: Arc) -> Arc:
-    return replace(arc, jaws_mm=arc.jaws_mm + _WIDER_MM * np.array([-1.0, 1.0, 0.0, 0.0]))
+def _narrower_x(arc: Arc) -> Arc:
+    return replace(arc, jaws_mm=_closed(arc.jaws_mm, 0))
 
 
-def _wider_y(arc: Arc) -> Arc:
-    return replace(arc, jaws_mm=arc.jaws_mm + _WIDER_MM * np.array([0.0, 0.0, -1.0, 1.0]))
+def _narrower_y(arc: Arc) -> Arc:
+    return replace(arc, jaws_mm=_closed(arc.jaws_mm, 2))
+
+
+def _closed(jaws_mm: NDArray, first: int) -> NDArray[np.float64]:
+    """Jaws that cut in: what they do behind leaves, where they open, says nothing of that. They never cross."""
+    low, high = jaws_mm[:, first], jaws_mm[:, first + 1]
+    by = np.minimum(_CLOSER_MM, np.maximum(high - low, 0.0) / 2.0)
+    out = np.array(jaws_mm, np.float64)
+    out[:, first], out[:, first + 1] = low + by, high - by
+    return out
 
 
 def _opened(arc: Arc) -> Arc:
