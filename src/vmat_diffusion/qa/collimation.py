@@ -71,7 +71,7 @@ def _narrower_y(arc: Arc) -> Arc:
 
 
 def _closed(jaws_mm: NDArray, first: int) -> NDArray[np.float64]:
-    """Jaws that cut in: what they do behind leaves, where they open, says nothing of that. They never cross."""
+    """Jaws that cut in, as opening them behind the leaves of a field does little. They never cross."""
     low, high = jaws_mm[:, first], jaws_mm[:, first + 1]
     by = np.minimum(_CLOSER_MM, np.maximum(high - low, 0.0) / 2.0)
     out = np.array(jaws_mm, np.float64)
