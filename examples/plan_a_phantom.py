@@ -30,17 +30,17 @@ def main(folder: Path) -> vd.Verdict:
     coarse = vd.OptimizerSettings(grid_mm=7.0, arcs=1, effort=0.1, seed=1)
     result = vd.optimize(case, sheet, machine, settings=coarse)
 
-    # The dose by the fast engine, and by an independent one to 8 % instead of the usual 2 %.
+    # The dose by the fast engine, and by an independent one: the gate asks for less than 2.5 % noise.
     grid = result.dose.grid
     dose = vd.PencilBeam(machine)(result.plan, case, grid)
-    check = vd.MonteCarlo(machine, uncertainty=0.08)(result.plan, case, grid)
+    check = vd.MonteCarlo(machine, uncertainty=0.024)(result.plan, case, grid)
 
     for goal in vd.evaluate(sheet, case, dose):
         print(f"{goal.goal!s:24} {goal.value:6.2f} {goal.goal.unit:3} {goal.status}")
-    loose = vd.GateSettings(uncertainty_percent=10.0)
-    verdict = vd.judge(case, sheet, result.plan, machine, dose=dose, check=check, settings=loose)
-    for failed in verdict.failed:
-        print(f"not passed: {failed.name}: {failed.why}")
+    verdict = vd.judge(case, sheet, result.plan, machine, dose=dose, check=check)
+    print(verdict.outcome.value)
+    for open_check in (*verdict.failed, *verdict.undecided):
+        print(f"not passed: {open_check.name}: {open_check.why}")
 
     # RTPLAN and RTDOSE, always UNAPPROVED. Without a passed verdict on this very plan nothing is written.
     if verdict.passed:

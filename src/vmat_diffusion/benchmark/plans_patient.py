@@ -93,7 +93,7 @@ def plan_patient(
         outcome=run.outcome,
         violations=len(run.violations),
         passed=run.passed,
-        failed_checks=tuple(check.name for check in run.verdict.failed),
+        failed_checks=tuple(check.name for check in run.verdict.checks if not check.passed),
         mu=round(run.plan.total_mu, 1),
         delivery_s=round(run.delivery_s, 1),
         minutes=round(minutes, 2),

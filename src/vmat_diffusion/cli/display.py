@@ -182,8 +182,21 @@ def verdict_text(verdict: Verdict) -> str:
         rows.append([check.name, mark, value, limit, check.unit])
     text = table(["check", "result", "value", "limit", "unit"], rows, left=2)
     why = [f"{check.name}: {check.why}" for check in verdict.checks if check.warns or not check.passed]
-    head = "PASSED" if verdict.passed else f"NOT PASSED: {len(verdict.failed)} checks failed"
-    return "\n".join([head, text, *why])
+    head = {
+        "PASSED": "PASSED",
+        "FAILED": f"FAILED: {_checks(len(verdict.failed))} failed",
+        "INCONCLUSIVE": f"INCONCLUSIVE: {_checks(len(verdict.undecided))} could not be decided",
+    }[verdict.outcome.value]
+    return "\n".join([*_banner(verdict), head, text, *why])
+
+
+def _checks(count: int) -> str:
+    return f"{count} check" + ("s" if count != 1 else "")
+
+
+def _banner(verdict: Verdict) -> list[str]:
+    """A line in capitals where the limits were looser than the shipped ones."""
+    return [f"LOOSER LIMITS: {verdict.looser}"] if verdict.looser else []
 
 
 def goals_text(results: Sequence[GoalResult]) -> str:
@@ -200,9 +213,10 @@ def goals_text(results: Sequence[GoalResult]) -> str:
     text = table(header, rows, left=7)
     absent: dict[str, list[str]] = {}
     for r in (r for r in results if r.value is None):
-        absent.setdefault(r.note, []).append(r.goal.structure)
+        what = "NOT MET, required but not evaluated" if r.missed else "Not evaluated"
+        absent.setdefault(f"{what}, {r.note}", []).append(r.goal.structure)
     for why, names in absent.items():
-        text += f"\n\nNot evaluated, {why}: {', '.join(dict.fromkeys(names))}"
+        text += f"\n\n{why}: {', '.join(dict.fromkeys(names))}"
     return text
 
 

@@ -26,6 +26,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from vmat_diffusion.dicom.sealed import unsealed
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 
 _FILE_BYTES_MAX = 2**31
@@ -71,8 +72,10 @@ def _labelled(what: str, fault: InputError) -> str:
     return said if said.startswith((f"{what}: ", f"{what} ")) else f"{what}: {said}"
 
 
-def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
+def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -> Dataset | None:
     """The data set of one file; None where the file is not DICOM at all.
+
+    A sealed file is opened only where the caller knows of it (`is_sealed`): no search of a folder does.
 
     Raises CaseError for a file that says it is DICOM and cannot be parsed, or is above 2 GiB, and
     UnreadableError for one that the disk does not give.
@@ -80,7 +83,7 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
     try:
         if path.stat().st_size > _FILE_BYTES_MAX:
             raise CaseError(f"the file holds {path.stat().st_size} bytes, the limit is {_FILE_BYTES_MAX}")
-        with path.open("rb") as file:
+        with BytesIO(unsealed(path.read_bytes())) if is_sealed else path.open("rb") as file:
             head = file.read(132)
             if not _looks_like_dicom(head):
                 return None

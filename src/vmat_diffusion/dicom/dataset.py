@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydicom.valuerep import DSfloat, validate_value
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
+from vmat_diffusion.dicom.sealed import SEALED, sealed
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.files import written_whole
 
@@ -173,7 +175,7 @@ def save_whole(
 
     The file is written under a temporary name beside `path`, read again, checked by `check` and
     for over-long decimal strings, and renamed. Raises PlanError where `path` exists (unless
-    `overwrite`), its folder does not, or a check fails.
+    `overwrite`), its folder does not, or a check fails. A name that ends in `SEALED` gets a sealed file.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -183,10 +185,15 @@ def save_whole(
     try:
         with written_whole(path, overwrite=overwrite) as part:
             with part.open("xb") as file, quiet():
-                dataset.save_as(file, enforce_file_format=True)
+                if path.suffix == SEALED:
+                    memory = BytesIO()
+                    dataset.save_as(memory, enforce_file_format=True)
+                    file.write(sealed(memory.getvalue()))
+                else:
+                    dataset.save_as(file, enforce_file_format=True)
                 file.flush()
                 os.fsync(file.fileno())
-            written = open_dataset(part, pixels=True)
+            written = open_dataset(part, pixels=True, is_sealed=path.suffix == SEALED)
             if written is None:
                 raise PlanError(f"{path.name} cannot be read back after writing; check the disk")
             check_decimal_lengths(written)

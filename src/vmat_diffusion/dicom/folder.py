@@ -10,6 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from vmat_diffusion.dicom.attributes import about, open_dataset, text
+from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, UnreadableError
 
 KINDS = {
@@ -101,9 +102,9 @@ def each_file(root: Path, *, numbered: bool = False) -> Iterator[Found | CaseErr
             yield fault
 
 
-def open_file(path: Path, label: str) -> Found | None:
+def open_file(path: Path, label: str, *, is_sealed: bool = False) -> Found | None:
     """One DICOM file and its kind; None for a file that is not DICOM or is a DICOMDIR."""
-    dataset = open_dataset(path)
+    dataset = open_dataset(path, is_sealed=is_sealed)
     if dataset is None:
         return None
     sop_class = text(dataset, "SOPClassUID")
@@ -124,7 +125,7 @@ def open_one(path: Path, kind: str) -> Found:
     """The file at `path`, of a kind such as RTPLAN. Raises CaseError where it is absent or another."""
     if not path.is_file():
         raise CaseError(f"the file does not exist; give an {kind} file")
-    found = open_file(path, path.name)
+    found = open_file(path, path.name, is_sealed=path.suffix == SEALED)
     if found is None or found.kind != kind:
         raise CaseError(f"the file is {'not DICOM' if found is None else found.kind}, an {kind} is needed")
     return found

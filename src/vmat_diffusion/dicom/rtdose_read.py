@@ -23,6 +23,7 @@ from vmat_diffusion.dicom.attributes import (
 )
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.lattice import lattice_of, placement_of
+from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Grid
 
@@ -185,7 +186,7 @@ def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
 def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
     """Grid and values in Gy of one file, as they are meant (no factor for fractions)."""
     with about(found.label):
-        dataset = open_dataset(found.path, pixels=True)
+        dataset = open_dataset(found.path, pixels=True, is_sealed=found.path.suffix == SEALED)
         if dataset is None:
             raise CaseError("the file changed while it was read; start again")
         if (units := text(dataset, "DoseUnits")) != "GY":

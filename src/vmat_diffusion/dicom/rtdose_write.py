@@ -21,6 +21,7 @@ from vmat_diffusion.dicom.dataset import (
     save_whole,
     source_header,
 )
+from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 
 # The largest stored dose also fits a signed 32-bit integer, which some readers use.
@@ -86,7 +87,7 @@ def _stored(dose: Dose) -> tuple[np.ndarray, object]:
 
 def _plan_uid(plan_file: Path, case: Case) -> str:
     try:
-        dataset = open_dataset(plan_file)
+        dataset = open_dataset(plan_file, is_sealed=plan_file.suffix == SEALED)
         if dataset is None or text(dataset, "SOPClassUID") != RTPlanStorage:
             raise PlanError("it is no RT Plan")
         if text(dataset, "FrameOfReferenceUID") != case.source.frame_of_reference_uid:

@@ -43,7 +43,8 @@ class Goal:
     """One line of a goal sheet: `D95% >= 66.5 Gy` on a structure.
 
     `limit` and `variation`, the worst acceptable value, are in `unit`; `priority` 1 = must,
-    2 = should, 3 = wish; `source` says where the number comes from.
+    2 = should, 3 = wish; `source` says where the number comes from. The structure of an `optional` goal
+    need not be in the case; any other must that cannot be evaluated is not met.
     """
 
     structure: str
@@ -54,6 +55,7 @@ class Goal:
     variation: float | None = None
     priority: int = 2
     source: str = ""
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.unit != self.metric.result_unit:
@@ -146,6 +148,12 @@ class GoalResult:
     status: Status
     note: str = ""
 
+    @property
+    def missed(self) -> bool:
+        """Whether the goal is not met: it failed, or a must could not be evaluated and is not optional."""
+        required = self.goal.priority == 1 and not self.goal.optional
+        return self.status == "fail" or (self.status == "not evaluated" and required)
+
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -157,6 +165,7 @@ class _GoalText:
     priority: StrictInt
     source: StrictStr
     variation: StrictFloat | None = None
+    optional: StrictBool = False
 
 
 @checked(frozen=True, config=_STRICT)
@@ -189,7 +198,7 @@ def load_goals(name_or_path: str | Path) -> GoalSheet:
         if not path.is_file():
             raise GoalError(f"goal sheet {path} does not exist; give a name or an existing file")
         try:
-            return parse_goals(path.read_text(encoding="utf-8"), path.stem)
+            return parse_goals(path.read_text(encoding="utf-8-sig"), path.stem)
         except UnicodeDecodeError:
             raise GoalError(f"goal sheet {path} is not UTF-8 text; save it as such") from None
     if name_or_path not in goal_sheet_names():
@@ -268,6 +277,7 @@ def _goal(where: str, raw: _GoalText) -> Goal:
             raw.variation,
             raw.priority,
             raw.source,
+            raw.optional,
         )
     except GoalError as error:
         raise GoalError(f"{where}: {error}") from None
@@ -312,12 +322,14 @@ def _check(label: str, sheet: GoalSheet) -> None:
 
 
 def fit_to_case(sheet: GoalSheet, case: Case) -> GoalSheet:
-    """The sheet for the targets that the case has.
+    """The sheet for the targets that the case has, with its names as the case spells them.
 
-    Optional targets that are absent are left out of prescription, normalisation and goals; goals on
-    absent organs stay and are reported as not evaluated. Raises GoalError where a required target,
-    or every target, is absent or empty.
+    Names mean what they mean in a structure set: `Spinal Cord` and `Cord` are SpinalCord. Optional targets
+    that are absent are left out of prescription, normalisation and goals; goals on absent organs stay and
+    are reported as not evaluated. Raises GoalError where a required target, or every target, is absent or
+    empty, and where two names of targets mean the same.
     """
+    sheet = _renamed(sheet, case)
     present = {s.name for s in case.structures.values() if s.mask.any()}
     targets = sheet.prescription.target_gy
     absent = [name for name in targets if name not in present]
@@ -339,6 +351,59 @@ def fit_to_case(sheet: GoalSheet, case: Case) -> GoalSheet:
         goals=tuple(goal for goal in sheet.goals if goal.structure not in absent),
         optional_targets=tuple(t for t in sheet.optional_targets if t not in absent),
     )
+
+
+def _renamed(sheet: GoalSheet, case: Case) -> GoalSheet:
+    """The sheet with every name of a structure as the case spells it."""
+    prescribed: dict[str, float] = {}
+    for name, gy in sheet.prescription.target_gy.items():
+        meant = _name_in_case(name, case)
+        if meant in prescribed:
+            raise GoalError(
+                f"goal sheet {sheet.name}: prescription_gy names {meant} twice, once as {name}; keep one"
+            )
+        prescribed[meant] = gy
+    return replace(
+        sheet,
+        prescription=replace(sheet.prescription, target_gy=prescribed),
+        normalizations=tuple(
+            replace(n, structure=_name_in_case(n.structure, case)) for n in sheet.normalizations
+        ),
+        goals=tuple(replace(goal, structure=_name_in_case(goal.structure, case)) for goal in sheet.goals),
+        optional_targets=tuple(_name_in_case(name, case) for name in sheet.optional_targets),
+        unions={
+            _name_in_case(name, case): tuple(_name_in_case(part, case) for part in parts)
+            for name, parts in (sheet.unions or {}).items()
+        },
+    )
+
+
+def _name_in_case(name: str, case: Case) -> str:
+    """The canonical name that a sheet's name means; a name that nothing knows stays as it is.
+
+    First the case's own names, then those of its structures in the source file, which a user's mapping may
+    have named, then the table of names that structure sets go through as well.
+    """
+    from vmat_diffusion.dicom.names import default_table, squeezed
+
+    if name in case.structures:
+        return name
+    aliases = [s.name for s in case.structures.values() if s.alias and squeezed(s.alias) == squeezed(name)]
+    if len(aliases) == 1:
+        return aliases[0]
+    if (match := default_table().match(name)) is not None:
+        return match.name
+    spelled = [known for known in case.structures if squeezed(known) == squeezed(name)]
+    return spelled[0] if len(spelled) == 1 else name
+
+
+def missing_required(sheet: GoalSheet, case: Case) -> tuple[Goal, ...]:
+    """The musts that cannot be evaluated, as their structure is absent or empty and they are not optional.
+
+    For a sheet and a case that are fitted to each other.
+    """
+    present = {s.name for s in case.structures.values() if s.mask.any()}
+    return tuple(g for g in sheet.goals if g.priority == 1 and not g.optional and g.structure not in present)
 
 
 def normalization_gy(dose: Dose, case: Case, sheet: GoalSheet) -> float:
@@ -437,4 +502,5 @@ def goal_record(result: GoalResult) -> dict[str, Any]:
         "limit": result.goal.limit,
         "unit": result.goal.unit,
         "status": result.status,
+        "missed": result.missed,
     }

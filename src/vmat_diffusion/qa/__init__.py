@@ -4,11 +4,12 @@ from vmat_diffusion.qa.agreement import denoised, smooth_difference, uncertainty
 from vmat_diffusion.qa.files import PlanFiles, plan_differences, release_plan, write_plan
 from vmat_diffusion.qa.gate import judge
 from vmat_diffusion.qa.limits import GateSettings, gate_limits, load_gate
-from vmat_diffusion.qa.verdict import Check, Verdict, warning
+from vmat_diffusion.qa.verdict import Check, Outcome, Verdict, warning
 
 __all__ = [
     "Check",
     "GateSettings",
+    "Outcome",
     "PlanFiles",
     "Verdict",
     "denoised",

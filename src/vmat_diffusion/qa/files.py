@@ -54,9 +54,14 @@ def write_plan(
 
 
 def release_plan(unjudged: Path, path: Path, plan: Plan, case: Case, verdict: Verdict) -> Path:
-    """Give the file that was judged its name as a plan. Raises PlanError unless the verdict lets it out."""
+    """Write the sealed plan that was judged as the DICOM file `path`, and remove the sealed one.
+
+    Raises PlanError unless the verdict lets it out.
+    """
+    from vmat_diffusion.dicom.sealed import unseal
+
     verdict.require_passed(plan, case)
-    return unjudged.replace(path)
+    return unseal(unjudged, path)
 
 
 def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:

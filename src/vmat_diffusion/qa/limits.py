@@ -1,8 +1,9 @@
-"""Limits of the gate and their file: `gate.toml` beside this module, or one's own."""
+"""Limits of the gate, their file (`gate.toml` beside this module, or one's own), and the floors of both."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,29 +18,57 @@ else:
     import tomli as tomllib
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-Positive = Annotated[float, Field(gt=0, le=100)]
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class GateSettings:
     """Limits of the gate; `gate.toml` beside this file holds the same numbers with their sources.
 
-    All in percent and mm. The gamma of `strict_*` is reported, not judged.
+    All in percent, mm and degrees. The range of each ends at its floor: what is looser is refused.
     """
 
-    gamma_dose_percent: Positive = 3.0
-    gamma_distance_mm: Positive = 3.0
+    # TG-218: 3 %/2 mm, global, threshold 10 %, action limit 90 %.
+    gamma_dose_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 3.0
+    gamma_distance_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 3.0
     gamma_local: bool = False
-    gamma_threshold_percent: Percent = 10.0
-    gamma_pass_percent: Percent = 95.0
-    gamma_sigmas: Annotated[float, Field(ge=0, le=2)] = 1.0
-    strict_dose_percent: Positive = 2.0
-    strict_distance_mm: Positive = 2.0
-    target_mean_percent: Positive = 2.0
-    target_outside_percent: Percent = 0.0
-    body_outside_percent: Percent = 1.0
-    uncertainty_percent: Positive = 2.5
+    gamma_threshold_percent: Annotated[float, Field(ge=0, le=10.0)] = 10.0
+    gamma_pass_percent: Annotated[float, Field(ge=90.0, le=100)] = 95.0
+    gamma_voxels: Annotated[int, Field(ge=50)] = 200
+    gamma_sigmas: Annotated[float, Field(ge=0, le=1.0)] = 1.0
+    strict_dose_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 3.0
+    strict_distance_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    strict_tolerance_percent: Annotated[float, Field(ge=90.0, le=100)] = 95.0
+    strict_action_percent: Annotated[float, Field(ge=90.0, le=100)] = 90.0
+    peak_percent: Annotated[float, Field(ge=1.0, le=30.0)] = 20.0
+    target_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    target_dvh_percent: Annotated[float, Field(ge=0.1, le=5.0)] = 3.0
+    organ_dvh_percent: Annotated[float, Field(ge=0.1, le=8.0)] = 4.0
+    organ_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    region_percent: Annotated[float, Field(ge=0.1, le=6.0)] = 4.0
+    shift_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    leaf_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    target_outside_percent: Annotated[float, Field(ge=0, le=1.0)] = 0.0
+    body_outside_percent: Annotated[float, Field(ge=0, le=5.0)] = 1.0
+    uncertainty_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.5
     correctable_gamma_percent: Percent = 80.0
+
+    def looser(self) -> tuple[str, ...]:
+        """Where these limits let more pass than the shipped ones, as `uncertainty_percent 3 (2.5)`."""
+        shipped = GateSettings()
+        out = []
+        for name, value in asdict(self).items():
+            usual = getattr(shipped, name)
+            less = value < usual if name in _LOOSER_IF_LESS else value > usual
+            if less and name not in _NOT_A_LIMIT:
+                out.append(f"{name} {value:g} ({usual:g})")
+        return tuple(out)
+
+
+_LOOSER_IF_LESS = ("gamma_pass_percent", "gamma_voxels", "strict_tolerance_percent", "strict_action_percent")
+# A local gamma is stricter; whether a plan is corrected lets none pass.
+_NOT_A_LIMIT = ("gamma_local", "correctable_gamma_percent")
 
 
 def load_gate(file: Path | str | None = None) -> GateSettings:
@@ -50,13 +79,15 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
     if not path.is_file():
         raise InputError(f"gate file {path} does not exist; give an existing TOML file or none")
     try:
-        return TypeAdapter(GateSettings).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TypeAdapter(GateSettings).validate_python(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"gate file {path}: not valid TOML ({error}); correct the file") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"gate file {path}: {where}: {first['msg']}; correct the file") from None
+        floor = first["type"] in ("less_than_equal", "greater_than_equal")
+        remedy = "no gate is looser than its floor; correct the file" if floor else "correct the file"
+        raise InputError(f"gate file {path}: {where}: {first['msg']}; {remedy}") from None
 
 
 def gate_limits(file: Path | str | None, uncertainty: float) -> GateSettings:

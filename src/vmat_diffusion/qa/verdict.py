@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from vmat_diffusion.case import Case
@@ -14,11 +15,25 @@ from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.plan import Plan
 
 _WARNINGS = "warnings"
+# The check that names limits looser than the shipped ones.
+LOOSER_LIMITS = "limits of the gate"
+
+
+class Outcome(Enum):
+    """What a verdict says. A plan file is written for `PASSED` alone."""
+
+    PASSED = "PASSED"
+    FAILED = "FAILED"
+    INCONCLUSIVE = "INCONCLUSIVE"
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported."""
+    """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported.
+
+    A check that could not be decided (`undecided`), as the independent dose is too noisy, has not passed.
+    A check that `cautions` passed, but a person must read `why`: it lies between two limits.
+    """
 
     name: str
     passed: bool
@@ -26,25 +41,42 @@ class Check:
     limit: float | None
     unit: str
     why: str
+    undecided: bool = False
+    cautions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.undecided and self.passed:
+            raise ValueError(f"check {self.name} cannot have passed while it is undecided; choose one")
 
     @property
     def warns(self) -> bool:
         """Whether the plan may pass but a person must read `why`."""
-        return self.passed and self.unit == _WARNINGS and bool(self.value)
+        return self.passed and (self.cautions or (self.unit == _WARNINGS and bool(self.value)))
+
+    @property
+    def fails(self) -> bool:
+        """Whether the check was decided against the plan."""
+        return not self.passed and not self.undecided
 
     @property
     def word(self) -> str:
-        """The outcome in one word: pass, fail, warning or reported."""
-        if self.warns or not self.passed:
-            return "warning" if self.passed else "fail"
+        """The outcome in one word: pass, fail, undecided, warning or reported."""
+        if not self.passed:
+            return "undecided" if self.undecided else "fail"
+        if self.warns:
+            return "warning"
         return "reported" if self.limit is None else "pass"
+
+    def left_open(self, why: str) -> Check:
+        """The same check as one that could not be decided, for this reason."""
+        return replace(self, passed=False, undecided=True, why=f"{self.why}; {why}")
 
     def record(self) -> dict[str, Any]:
         """Plain data with the value rounded."""
-        value = None if self.value is None else round(self.value, 4)
+        value = None if self.value is None else round(float(self.value), 4)
         return {
             "name": self.name,
-            "passed": self.passed,
+            "passed": bool(self.passed),
             "result": self.word,
             "value": value,
             "limit": self.limit,
@@ -80,13 +112,31 @@ class Verdict:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The checks that did not pass."""
-        return tuple(check for check in self.checks if not check.passed)
+        """The checks that were decided against the plan."""
+        return tuple(check for check in self.checks if check.fails)
+
+    @property
+    def undecided(self) -> tuple[Check, ...]:
+        """The checks that could not be decided."""
+        return tuple(check for check in self.checks if check.undecided)
+
+    @property
+    def outcome(self) -> Outcome:
+        """FAILED if a check failed, else INCONCLUSIVE if one is undecided, else PASSED."""
+        if self.failed:
+            return Outcome.FAILED
+        return Outcome.PASSED if self.passed else Outcome.INCONCLUSIVE
+
+    @property
+    def looser(self) -> str:
+        """Which limits were looser than the shipped ones, a sentence; empty where none was."""
+        return next((c.why for c in self.checks if c.name == LOOSER_LIMITS and c.warns), "")
 
     def summary(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "passed": self.passed,
+            "outcome": self.outcome.value,
             "checks": [check.record() for check in self.checks],
             "gamma": self.gamma.summary() if self.gamma else None,
         }
@@ -95,8 +145,10 @@ class Verdict:
         """Raise PlanError unless this verdict lets this plan out for this case."""
         if self.fingerprint != fingerprint(plan, case):
             raise PlanError("the verdict is on another plan or another case; judge this plan on this case")
-        if self.failed:
-            names = ", ".join(check.name for check in self.failed)
+        if not self.passed:
+            names = ", ".join(check.name for check in self.failed or self.undecided)
+            if self.outcome is Outcome.INCONCLUSIVE:
+                raise PlanError(f"the gate could not decide on the plan ({names}); check it for longer")
             raise PlanError(f"the plan did not pass the gate ({names}); plan the case anew")
 
 

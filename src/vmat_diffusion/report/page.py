@@ -162,7 +162,7 @@ def _facts(
 
 def _verdict(results: Sequence[GoalResult], violations: Sequence[str]) -> dict[str, Any]:
     count = {status: sum(r.status == status for r in results) for status in _MARKS}
-    missed = sum(r.status == "fail" and r.goal.priority == 1 for r in results)
+    missed = sum(r.missed and r.goal.priority == 1 for r in results)
     return {
         "deliverable": not violations,
         "violations": len(violations),
@@ -203,7 +203,9 @@ def _gate(
         "passed": verdict.passed,
         "failed": len(verdict.failed),
         "judged": sum(c.limit is not None for c in verdict.checks),
-        "warnings": [c.why for c in verdict.checks if c.warns],
+        "undecided": [c.why for c in verdict.undecided],
+        "looser": verdict.looser,
+        "warnings": [c.why for c in verdict.checks if c.warns and c.why != verdict.looser],
         "rows": rows,
         "map": map_,
         "criteria": verdict.gamma.criteria if verdict.gamma else "",
@@ -241,7 +243,8 @@ def _absent(results: Sequence[GoalResult]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
     for result in results:
         if result.status == "not evaluated":
-            out.setdefault(result.note or "no value", []).append(_pretty(str(result.goal)))
+            why = (result.note or "no value") + (", though required" if result.missed else "")
+            out.setdefault(why, []).append(_pretty(str(result.goal)))
     return out
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion.case import Dose
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import dose_engine
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.errors import GoalError, PlanError
 from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import Grid
@@ -46,7 +46,7 @@ from vmat_diffusion.workflow.settings import PlanSettings, plan_settings, read_w
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
-    from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.qa import Verdict
 
@@ -103,7 +103,7 @@ class PlanRun:
     @property
     def plan(self) -> Plan:
         """The plan, exactly as its file holds it."""
-        return self.judged.optimized.plan
+        return self.judged.plan
 
     @property
     def dose(self) -> Dose:
@@ -233,7 +233,19 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
         from vmat_diffusion.evaluate.goals import normalized_at
 
         sheet = normalized_at(sheet, settings.normalize_gy)
+    _require_organs(case, sheet)
     return Task(case, sheet, machine)
+
+
+def _require_organs(case: Case, sheet: GoalSheet) -> None:
+    """Refuse a case that lacks the structure of a must: no plan for it could pass, however long it takes."""
+    from vmat_diffusion.evaluate.goals import missing_required
+
+    if missing := missing_required(sheet, case):
+        raise GoalError(
+            f"goal sheet {sheet.name}: {missing[0].structure} of the required goal {missing[0]} is not in "
+            "the case; contour it, map the structure's name, or write optional = true into that goal"
+        )
 
 
 def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, Task]:
@@ -275,7 +287,7 @@ def _planning_run(
     from vmat_diffusion.evaluate.complexity import complexity
     from vmat_diffusion.evaluate.goals import evaluate
 
-    plan, dose = judged.optimized.plan, judged.optimized.dose
+    plan, dose = judged.plan, judged.optimized.dose
     gy_per_fraction = max(task.sheet.prescription.target_gy.values()) / plan.fractions
     return PlanRun(
         task=task,

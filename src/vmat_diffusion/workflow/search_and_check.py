@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized, Settings
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-# The plan under judgement: not called .dcm, so that no import of a folder takes it for a plan.
-UNJUDGED_FILE = "RP.unjudged"
+# Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
+# not even after the process was killed.
+UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
+# Plans judged by looser limits than the shipped ones say so in every planning system.
+_LOOSE_LABEL = "LOOSE GATE"
 CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
 # The share of the time limit that a correction may take, and how many corrections there may be: the
 # difference found belongs to the plan before, and where it is large, as in the air of a target, one is not
@@ -81,12 +84,14 @@ class JudgedPlan:
     """A plan with the verdict of the gate.
 
     `check` is the independent dose that the verdict rests on, None for a plan that cannot be delivered.
-    `first_verdict` is that of the plan before it was corrected, None if it was not.
+    `plan` is what was judged, as its file holds it. `first_verdict` is that of the plan before it was
+    corrected, None if it was not.
     """
 
     optimized: Optimized
     verdict: Verdict
     check: Dose | None
+    plan: Plan
     first_verdict: Verdict | None = None
 
 
@@ -173,32 +178,40 @@ def judge_files(
     """Write plan and dose into `folder`, recompute what the file says, and judge it with `earlier` checks.
 
     The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan is
-    renamed to RP.dcm if every check passed, else removed; RD.dcm then refers to no plan. A plan that the
-    machine cannot deliver is neither written nor recomputed; its dose is written.
+    becomes RP.dcm if every check passed, else it is removed; RD.dcm then refers to no plan. Until then both
+    files are sealed. A plan that the machine cannot deliver is neither written nor recomputed; its dose is
+    written. Limits looser than the shipped ones are named in the plan's label.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
+    from vmat_diffusion.dicom.sealed import unseal
     from vmat_diffusion.qa import PlanFiles, judge, release_plan
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
-    unjudged, plan_file, dose_file = (folder / name for name in (UNJUDGED_FILE, PLAN_FILE, DOSE_FILE))
-    plan_file.unlink(missing_ok=True)  # of the plan before a correction
+    if gate.looser():
+        plan = _labelled(plan)
+    unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
+    plan_file, dose_file = folder / PLAN_FILE, folder / DOSE_FILE
+    for file in (plan_file, dose_file):  # of the plan before a correction
+        file.unlink(missing_ok=True)
     check: Dose | None = None
     files: PlanFiles | None = None
     if not violations(plan, machine):
         write_unjudged_plan(unjudged, plan, case, machine, prescription=sheet.prescription, overwrite=True)
-        write_dose(dose_file, dose, case, plan_file=unjudged, overwrite=True)
-        files = PlanFiles(unjudged, dose_file)
+        write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True)
+        files = PlanFiles(unjudged, unjudged_dose)
         check = engine(read_plan(unjudged, machine), case, dose.grid, progress=progress)
     verdict = judge(
         case, sheet, plan, machine, dose=dose, check=check, settings=gate, files=files, earlier_checks=earlier
     )
     if verdict.passed:
         release_plan(unjudged, plan_file, plan, case, verdict)
+        unseal(unjudged_dose, dose_file)
     else:
-        unjudged.unlink(missing_ok=True)
+        for file in (unjudged, unjudged_dose):
+            file.unlink(missing_ok=True)
         write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
-    return JudgedPlan(optimized, verdict, check)
+    return JudgedPlan(optimized, verdict, check, plan)
 
 
 def search_plan(
@@ -254,6 +267,10 @@ def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
     if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
         raise KeyboardInterrupt
+
+
+def _labelled(plan: Plan) -> Plan:
+    return replace(plan, label=_LOOSE_LABEL)
 
 
 def _sum(dose: Dose, other: Dose) -> Dose:

@@ -334,7 +334,7 @@ def test_plan_ends_with_1_where_the_gate_does_not_pass(
     asked = ("--goals", "tg119_cshape_easy", "--out", tmp_path / "o")
     ended = command("plan", case_folder, *asked)
     assert ended.code == 1
-    assert "NOT PASSED" in ended.out and "mean dose of PTV" in ended.out
+    assert "FAILED: " in ended.out and "mean dose of PTV" in ended.out
     assert "RP.dcm" not in ended.out and not (tmp_path / "o" / "RP.dcm").exists()
     for option in (("--no-gate",), ("--check", "none")):
         refused = command("plan", case_folder, *asked, *option)

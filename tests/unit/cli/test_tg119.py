@@ -70,9 +70,9 @@ def test_what_cannot_be_used_is_a_sentence_and_exit_code_2(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_short_search_plans_the_c_shape(tmp_path: Path) -> None:
-    (tmp_path / "gate.toml").write_text("uncertainty_percent = 10.0\n")
+    (tmp_path / "gate.toml").write_text("uncertainty_percent = 3.0\n")
     command = [sys.executable, "-m", "vmat_diffusion", "benchmark", "tg119", "cshape_easy"]
-    command += ["--search-minutes", "0.5", "--grid-mm", "5", "--uncertainty", "0.09"]
+    command += ["--search-minutes", "0.5", "--grid-mm", "5", "--uncertainty", "0.029"]
     command += ["--gate", str(tmp_path / "gate.toml"), "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (found,) = json.loads(done.stdout)["cases"]

@@ -18,6 +18,7 @@ from vmat_diffusion.evaluate.goals import (
     fit_to_case,
     goal_sheet_names,
     load_goals,
+    missing_required,
     normalization_gy,
     normalized_at,
     parse_goals,
@@ -413,3 +414,62 @@ def test_results_do_not_depend_on_the_case_being_replaced() -> None:
     sheet = parse_goals(SHEET.replace("D95% >= 57 Gy", "V95% >= 57 %"), "mine")
     a, b = (evaluate(sheet, c, _step_dose(c))[0].value for c in (case, other))
     assert a == b == pytest.approx(20.0)
+
+
+def _sheet_with(name: str, extra: str = "") -> GoalSheet:
+    row = f'[[goals]]\nstructure = "{name}"\ngoal = "max <= 45 Gy"\npriority = 1\nsource = "x"\n{extra}'
+    return parse_goals(SHEET.split("[[goals]]")[0] + row, "mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["Spinal Cord", "Cord", "SPINAL_CORD", "spinalcord", "Spinal_Cord", "SpinalCord"]
+)
+def test_a_goal_names_its_structure_as_a_structure_set_may(name: str) -> None:
+    """The kind: whatever name a contour may have means the same in a sheet, and is evaluated."""
+    case = _case(PTV=("target", slice(15, 20)), SpinalCord=("organ", slice(0, 10)))
+    sheet = fit_to_case(_sheet_with(name), case)
+    (result,) = evaluate(sheet, case, _step_dose(case))
+    assert sheet.goals[0].structure == "SpinalCord" and result.value is not None
+    assert missing_required(sheet, case) == ()
+
+
+def test_every_alias_of_the_name_table_is_understood() -> None:
+    from vmat_diffusion.dicom.names import default_table
+
+    for alias, match in default_table().exact.items():
+        if match.role == "organ":
+            case = _case(**{"PTV": ("target", slice(15, 20)), match.name: ("organ", slice(0, 10))})
+            assert fit_to_case(_sheet_with(alias), case).goals[0].structure == match.name, alias
+
+
+def test_a_structures_own_name_in_its_file_is_understood() -> None:
+    case = _case(PTV=("target", slice(15, 20)), SpinalCord=("organ", slice(0, 10)))
+    named = {**case.structures, "SpinalCord": replace(case.structures["SpinalCord"], alias="Myelon dorsal")}
+    sheet = fit_to_case(_sheet_with("myelon_dorsal"), replace(case, structures=named))
+    assert sheet.goals[0].structure == "SpinalCord"
+
+
+@pytest.mark.parametrize("name", ["PTV 60", "Nothing Known"])
+def test_a_must_that_is_not_evaluated_is_not_met(name: str) -> None:
+    case = _case(PTV=("target", slice(15, 20)))
+    sheet = fit_to_case(_sheet_with(name), case)
+    (result,) = evaluate(sheet, case, _step_dose(case))
+    assert result.status == "not evaluated" and result.missed and len(missing_required(sheet, case)) == 1
+    sheet = fit_to_case(_sheet_with(name, "optional = true\n"), case)
+    (result,) = evaluate(sheet, case, _step_dose(case))
+    assert result.status == "not evaluated" and not result.missed and not missing_required(sheet, case)
+    (wish,) = evaluate(replace(sheet, goals=(replace(sheet.goals[0], priority=3),)), case, _step_dose(case))
+    assert not wish.missed
+
+
+def test_two_names_of_one_target_are_refused() -> None:
+    case = _case(PTV=("target", slice(15, 20)))
+    text = SHEET.replace("[prescription_gy]\n", "[prescription_gy]\nptv = 50\n")
+    with pytest.raises(GoalError, match="names PTV twice"):
+        fit_to_case(parse_goals(text, "mine"), case)
+
+
+def test_a_sheet_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + SHEET.encode())
+    assert load_goals(file) == parse_goals(SHEET, "mine")

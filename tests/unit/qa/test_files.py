@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.errors import InvalidDicomError
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dicom import read_case, read_plan
+from vmat_diffusion.dicom import read_case, read_plan, write_unjudged_plan
+from vmat_diffusion.dicom.attributes import open_dataset
+from vmat_diffusion.dicom.folder import open_file
+from vmat_diffusion.dicom.sealed import sealed
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa import Verdict, judge, plan_differences, release_plan, write_plan
+from vmat_diffusion.qa import Outcome, Verdict, judge, plan_differences, release_plan, write_plan
 
 MACHINE = load_machine("generic_6mv")
 
@@ -82,11 +87,39 @@ def test_a_verdict_on_one_patient_lets_no_plan_out_for_another(case: Case, tmp_p
 
 
 def test_a_judged_file_gets_its_name_with_a_passed_verdict_only(case: Case, tmp_path: Path) -> None:
-    judged = tmp_path / "RP.unjudged"
-    judged.write_bytes(b"the plan")
+    judged, dicom = tmp_path / "RP.unjudged", bytes(128) + b"DICM the plan"
+    judged.write_bytes(sealed(dicom))
     with pytest.raises(PlanError, match="did not pass"):
         failed = verdict_on(open_arc(), case, factor=1.3)
         release_plan(judged, tmp_path / "RP.dcm", open_arc(), case, failed)
     assert [f.name for f in tmp_path.iterdir()] == ["RP.unjudged"]
     release_plan(judged, tmp_path / "RP.dcm", open_arc(), case, verdict_on(open_arc(), case))
     assert [f.name for f in tmp_path.iterdir()] == ["RP.dcm"]
+    assert (tmp_path / "RP.dcm").read_bytes() == dicom
+
+
+def test_an_unjudged_plan_is_no_dicom_for_anybody(case: Case, tmp_path: Path) -> None:
+    """Not for pydicom, not even forced, and not for a search of a folder; the gate alone reads it."""
+    file, plan = tmp_path / "RP.unjudged", open_arc()
+    prescription = case.prescription
+    assert prescription is not None
+    write_unjudged_plan(file, plan, case, MACHINE, prescription=prescription)
+    assert [f.name for f in tmp_path.iterdir()] == ["RP.unjudged"]
+    content = file.read_bytes()
+    assert b"DICM" not in content[:1024] and b"1.2.840.10008" not in content
+    with pytest.raises(InvalidDicomError):
+        pydicom.dcmread(file)
+    assert open_dataset(file) is None and open_file(file, "file") is None
+    assert plan_differences(plan, read_plan(file, MACHINE)) == []
+
+
+def test_an_inconclusive_verdict_keeps_its_plan_back(case: Case, tmp_path: Path) -> None:
+    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    gy = np.full(grid.shape, 50.0, np.float32)
+    check = Dose(grid, gy, std_gy=0.05 * gy, provenance={"seconds": 60.0})
+    verdict = judge(case, None, open_arc(), MACHINE, dose=Dose(grid, gy), check=check)
+    assert verdict.outcome is Outcome.INCONCLUSIVE and not verdict.passed and not verdict.failed
+    assert "--check-minutes 5" in verdict.undecided[0].why
+    with pytest.raises(PlanError, match=r"could not decide on the plan \(statistical uncertainty\)"):
+        write_plan(tmp_path / "RP.dcm", open_arc(), case, MACHINE, verdict)
+    assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def test_engines_that_disagree_lead_to_one_correction(
     assert run.corrected and run.verdict.passed and (tmp_path / "out" / "RP.dcm").exists()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["verdict"]["corrected"] is True and "check again" in record["seconds"]
-    assert [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]] == ["mean dose of PTV"]
+    assert "mean dose of PTV" in [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]]
 
 
 def test_a_second_correction_knows_what_both_checks_found(
@@ -70,7 +70,7 @@ def test_a_second_correction_knows_what_both_checks_found(
     assert found == [pytest.approx(-0.025, abs=1e-4), pytest.approx(-0.003, abs=1e-4)]
     assert calls[2]["start"] is not calls[1]["start"]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]] == ["mean dose of PTV"]
+    assert "mean dose of PTV" in [c["name"] for c in record["first_verdict"]["checks"] if not c["passed"]]
 
 
 def test_a_plan_is_corrected_twice_and_then_kept_back(
@@ -106,10 +106,10 @@ def test_a_rerun_that_fails_does_not_keep_the_old_plan(
 
 @pytest.fixture
 def noisy(tmp_path: Path) -> dict:
-    """Settings with which Monte Carlo takes seconds: sigma of 9 % where the gate lets 10 % pass."""
+    """Settings with which Monte Carlo takes seconds: as noisy as the gate lets any file ask for."""
     file = tmp_path / "noisy.toml"
-    file.write_text("uncertainty_percent = 10.0\n")
-    return {"uncertainty": 0.09, "gate": str(file)}
+    file.write_text("uncertainty_percent = 3.0\n")
+    return {"uncertainty": 0.029, "gate": str(file)}
 
 
 def test_monte_carlo_itself_judges_a_plan_in_the_run(
@@ -131,7 +131,7 @@ def test_monte_carlo_agrees_with_the_fast_engine_on_an_open_arc(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], noisy: dict
 ) -> None:
     rp, gate = exported[0], Path(noisy["gate"])
-    done = second_check(rp, case_folder, tmp_path / "out", uncertainty=0.03, gate=gate, grid_mm=6.0)
+    done = second_check(rp, case_folder, tmp_path / "out", uncertainty=0.029, gate=gate, grid_mm=6.0)
     assert done.verdict.passed, done.verdict.failed
 
 
@@ -261,8 +261,8 @@ def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(
     with pytest.raises(InputError, match=r"limit of 2\.5 %"):
         second_check(exported[0], case_folder, tmp_path / "out", uncertainty=0.03)
     file = tmp_path / "gate.toml"
-    file.write_text("uncertainty_percent = 10.0\n")
-    loose = replace(SETTINGS, uncertainty=0.09, gate=str(file))
+    file.write_text("uncertainty_percent = 3.0\n")
+    loose = replace(SETTINGS, uncertainty=0.029, gate=str(file))
     assert not calls and plan_case(case_folder, tmp_path / "out", loose, tools=optimiser.tools).passed
 
 

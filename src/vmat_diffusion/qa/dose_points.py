@@ -1,0 +1,130 @@
+"""Doses of targets, organs and regions by both engines: points of histograms that gamma does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.evaluate.dvh import Dvh, structure_dose_gy, structure_dvh
+from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.qa.agreement import Compared
+from vmat_diffusion.qa.limits import GateSettings
+from vmat_diffusion.qa.verdict import Check
+
+# Noise lowers D98% and raises D2%: both doses are smoothed alike before their histograms are compared.
+_SMOOTHING_MM = 3.0
+# Mean doses over a region of about 60 cc, in which the noise of single voxels averages out.
+_REGION_MM = 12.0
+_LEAST_CC = 0.03
+
+
+def target_means(case: Case, sheet: GoalSheet | None, pair: Compared, settings: GateSettings) -> list[Check]:
+    """Mean dose of each prescribed target (of all targets without a sheet) by both engines."""
+    wanted: Sequence[str] = list(sheet.prescription.target_gy) if sheet else [t.name for t in case.targets]
+    out = []
+    for name in wanted:
+        structure = case.structures.get(name)
+        if structure is None or not structure.mask.any():
+            continue
+        planned, checked = (
+            float(structure_dose_gy(d, structure, case.grid).mean(dtype=np.float64))
+            for d in (pair.dose, pair.check)
+        )
+        limit = settings.target_mean_percent
+        percent = 100.0 * (checked / planned - 1.0) if planned > 0 else None
+        out.append(
+            Check(
+                f"mean dose of {name}",
+                percent is not None and abs(percent) <= limit,
+                percent,
+                limit,
+                "%",
+                f"{checked:.2f} Gy by the independent engine, {planned:.2f} Gy planned",
+            )
+        )
+    return out
+
+
+def dose_points(case: Case, pair: Compared, settings: GateSettings) -> list[Check]:
+    """The worst point of the histograms of all targets and of all organs by both engines.
+
+    D95%, D98% and D2% of targets, mean, D2% and D0.03cc of organs and the body; in percent of the reference
+    dose, independent engine less plan. Air within a structure takes the dose of the tissue around it.
+    """
+    if not pair.reference_gy > 0:
+        return []
+    planned, check = (
+        Dose(pair.grid, in_tissue(gy, pair, _SMOOTHING_MM)) for gy in (pair.planned_gy, pair.check.gy)
+    )
+    found: dict[str, list[tuple[float, str]]] = {"targets": [], "organs": [], "organ means": []}
+    for structure in case.structures.values():
+        if structure.role == "other" or structure.voxels * case.grid.voxel_cc < _LEAST_CC:
+            continue
+        both = [structure_dvh(d, structure, case.grid) for d in (planned, check)]
+        for kind, point, (before, after) in _points(structure, both):
+            percent = 100.0 * (after - before) / pair.reference_gy
+            found[kind].append(
+                (
+                    percent,
+                    f"{structure.name} {point}: {after:.2f} Gy independently, {before:.2f} planned",
+                )
+            )
+    limits = {
+        "targets": ("D95%, D98%, D2% of targets", settings.target_dvh_percent),
+        "organs": ("D2%, D0.03cc of organs", settings.organ_dvh_percent),
+        "organ means": ("mean doses of organs", settings.organ_mean_percent),
+    }
+    out = []
+    for kind, (name, limit) in limits.items():
+        if found[kind]:
+            percent, why = max(found[kind], key=lambda row: abs(row[0]))
+            beyond = sorted((r for r in found[kind] if abs(r[0]) > limit), key=lambda r: -abs(r[0]))
+            why = "; ".join(text for _, text in beyond[:4]) or why
+            out.append(Check(name, not beyond, percent, limit, "% of 100 %", why))
+    return out
+
+
+def _points(structure: Structure, both: Sequence[Dvh]) -> Iterator[tuple[str, str, tuple[float, float]]]:
+    """Kind, name and both values in Gy of every point of a structure's histograms."""
+
+    def pair(value: str, at: float) -> tuple[float, float]:
+        before, after = (
+            d.dose_at_percent_gy(at) if value == "%" else d.dose_at_cc_gy(at) if value == "cc" else d.mean_gy
+            for d in both
+        )
+        return before, after
+
+    if structure.role == "target":
+        for percent in (95.0, 98.0, 2.0):
+            yield "targets", f"D{percent:g}%", pair("%", percent)
+        return
+    yield "organ means", "mean", pair("mean", 0.0)
+    yield "organs", "D2%", pair("%", 2.0)
+    yield "organs", "D0.03cc", pair("cc", 0.03)
+
+
+def regions(pair: Compared, settings: GateSettings) -> list[Check]:
+    """The largest difference of the doses averaged over a region of some 4 cm, anywhere in tissue."""
+    if not pair.reference_gy > 0:
+        return []
+    difference = in_tissue(pair.check.gy - pair.planned_gy, pair, _REGION_MM)
+    percent = np.where(pair.tissue, 100.0 * difference / pair.reference_gy, 0.0)
+    at = int(np.argmax(np.abs(percent)))
+    x, y, z = pair.grid.points_mm(np.array([at]))[0]
+    value, limit = float(percent.ravel()[at]), settings.region_percent
+    why = f"mean over 4 cm around x, y, z = {x:.0f}, {y:.0f}, {z:.0f} mm, independent engine less plan"
+    return [Check("dose of any region", abs(value) <= limit, value, limit, "% of 100 %", why)]
+
+
+def in_tissue(gy: NDArray, pair: Compared, sigma_mm: float) -> NDArray[np.float32]:
+    """A mean of tissue alone, weighted by a Gaussian, everywhere; 0 far from tissue."""
+    widths = sigma_mm / np.array(pair.grid.spacing_mm)[::-1]
+    weight = ndimage.gaussian_filter(pair.tissue.astype(np.float32), widths, mode="constant")
+    total = ndimage.gaussian_filter(
+        np.where(pair.tissue, gy, 0.0).astype(np.float32), widths, mode="constant"
+    )
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-4)
