@@ -3,7 +3,7 @@
 from vmat_diffusion.dicom.case_read import read_case
 from vmat_diffusion.dicom.case_write import write_case
 from vmat_diffusion.dicom.inspection import inspect
-from vmat_diffusion.dicom.rtdose_read import read_dose
+from vmat_diffusion.dicom.rtdose_read import read_dose, read_plane_or_volume
 from vmat_diffusion.dicom.rtdose_write import write_dose
 from vmat_diffusion.dicom.rtplan_read import read_plan
 from vmat_diffusion.dicom.rtplan_write import as_written, write_unjudged_plan
@@ -14,6 +14,7 @@ __all__ = [
     "read_case",
     "read_dose",
     "read_plan",
+    "read_plane_or_volume",
     "write_case",
     "write_dose",
     "write_unjudged_plan",
