@@ -98,13 +98,17 @@ def test_real_doses(patient: Callable[[str], Path], percent: float, mm: float) -
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize(("local", "percent", "mm", "cut"), [(True, 1, 1, 20), (False, 3, 3, 10), (True, 2, 2, 5)])
+@pytest.mark.parametrize(
+    ("local", "percent", "mm", "cut"), [(True, 1, 1, 20), (False, 3, 3, 10), (True, 2, 2, 5)]
+)
 def test_planes(axis: int, local: bool, percent: float, mm: float, cut: float) -> None:
     """A plane of 1 mm pixels as of Agnew and McGarry (2016), in two dimensions, whichever way it lies."""
     random = np.random.default_rng(5)
     field = ndimage.gaussian_filter(random.random((60, 70)), 6)
     field = 60 * (field - field.min()) / np.ptp(field)
-    moved = 1.005 * ndimage.shift(field, (0.4, -0.5), order=1, mode="nearest") + random.normal(0, 0.15, field.shape)
+    moved = 1.005 * ndimage.shift(field, (0.4, -0.5), order=1, mode="nearest") + random.normal(
+        0, 0.15, field.shape
+    )
 
     def lying(values: np.ndarray) -> Dose:
         gy = np.expand_dims(np.maximum(values, 0).astype(np.float32), axis)

@@ -166,7 +166,9 @@ def test_training_cases(request: pytest.FixtureRequest, tmp_path: Path) -> None:
 
 def _texts(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object], bool]]:
     """Each file with its reader, and whether it holds JSON."""
-    save_dataset(folder, [small_training("case_1"), small_training("case_2")], {"case_1": "train", "case_2": "test"})
+    save_dataset(
+        folder, [small_training("case_1"), small_training("case_2")], {"case_1": "train", "case_2": "test"}
+    )
     (folder / "dataset.json").write_text(json.dumps({"settings": {"a": 1}, "shape": [8, 16, 16]}))
     sheet = (
         'title = "t"\nsite = "head_neck"\nsource = "s"\nfractions = 30\n[prescription_gy]\nPTV_60 = 60\n'

@@ -118,7 +118,9 @@ def test_a_single_hot_voxel_is_found_along_every_axis(seed: int, order: list[int
     # Within the evaluated grid: beyond it nothing is compared.
     inside = np.ix_(*[np.abs(np.arange(-5, 6)) <= fine * (n // 2) - fine for n in counts])
     np.testing.assert_array_equal(found[inside] <= 1.0, square[inside] <= mm * mm)
-    turned = Grid(tuple(counts[a] for a in order), (fine,) * 3, tuple(grid.origin_mm[::-1][a] for a in order)[::-1])
+    turned = Grid(
+        tuple(counts[a] for a in order), (fine,) * 3, tuple(grid.origin_mm[::-1][a] for a in order)[::-1]
+    )
     other = gamma(one, Dose(turned, gy.transpose(order)), distance_mm=mm, threshold_percent=0).map
     passed = np.nan_to_num(found, nan=9.0) <= 1.0
     np.testing.assert_array_equal(np.nan_to_num(other, nan=9.0) <= 1.0, passed.transpose(order))

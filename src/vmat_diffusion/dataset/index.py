@@ -25,7 +25,9 @@ class _Line:
     # A plain name: a file is never looked for outside the folder of its data set.
     file: Annotated[str, Field(strict=True, pattern=r"^[^/\\:\x00-\x1f.][^/\\:\x00-\x1f]{0,199}$")]
     sha256: Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
-    shape: Annotated[list[Annotated[int, Field(strict=True, ge=1, le=10_000)]], Field(min_length=3, max_length=3)]
+    shape: Annotated[
+        list[Annotated[int, Field(strict=True, ge=1, le=10_000)]], Field(min_length=3, max_length=3)
+    ]
     targets: list[_Text]
     organs: list[_Text]
     has_dose: Annotated[bool, Field(strict=True)]

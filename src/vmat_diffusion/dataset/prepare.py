@@ -35,7 +35,8 @@ def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> Train
     """The whole body on a grid of `spacing_mm`; a voxel corner lies at the middle of the targets.
 
     HU are averaged along axes that get coarser and interpolated along those that get finer, dose is that
-    at the voxel centres as in a DVH, masks keep their volume. Raises CaseError for a case without targets or without voxels in them.
+    at the voxel centres as in a DVH, masks keep their volume. Raises CaseError for a case without targets
+    or without voxels in them.
     """
     grid = _centred_grid(case, spacing_mm)
     structures = {

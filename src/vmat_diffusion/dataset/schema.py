@@ -150,8 +150,8 @@ def check_arrays(arrays: Mapping[str, NDArray], label: str) -> None:
             continue
         if not _is_kind(values, rule.kind) or values.ndim != rule.axes:
             raise CaseError(
-                f"{label}: {name} has type {values.dtype} and {values.ndim} axes, {rule.kind} and {rule.axes} "
-                "are needed; make it again"
+                f"{label}: {name} has type {values.dtype} and {values.ndim} axes, {rule.kind} and "
+                f"{rule.axes} are needed; make it again"
             )
         if values.dtype.kind in "OV":
             raise CaseError(f"{label}: {name} holds objects; make it again")
@@ -205,9 +205,7 @@ def check_case(arrays: Mapping[str, NDArray], label: str) -> dict[str, Any]:
     }
     for name, expected in wanted.items():
         if name in arrays and arrays[name].shape != expected:
-            raise CaseError(
-                f"{label}: {name} has shape {arrays[name].shape}, not {expected}; make it again"
-            )
+            raise CaseError(f"{label}: {name} has shape {arrays[name].shape}, not {expected}; make it again")
     _fits(arrays, meta, label)
     return meta
 
@@ -217,7 +215,9 @@ def _fits(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], label: str) ->
     if len(set(names)) != len(names) or not all(names):
         raise CaseError(f"{label}: mask_names holds a name twice or an empty one; make it again")
     if wrong := [str(r) for r in arrays["mask_roles"] if str(r) not in ROLES]:
-        raise CaseError(f"{label}: mask_roles holds {wrong[0][:40]!r}, not one of {', '.join(ROLES)}; make it again")
+        raise CaseError(
+            f"{label}: mask_roles holds {wrong[0][:40]!r}, not one of {', '.join(ROLES)}; make it again"
+        )
     affine = np.diag([*arrays["spacing_mm"], 1.0])
     affine[:3, 3] = arrays["origin_mm"]
     if not np.allclose(arrays["affine"], affine, atol=1e-3):

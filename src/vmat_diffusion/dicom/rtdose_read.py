@@ -65,8 +65,8 @@ def read_plane_or_volume(file: str | Path) -> Dose:
         orientation = numbers(found.dataset, "ImageOrientationPatient", 6)
         if turned:
             raise CaseError(
-                f"the plane (ImageOrientationPatient (0020,0037) {orientation}) is neither axial, coronal nor "
-                "sagittal; export it along the patient's axes"
+                f"the plane (ImageOrientationPatient (0020,0037) {orientation}) is neither axial, coronal "
+                "nor sagittal; export it along the patient's axes"
             )
         normal = np.cross(orientation[:3], orientation[3:])
         k = int(np.argmax(np.abs(normal)))

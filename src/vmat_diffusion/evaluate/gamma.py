@@ -17,13 +17,13 @@ from vmat_diffusion.geometry import Grid, Mask, sample
 
 # Spheres, and points on them, per distance criterion.
 _STEPS = 10
-# The lines that end in a voxel are searched too where the dose changes from one position to the next by more than
+# The lines that end in a voxel are searched too where the dose changes between positions by more than
 # the width of the passing band, 2 criteria; from 1.5 % of the maximum upwards in the same voxels for all
 # criteria, so that a wider one never fails more.
 _BAND = 0.015
-# And at voxels that stand out on both sides by more than a tenth of the maximum: neither the noise of a usable
+# And at voxels that stand out on both sides by more than 30 % of the maximum: neither the noise of a usable
 # dose nor the edge of a beam or of the body does.
-_SPIKE = 0.1
+_SPIKE = 0.3
 # Positions of one plane are written with a rounding of 0.1 mm or so; a film's mounting is known to 1 mm.
 _PLANES_APART_MM = 1.0
 # A point beyond the outermost voxel centres by less than this share of a voxel counts as on them.
@@ -164,14 +164,12 @@ def _common_plane(reference: Grid, evaluated: Grid) -> int | None:
 
     Raises CaseError for planes that lie otherwise or apart, and for a volume against a plane.
     """
-    ours, theirs = (
-        [axis for axis, n in enumerate(grid.shape) if n == 1] for grid in (reference, evaluated)
-    )
+    ours, theirs = ([axis for axis, n in enumerate(grid.shape) if n == 1] for grid in (reference, evaluated))
     if len(theirs) != 1 or len(ours) > 1:
         return None
     if not ours:
         raise CaseError(
-            "gamma: the reference is a volume and the evaluated dose one plane; give the plane as the reference"
+            "gamma: the reference is a volume, the evaluated dose one plane; give the plane as the reference"
         )
     if ours != theirs:
         named = (("axial", "coronal", "sagittal")[axes[0]] for axes in (ours, theirs))
@@ -362,8 +360,8 @@ def _at_spikes(gy, jump, limit, at, wanted, scale, unit, most):  # type: ignore[
     reach = math.sqrt(most)
     first, last = np.empty(3, np.int64), np.empty(3, np.int64)
     for a in range(3):
-        first[a] = max(int(math.floor(at[a] - reach / unit[a])), 0)
-        last[a] = min(int(math.ceil(at[a] + reach / unit[a])), gy.shape[a] - 1)
+        first[a] = max(math.floor(at[a] - reach / unit[a]), 0)
+        last[a] = min(math.ceil(at[a] + reach / unit[a]), gy.shape[a] - 1)
     for i in range(first[0], last[0] + 1):
         for j in range(first[1], last[1] + 1):
             for k in range(first[2], last[2] + 1):

@@ -134,7 +134,9 @@ def test_a_ramp_across_a_plane_gives_the_closed_form_in_two_dimensions(axis: int
     grid = Grid(shape, (1.0, 1.0, 1.0), (-20.0, -20.0, -20.0))
     along = (axis + 1) % 3
     position = np.arange(-20.0, 21.0).reshape([-1 if a == along else 1 for a in range(3)])
-    moved = [Dose(grid, np.broadcast_to(50 + 1.5 * (position - s), shape).astype(np.float32)) for s in (0, 0.7)]
+    moved = [
+        Dose(grid, np.broadcast_to(50 + 1.5 * (position - s), shape).astype(np.float32)) for s in (0, 0.7)
+    ]
     result = gamma(*moved, dose_percent=1, distance_mm=1, maximum_gy=100.0)
     inner = tuple(slice(None) if a == axis else slice(5, -5) for a in range(3))
     assert result.map[inner] == pytest.approx(1.5 * 0.7 / np.hypot(1.0, 1.5), abs=0.02)
