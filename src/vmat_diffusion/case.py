@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, Mask, Volume, resample
+from vmat_diffusion.geometry import Grid, Mask, Volume, resample_dose
 
 Role = Literal["target", "organ", "body", "other"]
 ROLES: tuple[Role, ...] = ("target", "organ", "body", "other")
@@ -81,8 +81,8 @@ class Dose:
             raise CaseError("dose holds values that are not finite; compute or export it again")
 
     def on(self, grid: Grid) -> NDArray[np.float32]:
-        """This dose in Gy, interpolated at the voxel centres of another grid; 0 outside."""
-        return resample(self.gy, self.grid, grid)
+        """This dose in Gy at the voxel centres of another grid, by `resample_dose`; 0 outside."""
+        return resample_dose(self.gy, self.grid, grid)
 
 
 @dataclass(frozen=True, eq=False)

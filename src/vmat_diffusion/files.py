@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -55,3 +58,38 @@ def content_hash(source: Path) -> str:
         if file.is_file():
             digests.append(hashlib.sha256(file.read_bytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
+    """JSON from a file that anybody may have written.
+
+    Raises ValueError for text that is too long, no JSON, nested too deeply for the reader, or that holds a
+    number which is not finite.
+    """
+    if len(text) > characters:
+        raise ValueError(f"{len(text)} characters, more than {characters}")
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def csv_cell(value: object) -> object:
+    """A value for a cell of a table: text that a spreadsheet would run as a formula gets an apostrophe.
+
+    Numbers, negative ones too, stay as they are.
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

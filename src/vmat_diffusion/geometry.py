@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.interpolate import make_interp_spline
 
 from vmat_diffusion.errors import CaseError, PlanError
 
@@ -168,6 +169,46 @@ def resample(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) 
         outside = (position < -0.5 - 1e-6) | (position > source.shape[axis] - 0.5 + 1e-6)
         out[(slice(None),) * axis + (outside,)] = fill
     return out
+
+
+def resample_dose(values: NDArray, source: Grid, target: Grid) -> NDArray[np.float32]:
+    """Dose between the points of its grid: cubic along each axis, within the eight points around.
+
+    The one definition of a dose between points (`docs/dvh.md`). A cubic spline goes through the values,
+    which are doses at points (DICOM PS3.3 C.8.8.3), and is held between the least and the highest of the
+    eight points around, so that a steep edge makes no dose that is nowhere near. Up to half a voxel
+    outside the outermost points the border value is taken, further out 0.
+    """
+    if values.shape != source.shape:
+        raise CaseError(f"array of shape {values.shape} does not fit its grid of shape {source.shape}")
+    out = np.asarray(values, np.float32)
+    if source.matches(target):
+        return out
+    low, high = out, out
+    for axis in range(3):
+        k, n = 2 - axis, source.shape[axis]
+        position = (target.axes_mm[k] - source.origin_mm[k]) / source.spacing_mm[k]
+        within = np.clip(position, 0, n - 1)
+        below, above = np.floor(within + 1e-9).astype(int), np.ceil(within - 1e-9).astype(int)
+        # A spline's weights fall by 3.7 for each point away; those beyond 12 points are lost in rounding.
+        first, last = max(int(below.min()) - 12, 0), min(int(above.max()) + 13, n)
+        weights = _spline_weights(n, within)[:, first:last]
+        part = np.take(out, np.arange(first, last), axis)
+        out = np.moveaxis(np.tensordot(weights, part, axes=(1, axis)), 0, axis)
+        low = np.minimum(np.take(low, below, axis), np.take(low, above, axis))
+        high = np.maximum(np.take(high, below, axis), np.take(high, above, axis))
+        outside = (position < -0.5 - 1e-6) | (position > n - 0.5 + 1e-6)
+        for part in (out, low, high):
+            part[(slice(None),) * axis + (outside,)] = 0.0
+    return np.clip(out, low, high)
+
+
+def _spline_weights(count: int, position: NDArray) -> NDArray[np.float32]:
+    """Weights `[position, point]` of the cubic spline through `count` points at 0, 1, 2 ..."""
+    if count == 1:
+        return np.ones((len(position), 1), np.float32)
+    spline = make_interp_spline(np.arange(count), np.eye(count), k=min(3, count - 1))
+    return spline(position).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def average_onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:

@@ -23,9 +23,11 @@ else:
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 # Strict: text is no number, so that none can stand in a file without its source.
-_Number = Annotated[float, Field(strict=True)]
-_Positive = Annotated[float, Field(strict=True, gt=0)]
-_NotNegative = Annotated[float, Field(strict=True, ge=0)]
+# No number of a linac is above the photon fluence per cm2 and MU, about 1e9; the others have tighter limits.
+_Number = Annotated[float, Field(strict=True, ge=-1e4, le=1e4)]
+_Positive = Annotated[float, Field(strict=True, gt=0, le=1e5)]
+_NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e5)]
+_Fluence = Annotated[float, Field(strict=True, gt=0, le=1e12)]
 _Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 _JAW_TYPES = ("X", "Y", "ASYMX", "ASYMY")
@@ -60,9 +62,9 @@ class Limits:
     jaw_position_mm: _Positive
     jaw_overtravel_x_mm: _Number
     jaw_overtravel_y_mm: _Number
-    control_points_max: Annotated[int, Field(strict=True, ge=2)]
+    control_points_max: Annotated[int, Field(strict=True, ge=2, le=100_000)]
     jaw_tracking: Annotated[bool, Field(strict=True)] = False
-    gantry_stop_deg: float | None = None
+    gantry_stop_deg: Annotated[float, Field(ge=-360, le=720)] | None = None
     leaf_acceleration_mm_s2: _Positive | None = None
     jaw_acceleration_mm_s2: _Positive | None = None
     dose_rate_change_mu_min_s: _Positive | None = None
@@ -135,7 +137,7 @@ class BeamModel:
     reference_point: str
     sad_mm: _Positive
     gy_per_mu: _Positive
-    photons_cm2_mu: _Positive
+    photons_cm2_mu: _Fluence
     angular: str
     spectrum_low_mev: _NotNegative
     spectrum_upper_mev: tuple[_Positive, ...]

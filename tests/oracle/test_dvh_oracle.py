@@ -18,7 +18,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from vmat_diffusion.case import Dose, Structure
+from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.dataset.prepare import on_spacing
 from vmat_diffusion.dicom import read_case, read_dose
 from vmat_diffusion.dicom.contours import fill_even_odd
 from vmat_diffusion.evaluate.dvh import structure_dvh
@@ -152,6 +153,65 @@ def test_a_target_edge_off_by_a_slice_would_be_seen() -> None:
     assert b.volume_cc > 1.01 * a.volume_cc and b.mean_gy > 1.01 * a.mean_gy
 
 
+def _round_dose(spacing: Point, offset: float, *, edge_mm: float = 37.4, width_mm: float = 3.0) -> Dose:
+    """75 Gy with a round fall-off of 74 / (4 x 3 mm) = 6 Gy/mm at most, as values at points."""
+    counts = tuple(int(146 / s) + 1 for s in spacing[::-1])
+    grid = Grid(counts, spacing, (offset - 71.3,) * 3)  # type: ignore[arg-type]
+    x, y, z = grid.axes_mm
+    r = np.sqrt(x[None, None] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2)
+    return Dose(grid, (74 / (1 + np.exp((r - edge_mm) / width_mm)) + 1).astype(np.float32))
+
+
+def _closed_form() -> tuple[float, float, float]:
+    """V70Gy in %, D95% and mean in Gy of a sphere of 30 mm in that dose."""
+    r = 37.4 + 3.0 * math.log(74 / 69 - 1)
+    inside = np.linspace(0, 30, 30001)
+    gy = 74 / (1 + np.exp((inside - 37.4) / 3)) + 1
+    mean = np.trapezoid(gy * 3 * inside**2 / 30**3, inside)
+    edge = 30 * 0.95 ** (1 / 3)
+    return 100 * (r / 30) ** 3, 74 / (1 + math.exp((edge - 37.4) / 3)) + 1, float(mean)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.9, 2.1])
+@pytest.mark.parametrize("spacing", [(4.0, 4.0, 4.0), (3.0, 3.0, 5.0), (2.5, 2.5, 2.5)])
+def test_a_coarse_dose_keeps_its_convex_edge(spacing: Point, offset: float) -> None:
+    """The DVH and the training case of one dose agree with the closed form: 1 % of volume, 0.5 Gy.
+
+    V70Gy is 95.33 %, D95% 70.05 Gy, mean 73.52 Gy. Straight lines between the points of 4 mm give 91.2 %
+    and 69.3 Gy; values taken for voxel means give 97.3 % and 70.4 Gy.
+    """
+    ct = Grid((41, 160, 160), (1.0, 1.0, 3.0), (-79.5, -79.5, -60.0))
+    middle = (0.0, 0.0, 0.0)
+    ptv, body = _mask(_sphere(30.0), middle, ct), _mask(_cylinder(70.0, 200.0), middle, ct)
+    structures = {
+        "BODY": Structure("BODY", "body", body),
+        "PTV_70": Structure("PTV_70", "target", ptv),
+    }
+    dose = _round_dose(spacing, offset)
+    case = Case("round", "head_neck", ct, np.zeros(ct.shape), structures, reference_dose=dose)
+    prepared = on_spacing(case, (1.0, 1.0, 3.0)).case
+    assert prepared.reference_dose is not None
+    v70, d95, mean = _closed_form()
+    assert (v70, d95, mean) == pytest.approx((95.33, 70.05, 73.52), abs=0.01)
+    for held, given in ((case, dose), (prepared, prepared.reference_dose)):
+        dvh = structure_dvh(given, held.structures["PTV_70"], held.grid)
+        assert float(dvh.volume_at_dose_percent(70.0)) == pytest.approx(v70, abs=1.0)
+        assert dvh.dose_at_percent_gy(95) == pytest.approx(d95, abs=0.5)
+        assert dvh.mean_gy == pytest.approx(mean, abs=0.05)
+        assert dvh.max_gy <= dose.gy.max()
+
+
+def test_a_cliff_of_dose_makes_no_dose_that_is_nowhere_near() -> None:
+    """Where a system writes 0 outside the body a spline alone would ring by 4 Gy on either side."""
+    grid = Grid((12, 12, 20), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    gy = np.zeros(grid.shape, np.float32)
+    gy[:, :, 10:] = 50.0
+    fine = Grid((34, 34, 58), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    there = Dose(grid, gy).on(fine)
+    assert there.min() == 0.0 and there.max() == 50.0
+    assert not there[:, :, :28].any() and (there[:, :, 30:] > 49.99).all()
+
+
 @pytest.mark.parametrize("name", ["pt_3", "pt_22"])
 def test_real_patient_against_simpleitk(patient: Callable[[str], Path], name: str) -> None:
     """Another library's interpolation and statistics on a patient's own dose and contours."""
@@ -167,7 +227,7 @@ def test_real_patient_against_simpleitk(patient: Callable[[str], Path], name: st
     target = sitk.Image([*case.grid.shape[::-1]], sitk.sitkFloat32)
     target.SetSpacing(case.grid.spacing_mm)
     target.SetOrigin(case.grid.origin_mm)
-    on_ct = sitk.Resample(image, target, sitk.Transform(), sitk.sitkLinear, 0.0)
+    on_ct = sitk.Resample(image, target, sitk.Transform(), sitk.sitkBSpline, 0.0)
     compared = 0
     for structure in case.structures.values():
         if structure.role not in ("target", "organ") or structure.voxels < 50:

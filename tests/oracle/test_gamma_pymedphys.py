@@ -95,3 +95,37 @@ def test_real_doses(patient: Callable[[str], Path], percent: float, mm: float) -
     evaluated = Dose(moved, reference.gy * np.float32(1.02))
     ours = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm)
     assert_agree(reference, evaluated, ours)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("local", "percent", "mm", "cut"), [(True, 1, 1, 20), (False, 3, 3, 10), (True, 2, 2, 5)]
+)
+def test_planes(axis: int, local: bool, percent: float, mm: float, cut: float) -> None:
+    """A plane of 1 mm pixels as of Agnew and McGarry (2016), in two dimensions, whichever way it lies."""
+    random = np.random.default_rng(5)
+    field = ndimage.gaussian_filter(random.random((60, 70)), 6)
+    field = 60 * (field - field.min()) / np.ptp(field)
+    moved = 1.005 * ndimage.shift(field, (0.4, -0.5), order=1, mode="nearest") + random.normal(
+        0, 0.15, field.shape
+    )
+
+    def lying(values: np.ndarray) -> Dose:
+        gy = np.expand_dims(np.maximum(values, 0).astype(np.float32), axis)
+        return Dose(Grid(gy.shape, (1.0, 1.0, 1.0), (-30.0, -35.0, 12.0)), gy)
+
+    reference, evaluated = lying(field), lying(moved)
+    ours = gamma(
+        reference, evaluated, dose_percent=percent, distance_mm=mm, local=local, threshold_percent=cut
+    )
+    axes = tuple(a for k, a in enumerate(reference.grid.axes_mm[::-1]) if k != axis)
+    map_ = pymedphys.gamma(
+        axes, np.squeeze(reference.gy), axes, np.squeeze(evaluated.gy), percent, mm,
+        lower_percent_dose_cutoff=cut, interp_fraction=10, max_gamma=2.0, local_gamma=local,
+    )  # fmt: skip
+    scored = ~np.isnan(map_)
+    assert ours.points == np.count_nonzero(scored)
+    assert ours.pass_percent == pytest.approx(100 * np.mean(map_[scored] <= 1), abs=0.1)
+    difference = np.squeeze(ours.map)[scored] - map_[scored]
+    below = map_[scored] < 1.9
+    assert np.quantile(np.abs(difference[below]), 0.99) < _GAMMA_TOLERANCE

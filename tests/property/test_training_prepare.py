@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.dataset.prepare import dose_onto, mask_onto
+from vmat_diffusion.dataset.prepare import mask_onto
 from vmat_diffusion.geometry import Grid, Point, average_onto
 
 _SPACING = st.tuples(*(st.floats(0.7, 5.0) for _ in range(3)))
@@ -50,7 +50,7 @@ def test_a_uniform_dose_stays_uniform(seed: int, target: Point, offset: Point) -
     inner = Grid((4, 5, 5), target, tuple(9 + o for o in offset))  # type: ignore[arg-type]
     low, high = inner.bounds_mm
     covered = all(a > -1.5 and b < 34.5 for a, b in zip(low, high, strict=True))
-    there = dose_onto(Dose(grid, np.full(grid.shape, gy, np.float32)), inner)
+    there = Dose(grid, np.full(grid.shape, gy, np.float32)).on(inner)
     if covered:
         np.testing.assert_allclose(there, gy, rtol=1e-4)
     assert there.max() <= gy * (1 + 1e-5)

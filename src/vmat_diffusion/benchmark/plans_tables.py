@@ -16,7 +16,7 @@ from vmat_diffusion.benchmark.plan_comparison import (
 from vmat_diffusion.benchmark.plans_patient import PlannedPatient
 from vmat_diffusion.benchmark.statistics import interval_text
 from vmat_diffusion.dataset.tables import Rejection
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import csv_cell, written_whole
 from vmat_diffusion.report.comparison import write_plan_boxes
 from vmat_diffusion.workflow.run_files import write_json
 
@@ -79,7 +79,7 @@ def _write_csv(
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, names)
         table.writeheader()
-        table.writerows(rows)
+        table.writerows([{name: csv_cell(cell) for name, cell in row.items()} for row in rows])
 
 
 def _csv_row(patient: PlannedPatient) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class GammaOptions(Facts):
 
 
 def gamma(options: GammaOptions) -> None:
-    """Gamma index between two RTDOSE files, in three dimensions; their grids may differ."""
+    """Gamma index between two RTDOSE files, volumes or single planes; their grids may differ."""
     from vmat_diffusion.workflow import compare_doses
 
     with stdout_kept():

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription, Role, Structure
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.dataset.schema import check_arrays, check_case, check_sizes
+from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Mask
@@ -37,6 +38,9 @@ UNREADABLE = (
     KeyError,
     EOFError,
     NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
     zipfile.BadZipFile,
     lzma.LZMAError,
     zlib.error,
@@ -124,7 +128,7 @@ def load_case(path: Path) -> TrainingCase:
 
     Raises CaseError for a file that is damaged, is no training case or is of a newer schema.
     """
-    return case_from_arrays(read_arrays(path))
+    return case_from_arrays(read_arrays(path), path.name)
 
 
 def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, NDArray]:
@@ -133,12 +137,14 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, N
     For the errors see `load_case`.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            held = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+        names = [n for n in dict.fromkeys(held) if (n != "sdf_tenth_mm" if only is None else n in only)]
+        check_sizes(path, names)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: file[name]
-                for name in file.files
-                if (name != "sdf_tenth_mm" if only is None else name in only)
-            }
+            arrays = {name: file[name] for name in names}
+    except CaseError:
+        raise
     except UNREADABLE as fault:
         raise CaseError(f"{path.name} is no readable npz file ({fault}); make it again") from None
     if "schema" not in arrays or "meta" not in arrays:
@@ -146,16 +152,27 @@ def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, N
             f"{path.name} is no training case (it has no schema); make one with `vmat-diffusion preprocess`, "
             "or with `vmat-diffusion import openkbp` from a patient of that challenge"
         )
-    if int(arrays["schema"]) != SCHEMA:
-        raise CaseError(
-            f"{path.name} has schema {int(arrays['schema'])}, this version reads {SCHEMA}; convert it"
-        )
+    schema = arrays["schema"]
+    if schema.dtype.kind != "i" or schema.ndim or int(schema) != SCHEMA:
+        shown = int(schema) if schema.dtype.kind == "i" and not schema.ndim else "of another kind"
+        raise CaseError(f"{path.name} has schema {shown}, this version reads {SCHEMA}; convert it")
+    check_arrays(arrays, path.name)
     return arrays
 
 
-def case_from_arrays(arrays: Mapping[str, NDArray]) -> TrainingCase:
-    """The training case of the arrays of `read_arrays`."""
-    meta = json.loads(str(arrays["meta"]))
+def case_from_arrays(arrays: Mapping[str, NDArray], label: str = "the training case") -> TrainingCase:
+    """The training case of the arrays of `read_arrays`; `label` names it in errors.
+
+    Raises CaseError where the arrays do not fit together.
+    """
+    meta = check_case(arrays, label)
+    try:
+        return _built(meta, arrays)
+    except InputError as fault:
+        raise CaseError(f"{label}: {fault}") from None
+
+
+def _built(meta: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> TrainingCase:
     shape = arrays["hu"].shape
     grid = Grid(shape, _triple(arrays["spacing_mm"]), _triple(arrays["origin_mm"]))
     structures = {

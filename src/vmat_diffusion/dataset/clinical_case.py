@@ -284,10 +284,9 @@ def _dose_agrees(case: Case, levels: Mapping[str, float]) -> bool:
 
 
 def _nameless_plan(plan: Plan) -> Plan:
-    """The plan without its labels, which may contain names."""
-    return replace(
-        plan, label=technique(plan), arcs=tuple(replace(a, name=f"beam {a.number}") for a in plan.arcs)
-    )
+    """The plan without its labels and the name of its machine, which say whose it is."""
+    arcs = tuple(replace(a, name=f"beam {a.number}") for a in plan.arcs)
+    return replace(plan, label=technique(plan), machine="", arcs=arcs)
 
 
 def _hashed(uid: object) -> str:

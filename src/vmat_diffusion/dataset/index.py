@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import parse_json
 
 INDEX = "index.jsonl"
-_KEYS = ("id", "site", "file", "sha256", "shape", "targets", "organs", "has_dose", "patient")
+_LINE_CHARACTERS = 1_000_000
+_Text = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a line must hold; it may hold more."""
+
+    id: _Text
+    site: _Text
+    # A plain name: a file is never looked for outside the folder of its data set.
+    file: Annotated[str, Field(strict=True, pattern=r"^[^/\\:\x00-\x1f.][^/\\:\x00-\x1f]{0,199}$")]
+    sha256: Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
+    shape: Annotated[
+        list[Annotated[int, Field(strict=True, ge=1, le=10_000)]], Field(min_length=3, max_length=3)
+    ]
+    targets: list[_Text]
+    organs: list[_Text]
+    has_dose: Annotated[bool, Field(strict=True)]
+    patient: Annotated[str, Field(strict=True, max_length=200)]
+    prescription_gy: dict[_Text, Annotated[float, Field(gt=0, le=200)]] | None = None
+
+
+_LINE = TypeAdapter(_Line)
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
@@ -25,11 +50,16 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = dict(json.loads(line))
-            if missing := [key for key in _KEYS if key not in record]:
-                raise KeyError(missing[0])
-            records.append({**record, "id": str(record["id"])})
-        except (ValueError, TypeError, KeyError):
+            record = dict(parse_json(line, characters=_LINE_CHARACTERS))
+            _LINE.validate_python(record)
+            records.append(record)
+        except ValidationError as fault:
+            first = fault.errors()[0]
+            where = ".".join(str(p)[:40] for p in first["loc"])
+            raise CaseError(
+                f"{INDEX}, line {number} is no case ({where}: {first['msg']}); make the data set again"
+            ) from None
+        except (ValueError, TypeError):
             raise CaseError(f"{INDEX}, line {number} is no case; make the data set again") from None
     return sorted(records, key=lambda record: str(record["id"]))
 

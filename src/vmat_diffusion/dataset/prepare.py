@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import make_interp_spline
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.dataset.cases import TrainingCase
@@ -35,8 +34,9 @@ _FILLED = 1e-4
 def on_spacing(case: Case, spacing_mm: Point, plan: Plan | None = None) -> TrainingCase:
     """The whole body on a grid of `spacing_mm`; a voxel corner lies at the middle of the targets.
 
-    HU and dose are averaged along axes that get coarser and interpolated along those that get finer;
-    masks keep their volume. Raises CaseError for a case without targets or without voxels in them.
+    HU are averaged along axes that get coarser and interpolated along those that get finer, dose is that
+    at the voxel centres as in a DVH, masks keep their volume. Raises CaseError for a case without targets
+    or without voxels in them.
     """
     grid = _centred_grid(case, spacing_mm)
     structures = {
@@ -105,37 +105,10 @@ def onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> N
     return resample(values, between, target, fill=fill)
 
 
-def dose_onto(dose: Dose, grid: Grid) -> NDArray[np.float32]:
-    """A dose in Gy on another grid with the same integral over every region; 0 outside.
-
-    The dose of a voxel is its mean over the voxel, on both grids. Along each axis a cubic spline through
-    the running integral gives a smooth parabola per voxel with these means; it is averaged over the new
-    voxels. This keeps the mean dose of every organ. Interpolation between voxel centres does not: it
-    lowers a peak by 1/8 of the second difference. The result is clipped to 0 and the highest dose.
-    """
-    out = dose.gy.astype(np.float32)
-    for axis in range(3):
-        weights = _conserving(dose.grid, grid, axis)
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, axis)), 0, axis)
-    return np.clip(out, 0.0, dose.gy.max())
-
-
-def _conserving(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
-    """Weights `[target, source]` from voxel means to voxel means along one array axis."""
-    k = 2 - axis
-    have, want = (
-        g.bounds_mm[0][k] + g.spacing_mm[k] * np.arange(g.shape[axis] + 1) for g in (source, target)
-    )
-    n = source.shape[axis]
-    running = np.concatenate([np.zeros((1, n)), np.tril(np.ones((n, n)))]) * source.spacing_mm[k]
-    integral = make_interp_spline(have, running, k=3 if n >= 3 else 1)(np.clip(want, have[0], have[-1]))
-    return (np.diff(integral, axis=0) / target.spacing_mm[k]).astype(np.float32)
-
-
 def dose_inside(dose: Dose, grid: Grid, body: Mask) -> tuple[Dose, Mask]:
     """A dose on the grid of a training case, 0 outside the body, and the mask of possible dose."""
     possible = body & _covered(dose.grid, grid)
-    gy = np.where(possible, dose_onto(dose, grid), np.float32(0))
+    gy = np.where(possible, np.maximum(dose.on(grid), 0), np.float32(0))
     return replace(dose, grid=grid, gy=gy, std_gy=None), possible
 
 
@@ -300,4 +273,4 @@ def restore_dose(dose: Dose, grid: Grid) -> Dose:
     """A dose on the grid of a training case, on the grid of its source; 0 where the case was cut."""
     if dose.grid.matches(grid):
         return dose
-    return replace(dose, grid=grid, gy=dose_onto(dose, grid), std_gy=None)
+    return replace(dose, grid=grid, gy=dose.on(grid), std_gy=None)

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from vmat_diffusion.dataset.index import entries_of, read_index
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, written_whole
 
 FILE = "splits.json"
 SPLIT_FRACTIONS = (0.8, 0.1, 0.1)
@@ -101,7 +101,7 @@ def members_of(records: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:
 
 
 def _stratum(record: Mapping[str, Any]) -> str:
-    levels = record["prescription_gy"].values()
+    levels = (record.get("prescription_gy") or {}).values()
     return f"{record['site']}, {max(levels):g} Gy" if levels else f"{record['site']}, no prescription"
 
 
@@ -217,13 +217,15 @@ def load_splits(path: Path, ids: Iterable[str] | None = None) -> Splits:
     """
     remedy = "restore the file or split a copy of the data set without it"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         whole = record.pop("hash")
         if record["schema"] != _SCHEMA:
             raise CaseError(
                 f"{path.name} has schema {record['schema']}, this version reads {_SCHEMA}; split again"
             )
         placed, left = ({e["id"]: _entry(e, path.name, remedy) for e in record[k]} for k in ("cases", "left"))
+        if type(record["seed"]) is not int or not all(type(f) in (int, float) for f in record["fractions"]):
+            raise TypeError("fractions and seed must be numbers")
         splits = Splits(tuple(record["fractions"]), record["seed"], placed, left)
     except FileNotFoundError:
         raise CaseError(f"{path.name} is missing; make it with vmat-diffusion split") from None
@@ -240,6 +242,8 @@ def load_splits(path: Path, ids: Iterable[str] | None = None) -> Splits:
 
 def _entry(entry: Mapping[str, Any], name: str, remedy: str) -> tuple[Member, Split]:
     content = {k: v for k, v in entry.items() if k != "hash"}
+    if not all(isinstance(content[key], str) for key in ("id", "patient", "stratum", "split")):
+        raise TypeError("an entry holds no text")
     if entry["hash"] != _hash(content) or entry["split"] not in SPLITS:
         raise CaseError(
             f"{name}: the entry of {entry['id']} was changed since it was written: its hash does not fit; "

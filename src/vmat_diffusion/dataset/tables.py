@@ -22,7 +22,7 @@ from vmat_diffusion.case import prescription_text
 from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase
 from vmat_diffusion.dataset.index import INDEX
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import sha256_of, written_whole
+from vmat_diffusion.files import csv_cell, parse_json, sha256_of, written_whole
 
 DATASET, REJECTED = "dataset.json", "rejected.csv"
 _HU_PERCENTILES = (0.5, 50.0, 99.5)
@@ -213,9 +213,9 @@ def read_dataset(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         return {**record, "settings": dict(record["settings"])}
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise CaseError(f"{path} is damaged; remove it and run again with --resume") from None
 
 
@@ -224,7 +224,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(header)
-    table.writerows(rows)
+    table.writerows([[csv_cell(cell) for cell in row] for row in rows])
     return write_text(path, text.getvalue())
 
 

@@ -4,7 +4,7 @@ from vmat_diffusion.dicom.case_read import read_case
 from vmat_diffusion.dicom.case_write import write_case
 from vmat_diffusion.dicom.inspection import inspect
 from vmat_diffusion.dicom.overrides import refuse_density_overrides
-from vmat_diffusion.dicom.rtdose_read import read_dose
+from vmat_diffusion.dicom.rtdose_read import read_dose, read_plane_or_volume
 from vmat_diffusion.dicom.rtdose_write import write_dose
 from vmat_diffusion.dicom.rtplan_read import read_plan
 from vmat_diffusion.dicom.rtplan_write import as_written, write_unjudged_plan
@@ -16,6 +16,7 @@ __all__ = [
     "read_case",
     "read_dose",
     "read_plan",
+    "read_plane_or_volume",
     "refuse_density_overrides",
     "unknown_names",
     "write_case",

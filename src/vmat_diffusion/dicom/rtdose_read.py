@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.attributes import (
@@ -32,6 +34,8 @@ _GY_MAX = 1000.0
 _NEGATIVE = 0.005
 # Beam doses may differ from the dose of their plan by this share of its maximum: grids and rounding. Ours.
 _BEAMS_AGREE = 0.02
+# A dose of one plane is read as two equal frames this far apart, of which one is kept.
+_PLANE_MM = 1.0
 
 
 @quiet()
@@ -47,6 +51,48 @@ def read_dose(file: str | Path | Sequence[str | Path], *, plan: str | Path | Non
     with about(paths[0].name):
         doses = [open_one(p, "RTDOSE") for p in paths]
         return course_dose(doses, open_one(Path(plan), "RTPLAN") if plan else None)
+
+
+@quiet()
+def read_plane_or_volume(file: str | Path) -> Dose:
+    """A dose of one plane (film, portal image, per-field check) as it is written, or a volume.
+
+    A single frame becomes a grid of one voxel across its plane, which is axial, coronal or sagittal, and is
+    taken as it is, whatever it is summed over. A volume is read as by `read_dose`. Raises CaseError for a
+    plane that is turned against the patient's axes, and for what is no physical dose in Gy.
+    """
+    path = Path(file)
+    with about(path.name):
+        found = open_one(path, "RTDOSE")
+        if integer(found.dataset, "NumberOfFrames", 1) != 1:
+            return course_dose([found])
+        grid, gy, _, turned = _one(found, _doubled(found))
+        orientation = numbers(found.dataset, "ImageOrientationPatient", 6)
+        if turned:
+            raise CaseError(
+                f"the plane (ImageOrientationPatient (0020,0037) {orientation}) is neither axial, coronal "
+                "nor sagittal; export it along the patient's axes"
+            )
+        normal = np.cross(orientation[:3], orientation[3:])
+        k = int(np.argmax(np.abs(normal)))
+        keep = (slice(None),) * (2 - k) + (slice(0, 1) if normal[k] > 0 else slice(1, 2),)
+        gy = gy[keep]
+        origin = list(grid.origin_mm)
+        origin[k] += 0.0 if normal[k] > 0 else grid.spacing_mm[k]
+        flat = Grid(gy.shape, grid.spacing_mm, (origin[0], origin[1], origin[2]))
+        return Dose(flat, gy, provenance={"source": "RTDOSE", "summation": summation(found), "steps": ()})
+
+
+def _doubled(found: Found) -> Dataset:
+    """The content of a file of one frame with the frame twice, `_PLANE_MM` apart."""
+    dataset = open_dataset(found.path, pixels=True)
+    if dataset is None:
+        raise CaseError("the file changed while it was read; start again")
+    stored = stored_values(dataset, 1)
+    dataset.PixelData = np.concatenate([stored, stored]).astype(stored.dtype.newbyteorder("<")).tobytes()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.NumberOfFrames, dataset.GridFrameOffsetVector = 2, [0.0, _PLANE_MM]
+    return dataset
 
 
 def plan_uid(found: Found) -> str:
@@ -183,10 +229,16 @@ def _complete_beams(files: Sequence[Found], plan: Found | None) -> None:
         )
 
 
-def _one(found: Found) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
-    """Grid and values in Gy of one file, as they are meant (no factor for fractions)."""
+def _one(
+    found: Found, dataset: Dataset | None = None
+) -> tuple[Grid, NDArray[np.float32], str, tuple[str, ...]]:
+    """Grid and values in Gy of one file, as they are meant (no factor for fractions).
+
+    `dataset` is its content with the pixels where that is at hand.
+    """
     with about(found.label):
-        dataset = open_dataset(found.path, pixels=True, is_sealed=found.path.suffix == SEALED)
+        if dataset is None:
+            dataset = open_dataset(found.path, pixels=True, is_sealed=found.path.suffix == SEALED)
         if dataset is None:
             raise CaseError("the file changed while it was read; start again")
         if (units := text(dataset, "DoseUnits")) != "GY":

@@ -9,9 +9,9 @@ import numpy as np
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dataset.cases import TrainingCase
-from vmat_diffusion.dataset.prepare import dose_onto, mask_onto, on_spacing, targets_mask
+from vmat_diffusion.dataset.prepare import mask_onto, on_spacing, targets_mask
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, Mask, Point, average_onto, bounding_box, subgrid
+from vmat_diffusion.geometry import Grid, Mask, Point, average_onto, bounding_box, resample_dose, subgrid
 
 # The region of possible dose reaches so far above and below the targets. In OpenKBP the masks reach 24 mm
 # below and 18 mm above them (medians of 27 patients; 95 % of them 66 and 63 mm), the isodose of 5 % of the
@@ -88,12 +88,12 @@ def dose_voxels(case: Case, grid: Grid, possible: Mask) -> Grid:
 def onto_case(dose: Dose, case: Case, grid: Grid) -> Dose:
     """A predicted dose on a grid of `dose_voxels`; 0 in voxels of which most lies outside the body.
 
-    The integral of the dose, and of its standard deviation, over every region stays.
+    Between its points the dose is that of `resample_dose`, as in a DVH; so is its standard deviation.
     """
     inside = average_onto(case.body.mask, case.grid, grid) >= 0.5
 
     def moved(gy: np.ndarray) -> np.ndarray:
-        return np.where(inside, dose_onto(replace(dose, gy=gy, std_gy=None), grid), np.float32(0))
+        return np.where(inside, resample_dose(gy, dose.grid, grid), np.float32(0))
 
     std = None if dose.std_gy is None else moved(dose.std_gy)
     return Dose(grid, moved(dose.gy), std, dose.medium, dose.provenance)

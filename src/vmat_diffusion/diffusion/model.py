@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,10 +19,12 @@ from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import DoseNet, Size
 from vmat_diffusion.diffusion.process import Process
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, sha256_of, written_whole
 
 SHIPPED = Path(__file__).with_name("weights") / "shipped.safetensors"
 _FORMAT = "1"
+# Sampled residuals are scaled by it so that bands cover what they state; 1 is no change, above 10 no model.
+_SPREAD_MAX = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,21 @@ def save_model(path: Path, model: DoseModel) -> Path:
         if net is not None:
             for name, value in net.state_dict().items():
                 tensors[f"{role}.{name}"] = value.detach().cpu().to(torch.float16).contiguous()
-    metadata = {"format": _FORMAT, "description": json.dumps(asdict(model.description), sort_keys=True)}
+    described = json.dumps(asdict(model.description), sort_keys=True)
+    metadata = {"format": _FORMAT, "description": described, "sha256": _checksum(tensors, described)}
     with written_whole(path) as part:
         save_file(tensors, part, metadata=metadata)
     return path
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
+    """SHA-256 over the description and the names, types and values of all weights."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous().reshape(-1)
+        digest.update(f"{name} {value.dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -107,11 +121,20 @@ def load_model(weights: str | Path = "shipped") -> DoseModel:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"format {metadata.get('format')}")
-        described = json.loads(metadata["description"])
+        whole = metadata.get("sha256") == _checksum(stored, metadata["description"])
+        # The shipped weights are older than the checksum; a copy of them is known by its bytes.
+        if not whole and path != SHIPPED and ("sha256" in metadata or sha256_of(path) != sha256_of(SHIPPED)):
+            raise ValueError("its checksum is absent or does not fit its content")
+        tensors = {name: value.float() for name, value in stored.items()}
+        described = parse_json(metadata["description"])
         description = TypeAdapter(ModelDescription).validate_python(described)
+        if not 0 <= description.spread <= _SPREAD_MAX:
+            raise ValueError(f"spread {description.spread:g} is outside 0 to {_SPREAD_MAX:g}")
+        if broken := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"{broken[0]} holds a weight that is not finite")
         return DoseModel(description, _loaded("mean", tensors, description), _residual(tensors, description))
     except (SafetensorError, ValidationError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

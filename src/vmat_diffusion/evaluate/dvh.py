@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vmat_diffusion.case import Dose, Structure
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.geometry import Grid, bounding_box, resample, subgrid
+from vmat_diffusion.geometry import Grid, bounding_box, resample_dose, subgrid
 
 VoxelDoses = Float[np.ndarray, " n"]
 
@@ -140,8 +140,8 @@ def structure_dvh(dose: Dose, structure: Structure, grid: Grid) -> Dvh:
 def structure_dose_gy(dose: Dose, structure: Structure, grid: Grid) -> NDArray[np.float32]:
     """Dose in Gy at each voxel of the structure, in C order of its mask on `grid`.
 
-    Trilinear; only the bounding box of the mask is interpolated, slab by slab. Voxels outside the
-    dose grid get 0 Gy: ask `outside_percent` how many there are.
+    Interpolated by `resample_dose`, in the bounding box of the mask only, slab by slab. Voxels outside
+    the dose grid get 0 Gy: ask `outside_percent` how many there are.
     """
     if structure.mask.shape != grid.shape:
         raise CaseError(
@@ -158,7 +158,7 @@ def structure_dose_gy(dose: Dose, structure: Structure, grid: Grid) -> NDArray[n
     parts = []
     for first in range(z.start, z.stop, step):
         slab = (slice(first, min(first + step, z.stop)), y, x)
-        parts.append(resample(gy, dose.grid, subgrid(grid, slab))[structure.mask[slab]])
+        parts.append(resample_dose(gy, dose.grid, subgrid(grid, slab))[structure.mask[slab]])
     return np.concatenate(parts)
 
 

@@ -1,4 +1,4 @@
-"""Gamma index between two dose distributions in three dimensions. See `docs/gamma.md`."""
+"""Gamma index between two dose distributions, volumes or planes. See `docs/gamma.md`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ from vmat_diffusion.geometry import Grid, Mask, sample
 
 # Spheres, and points on them, per distance criterion.
 _STEPS = 10
+# The lines that end in a voxel are searched too where the dose changes between positions by more than
+# the width of the passing band, 2 criteria; from 1.5 % of the maximum upwards in the same voxels for all
+# criteria, so that a wider one never fails more.
+_BAND = 0.015
+# And at voxels that stand out on both sides by more than 30 % of the maximum: neither the noise of a usable
+# dose nor the edge of a beam or of the body does.
+_SPIKE = 0.3
+# Positions of one plane are written with a rounding of 0.1 mm or so; a film's mounting is known to 1 mm.
+_PLANES_APART_MM = 1.0
 # A point beyond the outermost voxel centres by less than this share of a voxel counts as on them.
 _EDGE = 1e-6
 # Parts of the work: so many that no thread is idle at the end.
@@ -92,8 +101,10 @@ def gamma(
     interpolated trilinearly at points a tenth of `distance_mm` apart, out to `max_gamma` times the
     distance, and never beyond its outermost voxel centres; a voxel with no such point is `outside`.
     With `sigmas` the dose criterion c of each point becomes `sqrt(c^2 + (sigmas sigma)^2)`, sigma^2
-    being the sum of both doses' variances there. Needs no more memory than a few copies of the doses.
-    Raises InputError for settings out of range, CaseError where no point is to be compared.
+    being the sum of both doses' variances there. Two planes (one voxel along the same axis) are compared in
+    two dimensions. Needs no more memory than a few copies of the doses.
+    Raises InputError for settings out of range, CaseError where no point is to be compared and for planes
+    that are not the same.
     """
     _check(dose_percent, distance_mm, threshold_percent, max_gamma, sigmas)
     top = float(reference.gy.max()) if maximum_gy is None else float(maximum_gy)
@@ -118,7 +129,11 @@ def gamma(
     if sigmas > 0:
         criterion = np.sqrt(criterion**2 + sigmas**2 * _variance(reference, evaluated, flat, points))
     index = evaluated.grid.index(points)
-    values = _search_all(evaluated, index, dose, criterion, distance_mm=distance_mm, max_gamma=max_gamma)
+    if (across := _common_plane(reference.grid, evaluated.grid)) is not None:
+        index[:, across] = 0.0
+    values = _search_all(
+        evaluated, index, dose, criterion, distance_mm=distance_mm, max_gamma=max_gamma, top_gy=top
+    )
     whole = np.full(reference.grid.shape, np.nan, np.float32)
     whole.ravel()[flat] = values
     found = np.isfinite(values)
@@ -142,6 +157,34 @@ def gamma(
         maximum_gy=top,
         sigmas=sigmas,
     )
+
+
+def _common_plane(reference: Grid, evaluated: Grid) -> int | None:
+    """The array axis across which two doses of one plane lie; None where the evaluated dose is a volume.
+
+    Raises CaseError for planes that lie otherwise or apart, and for a volume against a plane.
+    """
+    ours, theirs = ([axis for axis, n in enumerate(grid.shape) if n == 1] for grid in (reference, evaluated))
+    if len(theirs) != 1 or len(ours) > 1:
+        return None
+    if not ours:
+        raise CaseError(
+            "gamma: the reference is a volume, the evaluated dose one plane; give the plane as the reference"
+        )
+    if ours != theirs:
+        named = (("axial", "coronal", "sagittal")[axes[0]] for axes in (ours, theirs))
+        raise CaseError(
+            "gamma: the reference plane is {}, the evaluated one {}; compare planes of "
+            "one orientation".format(*named)
+        )
+    k = 2 - ours[0]
+    apart = abs(reference.origin_mm[k] - evaluated.origin_mm[k])
+    if apart > _PLANES_APART_MM:
+        raise CaseError(
+            f"gamma: the planes lie {apart:.2f} mm apart along {'xyz'[k]} ({reference.origin_mm[k]:g} and "
+            f"{evaluated.origin_mm[k]:g} mm), more than {_PLANES_APART_MM:g} mm; export the same plane"
+        )
+    return ours[0]
 
 
 def _check(dose_percent: float, distance_mm: float, threshold: float, most: float, sigmas: float) -> None:
@@ -174,11 +217,12 @@ def _search_all(
     *,
     distance_mm: float,
     max_gamma: float,
+    top_gy: float,
 ) -> NDArray[np.float32]:
     """Gamma at fractional indices `(z, y, x)` of the evaluated grid."""
     spacing = np.array(evaluated.grid.spacing_mm)[::-1]
-    offset_mm, square = _shells(distance_mm, max_gamma)
     gy = np.ascontiguousarray(evaluated.gy, np.float32)
+    offset_mm, square = _positions(gy.shape, distance_mm, max_gamma)
     reach = np.ceil(max_gamma * distance_mm / spacing + 0.5).astype(int)
     size = tuple(2 * np.minimum(reach, np.array(gy.shape)) + 1)
     nearest = tuple(np.clip(np.rint(index), 0, np.array(gy.shape) - 1).astype(np.intp).T)
@@ -186,9 +230,52 @@ def _search_all(
     short = dose - ndimage.maximum_filter(gy, size, mode="nearest")[nearest]
     over = ndimage.minimum_filter(gy, size, mode="nearest")[nearest] - dose
     least = (np.maximum(np.maximum(short, over), 0.0) / criterion) ** 2
+    limit = 2 * np.minimum(criterion, _BAND * top_gy)
+    jump = _spikes(gy, spacing, distance_mm / _STEPS, top_gy)
+    steep = np.zeros(len(dose), bool)
+    if jump.max() > limit.min():
+        steep = ndimage.maximum_filter(jump, size, mode="nearest")[nearest] > limit
     out = np.empty(len(dose), np.float32)
-    _search(gy, index, dose, 1.0 / criterion, least, offset_mm / spacing, square, max_gamma**2, out)
+    _search(
+        gy, index, dose, 1.0 / criterion, least, steep, jump, limit, offset_mm / spacing, square,
+        spacing / distance_mm, max_gamma**2, out,
+    )  # fmt: skip
     return out
+
+
+def _spikes(gy: NDArray[np.float32], spacing: NDArray, step_mm: float, top_gy: float) -> NDArray[np.float32]:
+    """The most that the dose changes along an axis over one step of the search, at spikes; elsewhere 0.
+
+    A spike differs from both neighbours along an axis, in one sense, by more than `_SPIKE` of the maximum.
+    """
+    change, height = np.zeros_like(gy), np.zeros_like(gy)
+    for axis, mm in enumerate(spacing):
+        if gy.shape[axis] > 1:
+            around = np.pad(gy, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+            step = np.diff(around, axis=axis)
+            before, after = (np.take(step, np.arange(n, n + gy.shape[axis]), axis) for n in (0, 1))
+            share = np.float32(min(step_mm / mm, 1.0))
+            change = np.maximum(change, share * np.maximum(np.abs(before), np.abs(after)))
+            same = np.minimum(np.abs(before), np.abs(after)) * (before * after < 0)
+            height = np.maximum(height, same)
+    return np.where(height > _SPIKE * top_gy, change, np.float32(0))
+
+
+def _positions(
+    shape: tuple[int, ...], distance_mm: float, max_gamma: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Offsets `(n, 3)` in mm as (z, y, x): spheres, or circles in the plane of a dose of one plane."""
+    flat = [axis for axis, n in enumerate(shape) if n == 1]
+    if len(flat) != 1:
+        return _shells(distance_mm, max_gamma)
+    rows, lengths = [np.zeros((1, 2))], [0]
+    for k in range(1, math.ceil(max_gamma * _STEPS - 1e-9)):
+        count = math.ceil(2 * math.pi * k) + 1
+        angle = 2 * math.pi * np.arange(count) / count
+        rows.append(k * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+        lengths += [k] * count
+    circles = np.insert(np.concatenate(rows), flat[0], 0.0, axis=1)
+    return circles * (distance_mm / _STEPS), (np.array(lengths) / _STEPS) ** 2
 
 
 def _shells(distance_mm: float, max_gamma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -212,7 +299,9 @@ def _shells(distance_mm: float, max_gamma: float) -> tuple[NDArray[np.float64], 
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _search(gy, index, dose, per_criterion, least, offsets, square, most, out):  # type: ignore[no-untyped-def]
+def _search(  # type: ignore[no-untyped-def]
+    gy, index, dose, per_criterion, least, steep, jump, limit, offsets, square, unit, most, out
+):
     """Walks outwards from each point until no farther dose could give a smaller gamma: exact."""
     nz, ny, nx = gy.shape
     flat = gy.ravel()
@@ -225,6 +314,9 @@ def _search(gy, index, dose, per_criterion, least, offsets, square, most, out): 
             inner = inner and z0 + reach_z < nz - 1 and y0 + reach_y < ny - 1 and x0 + reach_x < nx - 1
             best = most
             known = False
+            if steep[p]:
+                best = _at_spikes(gy, jump, limit[p], index[p], wanted, scale, unit, most)
+                known = best < most
             for k in range(len(square)):
                 if known and square[k] + bound >= best:
                     break
@@ -254,3 +346,39 @@ def _search(gy, index, dose, per_criterion, least, offsets, square, most, out): 
                 if found < best:
                     best = found
             out[p] = math.sqrt(best) if known else math.nan
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _at_spikes(gy, jump, limit, at, wanted, scale, unit, most):  # type: ignore[no-untyped-def]
+    """The least squared gamma over spikes within reach and the lines to their neighbours, or `most`.
+
+    Along such a line the interpolated dose is linear, so the minimum is exact. `unit` is the spacing over the
+    distance criterion. This finds what lies between the searched positions: a single hot voxel, a thin sheet.
+    """
+    best = most
+    reach = math.sqrt(most)
+    first, last = np.empty(3, np.int64), np.empty(3, np.int64)
+    for a in range(3):
+        first[a] = max(math.floor(at[a] - reach / unit[a]), 0)
+        last[a] = min(math.ceil(at[a] + reach / unit[a]), gy.shape[a] - 1)
+    for i in range(first[0], last[0] + 1):
+        for j in range(first[1], last[1] + 1):
+            for k in range(first[2], last[2] + 1):
+                if jump[i, j, k] <= limit:
+                    continue
+                away = ((i - at[0]) * unit[0], (j - at[1]) * unit[1], (k - at[2]) * unit[2])
+                square = away[0] ** 2 + away[1] ** 2 + away[2] ** 2
+                here = (gy[i, j, k] - wanted) * scale
+                best = min(best, square + here * here)
+                for a in range(3):
+                    for side in (-1, 1):
+                        to = (i + side * (a == 0), j + side * (a == 1), k + side * (a == 2))
+                        if to[a] < 0 or to[a] >= gy.shape[a]:
+                            continue
+                        step = side * unit[a]
+                        rise = (gy[to] - gy[i, j, k]) * scale
+                        share = -(away[a] * step + here * rise) / (step * step + rise * rise)
+                        if 0.0 < share < 1.0:
+                            found = square + share * step * (2 * away[a] + share * step)
+                            best = min(best, found + (here + share * rise) ** 2)
+    return max(best, 0.0)

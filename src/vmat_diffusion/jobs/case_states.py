@@ -30,6 +30,7 @@ from vmat_diffusion.dataset.tables import (
     write_text,
 )
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import parse_json
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
 from vmat_diffusion.progress import Progress, silent
 
@@ -186,10 +187,17 @@ def read_states(out: Path) -> list[dict[str, Any]]:
 def read_state(out: Path, case: str) -> dict[str, Any] | None:
     """The state of a case; None where there is none."""
     try:
-        state: dict[str, Any] = json.loads((out / WORK / f"{case}.state").read_text(encoding="utf-8"))
-        return state
+        state = parse_json((out / WORK / f"{case}.state").read_text(encoding="utf-8"), characters=1_000_000)
     except (OSError, ValueError):
         return None
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), str) for k in ("id", "key")):
+        return None
+    files = state.get("files", {})
+    sound = isinstance(files, dict) and all(
+        isinstance(n, int) and not Path(f).is_absolute() and ".." not in Path(f).parts
+        for f, n in files.items()
+    )
+    return state if sound else None
 
 
 def write_state(out: Path, case: str, key: str, **values: Any) -> None:

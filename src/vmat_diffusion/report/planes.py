@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.goals import GoalResult
-from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, resample, subgrid
+from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, subgrid
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, write_png
 from vmat_diffusion.report.content import Look, Shown, ShownDose, shown_dose
@@ -151,7 +151,7 @@ def _draw_plane(axes: Axes, shown: ShownDose, point_mm: Point, axis: int, *, mar
     dose = shown.dose
     plane = plane_at(shown.case.grid, point_mm, axis)
     draw_ct(axes, shown.case, plane)
-    gy = np.squeeze(resample(dose.gy, dose.grid, plane.grid), 2 - axis)
+    gy = np.squeeze(dose.on(plane.grid), 2 - axis)
     _draw_isodoses(axes, *plane.coordinates_mm, gy, shown.reference_gy)
     seen = draw_contours(axes, shown.structures, plane)
     across, up = plane.in_plane

@@ -73,13 +73,13 @@ def compare_doses(
     threshold_percent: float = 10.0,
     max_gamma: float = 2.0,
 ) -> GammaResult:
-    """Gamma between two RTDOSE files, whose grids may differ."""
-    from vmat_diffusion.dicom import read_dose
+    """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume."""
+    from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
     return gamma(
-        read_dose(_existing(reference, "RTDOSE")),
-        read_dose(_existing(evaluated, "RTDOSE")),
+        read_plane_or_volume(_existing(reference, "RTDOSE")),
+        read_plane_or_volume(_existing(evaluated, "RTDOSE")),
         dose_percent=dose_percent,
         distance_mm=distance_mm,
         local=local,

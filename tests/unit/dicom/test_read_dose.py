@@ -10,7 +10,7 @@ from dicom_files import beam, rt_dose, rt_plan, save
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from vmat_diffusion.dicom import read_dose
+from vmat_diffusion.dicom import read_dose, read_plane_or_volume
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
@@ -125,3 +125,41 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_dose(tmp_path / "text")
     with pytest.raises(CaseError, match="does not exist"):
         read_dose(tmp_path / "absent")
+
+
+PLANES = {
+    "axial": ((1, 0, 0, 0, 1, 0), (0, None, None)),
+    "coronal": ((1, 0, 0, 0, 0, -1), (None, 0, None)),
+    "sagittal": ((0, 1, 0, 0, 0, -1), (None, None, 0)),
+    "sagittal, seen from the other side": ((0, -1, 0, 0, 0, -1), (None, None, 0)),
+}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize("summation", ["PLAN", "BEAM"])
+def test_a_single_frame_is_a_plane_in_the_patient(
+    tmp_path: Path, name: str, summation: str, syntax: str
+) -> None:
+    """Row j, column i lies at origin + 4 mm i row + 5 mm j column, whichever way the plane lies."""
+    orientation, _ = PLANES[name]
+    kind = np.dtype(">u4" if syntax == ExplicitVRBigEndian else "<u4")
+    dataset = rt_dose(GY[:1], kind=kind, orientation=orientation, summation=summation, beams=[1])
+    dose = read_plane_or_volume(save(dataset, tmp_path / "rd", syntax))  # type: ignore[arg-type]
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    assert dose.gy.size == GY[0].size and sorted(dose.gy.shape)[0] == 1
+    for j, i in ((0, 0), (2, 5), (5, 6)):
+        at = np.array([-20.0, -20.0, 1.0]) + 4 * i * row + 5 * j * column
+        where = dose.grid.index(at)
+        np.testing.assert_allclose(where, np.rint(where), atol=1e-6)
+        assert dose.gy[tuple(np.rint(where).astype(int))] == pytest.approx(GY[0, j, i], abs=1e-4)
+
+
+def test_planes_are_for_gamma_alone_and_never_oblique(tmp_path: Path) -> None:
+    plane = save(rt_dose(GY[:1]), tmp_path / "plane.dcm")
+    with pytest.raises(CaseError, match="at least 2"):
+        read_dose(plane)
+    assert read_plane_or_volume(save(rt_dose(GY), tmp_path / "volume.dcm")).grid == GRID
+    tilted = rt_dose(GY[:1], orientation=(0.8, 0.6, 0, -0.6, 0.8, 0))
+    with pytest.raises(CaseError, match="neither axial, coronal nor sagittal"):
+        read_plane_or_volume(save(tilted, tmp_path / "tilted.dcm"))

@@ -110,6 +110,38 @@ def test_single_slice_doses_are_compared_in_their_plane() -> None:
     np.testing.assert_allclose(result.map, 0.5, atol=1e-4)
 
 
+def test_a_film_in_a_volume_and_planes_that_are_not_the_same() -> None:
+    plane = Grid((1, 15, 21), (2.0, 2.5, 3.0), (-20.0, 5.0, 121.0))
+    assert gamma(uniform(60.0, plane), uniform(60.9)).map == pytest.approx(0.5, abs=1e-4)
+    with pytest.raises(CaseError, match="give the plane as the reference"):
+        gamma(uniform(60.0), uniform(60.0, plane))
+    coronal = Grid((15, 1, 21), (2.0, 2.5, 3.0), (-20.0, 5.0, 100.0))
+    with pytest.raises(CaseError, match="the reference plane is axial, the evaluated one coronal"):
+        gamma(uniform(60.0, plane), uniform(60.0, coronal))
+    for mm, same in ((0.4, True), (1.6, False)):
+        other = Grid(plane.shape, plane.spacing_mm, (-20.0, 5.0, 121.0 + mm))
+        if same:
+            assert gamma(uniform(60.0, plane), uniform(60.9, other)).pass_percent == 100.0
+        else:
+            with pytest.raises(CaseError, match=r"planes lie 1\.60 mm apart along z"):
+                gamma(uniform(60.0, plane), uniform(60.9, other))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_ramp_across_a_plane_gives_the_closed_form_in_two_dimensions(axis: int) -> None:
+    """Dose rises along one direction of the plane; the evaluated one is moved by 0.7 mm."""
+    shape = tuple(1 if a == axis else 41 for a in range(3))
+    grid = Grid(shape, (1.0, 1.0, 1.0), (-20.0, -20.0, -20.0))
+    along = (axis + 1) % 3
+    position = np.arange(-20.0, 21.0).reshape([-1 if a == along else 1 for a in range(3)])
+    moved = [
+        Dose(grid, np.broadcast_to(50 + 1.5 * (position - s), shape).astype(np.float32)) for s in (0, 0.7)
+    ]
+    result = gamma(*moved, dose_percent=1, distance_mm=1, maximum_gy=100.0)
+    inner = tuple(slice(None) if a == axis else slice(5, -5) for a in range(3))
+    assert result.map[inner] == pytest.approx(1.5 * 0.7 / np.hypot(1.0, 1.5), abs=0.02)
+
+
 def test_threshold_and_mask_leave_points_out() -> None:
     values = np.full(GRID.shape, 5.0, np.float32)
     values[7] = 100.0
