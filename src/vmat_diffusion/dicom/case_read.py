@@ -20,6 +20,7 @@ from vmat_diffusion.dicom.ct import Series, open_series, read_hu, series_files
 from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
+from vmat_diffusion.dicom.patient_code import one_patient
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy, structure_set_uid
 from vmat_diffusion.dicom.structures import (
@@ -82,6 +83,9 @@ def case_from(
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
+    patient = one_patient(
+        [("the CT", f.dataset) for f in files] + [("the structure set", structure_set.dataset)]
+    )
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
@@ -123,6 +127,7 @@ def case_from(
             image_path=str(series.slices[0].path),
             roi_numbers=numbers,
             steps=tuple([*steps, *dose_steps, *prescription_steps]),
+            patient=patient,
         ),
         reference_dose=dose,
     )

@@ -212,7 +212,7 @@ def _plan_row(found: Found) -> str:
     return (
         f"{found.label}: {technique(plan)}, {len(plan.arcs)} beams, {points} control points, "
         f"{plan.total_mu:.1f} MU, {plan.fractions} fractions, {turned:.0f} degrees of gantry rotation, "
-        f"{layers}, {plan.provenance['energy_mv']:g} MV "
+        f"{layers}, {plan.provenance['energy_mv'] or 'unknown'} MV "
         f"{plan.provenance['fluence_mode']}, machine {plan.machine}"
     )
 

@@ -162,7 +162,10 @@ def _other_isocentre(plan: Dataset) -> None:
     ("change", "says"),
     [
         (_beam("RadiationType", "ELECTRON"), "beam 1: RadiationType .* is ELECTRON"),
-        (_beam("NumberOfWedges", 1), "beam 1: wedges cannot be represented"),
+        (
+            _beam("NumberOfWedges", 1),
+            "beam 1: NumberOfWedges .* is 1, 0 is needed: wedges cannot be represented",
+        ),
         (_beam("NumberOfBlocks", 2), "blocks cannot be represented"),
         (_beam("NumberOfCompensators", 1), "compensators cannot be represented"),
         (_beam("NumberOfBoli", 1), "boli cannot be represented"),
@@ -171,7 +174,7 @@ def _other_isocentre(plan: Dataset) -> None:
         (_beam("ControlPointSequence", []), "0 control points"),
         (_point(3, "PatientSupportAngle", 10), "couch angle turns by 10.00 degrees"),
         (_point(3, "BeamLimitingDeviceAngle", 20), "collimator angle turns by 5.00 degrees"),
-        (_point(0, "TableTopPitchAngle", 2), "table pitch angle is 2 degrees"),
+        (_point(0, "TableTopPitchAngle", 2), "control point 0: TableTopPitchAngle .* is 2, 0 is needed"),
         (_point(3, "IsocenterPosition", [0, 0, 9]), "isocentre moves within the beam"),
         (_point(0, "IsocenterPosition", None), "IsocenterPosition .* is missing"),
         (_point(3, "NominalBeamEnergy", 10), "energy changes within the beam"),
