@@ -7,7 +7,7 @@ name or a record number.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from vmat_diffusion.case import Case, Dose, Prescription
@@ -43,12 +43,16 @@ class Comparison:
     contradictions: tuple[str, ...] = ()
     silences: tuple[str, ...] = ()
 
-    def require(self, *, force: bool = False) -> tuple[str, ...]:
-        """The sentences to show. Raises CaseError for a contradiction unless `force` lets it be."""
+    def require(self, *, force: bool | None = None) -> tuple[str, ...]:
+        """The sentences to show. Raises CaseError for a contradiction unless `force` lets it be.
+
+        With None there is no such option.
+        """
         if self.contradictions and not force:
+            remedy = "" if force is None else ", or pass --force"
             raise CaseError(
                 f"the files do not belong together: {'; '.join(self.contradictions)}; give the files of one "
-                "patient and one plan, or pass --force"
+                f"patient and one plan{remedy}"
             )
         forced = tuple(f"forced in spite of: {sentence}" for sentence in self.contradictions)
         return (*forced, *self.silences)
@@ -72,7 +76,7 @@ def dose_origin(dose: Dose, what: str = "dose") -> Origin | None:
     facts = dose.provenance
     if facts.get("source") != "RTDOSE":
         return None
-    return Origin(what, **_shared(facts), plan=str(facts.get("plan_uid", "")))
+    return replace(_shared(what, facts), plan=str(facts.get("plan_uid", "")))
 
 
 def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") -> Origin | None:
@@ -80,9 +84,8 @@ def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") 
     if facts.get("source") != "RTPLAN":
         return None
     prescribed = facts.get("prescribed_gy")
-    return Origin(
-        what,
-        **_shared(facts),
+    return replace(
+        _shared(what, facts),
         position=position,
         uid=str(facts.get("sop_instance_uid", "")),
         structure_set=str(facts.get("structure_set_uid", "")),
@@ -90,9 +93,11 @@ def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") 
     )
 
 
-def _shared(facts: Mapping[str, object]) -> dict[str, str]:
-    keys = {"patient": "patient_code", "study": "study_uid", "frame": "frame_of_reference_uid"}
-    return {name: str(facts.get(key, "")) for name, key in keys.items()}
+def _shared(what: str, facts: Mapping[str, object]) -> Origin:
+    patient, study, frame = (
+        str(facts.get(key, "")) for key in ("patient_code", "study_uid", "frame_of_reference_uid")
+    )
+    return Origin(what, patient=patient, study=study, frame=frame)
 
 
 def compare(*origins: Origin | None) -> Comparison:

@@ -106,6 +106,8 @@ def case_from(
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
     dose, dose_steps = _reference_dose(folder, series)
+    if dose is not None and patient and dose.provenance["patient_code"] not in ("", patient):
+        dose, dose_steps = None, ("leave-out-dose: the dose bears another patient's ID than the CT",)
     canonical = {number: name for name, number in numbers.items()}
     prescription, prescription_steps = _prescription(folder, structure_set, canonical)
     axial = placement.axes is not None and placement.axes[0] == 0

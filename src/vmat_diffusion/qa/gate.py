@@ -20,7 +20,7 @@ from vmat_diffusion.qa.agreement import (
     tissue_of,
     uncertainty_percent,
 )
-from vmat_diffusion.qa.files import PlanFiles, round_trip, same_patient
+from vmat_diffusion.qa.files import PlanFiles, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.verdict import Check, Verdict, fingerprint, warning
 
@@ -45,8 +45,10 @@ def judge(
     """
     settings = settings or GateSettings()
     checks = [*earlier_checks, _deliverable(plan, machine), *_coverage(case, dose, settings)]
-    if (origin := same_patient(case, plan, dose)) is not None:
+    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
         checks.append(origin)
+    if said := plan_remarks(plan, machine):
+        checks.append(warning("plan file", said, ""))
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
     if files is not None:

@@ -15,7 +15,7 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Source
-from vmat_diffusion.dicom import as_written, write_case, write_dose
+from vmat_diffusion.dicom import as_written, write_case, write_dose, write_unjudged_plan
 from vmat_diffusion.dicom import dataset as dataset_module
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.geometry import Grid
