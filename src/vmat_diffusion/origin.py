@@ -58,6 +58,10 @@ class Comparison:
         return (*forced, *self.silences)
 
 
+# What the readers of files, and nothing else, put into the provenance of plans and doses.
+_KEYS = ("patient_code", "study_uid", "frame_of_reference_uid")
+
+
 def case_origin(case: Case) -> Origin:
     """That of CT and structure set."""
     source = case.source
@@ -74,14 +78,14 @@ def case_origin(case: Case) -> Origin:
 def dose_origin(dose: Dose, what: str = "dose") -> Origin | None:
     """That of a dose file; None for a dose that comes from no file."""
     facts = dose.provenance
-    if facts.get("source") != "RTDOSE":
+    if not any(key in facts for key in (*_KEYS, "plan_uid")):
         return None
     return replace(_shared(what, facts), plan=str(facts.get("plan_uid", "")))
 
 
 def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") -> Origin | None:
     """That of a plan file by the provenance of the plan; None for a plan that comes from no file."""
-    if facts.get("source") != "RTPLAN":
+    if not any(key in facts for key in (*_KEYS, "sop_instance_uid", "structure_set_uid")):
         return None
     prescribed = facts.get("prescribed_gy")
     return replace(
@@ -94,9 +98,7 @@ def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") 
 
 
 def _shared(what: str, facts: Mapping[str, object]) -> Origin:
-    patient, study, frame = (
-        str(facts.get(key, "")) for key in ("patient_code", "study_uid", "frame_of_reference_uid")
-    )
+    patient, study, frame = (str(facts.get(key, "")) for key in _KEYS)
     return Origin(what, patient=patient, study=study, frame=frame)
 
 
