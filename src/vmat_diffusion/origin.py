@@ -80,7 +80,8 @@ def dose_origin(dose: Dose, what: str = "dose") -> Origin | None:
     facts = dose.provenance
     if not any(key in facts for key in (*_KEYS, "plan_uid")):
         return None
-    return replace(_shared(what, facts), plan=str(facts.get("plan_uid", "")))
+    structure_set, plan = (str(facts.get(key, "")) for key in ("structure_set_uid", "plan_uid"))
+    return replace(_shared(what, facts), structure_set=structure_set, plan=plan)
 
 
 def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") -> Origin | None:
@@ -139,7 +140,8 @@ def _links(a: Origin, b: Origin) -> list[str]:
     """References that lead elsewhere: of a plan to a structure set, of a dose to a plan."""
     out = []
     if a.structure_set and b.structure_set and a.structure_set != b.structure_set:
-        out.append(f"the {b.what} refers to another structure set than the case's")
+        owner = "case" if a.what == "CT" else a.what
+        out.append(f"the {b.what} refers to another structure set than the {owner}'s")
     for one, other in ((a, b), (b, a)):
         if one.plan and other.uid and one.plan != other.uid:
             out.append(f"the {one.what} belongs to another plan")

@@ -34,6 +34,7 @@ from vmat_diffusion.dicom.structures import (
 )
 from vmat_diffusion.errors import CaseError, InputError, PlanError, UnreadableError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
+from vmat_diffusion.origin import case_origin, compare, dose_origin, plan_origin
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000.0
@@ -304,8 +305,8 @@ def _own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], t
 def plan_of(folder: Folder, case: Case) -> Plan:
     """The plan of a case in its opened folder: the one its dose belongs to, or else the only one.
 
-    Raises PlanError where there is none, where it could be several, and for whatever a Plan cannot
-    represent.
+    Raises PlanError where there is none, where it could be several, where it is of another patient or
+    position, and for whatever a Plan cannot represent.
     """
     own, others = _own_plans(folder, case.source.structure_set_uid)
     dose = case.reference_dose
@@ -317,7 +318,10 @@ def plan_of(folder: Folder, case: Case) -> Plan:
     if len(plans) > 1:
         raise PlanError(f"{len(plans)} plans are made on the structure set; keep the one that is meant")
     with about(plans[0].label, PlanError):
-        return plan_from(plans[0].dataset)
+        plan = plan_from(plans[0].dataset)
+        of_plan = plan_origin(plan.provenance, plan.patient_position)
+        compare(case_origin(case), of_plan, dose_origin(dose) if dose else None).require()
+    return plan
 
 
 def patient_pseudonym(folder: Folder) -> str:

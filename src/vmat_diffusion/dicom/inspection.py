@@ -18,6 +18,7 @@ from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
 from vmat_diffusion.dicom.rtplan_read import plan_from
 from vmat_diffusion.dicom.structures import read_rois
 from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.origin import case_origin, compare, plan_origin
 from vmat_diffusion.plan import Plan
 
 
@@ -109,7 +110,7 @@ def inspect(
         series=tuple(_rows(series_files(found).items(), _series_row, refused)),
         structures=_structures(found, table, case, refused),
         doses=tuple(_rows(_dose_groups(found, refused), lambda files: _dose_row(found, files), refused)),
-        plans=tuple(_rows(found.of("RTPLAN"), _plan_row, refused)),
+        plans=tuple(_rows(found.of("RTPLAN"), lambda plan: _plan_row(plan, case), refused)),
         others=_others(found),
         case_id=case.id if case else "",
         steps=case.source.steps if case else (),
@@ -201,9 +202,13 @@ def _dose_row(folder: Folder, files: tuple[Found, ...]) -> str:
     )
 
 
-def _plan_row(found: Found) -> str:
+def _plan_row(found: Found, case: Case | None) -> str:
     with about(found.label, PlanError):
         plan = plan_from(found.dataset)
+    apart = ""
+    if case is not None:
+        together = compare(case_origin(case), plan_origin(plan.provenance, plan.patient_position))
+        apart = "".join(f"; {sentence}" for sentence in together.contradictions)
     points = sum(len(arc.mu) + 1 for arc in plan.arcs)
     boundaries = plan.provenance["leaf_boundaries_mm"]
     assert isinstance(boundaries, dict)  # as plan_from writes it
@@ -213,7 +218,7 @@ def _plan_row(found: Found) -> str:
         f"{found.label}: {technique(plan)}, {len(plan.arcs)} beams, {points} control points, "
         f"{plan.total_mu:.1f} MU, {plan.fractions} fractions, {turned:.0f} degrees of gantry rotation, "
         f"{layers}, {plan.provenance['energy_mv'] or 'unknown'} MV "
-        f"{plan.provenance['fluence_mode']}, machine {plan.machine}"
+        f"{plan.provenance['fluence_mode']}, machine {plan.machine}{apart}"
     )
 
 

@@ -117,6 +117,9 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
         "plan_uid": plan_uid(files[0]),
         "study_uid": text(first, "StudyInstanceUID"),
         "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
+        "structure_set_uid": next(
+            (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence")), ""
+        ),
         "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,

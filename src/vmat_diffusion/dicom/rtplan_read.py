@@ -72,6 +72,8 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
     remarks += _state(dataset, group)
     rates = [b.rate_mu_min for b in beams if b.rate_mu_min]
     setups = {integer(s, "PatientSetupNumber"): s for s in items(dataset, "PatientSetupSequence")}
+    if setups and (lost := sorted({b.setup for b in beams} - set(setups) - {-1})):
+        remarks.append(f"the beams refer to patient setup {lost[0]}, which is not in the plan")
     provenance = {
         "source": "RTPLAN",
         "sop_instance_uid": text(dataset, "SOPInstanceUID"),

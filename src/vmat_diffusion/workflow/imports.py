@@ -195,8 +195,8 @@ def shared_ids(cases: Sequence[TreeCase]) -> tuple[str, ...]:
         if min(len(studies), len(frames)) > _STUDIES_OF_A_PATIENT:
             out.append(
                 f"one patient ID covers {len(members)} cases of {len(studies)} studies and "
-                f"{len(frames)} frames of reference, such as {members[0].id} and {members[1].id}; if they are "
-                "several patients, give each an ID of its own, or split keeps them together"
+                f"{len(frames)} frames of reference, such as {members[0].id} and {members[1].id}; if these "
+                "are several patients, give each an ID of its own, or split keeps them together"
             )
     return tuple(out)
 
