@@ -286,7 +286,7 @@ def refuse_unrepresented(beam: Dataset) -> None:
 
     A device counts at whatever level of the beam it is written.
     """
-    everywhere = {k: a for k, a in {**BEAM, **CONTROL_POINT}.items() if a.effect == "refused"}
+    everywhere = {**TABLES[("BeamSequence",)], **TABLES["BeamSequence", "ControlPointSequence"]}
     _refuse(beam, everywhere)
     for k, point in enumerate(items(beam, "ControlPointSequence")):
         with about(f"control point {k}", PlanError):
@@ -295,12 +295,9 @@ def refuse_unrepresented(beam: Dataset) -> None:
 
 def refuse_unrepresented_around(dataset: Dataset) -> None:
     """The same for fraction groups and patient setups."""
-    for keyword, table in (
-        ("FractionGroupSequence", FRACTION_GROUP),
-        ("PatientSetupSequence", PATIENT_SETUP),
-    ):
+    for keyword in ("FractionGroupSequence", "PatientSetupSequence"):
         for item in items(dataset, keyword):
-            _refuse(item, table)
+            _refuse(item, TABLES[(keyword,)])
 
 
 def _refuse(item: Dataset, table: Mapping[str, Attribute]) -> None:
