@@ -90,7 +90,8 @@ class Source:
     """Where the case came from: what an export must refer to. UIDs only, no names.
 
     `path` is kept so that a writer can copy the patient module from the original files; it is
-    never printed. `steps` are the named repairs and conversions made while reading.
+    never printed. `steps` are the named repairs and conversions made while reading. `patient` is a code
+    of the record number, for comparison with other files; "" where there is none.
     """
 
     study_uid: str = ""
@@ -101,6 +102,7 @@ class Source:
     image_path: str = ""
     roi_numbers: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    patient: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from vmat_diffusion.workflow.settings import (
     AllowOutsideBody,
     CheckMinutes,
     CtTableFile,
+    Force,
     GateFile,
     GridMm,
     MachineName,
@@ -81,7 +82,7 @@ class CheckOptions(Facts):
 
 
 def check(options: CheckOptions) -> None:
-    """Say whether a machine can deliver an RTPLAN; exit code 1 if it cannot."""
+    """Say whether a machine can deliver an RTPLAN; exit code 1 if it cannot, warnings alone give 0."""
     from vmat_diffusion.workflow import check_plan
 
     if (options.trajectory is None) != (options.out is None):
@@ -91,7 +92,8 @@ def check(options: CheckOptions) -> None:
     if options.json:
         show(json.dumps(checked.summary()))
     else:
-        show("\n".join([str(checked), *checked.violations]))
+        warned = [f"Warning: {sentence}" for sentence in checked.warnings]
+        show("\n".join([str(checked), *checked.violations, *warned]))
     raise typer.Exit(1 if checked.violations else 0)
 
 
@@ -107,6 +109,7 @@ class DvhOptions(Facts):
     ]
     goals: _Sheet = None
     mapping: MappingFile = None
+    force: Force = False
 
 
 def dvh(options: DvhOptions) -> None:
@@ -123,6 +126,8 @@ def dvh(options: DvhOptions) -> None:
     show(table(list(records[0]) if records else ["structure", "role"], rows, left=2))
     if statistics.results:
         show("\n" + goals_text(statistics.results))
+    for remark in statistics.remarks:
+        show(f"Warning: {remark}")
 
 
 @settings
@@ -148,22 +153,26 @@ class GammaOptions(Facts):
         float, Field(description="Voxels with less reference dose are left out, percent of the maximum.")
     ] = 10.0
     max_gamma: Annotated[float, Field(description="The search ends at this gamma.")] = 2.0
+    force: Force = False
 
 
 def gamma(options: GammaOptions) -> None:
     """Gamma index between two RTDOSE files, volumes or single planes; their grids may differ."""
     from vmat_diffusion.workflow import compare_doses
 
+    remarks: list[str] = []
     with stdout_kept():
-        found = compare_doses(**keywords(compare_doses, options))
+        found = compare_doses(**keywords(compare_doses, options), announce=remarks.append)
     if options.json:
-        show(json.dumps(found.summary()))
+        show(json.dumps({**found.summary(), "remarks": remarks}))
         return
     left_out = f"; {found.outside} more have no evaluated dose near" if found.outside else ""
     show(
         f"{found.pass_percent:.2f} % of {found.points} voxels pass, mean gamma {found.mean:.3f} "
         f"({found.criteria}, 100 % = {found.maximum_gy:.2f} Gy{left_out})"
     )
+    for remark in remarks:
+        show(f"Warning: {remark}")
 
 
 @settings

@@ -283,7 +283,7 @@ def import_dicom(options: ImportDicomOptions) -> None:
         show(json.dumps(done.summary()))
         return
     lines = [f"{len(done.made)} cases made in {done.raw}, {len(done.there)} were there already"]
-    show("\n".join([*lines, *done.left_out]))
+    show("\n".join([*lines, *done.left_out, *(f"Warning: {remark}" for remark in done.remarks)]))
 
 
 @settings

@@ -17,6 +17,7 @@ from vmat_diffusion.workflow.settings import (
     ArcCount,
     CheckMinutes,
     CtTableFile,
+    Force,
     GridMm,
     MachineName,
     MappingFile,
@@ -40,6 +41,7 @@ class DoseOptions(Working):
     seed: Seed = 0
     mapping: MappingFile = None
     ct_table: CtTableFile = None
+    force: Force = False
     overwrite: Overwrite = False
 
 
@@ -55,7 +57,8 @@ def dose(options: DoseOptions) -> None:
         record = {"file": str(file), "max_gy": float(found.gy.max()), **found.provenance}
         show(json.dumps(record, default=str))
     else:
-        show(f"{file}\nhighest dose {found.gy.max():.2f} Gy")
+        warned = [f"Warning: {remark}" for remark in found.provenance["remarks"]]  # type: ignore[attr-defined]
+        show("\n".join([f"{file}", f"highest dose {found.gy.max():.2f} Gy", *warned]))
 
 
 @settings

@@ -27,10 +27,12 @@ from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_dose
 from vmat_diffusion.dicom.names import NameTable, load_table
+from vmat_diffusion.dicom.patient_code import one_patient
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
+from vmat_diffusion.origin import case_origin, compare, dose_origin, plan_origin
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000.0
@@ -80,6 +82,9 @@ def case_from(
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
+    patient = one_patient(
+        [("the CT", f.dataset) for f in files] + [("the structure set", structure_set.dataset)]
+    )
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
@@ -100,6 +105,8 @@ def case_from(
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
     dose, dose_steps = reference_dose(folder, series, structure_set)
+    if dose is not None and patient and dose.provenance["patient_code"] not in ("", patient):
+        dose, dose_steps = None, ("leave-out-dose: the dose bears another patient's ID than the CT",)
     canonical = {number: name for name, number in numbers.items()}
     prescription, prescription_steps = _prescription(folder, structure_set, canonical)
     axial = placement.axes is not None and placement.axes[0] == 0
@@ -121,6 +128,7 @@ def case_from(
             image_path=str(series.slices[0].path),
             roi_numbers=numbers,
             steps=tuple([*steps, *dose_steps, *prescription_steps]),
+            patient=patient,
         ),
         reference_dose=dose,
     )
@@ -189,8 +197,8 @@ def _prescription(
 def plan_of(folder: Folder, case: Case) -> Plan:
     """The plan of a case in its opened folder: the one its dose belongs to, or else the only one.
 
-    Raises PlanError where there is none, where it could be several, and for whatever a Plan cannot
-    represent.
+    Raises PlanError where there is none, where it could be several, where it is of another patient or
+    position, and for whatever a Plan cannot represent.
     """
     own, others = own_plans(folder, case.source.structure_set_uid)
     dose = case.reference_dose
@@ -202,7 +210,10 @@ def plan_of(folder: Folder, case: Case) -> Plan:
     if len(plans) > 1:
         raise PlanError(f"{len(plans)} plans are made on the structure set; keep the one that is meant")
     with about(plans[0].label, PlanError):
-        return plan_from(plans[0].dataset)
+        plan = plan_from(plans[0].dataset)
+        of_plan = plan_origin(plan.provenance, plan.patient_position)
+        compare(case_origin(case), of_plan, dose_origin(dose) if dose else None).require()
+    return plan
 
 
 def patient_pseudonym(folder: Folder) -> str:

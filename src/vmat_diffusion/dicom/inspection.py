@@ -18,6 +18,7 @@ from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
 from vmat_diffusion.dicom.rtplan_read import plan_from
 from vmat_diffusion.dicom.structures import read_rois
 from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.origin import case_origin, compare, plan_origin
 from vmat_diffusion.plan import Plan
 
 
@@ -111,7 +112,7 @@ def inspect(
         doses=tuple(
             _rows(_dose_groups(found, refused), lambda files: _dose_row(found, files, case), refused)
         ),
-        plans=tuple(_rows(found.of("RTPLAN"), _plan_row, refused)),
+        plans=tuple(_rows(found.of("RTPLAN"), lambda plan: _plan_row(plan, case), refused)),
         others=_others(found),
         case_id=case.id if case else "",
         steps=case.source.steps if case else (),
@@ -210,9 +211,13 @@ def _dose_row(folder: Folder, files: tuple[Found, ...], case: Case | None) -> st
     )
 
 
-def _plan_row(found: Found) -> str:
+def _plan_row(found: Found, case: Case | None) -> str:
     with about(found.label, PlanError):
         plan = plan_from(found.dataset)
+    apart = ""
+    if case is not None:
+        together = compare(case_origin(case), plan_origin(plan.provenance, plan.patient_position))
+        apart = "".join(f"; {sentence}" for sentence in together.contradictions)
     points = sum(len(arc.mu) + 1 for arc in plan.arcs)
     boundaries = plan.provenance["leaf_boundaries_mm"]
     assert isinstance(boundaries, dict)  # as plan_from writes it
@@ -221,8 +226,8 @@ def _plan_row(found: Found) -> str:
     return (
         f"{found.label}: {technique(plan)}, {len(plan.arcs)} beams, {points} control points, "
         f"{plan.total_mu:.1f} MU, {plan.fractions} fractions, {turned:.0f} degrees of gantry rotation, "
-        f"{layers}, {plan.provenance['energy_mv']:g} MV "
-        f"{plan.provenance['fluence_mode']}, machine {plan.machine}"
+        f"{layers}, {plan.provenance['energy_mv'] or 'unknown'} MV "
+        f"{plan.provenance['fluence_mode']}, machine {plan.machine}{apart}"
     )
 
 

@@ -25,6 +25,7 @@ from vmat_diffusion.dicom.attributes import (
 )
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.lattice import lattice_of, placement_of
+from vmat_diffusion.dicom.patient_code import one_patient
 from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.geometry import Grid
@@ -154,7 +155,12 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
         "summation": kind,
         "sop_instance_uids": tuple(f.uid for f in files),
         "plan_uid": plan_uid(files[0]),
+        "study_uid": text(first, "StudyInstanceUID"),
         "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
+        "structure_set_uid": next(
+            (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence")), ""
+        ),
+        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,
         "steps": (*turned, *steps),

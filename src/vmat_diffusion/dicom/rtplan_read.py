@@ -1,51 +1,35 @@
-"""RTPLAN to a Plan: MU per segment, inherited attributes filled in, angles unwrapped.
+"""RTPLAN to a Plan: its beams with MU, what it was made for, and what a person must know of the file.
 
-Whatever was left out on the way is named in `provenance["steps"]`.
+Whatever was left out on the way is named in `provenance["steps"]`; `provenance["remarks"]` says what the file
+does not say or says in an unusual way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from vmat_diffusion.dicom.attributes import about, has, integer, items, number, numbers, quiet, text
+from vmat_diffusion.dicom.attributes import about, has, integer, items, name_of, number, quiet, text
+from vmat_diffusion.dicom.delivery_attributes import refuse_moving_table, refuse_unrepresented_around
 from vmat_diffusion.dicom.folder import open_one
+from vmat_diffusion.dicom.patient_code import patient_code
+from vmat_diffusion.dicom.rtplan_beam import PlannedBeam, read_beam
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.geometry import PATIENT_POSITIONS, Point, signed_deg
+from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.plan import Plan
 
-# Where a plan has no jaws on an axis, the field is open to this distance.
-OPEN_JAW_MM = 200.0
-_JAWS = {"X": 0, "ASYMX": 0, "Y": 2, "ASYMY": 2}
-_LEAVES = ("MLCX", "MLCX1", "MLCX2")
-_FORBIDDEN = {
-    "NumberOfWedges": "wedges",
-    "NumberOfCompensators": "compensators",
-    "NumberOfBlocks": "blocks",
-    "NumberOfBoli": "boli",
+# Plans with these words were not made to treat, or were judged unfit (PS3.3, C.8.8.9 and C.8.8.16).
+_UNUSUAL = {
+    "PlanIntent": ("VERIFICATION", "MACHINE_QA", "RESEARCH", "SERVICE"),
+    "ApprovalStatus": ("REJECTED",),
+    "RTPlanGeometry": ("TREATMENT_DEVICE",),
 }
-# Angles that differ by less are one angle: systems write 7.1e-10 for 0.
-_ANGLE_DEG = 0.01
-
-
-@dataclass(frozen=True, eq=False)
-class _Beam:
-    """One beam as read, with what must be the same for all beams of a plan."""
-
-    arc: Arc
-    isocenter_mm: Point
-    energy_mv: float
-    fluence_mode: str
-    machine: str
-    setup: int
-    rate_mu_min: float | None
-    boundaries_mm: tuple[tuple[str, tuple[float, ...]], ...]
+# Beams that are there to take pictures.
+_IMAGING = ("SETUP", "OPEN_PORTFILM", "TRMT_PORTFILM")
 
 
 @quiet()
@@ -74,36 +58,38 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
     fractions = integer(group, "NumberOfFractionsPlanned")
     if fractions < 1:
         raise PlanError(f"NumberOfFractionsPlanned (300A,0078) is {fractions}; at least 1 is needed")
-    meterset = {
-        integer(item, "ReferencedBeamNumber"): number(item, "BeamMeterset", -1.0)
-        for item in items(group, "ReferencedBeamSequence")
-    }
-    steps: list[str] = []
-    beams: list[_Beam] = []
-    for item in items(dataset, "BeamSequence"):
-        beam = integer(item, "BeamNumber")
-        mu = meterset.get(beam, -1.0)
-        with about(f"beam {beam}", PlanError):
-            if reason := _left_out(item, mu, beam in meterset):
-                steps.append(f"leave-out-beam: beam {beam} {reason}")
-            else:
-                beams.append(_read_beam(item, mu))
-    if not beams:
-        raise PlanError("the plan has no treatment beam with monitor units; export a calculated plan")
+    refuse_unrepresented_around(dataset)
+    meterset = _meterset(group)
+    chosen, steps, remarks = _treating(dataset, meterset)
+    beams: list[PlannedBeam] = []
+    for item in chosen:
+        number_ = integer(item, "BeamNumber")
+        with about(f"beam {number_}", PlanError):
+            beams.append(read_beam(item, meterset[number_] or 0.0))
+        remarks += [f"beam {number_}: {remark}" for remark in beams[-1].remarks]
+    refuse_moving_table(chosen)
     _must_agree(beams, machine)
+    remarks += _state(dataset, group)
     rates = [b.rate_mu_min for b in beams if b.rate_mu_min]
     setups = {integer(s, "PatientSetupNumber"): s for s in items(dataset, "PatientSetupSequence")}
+    if setups and (lost := sorted({b.setup for b in beams} - set(setups) - {-1})):
+        remarks.append(f"the beams refer to patient setup {lost[0]}, which is not in the plan")
     provenance = {
         "source": "RTPLAN",
         "sop_instance_uid": text(dataset, "SOPInstanceUID"),
+        "study_uid": text(dataset, "StudyInstanceUID"),
         "frame_of_reference_uid": text(dataset, "FrameOfReferenceUID"),
         "structure_set_uid": structure_set_uid(dataset),
+        "patient_code": patient_code(dataset),
+        "prescribed_gy": dict(_prescriptions(dataset)),
         "software": f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}".strip(),
         "machine_in_plan": beams[0].machine,
         "energy_mv": beams[0].energy_mv,
+        "sad_mm": beams[0].sad_mm,
         "fluence_mode": beams[0].fluence_mode,
         "leaf_boundaries_mm": dict(beams[0].boundaries_mm),
         "steps": tuple(steps),
+        "remarks": tuple(remarks),
     }
     return Plan(
         arcs=tuple(b.arc for b in beams),
@@ -141,6 +127,86 @@ def prescribed_gy(dataset: Dataset) -> Mapping[int, float]:
     return found
 
 
+def _prescriptions(dataset: Dataset) -> Mapping[int, float]:
+    """Prescribed dose of the course by ROI number; volumes without a ROI get negative numbers."""
+    found = dict(prescribed_gy(dataset))
+    for k, item in enumerate(items(dataset, "DoseReferenceSequence"), start=1):
+        if text(item, "DoseReferenceType") != "TARGET" or has(item, "ReferencedROINumber"):
+            continue
+        if (gy := number(item, "TargetPrescriptionDose", 0.0)) > 0:
+            found[-k] = gy
+    return found
+
+
+def _state(dataset: Dataset, group: Dataset) -> list[str]:
+    """What a person must know of the plan as a whole: its intent, its approval, wrong counts."""
+    out = [
+        f"{name_of(keyword)} is {word}"
+        for keyword, unusual in _UNUSUAL.items()
+        if (word := text(dataset, keyword)) in unusual
+    ]
+    stated, listed = integer(group, "NumberOfBeams", -1), len(items(group, "ReferencedBeamSequence"))
+    if stated != listed:
+        said = "missing" if stated < 0 else f"{stated}"
+        out.append(f"{name_of('NumberOfBeams')} is {said}, {listed} beams are referred to")
+    return out
+
+
+def _meterset(group: Dataset) -> dict[int, float | None]:
+    """MU of each beam by number as the fraction group states it; None where it does not."""
+    out: dict[int, float | None] = {}
+    for item in items(group, "ReferencedBeamSequence"):
+        beam = integer(item, "ReferencedBeamNumber")
+        if beam in out:
+            raise PlanError(f"beam {beam} is referred to twice in the fraction group; export the plan again")
+        mu = number(item, "BeamMeterset") if has(item, "BeamMeterset") else None
+        if mu is not None and mu < 0:
+            raise PlanError(
+                f"beam {beam}: BeamMeterset (300A,0086) is {mu:g}, it cannot be negative; export it again"
+            )
+        out[beam] = mu
+    return out
+
+
+def _treating(
+    dataset: Dataset, meterset: Mapping[int, float | None]
+) -> tuple[list[Dataset], list[str], list[str]]:
+    """The beams that deliver MU, a step for each one left out, and remarks on beams lost on the way.
+
+    Raises PlanError for a reference to a beam that does not exist, and where no beam has MU.
+    """
+    chosen: list[Dataset] = []
+    steps: list[str] = []
+    remarks: list[str] = []
+    kinds = {}
+    for item in items(dataset, "BeamSequence"):
+        if (beam := integer(item, "BeamNumber")) in kinds:
+            raise PlanError(f"two beams have the number {beam}; export the plan again")
+        kinds[beam] = delivery = text(item, "TreatmentDeliveryType", "TREATMENT")
+        mu = meterset.get(beam)
+        if mu:
+            chosen.append(item)
+            continue
+        why = "no MU" if mu is None else "0 MU"
+        reason = f"has {why}" if beam in meterset else "is in no fraction group"
+        steps.append(f"leave-out-beam: beam {beam} ({delivery}) {reason}")
+        if delivery not in _IMAGING:
+            remarks.append(f"beam {beam} ({delivery}) {reason} and delivers nothing")
+    if lost := [beam for beam in meterset if beam not in kinds]:
+        raise PlanError(
+            f"the fraction group refers to beam {lost[0]}, which is not in the plan; export the plan again"
+        )
+    if not chosen:
+        unsaid = [b for b, mu in meterset.items() if mu is None and kinds[b] not in _IMAGING]
+        if unsaid:
+            raise PlanError(
+                f"beam {unsaid[0]}: BeamMeterset (300A,0086) is missing, as it is in every beam; export a "
+                "calculated plan"
+            )
+        raise PlanError("the plan has no treatment beam with monitor units; export a calculated plan")
+    return chosen, steps, remarks
+
+
 def _fraction_group(dataset: Dataset) -> Dataset:
     groups = items(dataset, "FractionGroupSequence")
     if len(groups) != 1:
@@ -151,214 +217,14 @@ def _fraction_group(dataset: Dataset) -> Dataset:
     return groups[0]
 
 
-def _left_out(item: Dataset, mu: float, referenced: bool) -> str:
-    """Why a beam delivers nothing, or "" for one that does."""
-    delivery = text(item, "TreatmentDeliveryType", "TREATMENT")
-    if not referenced:
-        return f"({delivery}) is in no fraction group"
-    if mu == 0:
-        return f"({delivery}) has 0 MU"
-    if mu > 0:
-        return ""
-    if delivery in ("SETUP", "OPEN_PORTFILM", "TRMT_PORTFILM"):
-        return f"({delivery}) has no MU"
-    raise PlanError("BeamMeterset (300A,0086) is missing or negative; export a calculated plan")
-
-
-def _read_beam(item: Dataset, mu: float) -> _Beam:
-    if (radiation := text(item, "RadiationType", "PHOTON")) != "PHOTON":
-        raise PlanError(f"RadiationType (300A,00C6) is {radiation}, PHOTON is needed; remove the beam")
-    for keyword, what in _FORBIDDEN.items():
-        if integer(item, keyword, 0) > 0:
-            raise PlanError(f"{what} cannot be represented; plan the beam without them")
-    if has(item, "ApplicatorSequence"):
-        raise PlanError("an applicator (cone) cannot be represented; plan the beam without it")
-    if (unit := text(item, "PrimaryDosimeterUnit", "MU")) != "MU":
-        raise PlanError(f"PrimaryDosimeterUnit (300A,00B3) is {unit}, MU is needed; export the plan in MU")
-    points = items(item, "ControlPointSequence")
-    if len(points) < 2:
-        raise PlanError(f"{len(points)} control points; at least 2 are needed")
-    leaves, boundaries = _leaves(item, points)
-    modes = items(item, "PrimaryFluenceModeSequence")
-    mode = (text(modes[0], "FluenceModeID") or text(modes[0], "FluenceMode")) if modes else "STANDARD"
-    rates = [number(p, "DoseRateSet") for p in points if has(p, "DoseRateSet")]
-    arc = Arc(
-        gantry_deg=_gantry(points),
-        collimator_deg=_constant(points, "BeamLimitingDeviceAngle", "collimator angle"),
-        couch_deg=_constant(points, "PatientSupportAngle", "couch angle"),
-        leaves_mm=leaves,
-        jaws_mm=_jaws(points),
-        mu=_segments(item, points, mu),
-        name=text(item, "BeamName"),
-        number=integer(item, "BeamNumber"),
-    )
-    _constant(points, "TableTopEccentricAngle", "table eccentric angle", only=0.0)
-    _constant(points, "TableTopPitchAngle", "table pitch angle", only=0.0)
-    _constant(points, "TableTopRollAngle", "table roll angle", only=0.0)
-    _constant(points, "GantryPitchAngle", "gantry pitch angle", only=0.0)
-    return _Beam(
-        arc=arc,
-        isocenter_mm=_isocenter(points),
-        energy_mv=_energy(points),
-        fluence_mode=mode.upper(),
-        machine=text(item, "TreatmentMachineName") or "unknown",
-        setup=integer(item, "ReferencedPatientSetupNumber", -1),
-        rate_mu_min=max(rates) if rates else None,
-        boundaries_mm=boundaries,
-    )
-
-
-def _segments(item: Dataset, points: Sequence[Dataset], mu: float) -> NDArray[np.float64]:
-    """MU of each segment from cumulative weights, whatever their final value is."""
-    final = number(item, "FinalCumulativeMetersetWeight")
-    if final <= 0:
-        raise PlanError(f"FinalCumulativeMetersetWeight (300A,010E) is {final:g}; it must be positive")
-    weights = np.array(_inherited(points, "CumulativeMetersetWeight"))
-    if abs(weights[0]) > 1e-6 * final or abs(weights[-1] - final) > 1e-3 * final:
-        raise PlanError(
-            f"cumulative weights run from {weights[0]:g} to {weights[-1]:g}, "
-            f"not from 0 to {final:g}; export it again"
-        )
-    return mu * np.diff(weights) / (weights[-1] - weights[0])
-
-
-def _inherited(points: Sequence[Dataset], keyword: str, default: float | None = None) -> list[float]:
-    """One number at every control point; where it is absent the one before holds."""
-    out: list[float] = []
-    for k, point in enumerate(points):
-        with about(f"control point {k}", PlanError):
-            out.append(number(point, keyword, out[-1] if out else default))
-    return out
-
-
-def _constant(points: Sequence[Dataset], keyword: str, what: str, only: float | None = None) -> float:
-    """An angle in degrees that must not change within the beam."""
-    values = np.array(_inherited(points, keyword, 0.0))
-    turn = signed_deg(values - values[0])
-    if np.max(np.abs(turn)) > _ANGLE_DEG:
-        raise PlanError(
-            f"the {what} turns by {np.max(np.abs(turn)):.2f} degrees within the beam; it must be fixed"
-        )
-    if only is not None and abs(signed_deg(values[0] - only)) > _ANGLE_DEG:
-        raise PlanError(f"the {what} is {values[0]:g} degrees, only {only:g} can be represented")
-    return float(values[0])
-
-
-def _gantry(points: Sequence[Dataset]) -> NDArray[np.float64]:
-    """Unwrapped gantry angles: each step turns the way GantryRotationDirection says, CW upwards."""
-    angles = _inherited(points, "GantryAngle")
-    out = [angles[0]]
-    way = "NONE"
-    for k, point in enumerate(points[:-1]):
-        way = text(point, "GantryRotationDirection", way)
-        step = signed_deg(angles[k + 1] - angles[k])
-        if way not in ("CW", "CC", "NONE"):
-            raise PlanError(
-                f"control point {k}: GantryRotationDirection (300A,011F) is {way!r}, not CW, CC or NONE"
-            )
-        if way == "NONE" and abs(step) > _ANGLE_DEG:
-            raise PlanError(
-                f"control point {k}: the gantry turns by {step:.2f} degrees with GantryRotationDirection "
-                "(300A,011F) NONE; export the plan with the direction"
-            )
-        sign = {"CW": 1.0, "CC": -1.0, "NONE": 0.0}[way]
-        if sign and abs(step) > _ANGLE_DEG:
-            step = sign * ((sign * step) % 360.0)
-        elif sign and len(points) == 2:
-            step = sign * 360.0  # two control points at one angle with a direction: one full turn
-        out.append(out[-1] + step)
-    return np.array(out)
-
-
-def _isocenter(points: Sequence[Dataset]) -> Point:
-    found = [numbers(p, "IsocenterPosition", 3) for p in points if has(p, "IsocenterPosition")]
-    if not found:
-        raise PlanError("IsocenterPosition (300A,012C) is missing; export the plan again")
-    if np.max(np.abs(np.array(found) - found[0])) > 0.01:
-        raise PlanError("the isocentre moves within the beam; only a fixed one can be represented")
-    return found[0][0], found[0][1], found[0][2]
-
-
-def _energy(points: Sequence[Dataset]) -> float:
-    energies = set(_inherited(points, "NominalBeamEnergy", 0.0))
-    if len(energies) != 1:
-        raise PlanError("the energy changes within the beam; split it into beams of one energy")
-    return energies.pop()
-
-
-def _devices(point: Dataset, k: int) -> dict[str, tuple[float, ...]]:
-    with about(f"control point {k}", PlanError):
-        return {
-            text(item, "RTBeamLimitingDeviceType"): numbers(item, "LeafJawPositions")
-            for item in items(point, "BeamLimitingDevicePositionSequence")
-        }
-
-
-def _jaws(points: Sequence[Dataset]) -> NDArray[np.float64]:
-    """Jaw positions `(n, 4)`; an axis without jaws is open."""
-    current = np.array([-OPEN_JAW_MM, OPEN_JAW_MM] * 2)
-    out = np.empty((len(points), 4))
-    for k, point in enumerate(points):
-        for device, positions in _devices(point, k).items():
-            if device in _JAWS:
-                if len(positions) != 2:
-                    raise PlanError(
-                        f"control point {k}: {device} has {len(positions)} positions, 2 are needed"
-                    )
-                current[_JAWS[device] : _JAWS[device] + 2] = positions
-        out[k] = current
-    return out
-
-
-def _leaves(
-    item: Dataset, points: Sequence[Dataset]
-) -> tuple[NDArray[np.float64], tuple[tuple[str, tuple[float, ...]], ...]]:
-    """Leaf positions `(n, 2, pairs)` of all layers one after the other, and the layers' boundaries."""
-    layers: list[tuple[str, tuple[float, ...]]] = []
-    for device in items(item, "BeamLimitingDeviceSequence"):
-        name = text(device, "RTBeamLimitingDeviceType")
-        if name in _JAWS:
-            continue
-        if name not in _LEAVES:
-            raise PlanError(f"beam-limiting device {name or 'without type'} cannot be represented")
-        edges = numbers(device, "LeafPositionBoundaries")
-        pairs = integer(device, "NumberOfLeafJawPairs")
-        if len(edges) != pairs + 1 or pairs < 1 or np.any(np.diff(edges) <= 0):
-            raise PlanError(
-                f"{name}: LeafPositionBoundaries (300A,00BE) must hold {pairs + 1} ascending values"
-            )
-        layers.append((name, edges))
-    layers.sort()
-    if not layers:
-        raise PlanError(
-            "the beam has no multileaf collimator; only beams shaped by leaves can be represented"
-        )
-    if len({name for name, _ in layers}) != len(layers):
-        raise PlanError(f"device {layers[0][0]} is listed twice; export the plan again")
-    sizes = [len(edges) - 1 for _, edges in layers]
-    out = np.empty((len(points), 2, sum(sizes)))
-    current: dict[str, tuple[float, ...]] = {}
-    for k, point in enumerate(points):
-        current |= _devices(point, k)
-        first = 0
-        for (name, _), pairs in zip(layers, sizes, strict=True):
-            positions = current.get(name, ())
-            if len(positions) != 2 * pairs:
-                raise PlanError(
-                    f"control point {k}: {name} has {len(positions)} leaf positions, {2 * pairs} are needed"
-                )
-            out[k, :, first : first + pairs] = np.reshape(positions, (2, pairs))
-            first += pairs
-    return out, tuple(layers)
-
-
-def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
+def _must_agree(beams: Sequence[PlannedBeam], machine: Machine | None) -> None:
     """Refuse plans whose beams differ in what a Plan holds once."""
     first = beams[0]
     for beam in beams[1:]:
         for what, same in (
             ("isocentre", np.allclose(beam.isocenter_mm, first.isocenter_mm, atol=0.01)),
             ("energy", beam.energy_mv == first.energy_mv),
+            ("SourceAxisDistance (300A,00B4)", beam.sad_mm == first.sad_mm),
             ("fluence mode", beam.fluence_mode == first.fluence_mode),
             ("machine", beam.machine == first.machine),
             ("multileaf collimator", beam.boundaries_mm == first.boundaries_mm),
@@ -368,9 +234,6 @@ def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
                     f"beams {first.arc.number} and {beam.arc.number} differ in "
                     f"their {what}; export them as two plans"
                 )
-    numbers_ = [b.arc.number for b in beams]
-    if len(set(numbers_)) != len(numbers_):
-        raise PlanError("two beams have the same number; export the plan again")
     if machine is None or machine.mlc.pairs != first.arc.leaves_mm.shape[2]:
         return
     own = [la.boundaries_mm for la in sorted(machine.mlc.layers, key=lambda la: la.device)]
@@ -385,7 +248,7 @@ def _must_agree(beams: Sequence[_Beam], machine: Machine | None) -> None:
         )
 
 
-def _patient_position(beams: Sequence[_Beam], setups: Mapping[int, Dataset]) -> str:
+def _patient_position(beams: Sequence[PlannedBeam], setups: Mapping[int, Dataset]) -> str:
     found = {text(setups[b.setup], "PatientPosition") for b in beams if b.setup in setups}
     if not found:
         found = {text(s, "PatientPosition") for s in setups.values()}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.machine import BeamModel, Layer, Machine, load_machine, machine_names
-from vmat_diffusion.plan import Plan
+from vmat_diffusion.machine import Layer, Machine, load_machine, machine_names
+from vmat_diffusion.plan import Plan, beam_differences
 
 _SAME_MM = 0.1
-_SAME_MV = 0.5
 
 
 def machine_for(plan: Plan, base: Machine) -> Machine:
@@ -22,10 +20,11 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
     `base` itself where it has the plan's leaf boundaries, or where the plan does not say them. Otherwise
     the collimator, jaws and limits of the shipped machine with these boundaries, at the dose rate of `base`;
     a base whose leaves are ideal (opaque and sharp) lends the boundaries alone. Raises PlanError for a
-    collimator that no machine has, and for a plan of another energy or flattening than the beam's.
+    collimator that no machine has, and for a plan of another energy, flattening or source distance than the
+    beam's, or one that does not say its energy.
     """
-    if base.beam is not None:
-        _same_beam(plan, base.beam, base.name)
+    if differences := beam_differences(plan, base):
+        raise PlanError(differences[0])
     layers = plan_layers(plan)
     if layers is None or _same_leaves(base, layers):
         return base
@@ -84,23 +83,3 @@ def _ideal(machine: Machine) -> bool:
 
 def _collimator_sources(machine: Machine) -> dict[str, str]:
     return {k: v for k, v in machine.sources.items() if k.startswith(("limits.", "mlc."))}
-
-
-def _same_beam(plan: Plan, beam: BeamModel, name: str) -> None:
-    """Refuse a plan of another energy, or of a flattened beam where the machine's is not and vice versa.
-
-    What the plan or the machine does not say is not compared.
-    """
-    energy, mode = plan.provenance.get("energy_mv"), plan.provenance.get("fluence_mode")
-    stated = re.search(r"\d+(\.\d+)?", beam.energy)
-    same_energy = not isinstance(energy, float) or not stated or abs(energy - float(stated[0])) < _SAME_MV
-    same_mode = not isinstance(mode, str) or _flattened(mode) == _flattened(beam.fluence_mode)
-    if not (same_energy and same_mode):
-        raise PlanError(
-            f"the plan is for {energy} MV {mode}, the beam of machine {name} is {beam.energy} "
-            f"{beam.fluence_mode}; choose a machine with the plan's beam"
-        )
-
-
-def _flattened(mode: str) -> bool:
-    return mode.upper() in ("", "STANDARD")

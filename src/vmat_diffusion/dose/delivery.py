@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
@@ -18,6 +19,36 @@ from vmat_diffusion.plan import Plan
 # Both engines let the Y jaws stand still during an exposure, at their mean. The pencil beam's kernels are
 # wider than half of such a step, so that no ripple is left.
 _Y_JAW_STEP_MM = 5.0
+
+
+# An isocentre is put into or beside a target, which lies in the body; further out than a field's half width
+# nothing but a wrong CT or a wrong sign puts it.
+_ISOCENTER_OUTSIDE_MM = 100.0
+
+
+def require_isocenter_near_body(plan: Plan, case: Case) -> None:
+    """Raise PlanError where the isocentre lies more than 100 mm outside the body: such a plan misses it."""
+    outside = _outside_mm(plan, case)
+    if outside > _ISOCENTER_OUTSIDE_MM:
+        x, y, z = plan.isocenter_mm
+        raise PlanError(
+            f"IsocenterPosition (300A,012C) is at ({x:g}, {y:g}, {z:g}) mm, {outside:.0f} mm outside the "
+            f"body, the limit is {_ISOCENTER_OUTSIDE_MM:g} mm; give the CT that the plan was made on"
+        )
+
+
+def _outside_mm(plan: Plan, case: Case) -> float:
+    """Distance of the isocentre from the nearest voxel centre of the body, 0 inside."""
+    mask, grid = case.body.mask, case.grid
+    point = np.asarray(plan.isocenter_mm)
+    at = np.round((point - np.asarray(grid.origin_mm)) / np.asarray(grid.spacing_mm)).astype(int)[::-1]
+    if np.all(at >= 0) and np.all(at < mask.shape) and mask[tuple(at)]:
+        return 0.0
+    found = np.argwhere(mask)[:, ::-1]
+    if not len(found):
+        return 0.0
+    centres = np.asarray(grid.origin_mm) + found * np.asarray(grid.spacing_mm)
+    return float(np.sqrt(((centres - point) ** 2).sum(axis=1).min()))
 
 
 @dataclass(frozen=True, eq=False)

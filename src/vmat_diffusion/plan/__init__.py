@@ -1,7 +1,7 @@
 """Plans, their delivery times, the machine limits that they break, and their trajectories."""
 
 from vmat_diffusion.plan.arc import Arc, Plan
-from vmat_diffusion.plan.deliverability import turns_through, violations
+from vmat_diffusion.plan.deliverability import beam_differences, turns_through, violations
 from vmat_diffusion.plan.timing import Timing, at_pace_of_leaves, delivery_s, timing
 from vmat_diffusion.plan.trajectory import SAMPLE_S, Trajectory, trajectory
 
@@ -12,6 +12,7 @@ __all__ = [
     "Timing",
     "Trajectory",
     "at_pace_of_leaves",
+    "beam_differences",
     "delivery_s",
     "timing",
     "trajectory",

@@ -5,18 +5,68 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.machine import Limits, Machine
+from vmat_diffusion.machine import BeamModel, Limits, Machine
 from vmat_diffusion.plan.arc import Arc, Plan
 from vmat_diffusion.plan.timing import STILL_DEG, Timing, dose_rate_cap_mu_min, timing
 
 # Positions written to DICOM carry 0.01 mm; differences of two of them carry twice that.
 _POSITION_TOLERANCE_MM = 0.02
 _RELATIVE_TOLERANCE = 1e-3
+
+
+# A system writes the nominal energy of a beam, 6 or 10 MV, in whole or half numbers: less is another beam.
+_SAME_MV = 0.05
+# A source at 999 mm would change the dose by 0.2 %; systems write 1000.
+_SAME_SAD_MM = 1.0
+
+
+def beam_differences(plan: Plan, machine: Machine) -> list[str]:
+    """Where the beam that a plan file was made for is not the machine's, a sentence each.
+
+    Energy, fluence mode and distance of the source from the axis. A plan that comes from no file has none of
+    them, and a machine without a beam model is not asked for its energy.
+    """
+    stated = plan.provenance
+    out = []
+    sad_mm = stated.get("sad_mm")
+    if isinstance(sad_mm, float) and abs(sad_mm - machine.sad_mm) > _SAME_SAD_MM:
+        out.append(
+            f"SourceAxisDistance (300A,00B4) is {sad_mm:g} mm, machine {machine.name} has "
+            f"{machine.sad_mm:g} mm; choose a machine with the plan's beam"
+        )
+    if machine.beam is not None:
+        out += _other_energy(stated, machine.beam, machine.name)
+    return out
+
+
+def _other_energy(stated: Mapping[str, object], beam: BeamModel, name: str) -> list[str]:
+    energy, mode = stated.get("energy_mv"), stated.get("fluence_mode")
+    nominal = re.search(r"\d+(\.\d+)?", beam.energy)
+    if not energy and stated.get("source") == "RTPLAN":
+        return [
+            f"NominalBeamEnergy (300A,0114) is missing, the beam of machine {name} is {beam.energy}; "
+            "export the plan with its energy"
+        ]
+    other_energy = isinstance(energy, float) and nominal and abs(energy - float(nominal[0])) > _SAME_MV
+    other_mode = isinstance(mode, str) and _flattened(mode) != _flattened(beam.fluence_mode)
+    if other_energy or other_mode:
+        what = "NominalBeamEnergy (300A,0114)" if other_energy else "FluenceMode (3002,0051)"
+        return [
+            f"{what}: the plan is for {energy} MV {mode}, the beam of machine {name} is {beam.energy} "
+            f"{beam.fluence_mode}; choose a machine with the plan's beam"
+        ]
+    return []
+
+
+def _flattened(mode: str) -> bool:
+    return mode.upper() in ("", "STANDARD")
 
 
 def violations(plan: Plan, machine: Machine) -> list[str]:

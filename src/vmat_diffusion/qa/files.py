@@ -11,9 +11,18 @@ from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.geometry import signed_deg
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.origin import (
+    Comparison,
+    case_origin,
+    compare,
+    dose_origin,
+    plan_origin,
+    prescription_against,
+)
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa.verdict import Check, Verdict
+from vmat_diffusion.qa.verdict import Check, Verdict, warning
 
+_ONE_PATIENT = "one patient, one plan"
 # Numbers read again may differ by the rounding of DICOM's decimal strings and 32-bit doses.
 _POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
 
@@ -64,25 +73,49 @@ def release_plan(unjudged: Path, path: Path, plan: Plan, case: Case, verdict: Ve
     return unseal(unjudged, path)
 
 
-def same_patient(case: Case, plan: Plan, dose: Dose) -> Check | None:
-    """Whether CT, plan and dose belong together by their UIDs; None where there are none to compare."""
-    case_frame = case.source.frame_of_reference_uid
-    faults, compared = [], 0
-    for what, thing in (("plan", plan), ("dose", dose)):
-        frame = thing.provenance.get("frame_of_reference_uid")
-        if case_frame and frame:
-            compared += 1
-            if frame != case_frame:
-                faults.append(f"the {what} has another frame of reference than the CT")
-    plan_uid, of_plan_uid = plan.provenance.get("sop_instance_uid"), dose.provenance.get("plan_uid")
-    if plan_uid and of_plan_uid:
-        compared += 1
-        if plan_uid != of_plan_uid:
-            faults.append("the dose belongs to another plan")
-    if not compared:
+def same_patient(
+    case: Case, plan: Plan, dose: Dose, prescription: Prescription | None = None
+) -> Check | None:
+    """Whether CT, plan and dose belong together and the plan prescribes what the sheet does.
+
+    A contradiction fails, a silence warns; None where nothing comes from a file. `prescription` is the goal
+    sheet's.
+    """
+    together = belonging(case, plan, dose, prescription)
+    if together is None:
         return None
-    why = "; ".join(faults) or "CT, plan and dose belong together"
-    return Check("one patient, one plan", not faults, float(len(faults)), 0.0, "faults", why)
+    if not together.contradictions and together.silences:
+        return warning(_ONE_PATIENT, together.silences, "")
+    faults = together.contradictions
+    why = "; ".join([*faults, *together.silences]) or "CT, plan and dose belong together"
+    return Check(_ONE_PATIENT, not faults, float(len(faults)), 0.0, "faults", why)
+
+
+def belonging(
+    case: Case, plan: Plan | None, dose: Dose | None, prescription: Prescription | None = None
+) -> Comparison | None:
+    """How the files of a case, a plan and a dose agree; None where neither plan nor dose is a file's."""
+    of_plan = plan_origin(plan.provenance, plan.patient_position) if plan else None
+    of_dose = dose_origin(dose) if dose else None
+    if of_plan is None and of_dose is None:
+        return None
+    found = compare(case_origin(case), of_plan, of_dose)
+    numbers = case.source.roi_numbers
+    prescribed = prescription_against(of_plan, prescription, numbers)
+    return Comparison(
+        (*found.contradictions, *prescribed.contradictions), (*found.silences, *prescribed.silences)
+    )
+
+
+def plan_remarks(plan: Plan, machine: Machine) -> list[str]:
+    """What a person must know of a plan file: its state, what it leaves unsaid, another machine's name."""
+    said = plan.provenance.get("remarks")
+    out = [str(remark) for remark in said] if isinstance(said, tuple) else []
+    name = plan.provenance.get("machine_in_plan")
+    base = machine.name.partition(" behind ")[0]
+    if isinstance(name, str) and name != base:
+        out.append(f"the plan is for machine {name}, it is judged as machine {machine.name}")
+    return out
 
 
 def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:

@@ -24,7 +24,7 @@ from vmat_diffusion.qa.agreement import (
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers
 from vmat_diffusion.qa.dose_points import dose_points, regions, target_means
-from vmat_diffusion.qa.files import PlanFiles, round_trip, same_patient
+from vmat_diffusion.qa.files import PlanFiles, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import fitted_motion
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
@@ -53,8 +53,10 @@ def judge(
     if looser := settings.looser():
         why = "the gate's limits are looser than the shipped ones: " + ", ".join(looser)
         checks.insert(0, warning(LOOSER_LIMITS, [why], ""))
-    if (origin := same_patient(case, plan, dose)) is not None:
+    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
         checks.append(origin)
+    if said := plan_remarks(plan, machine):
+        checks.append(warning("plan file", said, ""))
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
     if (numbers := ct_numbers(case)) is not None:

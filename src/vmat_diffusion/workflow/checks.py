@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.machine import Machine, load_machine
-from vmat_diffusion.plan import Plan, delivery_s, violations
+from vmat_diffusion.origin import case_origin, compare, dose_origin
+from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
+from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
 
@@ -26,6 +28,8 @@ _DOSE_AT_PERCENT = (98, 95, 50, 2)
 class CheckedPlan:
     """An RTPLAN held against a machine; without violations it can be delivered.
 
+    `warnings` is what a person must know of the file beside that: its state, what it leaves unsaid, beams
+    that deliver nothing.
     `complexity` is None where the machine has other leaves than the plan.
     """
 
@@ -34,6 +38,7 @@ class CheckedPlan:
     violations: tuple[str, ...]
     delivery_s: float | None
     complexity: Complexity | None = None
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         points = sum(len(arc.gantry_deg) for arc in self.plan.arcs)
@@ -55,6 +60,7 @@ class CheckedPlan:
             "arc_delivery_s": None if self.violations else arc_delivery_s(self.plan, self.machine),
             "complexity": self.complexity.record() if self.complexity else None,
             "violations": list(self.violations),
+            "warnings": list(self.warnings),
         }
 
 
@@ -71,7 +77,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
     if not file.is_file():
         raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
     plan = read_plan(file, machine)
-    found = tuple(violations(plan, machine))
+    found = (*beam_differences(plan, machine), *violations(plan, machine))
     same = all(arc.leaves_mm.shape[2] == machine.mlc.pairs for arc in plan.arcs)
     if trajectories is not None and not found:
         trajectories.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,22 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
         found,
         None if found else delivery_s(plan, machine),
         complexity(plan, machine) if same else None,
+        (*plan_remarks(plan, machine), *_unsaid(plan)),
     )
+
+
+def _unsaid(plan: Plan) -> list[str]:
+    """What the plan file does not say of whose it is, so that nothing can be compared with it."""
+    keys = {
+        "patient_code": "PatientID (0010,0020)",
+        "frame_of_reference_uid": "FrameOfReferenceUID (0020,0052)",
+        "structure_set_uid": "ReferencedStructureSetSequence (300C,0060)",
+    }
+    return [
+        f"{name} is missing, so it cannot be told whether a CT or dose belongs to the plan"
+        for key, name in keys.items()
+        if not plan.provenance.get(key)
+    ]
 
 
 @dataclass(frozen=True)
@@ -115,10 +136,14 @@ class StructureDose:
 
 @dataclass(frozen=True)
 class DoseStatistics:
-    """All structures of a case on one dose, and the goals of a sheet if one was given."""
+    """All structures of a case on one dose, and the goals of a sheet if one was given.
+
+    `remarks` says what the files leave unsaid of belonging together, and what was forced.
+    """
 
     structures: tuple[StructureDose, ...]
     results: tuple[GoalResult, ...]
+    remarks: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record per structure, all with the same keys."""
@@ -126,15 +151,25 @@ class DoseStatistics:
 
     def summary(self) -> dict[str, Any]:
         """The object that `dvh --json` prints."""
-        return {"structures": list(self.rows()), "goals": [goal_record(r) for r in self.results]}
+        return {
+            "structures": list(self.rows()),
+            "goals": [goal_record(r) for r in self.results],
+            "remarks": list(self.remarks),
+        }
 
 
 def dose_statistics(
-    case_folder: Path, dose_file: Path, *, goals: str | None = None, mapping: Path | None = None
+    case_folder: Path,
+    dose_file: Path,
+    *,
+    goals: str | None = None,
+    mapping: Path | None = None,
+    force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
 
-    Raises CaseError or GoalError where a file cannot be used or a target is missing.
+    Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
+    dose of another patient or frame of reference unless `force` lets it be.
     """
     from vmat_diffusion.dicom import read_case, read_dose
     from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
@@ -146,6 +181,7 @@ def dose_statistics(
     # A target that leaves the body is no reason not to look at its dose.
     case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
     dose = read_dose(dose_file)
+    remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
         case = add_unions(sheet, case)
@@ -166,7 +202,7 @@ def dose_statistics(
                 float(outside_percent(dose, structure, case.grid)),
             )
         )
-    return DoseStatistics(tuple(rows), evaluate(sheet, case, dose) if sheet else ())
+    return DoseStatistics(tuple(rows), evaluate(sheet, case, dose) if sheet else (), remarks)
 
 
 def machine_table(name: str) -> tuple[str, list[tuple[str, Any, str]]]:

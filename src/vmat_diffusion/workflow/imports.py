@@ -29,6 +29,9 @@ from vmat_diffusion.jobs.case_states import (
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.run_files import appearing_whole
 
+# A patient with more planning studies than this is rare; an ID that stands for many patients is not.
+_STUDIES_OF_A_PATIENT = 3
+
 
 @dataclass(frozen=True)
 class ImportRun:
@@ -133,12 +136,16 @@ def _split_of(path: Path, source: Path) -> Split:
 
 @dataclass(frozen=True)
 class DicomImportRun:
-    """The result of `import dicom`: ids of folders made now, of those there already, and files left out."""
+    """The result of `import dicom`: ids of folders made now, of those there already, and files left out.
+
+    `remarks` says where one patient ID covers many studies.
+    """
 
     raw: Path
     made: tuple[str, ...]
     there: tuple[str, ...]
     left_out: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The object that `import dicom --json` prints."""
@@ -173,7 +180,25 @@ def import_dicom(
         rows = ((case.id, case.patient_id, case.structure_set.uid) for case in cases)
         write_table(key, ("case", "patient_id", "structure_set_uid"), rows)
     there = tuple(case.id for case in cases if case.id not in set(made))
-    return DicomImportRun(raw, tuple(made), there, left_out)
+    return DicomImportRun(raw, tuple(made), there, left_out, shared_ids(cases))
+
+
+def shared_ids(cases: Sequence[TreeCase]) -> tuple[str, ...]:
+    """A sentence for each patient ID that covers more studies and frames of reference than one course has."""
+    by_patient: dict[str, list[TreeCase]] = {}
+    for case in cases:
+        by_patient.setdefault(case.patient_id, []).append(case)
+    out = []
+    for members in by_patient.values():
+        studies = {case.structure_set.study_uid for case in members}
+        frames = {frame for case in members for image in case.images for frame in image.frames}
+        if min(len(studies), len(frames)) > _STUDIES_OF_A_PATIENT:
+            out.append(
+                f"one patient ID covers {len(members)} cases of {len(studies)} studies and "
+                f"{len(frames)} frames of reference, such as {members[0].id} and {members[1].id}; if these "
+                "are several patients, give each an ID of its own, or split keeps them together"
+            )
+    return tuple(out)
 
 
 def _lay_out(case: TreeCase, folder: Path) -> None:

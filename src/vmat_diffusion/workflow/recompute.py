@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, load_ct_table
+from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
@@ -72,14 +75,25 @@ def compare_doses(
     local: bool = False,
     threshold_percent: float = 10.0,
     max_gamma: float = 2.0,
+    force: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> GammaResult:
-    """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume."""
+    """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume.
+
+    `announce` gets each sentence on what the files leave unsaid of belonging together. Raises CaseError for
+    doses of different patients or frames of reference unless `force` lets it be.
+    """
     from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
+    first, second = (read_plane_or_volume(_existing(file, "RTDOSE")) for file in (reference, evaluated))
+    together = compare(dose_origin(first, "reference dose"), dose_origin(second, "evaluated dose"))
+    for remark in together.require(force=force):
+        if announce:
+            announce(remark)
     return gamma(
-        read_plane_or_volume(_existing(reference, "RTDOSE")),
-        read_plane_or_volume(_existing(evaluated, "RTDOSE")),
+        first,
+        second,
         dose_percent=dose_percent,
         distance_mm=distance_mm,
         local=local,
@@ -101,11 +115,14 @@ def compute_dose(
     seed: int = 0,
     mapping: Path | None = None,
     ct_table: Path | None = None,
+    force: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Dose:
     """Compute the dose of an RTPLAN on a case and write it as RTDOSE.
 
+    The dose refers to the plan only where both are of one frame of reference. `provenance["remarks"]` of what
+    is returned says what a person must know of the plan file and of how the files belong together.
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
     report = progress or silent
@@ -113,15 +130,19 @@ def compute_dose(
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
     from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.qa.files import belonging, plan_remarks
 
+    together = belonging(case, plan, None) or Comparison()
+    remarks = (*together.require(force=force), *plan_remarks(plan, linac))
     compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
     from vmat_diffusion.dose.tissue import dose_grid
 
     grid = dose_grid(case, grid_mm)
     dose = compute(plan, case, grid, progress=report)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    write_dose(out, dose, case, plan_file=plan_file, overwrite=overwrite)
-    return dose
+    linked = plan_file if belongs(plan, case) else None
+    write_dose(out, dose, case, plan_file=linked, overwrite=overwrite)
+    return replace(dose, provenance={**dose.provenance, "remarks": remarks})
 
 
 def second_check(
@@ -166,7 +187,10 @@ def second_check(
         from vmat_diffusion.dose.tissue import dose_grid
 
         grid = dose_grid(case, grid_mm)
+        require_isocenter_near_body(plan, case)
         dose = _planned_dose(dose_file, engine)
+        if dose is not None and not float(dose.gy.max()) > 0:
+            raise CaseError("the planned dose is zero everywhere; export the dose of the calculated plan")
         if dose is None:
             fast = dose_engine("pencil-beam", linac)
             dose = fast(plan, case, grid, progress=report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import dose_engine
-from vmat_diffusion.errors import GoalError, PlanError
+from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import Grid
@@ -19,7 +19,7 @@ from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
-from vmat_diffusion.workflow.recompute import belongs, plan_and_machine
+from vmat_diffusion.workflow.recompute import plan_and_machine
 from vmat_diffusion.workflow.run_files import (
     CONTROL_POINTS,
     DOSE_FILE,
@@ -253,16 +253,11 @@ def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, T
     if settings.improve is None:
         return None, task
     plan, machine = plan_and_machine(Path(settings.improve), task.machine)
-    if not belongs(plan, task.case):
-        raise PlanError(
-            f"plan {settings.improve} has another frame of reference than the CT; give the CT that it was "
-            "made on"
-        )
-    if plan.patient_position != task.case.patient_position:
-        raise PlanError(
-            f"plan {settings.improve} is for position {plan.patient_position}, the CT is "
-            f"{task.case.patient_position}; plan this case anew"
-        )
+    from vmat_diffusion.qa.files import belonging
+
+    if (together := belonging(task.case, plan, None)) is not None:
+        # What the file leaves unsaid is harmless here: the improved plan is judged like any other.
+        together.require()
     return plan, replace(task, machine=machine)
 
 

@@ -89,6 +89,13 @@ PatientPosition = Annotated[
     Literal["HFS", "HFP", "FFS", "FFP"] | None,
     Field(description="Patient position where the CT does not state it."),
 ]
+Force = Annotated[
+    bool,
+    Field(
+        description="Go on although the files contradict each other in patient, frame of reference, position "
+        "or plan; the output says so."
+    ),
+]
 AllowOutsideBody = Annotated[bool, Field(description="Accept targets that reach outside the body contour.")]
 
 

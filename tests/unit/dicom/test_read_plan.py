@@ -162,7 +162,10 @@ def _other_isocentre(plan: Dataset) -> None:
     ("change", "says"),
     [
         (_beam("RadiationType", "ELECTRON"), "beam 1: RadiationType .* is ELECTRON"),
-        (_beam("NumberOfWedges", 1), "beam 1: wedges cannot be represented"),
+        (
+            _beam("NumberOfWedges", 1),
+            "beam 1: NumberOfWedges .* is 1, 0 is needed: wedges cannot be represented",
+        ),
         (_beam("NumberOfBlocks", 2), "blocks cannot be represented"),
         (_beam("NumberOfCompensators", 1), "compensators cannot be represented"),
         (_beam("NumberOfBoli", 1), "boli cannot be represented"),
@@ -171,7 +174,7 @@ def _other_isocentre(plan: Dataset) -> None:
         (_beam("ControlPointSequence", []), "0 control points"),
         (_point(3, "PatientSupportAngle", 10), "couch angle turns by 10.00 degrees"),
         (_point(3, "BeamLimitingDeviceAngle", 20), "collimator angle turns by 5.00 degrees"),
-        (_point(0, "TableTopPitchAngle", 2), "table pitch angle is 2 degrees"),
+        (_point(0, "TableTopPitchAngle", 2), "control point 0: TableTopPitchAngle .* is 2, 0 is needed"),
         (_point(3, "IsocenterPosition", [0, 0, 9]), "isocentre moves within the beam"),
         (_point(0, "IsocenterPosition", None), "IsocenterPosition .* is missing"),
         (_point(3, "NominalBeamEnergy", 10), "energy changes within the beam"),
@@ -193,6 +196,82 @@ def test_what_a_plan_cannot_hold_is_refused_by_name(tmp_path: Path, change: Chan
     with pytest.raises(PlanError, match=says):
         plan_of(tmp_path, dataset)
     assert any(row.startswith("rp.dcm: ") for row in inspect(tmp_path).refused)
+
+
+def test_a_static_beam_stays_whatever_its_direction_says(tmp_path: Path) -> None:
+    """PS3.3, C.8.8.14.1: no attribute of a STATIC beam changes, so that it makes no full turn."""
+    item = beam(gantry_deg=(90, 90), direction="CW")
+    item.BeamType = "STATIC"
+    same = item.ControlPointSequence[0].BeamLimitingDevicePositionSequence[-1].LeafJawPositions
+    item.ControlPointSequence[1].BeamLimitingDevicePositionSequence[-1].LeafJawPositions = list(same)
+    plan = plan_of(tmp_path, rt_plan([item]))
+    assert not plan.arcs[0].rotates and plan.arcs[0].gantry_deg[0] == 90
+    item.BeamType = ""
+    with pytest.raises(PlanError, match=r"BeamType .* is neither STATIC nor DYNAMIC"):
+        plan_of(tmp_path, rt_plan([item]))
+
+
+def test_a_static_beam_that_moves_is_refused(tmp_path: Path) -> None:
+    item = beam()
+    item.BeamType = "STATIC"
+    with pytest.raises(PlanError, match=r"BeamType .* is STATIC, and the gantry turns by 60"):
+        plan_of(tmp_path, rt_plan([item]))
+
+
+def test_a_beam_without_meterset_beside_others_delivers_nothing(tmp_path: Path) -> None:
+    """Real exports have portal and cone-beam beams of type TREATMENT so."""
+    plan = plan_of(tmp_path, rt_plan([beam(), beam(2)], {1: 100.0, 2: None}))
+    assert [arc.number for arc in plan.arcs] == [1]
+    assert plan.provenance["steps"] == ("leave-out-beam: beam 2 (TREATMENT) has no MU",)
+    assert "beam 2 (TREATMENT) has no MU and delivers nothing" in plan.provenance["remarks"]
+
+
+def test_a_beam_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="refers to beam 7, which is not in the plan"):
+        plan_of(tmp_path, rt_plan([beam()], {1: 100.0, 7: 50.0}))
+
+
+def test_counts_that_are_wrong_are_said(tmp_path: Path) -> None:
+    item = beam()
+    item.NumberOfControlPoints = 9
+    item.SourceAxisDistance = 1000
+    item.ControlPointSequence[-1].CumulativeMetersetWeight = 0.9995
+    dataset = rt_plan([item])
+    dataset.FractionGroupSequence[0].NumberOfBeams = 3
+    dataset.PlanIntent, dataset.ApprovalStatus = "VERIFICATION", "REJECTED"
+    remarks = plan_of(tmp_path, dataset).provenance["remarks"]
+    for words in (
+        "NumberOfControlPoints (300A,0110) is 9, there are 7",
+        "cumulative weights end at 0.9995",
+        "NumberOfBeams (300A,0080) is 3, 1 beams",
+        "PlanIntent (300A,000A) is VERIFICATION",
+        "ApprovalStatus (300E,0002) is REJECTED",
+    ):
+        assert any(words in remark for remark in remarks), words
+
+
+@pytest.mark.parametrize("indices", [(6, 5, 4, 3, 2, 1, 0), (0, 1, 2, 3, 5, 6, 7), (0, 1, 1, 2, 3, 4, 5)])
+def test_control_points_out_of_order_are_refused(tmp_path: Path, indices: tuple[int, ...]) -> None:
+    item = beam()
+    for point, index in zip(item.ControlPointSequence, indices, strict=True):
+        point.ControlPointIndex = index
+    with pytest.raises(PlanError, match=r"ControlPointIndex .* it must ascend by 1"):
+        plan_of(tmp_path, rt_plan([item]))
+
+
+def test_a_direction_against_the_angles_is_refused_at_once(tmp_path: Path) -> None:
+    item = beam(gantry_deg=tuple(range(181, 359, 2)), direction="CC")
+    with pytest.raises(PlanError, match="makes the gantry turn by 31504 degrees in all"):
+        plan_of(tmp_path, rt_plan([item]))
+
+
+def test_positions_of_a_device_that_the_beam_does_not_have_are_refused(tmp_path: Path) -> None:
+    item = beam()
+    device = Dataset()
+    device.RTBeamLimitingDeviceType, device.LeafJawPositions = "MLCY", [-1.0, 1.0]
+    item.ControlPointSequence[2].BeamLimitingDevicePositionSequence.append(device)
+    with pytest.raises(PlanError, match="control point 2: MLCY has positions and not in"):
+        plan_of(tmp_path, rt_plan([item]))
 
 
 def test_machine_must_have_the_plans_leaves(tmp_path: Path) -> None:

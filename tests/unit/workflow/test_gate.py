@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from small_case import UNIFORM_GY, StandIn, open_arc, small_case
 
@@ -250,6 +251,39 @@ def test_a_truncated_dose_file_fails_the_second_check(
     assert "Gate not passed" in page and failed.why in page
     with pytest.raises(CaseError, match=r"RD\.dcm"):  # nothing is left for the fast engine to check
         second_check(rp, case_folder, tmp_path / "other", dose_file=rd, engine="pencil-beam")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "words", "passes"),
+    [
+        ("PatientID", "another patient ID", False),
+        ("FrameOfReferenceUID", "another frame of reference", False),
+        ("", "the plan prescribes 60 Gy to PTV, the goal sheet 50 Gy", False),
+        ("PatientID silent", "does not say its patient ID", True),
+    ],
+)
+def test_the_second_check_asks_for_one_patient_and_one_plan(
+    case_folder: Path,
+    tmp_path: Path,
+    exported: tuple[Path, Path],
+    stand_in: list[dict],
+    keyword: str,
+    words: str,
+    passes: bool,
+) -> None:
+    rp, rd = exported
+    dataset = pydicom.dcmread(rp)
+    if keyword:
+        setattr(dataset, keyword.split()[0], "" if passes else "1.2.3")
+    else:
+        dataset.DoseReferenceSequence[0].TargetPrescriptionDose = 60
+    dataset.save_as(rp)
+    sheet = {} if keyword else {"goals": "tg119_cshape_easy"}
+    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, **sheet)
+    check = next(c for c in done.verdict.checks if c.name == "one patient, one plan")
+    assert check.passed == passes and check.warns == passes and words in check.why
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert words in page
 
 
 def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(

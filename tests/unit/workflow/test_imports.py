@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from openkbp_files import arrays, write_folder, write_npz
@@ -23,7 +24,7 @@ from vmat_diffusion.dataset.splits import load_splits, split_dataset
 from vmat_diffusion.dataset.tables import read_dataset
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.workflow.imports import import_dicom, import_openkbp
+from vmat_diffusion.workflow.imports import import_dicom, import_openkbp, shared_ids
 from vmat_diffusion.workflow.preprocess import preprocess
 
 HERE = Cluster(kind="serial")
@@ -241,3 +242,22 @@ def test_commands(
     assert len(json.loads(capsys.readouterr().out)["made"]) == 1
     assert _run(monkeypatch, "import", "openkbp", tmp_path / "tree", out) == 2
     assert "holds no pt_N.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("studies", "frames", "said"), [(2, 2, False), (3, 3, False), (5, 1, False), (5, 5, True)]
+)
+def test_one_id_for_many_studies_is_said(studies: int, frames: int, said: bool) -> None:
+    cases = [
+        SimpleNamespace(
+            id=f"case_{k}",
+            patient_id="SECRET",
+            structure_set=SimpleNamespace(study_uid=f"study {k % studies}"),
+            images=(SimpleNamespace(frames=frozenset({f"frame {k % frames}"})),),
+        )
+        for k in range(6)
+    ]
+    found = shared_ids(cases)  # type: ignore[arg-type]
+    assert bool(found) == said and "SECRET" not in "".join(found)
+    if said:
+        assert "one patient ID covers 6 cases of 5 studies and 5 frames of reference" in found[0]

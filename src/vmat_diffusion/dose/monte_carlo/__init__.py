@@ -11,7 +11,7 @@ import numpy as np
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.delivery import exposures
+from vmat_diffusion.dose.delivery import exposures, require_isocenter_near_body
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
 from vmat_diffusion.dose.tissue import density_of, dose_grid, medium_of
@@ -43,9 +43,13 @@ class MonteCarlo:
     def __call__(
         self, plan: Plan, case: Case, grid: Grid | None = None, progress: Progress | None = None
     ) -> Dose:
-        """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given)."""
+        """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given).
+
+        Raises PlanError for a plan that misses the body.
+        """
         if not 0.001 <= self.uncertainty <= 0.2:
             raise InputError(f"uncertainty {self.uncertainty:g} is outside 0.001 to 0.2; 0.02 is usual")
+        require_isocenter_near_body(plan, case)
         source = self.machine.require_beam()
         where = grid or dose_grid(case)
         exposed = exposures(plan, self.machine, max_step_deg=0.5, max_travel_mm=5.0)

@@ -19,6 +19,9 @@ GRAY_PER_MEV_G = 1.602176634e-10
 SPLIT = 24
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
+# A run that needs more histories than this (days on a workstation) to reach its uncertainty is ended, and its
+# sigma says so.
+_HISTORIES_MAX = 2e10
 _ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
@@ -76,7 +79,8 @@ def simulate(
 ) -> Estimate:
     """Run until the mean relative sigma over voxels above half of the maximum is below `uncertainty`.
 
-    Stops earlier at either limit. Without `max_seconds` the result depends on the arguments alone,
+    Stops earlier at either limit, and where the uncertainty is out of reach. Raises CaseError where no photon
+    reaches tissue. Without `max_seconds` the result depends on the arguments alone,
     not on the number of threads. Sigma is that of the mean over batches. `part` leaves out
     either what the source's photons set free themselves or what their scatter does.
     """
@@ -102,9 +106,16 @@ def simulate(
             done = min(1.0, (uncertainty / max(sigma_now, 1e-9)) ** 2)
             progress("dose", done, f"sigma {100 * sigma_now:.2f} %")
         enough = batches >= _FEWEST_BATCHES and sigma_now <= uncertainty
+        if batches >= _FEWEST_BATCHES and not np.isfinite(sigma_now):
+            raise CaseError(
+                f"no photon of {batches * batch_histories} reaches tissue: the beams miss the patient or are "
+                "closed; give the CT that the plan was made on"
+            )
+        needed = batches * batch_histories * (sigma_now / uncertainty) ** 2
+        endless = batches >= _FEWEST_BATCHES and needed > _HISTORIES_MAX
         late = max_seconds is not None and seconds >= max_seconds
         many = max_histories is not None and batches * batch_histories >= max_histories
-        if enough or late or many:
+        if enough or late or many or endless:
             break
     scale = np.zeros(size)
     inside = mass > 0
@@ -139,10 +150,12 @@ def _voxels(phantom: Phantom) -> Voxels:
 def _mean_relative_sigma(
     total: NDArray, square: NDArray, batches: int, mass: NDArray, inside: NDArray
 ) -> float:
-    """Mean of sigma over dose where the dose is above half of a robust maximum."""
+    """Mean of sigma over dose where the dose is above half of a robust maximum; inf without a dose."""
     mean = total[inside] / batches
     dose = mean / mass[inside]
     # The maximum of a noisy dose is too high; the 99.9th percentile of the upper doses stands for it.
+    if not dose.max() > 0:
+        return float("inf")
     top = np.partition(dose, -min(50, len(dose)))[-min(50, len(dose))]
     high = dose > 0.5 * top
     variance = np.maximum(square[inside][high] / batches - mean[high] ** 2, 0) / (batches - 1)

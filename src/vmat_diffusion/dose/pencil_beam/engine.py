@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
+from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box, require_isocenter_near_body
 from vmat_diffusion.dose.pencil_beam.beam_tables import padded, tables
 from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model
 from vmat_diffusion.dose.pencil_beam.loops import deliver
@@ -104,8 +104,9 @@ class PencilBeam:
         """Dose in Gy of the whole course on `grid` (3 mm over the body where none is given).
 
         Cost: 9 s of processor time, shared by the cores, for two full arcs of 2 degrees on a head and neck
-        (614,000 voxels of 3 mm).
+        (614,000 voxels of 3 mm). Raises PlanError for a plan that misses the body.
         """
+        require_isocenter_near_body(plan, case)
         where = grid or dose_grid(case)
         exposed = exposures(plan, self.machine)
         ray_grid = _ray_grid(case, where)

@@ -1,0 +1,45 @@
+"""A code for a patient's record number: the same in all files of a patient, and telling nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+
+from pydicom.dataset import Dataset
+
+from vmat_diffusion.dicom.attributes import text
+from vmat_diffusion.errors import CaseError
+
+
+def patient_code(dataset: Dataset) -> str:
+    """16 hexadecimal digits of PatientID; "" where the file has none.
+
+    A slow hash (scrypt, RFC 7914; 50 ms, once for each patient), so that trying out record numbers takes
+    long.
+    """
+    record = text(dataset, "PatientID")
+    return _code(record) if record else ""
+
+
+@lru_cache(maxsize=1024)
+def _code(record: str) -> str:
+    return hashlib.scrypt(record.encode(), salt=b"vmat-diffusion record", n=2**14, r=8, p=1, dklen=8).hex()
+
+
+def one_patient(things: Iterable[tuple[str, Dataset]]) -> str:
+    """The code of the patient of several files, each with the words for it in a sentence.
+
+    Raises CaseError where two of them bear different record numbers; "" where none bears one.
+    """
+    first: tuple[str, str] | None = None
+    for what, dataset in things:
+        record = text(dataset, "PatientID")
+        if not record:
+            continue
+        if first is not None and record != first[1]:
+            raise CaseError(
+                f"{what} bears another patient's ID than {first[0]}; export both again for one patient"
+            )
+        first = first or (what, record)
+    return _code(first[1]) if first else ""
