@@ -98,6 +98,14 @@ Force = Annotated[
 ]
 AllowOutsideBody = Annotated[bool, Field(description="Accept targets that reach outside the body contour.")]
 
+IgnoreDensityOverrides = Annotated[
+    bool,
+    Field(
+        description="Compute with the CT's densities although the structure set prescribes others; the record "
+        "names them."
+    ),
+]
+
 
 @settings
 class Reading:
@@ -107,6 +115,7 @@ class Reading:
     ct_table: CtTableFile = None
     patient_position: PatientPosition = None
     allow_outside_body: AllowOutsideBody = False
+    ignore_density_overrides: IgnoreDensityOverrides = False
 
 
 def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalSheet]:
@@ -132,7 +141,8 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
         patient_position=how.patient_position,
         allow_outside_body=how.allow_outside_body,
     )
-    refuse_density_overrides(case)
+    if not how.ignore_density_overrides:
+        refuse_density_overrides(case)
     return fit_to_each_other(replace(case, ct_table=table), sheet)
 
 
