@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import is_plain_name
 
 INDEX = "index.jsonl"
 _KEYS = ("id", "site", "file", "sha256", "shape", "targets", "organs", "has_dose", "patient")
@@ -28,7 +29,13 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
             record = dict(json.loads(line))
             if missing := [key for key in _KEYS if key not in record]:
                 raise KeyError(missing[0])
+            if not is_plain_name(record["file"]) or not is_plain_name(str(record["id"])):
+                raise CaseError(
+                    f"{INDEX}, line {number} names a file outside the folder of the data set; make it again"
+                )
             records.append({**record, "id": str(record["id"])})
+        except CaseError:
+            raise
         except (ValueError, TypeError, KeyError):
             raise CaseError(f"{INDEX}, line {number} is no case; make the data set again") from None
     return sorted(records, key=lambda record: str(record["id"]))

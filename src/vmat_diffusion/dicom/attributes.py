@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from vmat_diffusion.errors import CaseError, InputError, UnreadableError
+from vmat_diffusion.errors import CaseError, InputError, LimitError, UnreadableError, limit_of
 
 _FILE_BYTES_MAX = 2**31
 _VOXELS_MAX = 2**29
@@ -82,6 +82,8 @@ def open_dataset(path: Path, *, pixels: bool = False) -> Dataset | None:
             # read of that length from disk would first reserve the memory for it.
             stream = BytesIO(head + file.read())
     except OSError as fault:
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise UnreadableError(
             f"the file cannot be opened ({fault.strerror}); check its permissions"
         ) from None

@@ -20,7 +20,7 @@ from pydicom.valuerep import DSfloat, validate_value
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
-from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.errors import CaseError, LimitError, PlanError, limit_of
 from vmat_diffusion.files import written_whole
 
 MANUFACTURER = "VMAT Diffusion"
@@ -195,6 +195,8 @@ def save_whole(
     except FileExistsError:
         raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
     except OSError as fault:
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise PlanError(
             f"{path.name} cannot be written ({fault.strerror}); check the disk and the folder's permissions"
         ) from None

@@ -30,6 +30,7 @@ from vmat_diffusion.dataset.tables import (
     write_text,
 )
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import is_plain_name
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
 from vmat_diffusion.progress import Progress, silent
 
@@ -187,8 +188,9 @@ def read_state(out: Path, case: str) -> dict[str, Any] | None:
     """The state of a case; None where there is none."""
     try:
         state: dict[str, Any] = json.loads((out / WORK / f"{case}.state").read_text(encoding="utf-8"))
-        return state
-    except (OSError, ValueError):
+        # A state under another's name would make that one's files this one's.
+        return state if state["id"] == case and "key" in state and "state" in state else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -203,7 +205,8 @@ def is_made(out: Path, state: Mapping[str, Any] | None, key: str, wanted: Mappin
         return False
     files = state.get("files", {})
     return bool(files) and all(
-        (out / f).is_file() and (out / f).stat().st_size == n for f, n in files.items()
+        is_plain_name(f.removeprefix(f"{WORK}/")) and (out / f).is_file() and (out / f).stat().st_size == n
+        for f, n in files.items()
     )
 
 

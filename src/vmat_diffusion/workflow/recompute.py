@@ -15,7 +15,8 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
-from vmat_diffusion.workflow.run_files import appearing_whole, write_json
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.run_files import write_json
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -109,6 +110,7 @@ def compute_dose(
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
     report = progress or silent
+    require_apart(out, case_folder, plan_file)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
@@ -152,6 +154,7 @@ def second_check(
     from vmat_diffusion.qa import PlanFiles, judge
 
     report = progress or silent
+    require_apart(out, case_folder, plan_file, dose_file)
     asked = uncertainty if engine == "monte-carlo" else 0.0
     limits, base = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":
