@@ -24,6 +24,7 @@ from vmat_diffusion.dataset.cases import TrainingCase, load_case
 from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case, without_names
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
+from vmat_diffusion.dicom import read_case
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import Cluster
