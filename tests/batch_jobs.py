@@ -49,3 +49,18 @@ if __name__ == "__main__":  # a run for the tests to stop, with the handler of S
     jobs = {f"case_{n}": ("slow", n, Path(sys.argv[1])) for n in range(8)}
     for _ in run_jobs(work, jobs, cluster=Cluster(workers=2, memory_gb=0.8)):
         pass
+
+
+def fill_the_disk(number: int, folder: Path) -> int:
+    """A job of which the second one finds the disk full."""
+    (folder / f"{number}").touch()
+    if number == 1:
+        raise OSError(28, "No space left on device", str(folder / "case.npz"))
+    return number
+
+
+def want_memory(number: int) -> int:
+    """A job of which the first one gets no memory."""
+    if not number:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
+    return number

@@ -77,7 +77,7 @@ class StandIn:
             print(self._noise)
         if self._failing is not None:
             raise self._failing
-        grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+        grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
         gy = np.full(grid.shape, UNIFORM_GY, np.float32)
         made = SimpleNamespace(
             plan=keywords["finalize"](self._plan or open_arc()),

@@ -1,8 +1,15 @@
 """What can be wrong with an input, each with a sentence that a physicist can act on.
 
 Every message names the thing, its value, the limit and the remedy; the command line prints it
-and ends with exit code 2. Messages never carry a patient's name or record number.
+and ends with exit code 2. Messages never carry a patient's name or record number. `limit_of` finds
+in any exception the limits of the computer: disk, memory, open files, rights.
 """
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -27,3 +34,71 @@ class MachineError(InputError):
 
 class PlanError(InputError):
     """The plan cannot be read, represented or written."""
+
+
+class LimitError(InputError):
+    """The disk, the memory or another limit of this computer ended the work; no case is at fault."""
+
+
+# What the system says, with what to do; the sentence goes on after the name of the file.
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space or write to another disk",
+    errno.EDQUOT: "the quota of the disk is used up; free some space or write to another disk",
+    errno.EFBIG: "the file would be larger than is allowed here; raise the limit (ulimit -f) or use another "
+    "disk",
+    errno.EROFS: "the disk can only be read; name a folder on another one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) or use fewer --workers",
+    errno.ENFILE: "too many files are open on this computer; end other programs or use fewer --workers",
+}
+_MEMORY = (
+    "the memory of this computer or its limit (ulimit -v) was too small; end other programs, use fewer "
+    "--workers or a coarser grid, or take a computer with more"
+)
+# Libraries wrap what the system says in exceptions of their own.
+_WRAPPED = (
+    (re.compile(r"No space left|os error 28\b|inline_container|file write failed"), _DISK[errno.ENOSPC]),
+    (re.compile(r"Too many open files|os error 24\b"), _DISK[errno.EMFILE]),
+    (re.compile(r"File too large|os error 27\b"), _DISK[errno.EFBIG]),
+    (re.compile(r"Read-only file system|os error 30\b"), _DISK[errno.EROFS]),
+    (
+        re.compile(
+            r"(?i)can(no|')t allocate memory|not enough memory|out of memory|unable to allocate|bad_alloc|"
+            r"failed to map segment|can't start new thread|cannot allocate write.execute memory"
+        ),
+        _MEMORY,
+    ),
+)
+
+
+def limit_of(error: BaseException) -> str:
+    """What limit of the computer lies behind an exception, as a sentence with the remedy; "" for none.
+
+    Looks at the exceptions from which it was raised too, and at what libraries write of the system's errors.
+    """
+    for one in _chain(error):
+        if isinstance(one, LimitError):
+            return str(one)
+        file = f"{one.filename}: " if isinstance(one, OSError) and one.filename else ""
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
+            return f"{file}{_MEMORY}"
+        if isinstance(one, OSError) and one.errno in _DISK:
+            return f"{file}{_DISK[one.errno]}"
+        if not isinstance(one, InputError):
+            for pattern, sentence in _WRAPPED:
+                if pattern.search(str(one)):
+                    return f"{file}{sentence}"
+    return ""
+
+
+def is_memory(sentence: str) -> bool:
+    """Whether `limit_of` speaks of memory, of which one case may need more than another."""
+    return sentence.endswith(_MEMORY)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)

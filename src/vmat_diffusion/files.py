@@ -1,16 +1,23 @@
-"""Files that appear whole or not at all, and the hash that tells them apart."""
+"""Files that appear whole or not at all, the hash that tells them apart, and who writes a folder."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import platform
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_FIRST_PRINTABLE = 32
+_NAME_BYTES_MAX = 255  # of a name on every common file system
+# What `fsync` says of a disk that did not take the contents; other answers mean that it cannot flush.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 @contextmanager
@@ -18,17 +25,50 @@ def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name beside `path` to write to; the file is renamed to `path` at the end.
 
     On any failure it is removed and `path` stays as it was. Raises FileExistsError where `path` exists and
-    is not to be overwritten, even where another writer has just made it.
+    is not to be overwritten, even where another writer has just made it. An OSError of the system carries
+    the name of `path`.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        yield part
-        if overwrite:
-            part.replace(path)
-        else:
-            _publish(part, path)
+        with system_errors_name(path):
+            yield part
+            flush_to_disk(part)
+            if overwrite:
+                part.replace(path)
+            else:
+                _publish(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that can no longer be written must not hide the first error
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def system_errors_name(path: Path) -> Iterator[None]:
+    """Give an OSError without a file, as a full disk raises it, the name of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(".part")):
+            error.filename = str(path)
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the disk has the contents of a file: a full or broken disk may say so only now.
+
+    What cannot be flushed on some file systems counts as written.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in _NOT_WRITTEN:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _publish(part: Path, path: Path) -> None:
@@ -40,6 +80,16 @@ def _publish(part: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(path) from None
         part.rename(path)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a text is the name of a file in a folder: no path, no parent, no drive."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not any(c in "/\\:" or ord(c) < _FIRST_PRINTABLE for c in name)
+        and len(name.encode("utf-8", "surrogatepass")) <= _NAME_BYTES_MAX
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -58,6 +108,56 @@ def content_hash(source: Path) -> str:
         if file.is_file():
             digests.append(hashlib.sha256(file.read_bytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def this_process() -> dict[str, str | int]:
+    """Who writes: the process, when it began, and the computer as a hash, since names of computers tell."""
+    return {"pid": os.getpid(), "started": _start_of(os.getpid()), "host": _host()}
+
+
+def is_dead(writer: object) -> bool:
+    """Whether the process that `this_process` described is known to be over.
+
+    False where that cannot be said: on another computer, and for what is no such record.
+    """
+    if (
+        not isinstance(writer, dict)
+        or not isinstance(writer.get("pid"), int)
+        or writer.get("host") != _host()
+    ):
+        return False
+    pid = writer["pid"]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is there and another user's, or no number of a process
+        pass
+    started = _start_of(pid)
+    return bool(started) and started != writer.get("started")
+
+
+def read_json(file: Path) -> object:
+    """The content of a JSON file; None where there is none or it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:16]
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, with the start of the computer; "" where the system does not say."""
+    try:
+        # The name of the program, in brackets, may hold blanks.
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, IndexError):
+        return ""
+    return f"{boot} {ticks}"
 
 
 def parse_json(text: str, *, characters: int = 64_000_000) -> Any:

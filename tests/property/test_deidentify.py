@@ -114,3 +114,15 @@ def test_uids_differ_where_the_originals_do(a: str, b: str) -> None:
     key = Key(b"0" * 16)
     assert (key.uid(a) == key.uid(b)) == (a == b)
     assert pydicom.uid.UID(key.uid(a)).is_valid
+
+
+@pytest.mark.parametrize("station", ["StationName", "StationAETitle", "DeviceSerialNumber"])
+def test_the_name_of_a_station_is_found_in_other_texts(station: str, tmp_path: Path) -> None:
+    image = files.ct_series()[0]
+    setattr(image, station, "NORDWAND7731")
+    image.Manufacturer = "scanner Nordwand7731"
+    dataset = open_dataset(files.save(image, tmp_path / "a.dcm"), pixels=True)
+    assert dataset is not None
+    deidentify(dataset, Patient("case-0123abcd", 7, identity_of(dataset)), Key(b"0" * 16), TABLE)
+    texts = [str(e.value).lower() for e in dataset.iterall() if e.VR not in ("UI", "SQ", "OW")]
+    assert not [t for t in texts if "nordwand" in t or "7731" in t]

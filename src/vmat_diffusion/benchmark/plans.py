@@ -30,7 +30,7 @@ from vmat_diffusion.benchmark.statistics import pooled_median
 from vmat_diffusion.dataset.openkbp import GOALS, patients_of_split
 from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError, InputError, LimitError, limit_of
 from vmat_diffusion.jobs.batch import unexpected
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
@@ -191,9 +191,13 @@ def _plan_all(
             made = plan_patient(
                 training, folder, settings.plan, level=settings.level, tools=tools, progress=told
             )
+        except LimitError:  # the next patient would meet it too
+            raise
         except InputError as error:
             failed.append(rejection(path.stem, str(error)))
         except Exception as error:
+            if limit := limit_of(error):
+                raise LimitError(f"{limit}. What is done is kept") from error
             failed.append(rejection(path.stem, unexpected(path.stem, error)))
         else:
             patients.append(journal.keep(path, made))

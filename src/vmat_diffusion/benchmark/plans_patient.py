@@ -15,7 +15,7 @@ from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow import PlanningTools, plan_case
-from vmat_diffusion.workflow.run_files import appearing_whole
+from vmat_diffusion.workflow.output import appearing_whole
 from vmat_diffusion.workflow.settings import PlanSettings
 from vmat_diffusion.workflow.simulate import require_plannable
 

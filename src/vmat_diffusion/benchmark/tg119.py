@@ -15,8 +15,9 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
+from vmat_diffusion.workflow.output import appearing_whole
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.run_files import appearing_whole, kept_or_temporary
+from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
 
 
@@ -125,7 +126,9 @@ def _plan(
 
     files = folder / "case"
     before = [p.name for p in (*files.glob("CT.*.dcm"), files / "RS.dcm")]
-    with appearing_whole(files, overwrite=True, names=before) as part:
+    # An earlier run's, if its record is there; else the same files or none.
+    before = before if (folder / "plan" / "run.json").is_file() else []
+    with appearing_whole(files, overwrite=True, names=before, listed=before) as part:
         write_case(part, phantom(case.phantom))
 
     def of_case(stage: str, fraction: float, note: str) -> None:

@@ -168,8 +168,10 @@ class TradeOffOptions(Facts):
 
 def trade_off(options: TradeOffOptions) -> None:
     """Show target coverage against organ doses of several plans of one case, as a table and a plot."""
+    from vmat_diffusion.workflow.output import require_apart
     from vmat_diffusion.workflow.trade_off import read_trade_off, write_trade_off
 
+    require_apart(options.out, *options.runs)
     with stdout_kept():
         found = read_trade_off(options.runs)
         file = write_trade_off(options.out, found, overwrite=options.overwrite)

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
 from vmat_diffusion.cli.options import Command, command
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, limit_of
 
 _DEBUG = "VMAT_DEBUG"
 
@@ -158,23 +158,32 @@ def main() -> None:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except InputError as error:
-        _fail(str(error), 2)
     except _Stopped as stopped:
         _fail(str(stopped), stopped.code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
     except Exception as error:
-        _fail(
-            f"{type(error).__name__}: {error}. This is a defect of vmat-diffusion {__version__}: "
-            "please report it with the output of the same command after `vmat-diffusion --debug`",
-            3,
-        )
+        _fail(*_sentence(error))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What a person is told of an exception, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if limit := limit_of(error):
+        return limit, 2
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: permission denied; change its permissions or name another place", 2
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2
+    return (
+        f"{type(error).__name__}: {error}. This is a defect of vmat-diffusion {__version__}: "
+        "please report it with the output of the same command after `vmat-diffusion --debug`",
+        3,
+    )
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -26,7 +26,14 @@ from vmat_diffusion.dicom.folder import Folder, open_folder
 from vmat_diffusion.dicom.inspection import technique
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.structures import region_names
-from vmat_diffusion.errors import CaseError, GoalError, InputError, UnreadableError
+from vmat_diffusion.errors import (
+    CaseError,
+    GoalError,
+    InputError,
+    LimitError,
+    UnreadableError,
+    limit_of,
+)
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
@@ -332,10 +339,15 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
     """Remove names of files and regions from the sentences of errors: they may contain a patient's name."""
     try:
         yield
+    except LimitError:
+        raise
     except InputError as fault:
         error = UnreadableError if isinstance(fault, UnreadableError) else CaseError
         raise error(without_names(str(fault), root, table)) from None
     except OSError as fault:
+        fault.filename = None  # may be a patient's name
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
         ) from None

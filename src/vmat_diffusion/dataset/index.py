@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import parse_json
+from vmat_diffusion.files import is_plain_name, parse_json
 
 INDEX = "index.jsonl"
 _LINE_CHARACTERS = 1_000_000
@@ -52,7 +52,13 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         try:
             record = dict(parse_json(line, characters=_LINE_CHARACTERS))
             _LINE.validate_python(record)
+            if not is_plain_name(record["file"]) or not is_plain_name(record["id"]):
+                raise CaseError(
+                    f"{INDEX}, line {number} names a file outside the folder of the data set; make it again"
+                )
             records.append(record)
+        except CaseError:
+            raise
         except ValidationError as fault:
             first = fault.errors()[0]
             where = ".".join(str(p)[:40] for p in first["loc"])

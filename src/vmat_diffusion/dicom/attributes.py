@@ -27,7 +27,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from vmat_diffusion.dicom.sealed import unsealed
-from vmat_diffusion.errors import CaseError, InputError, UnreadableError
+from vmat_diffusion.errors import CaseError, InputError, LimitError, UnreadableError, limit_of
 
 _FILE_BYTES_MAX = 2**31
 _VOXELS_MAX = 2**29
@@ -91,6 +91,8 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
             # read of that length from disk would first reserve the memory for it.
             stream = BytesIO(head + file.read())
     except OSError as fault:
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise UnreadableError(
             f"the file cannot be opened ({fault.strerror}); check its permissions"
         ) from None

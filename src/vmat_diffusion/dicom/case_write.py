@@ -24,7 +24,7 @@ from vmat_diffusion.dicom.dataset import (
     save_whole,
     set_points_mm,
 )
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, LimitError, limit_of
 from vmat_diffusion.geometry import Grid
 
 # The retired class that RTSTRUCTs name for their study, as the standard still asks for.
@@ -59,6 +59,8 @@ def write_case(folder: Path | str, case: Case) -> list[Path]:
             folder.rmdir()
         os.rename(part, folder)
     except OSError as fault:
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise CaseError(
             f"folder {folder.name} cannot be written ({fault.strerror}); check the disk and its permissions"
         ) from None

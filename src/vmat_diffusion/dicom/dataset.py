@@ -22,7 +22,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
 from vmat_diffusion.dicom.sealed import SEALED, sealed
-from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.errors import CaseError, LimitError, PlanError, limit_of
 from vmat_diffusion.files import written_whole
 
 MANUFACTURER = "VMAT Diffusion"
@@ -202,6 +202,8 @@ def save_whole(
     except FileExistsError:
         raise PlanError(f"{path.name} exists already; choose another name or allow overwriting") from None
     except OSError as fault:
+        if limit := limit_of(fault):
+            raise LimitError(limit) from None
         raise PlanError(
             f"{path.name} cannot be written ({fault.strerror}); check the disk and the folder's permissions"
         ) from None

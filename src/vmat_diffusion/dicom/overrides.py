@@ -38,6 +38,6 @@ def refuse_density_overrides(case: Case) -> None:
         raise CaseError(
             f"the structure set overrides the tissue of {told[0]}"
             + (f" and of {len(told) - 1} more" if len(told) > 1 else "")
-            + "; doses are computed from CT numbers alone: write it into the CT, remove the override, or plan "
-            "with --ignore-density-overrides"
+            + "; doses are computed from CT numbers alone: write it into the CT, remove the override, or "
+            "plan with --ignore-density-overrides"
         )

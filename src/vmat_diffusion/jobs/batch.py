@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vmat_diffusion.errors import InputError, UnreadableError
+from vmat_diffusion.errors import InputError, LimitError, UnreadableError, is_memory, limit_of
 from vmat_diffusion.jobs.cluster import Cluster, client_of
 from vmat_diffusion.progress import Progress, silent
 
@@ -39,6 +39,7 @@ class Done:
         key: Of the job.
         result: What the function returned.
         reason: Why there is no result: one sentence with its remedy; empty after success.
+        limit: The reason is a limit of this computer, such as a full disk, that every other job meets too.
         defect: The reason is an unexpected exception, a dead worker or a file that the disk did not give,
             not a refused input.
         trace: Where an unexpected exception arose.
@@ -48,6 +49,7 @@ class Done:
     result: Any = None
     reason: str = ""
     defect: bool = False
+    limit: bool = False
     trace: str = ""
 
 
@@ -76,6 +78,7 @@ def run_jobs(
 
     Raises:
         InputError: The cluster cannot be started as asked.
+        LimitError: The disk is full or another limit of the computer is met.
     """
     if not jobs:
         return
@@ -83,6 +86,8 @@ def run_jobs(
     report(_STAGE, 0.0, f"0 of {len(jobs)}")
     run = _run_here if cluster.kind == "serial" else _run_on_workers
     for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):
+        if done.limit:
+            raise LimitError(f"{done.reason}. What is done is kept, the other cases were not tried")
         report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
         yield done
 
@@ -98,7 +103,7 @@ def _run_here(
     while waiting:
         key = waiting.popleft()
         done = _attempt(function, cluster.memory_gb, key, jobs[key])
-        if done.defect and _once_more(key, failures, retries):
+        if done.defect and not done.limit and _once_more(key, failures, retries):
             waiting.append(key)
         else:
             yield done
@@ -134,7 +139,7 @@ def _run_on_workers(
             key = names.pop(future.key)
             done = outcome if future.status == "finished" else _lost(key, outcome, cluster.memory_gb)
             del future
-            again = done.defect and _once_more(key, failures, retries)
+            again = done.defect and not done.limit and _once_more(key, failures, retries)
             if again:
                 waiting.append(key)
             if waiting:
@@ -158,11 +163,22 @@ def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tup
         with redirect_stdout(sys.stderr):  # stdout is for the data of the command
             return Done(key, function(*args))
     except InputError as error:
+        if isinstance(error, LimitError):
+            return Done(key, reason=str(error), defect=True, limit=True)
         return Done(key, reason=str(error), defect=isinstance(error, UnreadableError))
-    except MemoryError:
-        return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
     except Exception as error:
-        return Done(key, reason=unexpected(key, error), defect=True, trace=traceback.format_exc())
+        if (limit := limit_of(error)) and is_memory(limit):
+            return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
+        if limit:
+            return Done(key, reason=f"{key}: {limit}", defect=True, limit=True, trace=traceback.format_exc())
+        disk = isinstance(error, OSError) and error.errno is not None
+        reason = _unreadable(key, error) if disk else unexpected(key, error)
+        return Done(key, reason=reason, defect=True, trace=traceback.format_exc())
+
+
+def _unreadable(key: str, error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"{key}: a file cannot be read or written ({reason}); check the disk and its permissions"
 
 
 def _lost(key: str, failure: Any, memory_gb: float) -> Done:

@@ -30,7 +30,7 @@ from vmat_diffusion.dataset.tables import (
     write_text,
 )
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import parse_json
+from vmat_diffusion.files import is_plain_name, parse_json
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
 from vmat_diffusion.progress import Progress, silent
 
@@ -190,7 +190,8 @@ def read_state(out: Path, case: str) -> dict[str, Any] | None:
         state = parse_json((out / WORK / f"{case}.state").read_text(encoding="utf-8"), characters=1_000_000)
     except (OSError, ValueError):
         return None
-    if not isinstance(state, dict) or not all(isinstance(state.get(k), str) for k in ("id", "key")):
+    # A state under another's name would make that one's files this one's.
+    if not isinstance(state, dict) or state.get("id") != case or not isinstance(state.get("key"), str):
         return None
     files = state.get("files", {})
     sound = isinstance(files, dict) and all(
@@ -211,7 +212,8 @@ def is_made(out: Path, state: Mapping[str, Any] | None, key: str, wanted: Mappin
         return False
     files = state.get("files", {})
     return bool(files) and all(
-        (out / f).is_file() and (out / f).stat().st_size == n for f, n in files.items()
+        is_plain_name(f.removeprefix(f"{WORK}/")) and (out / f).is_file() and (out / f).stat().st_size == n
+        for f, n in files.items()
     )
 
 

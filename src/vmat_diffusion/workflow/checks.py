@@ -13,6 +13,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
 
@@ -76,6 +77,8 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
     machine = load_machine(machine_name)
     if not file.is_file():
         raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
+    if trajectories is not None:
+        require_apart(trajectories, file)
     plan = read_plan(file, machine)
     found = (*beam_differences(plan, machine), *violations(plan, machine))
     same = all(arc.leaves_mm.shape[2] == machine.mlc.pairs for arc in plan.arcs)

@@ -12,7 +12,8 @@ from typing import Any
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.run_files import appearing_whole, write_json
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.run_files import write_json
 
 REPORT = "deidentification.json"
 _KEY_BYTES_MIN = 16
@@ -88,8 +89,7 @@ def deidentify_folder(
 
     secret = Key(secrets.token_bytes(32) if key is None else _secret(key))
     table = load_table(mapping)
-    if out.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out.resolve()):
-        raise CaseError("one of the two folders lies in the other; name an output folder beside the input")
+    require_apart(out, folder)
     found = survey(folder, _stage(progress, "reading"))
     patients = _patients(found.identities, secret)
     left_out = dict(found.left_out)

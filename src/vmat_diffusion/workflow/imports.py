@@ -27,7 +27,7 @@ from vmat_diffusion.jobs.case_states import (
     write_tables,
 )
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.workflow.run_files import appearing_whole
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
 
 # A patient with more planning studies than this is rare; an ID that stands for many patients is not.
 _STUDIES_OF_A_PATIENT = 3
@@ -73,11 +73,7 @@ def import_openkbp(
 
     started = time.perf_counter()
     source, out = source.absolute(), out.absolute()
-    if source in (out, *out.parents):
-        raise InputError(
-            f"{out.name} lies in the folder of the patients and would be searched for them; name a folder "
-            "elsewhere"
-        )
+    require_apart(out, source)
     paths, again = _once_each(patient_paths(source))
     given = {name: _split_of(path, source) for name, path in paths.items()} if split_folders else {}
     record = {"source": SOURCE, "schema": SCHEMA, "version": __version__}
@@ -162,8 +158,7 @@ def import_dicom(
     case, patient ID and structure set to write. Raises InputError where the folders cannot be used.
     """
     source, raw = source.absolute(), raw.absolute()
-    if source in (raw, *raw.parents):
-        raise InputError(f"{raw} lies in {source}, which is read; name a folder beside it")
+    require_apart(raw, source)
     if key is not None and raw in key.absolute().parents:
         raise InputError(f"{key} would tell the patients' IDs beside the cases; name a file elsewhere")
     progress("look", 0.0, "")

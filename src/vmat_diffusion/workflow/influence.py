@@ -16,6 +16,7 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, under_name
+from vmat_diffusion.workflow.output import require_apart
 
 _INSIDE = 0.5  # share of a voxel that a structure must cover
 
@@ -67,6 +68,7 @@ def write_influence(
     """
     linac = load_machine(machine)
     linac.require_beam()
+    require_apart(out, case_folder)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; choose another name or pass --overwrite")
     if out.suffix != ".npz":

@@ -12,8 +12,9 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.provenance import case_provenance
-from vmat_diffusion.workflow.run_files import appearing_whole, write_json
+from vmat_diffusion.workflow.run_files import write_json
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
 
 if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refused before
@@ -80,6 +81,7 @@ def predict_case(
         now = time.perf_counter()
         seconds[name], start = now - start, now
 
+    require_apart(out, path)
     old = [*_OWN_FILES, *(_sample_name(k) for k in range(_MOST_SAMPLES))]
     with appearing_whole(out, overwrite=overwrite, names=old) as folder:
         from vmat_diffusion.evaluate.goals import load_goals

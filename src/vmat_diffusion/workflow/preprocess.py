@@ -43,6 +43,7 @@ from vmat_diffusion.jobs.case_states import (
     write_training_case,
 )
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.output import require_apart
 
 # Settings that only admit more cases: they do not change a case that is finished.
 _ADMITTING = ("relax", "allow_outside_body")
@@ -104,8 +105,7 @@ def preprocess(
     if key is not None and out.resolve() in key.resolve().parents:
         raise InputError(f"{key} would tell the patients' folders within the data set; name a file elsewhere")
     raw, out = raw.absolute(), out.absolute()  # workers of a cluster may start elsewhere
-    if out.resolve().is_relative_to(raw.resolve()):
-        raise InputError(f"{out} lies in {raw}, whose folders are the cases; name a folder beside it")
+    require_apart(out, raw)
     cases, no_case = scan(raw, sites)
     record = preparation_record(settings, shape)
     shape = begin_dataset(out, record, shape, resume=resume, admitting=_ADMITTING)

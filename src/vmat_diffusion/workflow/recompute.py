@@ -18,7 +18,8 @@ from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
-from vmat_diffusion.workflow.run_files import appearing_whole, write_json
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.run_files import write_json
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -126,6 +127,7 @@ def compute_dose(
     Raises InputError where a file cannot be used or the machine lacks what the engine needs.
     """
     report = progress or silent
+    require_apart(out, case_folder, plan_file)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
     plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
@@ -173,6 +175,7 @@ def second_check(
     from vmat_diffusion.qa import PlanFiles, judge
 
     report = progress or silent
+    require_apart(out, case_folder, plan_file, dose_file)
     asked = uncertainty if engine == "monte-carlo" else 0.0
     limits, base = gate_limits(gate, asked), load_machine(machine)
     if dose_file is None and engine == "pencil-beam":

@@ -17,6 +17,7 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.recompute import plan_and_machine
@@ -28,7 +29,6 @@ from vmat_diffusion.workflow.run_files import (
     RECORD,
     REPORT_FILE,
     TRAJECTORIES,
-    appearing_whole,
     trajectory_name,
     write_control_points,
     write_fluence,
@@ -185,6 +185,7 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
+    require_apart(out, case_folder, settings.improve)
     with appearing_whole(
         out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, *CANDIDATE_FOLDERS)
     ) as folder:

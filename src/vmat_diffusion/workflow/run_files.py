@@ -1,12 +1,10 @@
-"""The files of a planning run: their names, those that are not DICOM, and the folder that appears whole."""
+"""The files of a planning run: their names, and those that are not DICOM."""
 
 from __future__ import annotations
 
 import csv
 import json
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,48 +137,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value)
-
-
-@contextmanager
-def appearing_whole(out: Path, *, overwrite: bool, names: Sequence[str] = ()) -> Iterator[Path]:
-    """A hidden folder beside `out` to write into; its files and folders move to `out` at the end.
-
-    Of the files that `out` has already, those that are written anew are replaced and those that match
-    one of `names` and are not are deleted, so that no file of an earlier run is taken for this one's.
-    On any failure it is removed again, with the parents that were made for it. Raises PlanError
-    where `out` is a file, or not empty and not to be overwritten.
-    """
-    out = out.absolute()
-    if out.exists() and not out.is_dir():
-        raise PlanError(f"output folder {out} is a file; name a folder")
-    if out.is_dir() and not overwrite and any(out.iterdir()):
-        raise PlanError(f"output folder {out} is not empty; name another one or pass --overwrite")
-    made = [p for p in out.parents if not p.exists()]
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.is_dir() and not overwrite and any(out.iterdir()):
-            raise PlanError(f"output folder {out} was filled by something else meanwhile; name another one")
-        if out.is_dir():
-            # First the old files go, so that old and new never stand side by side.
-            for old in {path for name in names for path in out.glob(name)}:
-                if old.is_dir():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink()
-            written = sorted(partial.iterdir(), key=lambda f: f.name == RECORD)
-            for file in written:
-                file.replace(out / file.name)
-        else:
-            partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

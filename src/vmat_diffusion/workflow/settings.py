@@ -101,8 +101,8 @@ AllowOutsideBody = Annotated[bool, Field(description="Accept targets that reach 
 IgnoreDensityOverrides = Annotated[
     bool,
     Field(
-        description="Compute with the CT's densities although the structure set prescribes others; the record "
-        "names them."
+        description="Compute with the CT's densities although the structure set prescribes others; the "
+        "record names them."
     ),
 ]
 

@@ -40,6 +40,7 @@ from vmat_diffusion.jobs.case_states import (
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import Simulation
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def simulate(
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
     load_machine(settings.machine).require_beam()
     out = out.absolute()  # workers of a cluster may start elsewhere
+    require_apart(out, *{patient.file.parent for patient in patients if patient.file is not None})
     record = simulation_record(settings)
     begin_dataset(out, record, None, resume=resume)
     jobs = {

@@ -19,6 +19,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.provenance import git_revision
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def _train(
     from vmat_diffusion.training.settings import settings_record
 
     began, out = time.monotonic(), folders.out
+    require_apart(out, folders.data)
     out.mkdir(parents=True, exist_ok=True)
     parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
     _require_same_cases(parts, folders)

@@ -17,7 +17,7 @@ import pytest
 from batch_jobs import work
 
 from vmat_diffusion.cli.fields import ClusterOptions
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, LimitError
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
 from vmat_diffusion.jobs.cluster import _queued
 
@@ -324,3 +324,26 @@ def test_options_become_a_cluster() -> None:
     assert ClusterOptions().where() == Cluster()
     with pytest.raises(InputError, match="--cluster moon"):
         ClusterOptions(cluster="moon")
+
+
+@pytest.mark.parametrize("cluster", [Cluster(kind="serial"), Cluster(workers=1, memory_gb=0.8)])
+def test_a_full_disk_ends_the_batch_with_a_sentence(tmp_path: Path, cluster: Cluster) -> None:
+    jobs = {f"{n}": (n, tmp_path) for n in range(9)}
+    done = []
+    results = run_jobs(batch_jobs.fill_the_disk, jobs, cluster=cluster)
+    with (
+        pytest.raises(LimitError, match=r"1: .*case\.npz: the disk is full; free some space"),
+        closing(results),
+    ):
+        for one in results:
+            done.append(one.key)
+    assert "0" in done and "8" not in done
+    assert not (tmp_path / "8").exists()
+
+
+def test_memory_that_is_too_small_is_the_case_s_own_reason(tmp_path: Path) -> None:
+    jobs = {"large": (0,), "small": (1,)}
+    with closing(run_jobs(batch_jobs.want_memory, jobs, cluster=Cluster(kind="serial"))) as results:
+        done = {one.key: one for one in results}
+    assert "--memory-gb" in done["large"].reason and "defect" not in done["large"].reason
+    assert done["small"].result == 1

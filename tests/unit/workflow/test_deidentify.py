@@ -213,7 +213,7 @@ def test_weak_and_misspelt_keys_are_refused(patient: Path, tmp_path: Path, key: 
 def test_folders_that_cannot_be_used_are_refused(patient: Path, tmp_path: Path) -> None:
     with pytest.raises(CaseError, match="does not exist"):
         deidentify_folder(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(CaseError, match="lies in the other"):
+    with pytest.raises(InputError, match="lies in a folder that the command reads"):
         deidentify_folder(patient, patient / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")

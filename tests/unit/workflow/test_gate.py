@@ -28,6 +28,7 @@ from vmat_diffusion.workflow import (
     second_check,
 )
 from vmat_diffusion.workflow.recompute import QA_FILES
+from vmat_diffusion.workflow.search_and_check import grid_check
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
@@ -338,3 +339,12 @@ def test_reference_check_refuses_other_engines_and_folders(tmp_path: Path) -> No
         check_references(tmp_path / "none")
     with pytest.raises(InputError, match="no case"):
         check_references(tmp_path)
+
+
+@pytest.mark.parametrize(("spacing_mm", "passed"), [(2.5, True), (3.0, True), (3.01, False), (6.0, False)])
+def test_the_verdict_names_its_dose_grid_and_no_plan_passes_on_a_coarse_one(
+    spacing_mm: float, passed: bool
+) -> None:
+    check = grid_check(Grid((2, 2, 2), (2.0, 2.0, spacing_mm), (0.0, 0.0, 0.0)))
+    assert check.passed is passed and check.value == spacing_mm and check.limit == 3.0
+    assert ("--grid-mm 3" in check.why) is not passed

@@ -116,7 +116,7 @@ def test_a_data_set_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_data_set_inside_its_source_is_refused(source: Path) -> None:
-    with pytest.raises(InputError, match="would be searched for them; name a folder elsewhere"):
+    with pytest.raises(InputError, match="name a folder beside the input"):
         import_openkbp(source, source / "out", cluster=Cluster("serial"))
 
 
@@ -173,7 +173,7 @@ def test_copies_are_made_where_links_cannot_be(tmp_path: Path, monkeypatch: pyte
 
 def test_places_that_would_harm_are_refused(tmp_path: Path) -> None:
     raw_patient(tmp_path / "tree", number=1)
-    with pytest.raises(InputError, match="name a folder beside it"):
+    with pytest.raises(InputError, match="name a folder beside the input"):
         import_dicom(tmp_path / "tree", tmp_path / "tree" / "raw")
     with pytest.raises(InputError, match="name a file elsewhere"):
         import_dicom(tmp_path / "tree", tmp_path / "raw", key=tmp_path / "raw" / "key.csv")

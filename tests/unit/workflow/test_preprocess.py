@@ -24,6 +24,7 @@ from vmat_diffusion.dataset.cases import TrainingCase, load_case
 from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case, without_names
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
+from vmat_diffusion.dicom import read_case
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.jobs.batch import Cluster
@@ -94,7 +95,6 @@ def test_nothing_names_the_patient_or_the_place(made: tuple[Path, Path, Preproce
 
 
 def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, PreprocessRun]) -> None:
-    from vmat_diffusion.dicom import read_case
 
     raw, out, _ = made
     before, after = read_case(raw / "case_0002"), load_case(out / "case_0002.npz").case

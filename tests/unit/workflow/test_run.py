@@ -17,9 +17,9 @@ from vmat_diffusion.files import content_hash
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
 from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
+from vmat_diffusion.workflow.output import appearing_whole
 from vmat_diffusion.workflow.run_files import (
     TRAJECTORIES,
-    appearing_whole,
     write_control_points,
     write_fluence,
 )
@@ -331,6 +331,9 @@ def test_overwriting_takes_away_what_an_earlier_run_left_by_a_pattern(tmp_path: 
     out.mkdir()
     for name in ("trajectory_1.csv", "trajectory_9.csv", "mine.csv"):
         (out / name).write_text("old")
+    record = json.dumps({"files": ["run.json", "trajectory_1.csv", "trajectory_9.csv"]})
+    (out / "run.json").write_text(record)
     with appearing_whole(out, overwrite=True, names=(TRAJECTORIES,)) as part:
         (part / "trajectory_1.csv").write_text("new")
-    assert {p.name: p.read_text() for p in out.iterdir()} == {"trajectory_1.csv": "new", "mine.csv": "old"}
+    left = {p.name: p.read_text() for p in out.iterdir()}
+    assert left == {"trajectory_1.csv": "new", "mine.csv": "old", "run.json": record}

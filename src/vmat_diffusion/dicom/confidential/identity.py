@@ -31,7 +31,9 @@ _IDENTIFYING = word_set(
     RequestedProcedureID FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest
     SpecimenAccessionNumber IssuerOfPatientID InstitutionName InstitutionAddress PatientAddress
     PatientTelephoneNumbers PatientBirthDate ResponsibleOrganization
-    ClinicalTrialSubjectID ClinicalTrialSiteName"""
+    ClinicalTrialSubjectID ClinicalTrialSiteName StationName StationAETitle PerformedStationName
+    PerformedStationAETitle ScheduledStationName ScheduledStationAETitle DeviceSerialNumber
+    InstitutionalDepartmentName PatientMotherBirthName"""
 )
 
 
