@@ -27,6 +27,8 @@ ALLOWED = {
     "tank_dose": "the shipped beams against scans: the oracle test, benchmarks/beam.py",
     # Dataclasses of which each field goes into a table or a record.
     "achieved_gy free_gy other_organs_gy": "steering of the dose model",
+    "dose_medium": "the schema of a training case",
+    "shift_sigma_mm turn_sigma_deg": "standard errors of the motion between two doses, for its tests",
     "edge_per_mm leaf_travel_mm leaf_travel_mm_deg mean_area_cm2 mean_dose_rate_mu_min": "complexity",
     "mean_gantry_speed_deg_s mu_per_gy small_10mm small_5mm": "complexity",
     "cax_diff_pct gamma_2_2 gamma_3_3 max_diff_pct mean_diff_pct noise_pct": "a reference dose",

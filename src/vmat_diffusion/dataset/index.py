@@ -51,11 +51,11 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = dict(parse_json(line, characters=_LINE_CHARACTERS))
-            _LINE.validate_python(record)
-            if not is_plain_name(record["file"]) or not is_plain_name(record["id"]):
+            if not all(is_plain_name(str(record.get(key))) for key in ("file", "id")):
                 raise CaseError(
                     f"{INDEX}, line {number} names a file outside the folder of the data set; make it again"
                 )
+            _LINE.validate_python(record)
             records.append(record)
         except CaseError:
             raise

@@ -53,7 +53,6 @@ def choose_images(folder: Folder) -> tuple[Found, tuple[Found, ...], tuple[str, 
         labels = ", ".join(sorted(f.found.label for f in best)[:4])
         raise CaseError(f"{len(best)} structure sets fit the CT ({labels}); keep the one that is meant")
     chosen = best[0]
-    _must_be_one_patient(chosen.found, series[chosen.series])
     if chosen.how == "frame":
         steps.append("match-frame: structure set and CT share a frame of reference only")
     if len(series) > 1:
@@ -154,17 +153,6 @@ def _plan_uid(dose: Found) -> str:
         return plan_uid(dose)
     except CaseError:
         return ""
-
-
-def _must_be_one_patient(structure_set: Found, images: Sequence[Found]) -> None:
-    """Raise CaseError where set and images bear different PatientIDs; a missing one contradicts nothing."""
-    own = text(structure_set.dataset, "PatientID")
-    for image in images:
-        other = text(image.dataset, "PatientID")
-        if own and other and own != other:
-            raise CaseError(
-                f"{structure_set.label} bears another PatientID (0010,0020) than its CT; export both again"
-            )
 
 
 def own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], tuple[str, ...]]:

@@ -14,7 +14,7 @@ LINE = {
     "id": "case_1",
     "site": "lung",
     "file": "case_1.npz",
-    "sha256": "0",
+    "sha256": "0" * 64,
     "shape": [1, 1, 1],
     "targets": [],
     "organs": [],

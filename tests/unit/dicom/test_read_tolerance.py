@@ -236,7 +236,7 @@ def test_files_of_two_patients_do_not_meet(tmp_path: Path, kind: str) -> None:
     (structures if kind == "RTSTRUCT" else dose).PatientID = "ANOTHER"
     folder = write_patient(tmp_path, images, structures, dose)
     if kind == "RTSTRUCT":
-        with pytest.raises(CaseError, match="bears another PatientID") as refusal:
+        with pytest.raises(CaseError, match="bears another patient's ID") as refusal:
             read_case(folder)
         assert "ANOTHER" not in str(refusal.value)
     else:

@@ -19,7 +19,7 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_figures_the_page_is_its_head() -> None:
-    assert len(list(page.lines())) == 5
+    assert len(list(page.lines())) == 4
 
 
 def test_the_page_shows_goals_beside_the_published_figures() -> None:
@@ -49,7 +49,7 @@ def test_the_page_shows_goals_beside_the_published_figures() -> None:
     figures.save("tg119", kept)
     lines = list(commands.tg119_section())
     assert set(lines) <= set(page.lines())
-    assert "## TG-119: 1 of 2 cases passed" in lines
+    assert "## TG-119" in lines and "1 of 2 cases passed." in lines
     assert "| cshape_easy | **no** | 1.7 | 88 | 1114 | 119 | 0 | passed | 2026-01-02 |" in lines
     assert "| cshape_easy | Core | D10% <= 25 Gy | 26.00 | 22.00 ± 3.14 | 25 | **no** |" in lines
     assert lines[-1] == "Measured on a computer."

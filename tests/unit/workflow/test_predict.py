@@ -195,10 +195,13 @@ def test_samples_need_weights_with_diffusion(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unasked(npz: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_case(npz, out, settings(weights))
-    (out / "sample_7.dcm").write_text("of an earlier run")
     (out / "notes.txt").write_text("mine")
     with pytest.raises(PlanError, match="not empty"):
         predict_case(npz, out, settings(weights))
+    (out / "sample_7.dcm").write_text("of somebody else")
+    with pytest.raises(PlanError, match=r"holds sample_7.dcm, which no earlier run of ours lists"):
+        predict_case(npz, out, settings(weights, samples=0), overwrite=True)
+    (out / "sample_7.dcm").unlink()
     predict_case(npz, out, settings(weights, samples=0), overwrite=True)
     assert {f.name for f in out.iterdir()} == {"prediction.npz", "prediction.json", "dvh.png", "notes.txt"}
 

@@ -100,6 +100,9 @@ def test_volumes_and_doses_are_those_of_the_folder(made: tuple[Path, Path, Prepr
     before, after = read_case(raw / "case_0002"), load_case(out / "case_0002.npz").case
     for name, structure in before.structures.items():
         volume = structure.voxels * before.grid.voxel_cc
+        if structure.role == "body":  # the data set's shape cuts it beside targets, organs and dose
+            assert 0 < after.structures[name].voxels * after.grid.voxel_cc <= 1.01 * volume
+            continue
         assert after.structures[name].voxels * after.grid.voxel_cc == pytest.approx(
             volume, rel=0.01, abs=0.011
         )
@@ -468,7 +471,10 @@ def test_the_site_of_all_cases_goes_before_the_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [".", "x"])
 def test_a_data_set_within_the_raw_folder_is_refused(tmp_path: Path, place: str) -> None:
     raw = _raw(tmp_path / "raw", 1)
-    with pytest.raises(InputError, match="whose folders are the cases; name a folder beside it"):
+    with pytest.raises(
+        InputError,
+        match=r"--out (is an input|lies in a folder that the command).*; name a folder beside the input",
+    ):
         _run(raw, raw / place, resume=True)
     assert [p.name for p in raw.iterdir()] == ["case_0001"]
 
