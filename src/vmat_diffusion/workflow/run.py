@@ -1,4 +1,7 @@
-"""`plan` and `demo`: one planning run, from a DICOM folder to a folder of results, stage by stage."""
+"""`plan` and `demo`: one planning run, from a DICOM folder to a folder of results, stage by stage.
+
+A little over 400 lines: what a run is and what is recorded of it change together.
+"""
 
 from __future__ import annotations
 
