@@ -174,9 +174,7 @@ def _common_plane(reference: Grid, evaluated: Grid) -> int | None:
     if ours != theirs:
         named = (("axial", "coronal", "sagittal")[axes[0]] for axes in (ours, theirs))
         raise CaseError(
-            "gamma: the reference plane is {}, the evaluated one {}; compare planes of one orientation".format(
-                *named
-            )
+            "gamma: the reference plane is {}, the evaluated one {}; compare like with like".format(*named)
         )
     k = 2 - ours[0]
     apart = abs(reference.origin_mm[k] - evaluated.origin_mm[k])
@@ -247,7 +245,7 @@ def _search_all(
 def _spikes(gy: NDArray[np.float32], spacing: NDArray, step_mm: float, top_gy: float) -> NDArray[np.float32]:
     """The most that the dose changes along an axis over one step of the search, at spikes; elsewhere 0.
 
-    A spike differs from both its neighbours along an axis, in one sense, by more than `_SPIKE` of the maximum.
+    A spike differs from both its neighbours along an axis, in one sense, by over `_SPIKE` of the maximum.
     """
     change, height = np.zeros_like(gy), np.zeros_like(gy)
     for axis, mm in enumerate(spacing):
