@@ -81,7 +81,7 @@ def test_a_small_case_goes_the_whole_road_in_a_minute(case_folder: Path, tmp_pat
     gate = tmp_path / "gate.toml"
     gate.write_text("uncertainty_percent = 3.0\n")
     settings = plan_settings(
-        goals="tg119_cshape_easy", arcs=1, grid_mm=6.0, normalize_gy=51.0, uncertainty=0.029, gate=str(gate)
+        goals="tg119_cshape_easy", arcs=1, grid_mm=3.0, normalize_gy=51.0, uncertainty=0.029, gate=str(gate)
     )
     start = time.process_time()
     run = plan_case(case_folder, tmp_path / "out", settings, tools=PlanningTools(optimizer=short_search))

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, resample
 
 pymedphys = pytest.importorskip("pymedphys")
 
@@ -42,9 +42,10 @@ def assert_agree(reference: Dose, evaluated: Dose, ours: GammaResult) -> None:
     assert ours.pass_percent == pytest.approx(rate, abs=0.1)
     # At max_gamma their search stops one step of float rounding earlier or later than ours.
     below = scored & (ours.map < 0.95 * ours.max_gamma)
-    difference = np.abs(map_[below] - ours.map[below])
+    difference = ours.map[below] - map_[below]
     # A position within rounding of the outermost voxels is in the volume for one and not for the other.
-    assert np.quantile(difference, 0.995) < _GAMMA_TOLERANCE and difference.max() < 0.1
+    # At spikes ours searches more, and may only be lower.
+    assert np.quantile(np.abs(difference), 0.995) < _GAMMA_TOLERANCE and difference.max() < 0.1
 
 
 def random_pair(seed: int, *, noise_gy: float, shift: float, other_grid: bool) -> tuple[Dose, Dose]:
@@ -58,7 +59,7 @@ def random_pair(seed: int, *, noise_gy: float, shift: float, other_grid: bool) -
     evaluated = Dose(grid, np.maximum(moved, 0).astype(np.float32))
     if other_grid:
         other = Grid((7, 17, 16), (3.1, 2.7, 4.0), (-29.0, 13.0, 8.0))
-        evaluated = Dose(other, evaluated.on(other))
+        evaluated = Dose(other, resample(evaluated.gy, evaluated.grid, other))
     return Dose(grid, field.astype(np.float32)), evaluated
 
 

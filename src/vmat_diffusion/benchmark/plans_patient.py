@@ -10,7 +10,7 @@ from typing import Literal
 from vmat_diffusion.benchmark.plan_comparison import PlanComparison, compare_plan
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp
-from vmat_diffusion.dicom import write_case
+from vmat_diffusion.dicom import files_of_case, write_case
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
@@ -75,7 +75,8 @@ def plan_patient(
         highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
         settings = replace(settings, normalize_gy=highest)
     folder = out / CASES / case.id
-    with appearing_whole(folder, overwrite=True) as part:
+    before = files_of_case(folder, case)
+    with appearing_whole(folder, overwrite=True, names=before, listed=before) as part:
         write_case(part, case)
     run = plan_case(
         folder,

@@ -121,15 +121,14 @@ def _plan(
     tools: PlanningTools | None,
 ) -> dict[str, Any]:
     """Write the phantom as DICOM, plan it, and return what the run has recorded."""
-    from vmat_diffusion.dicom import write_case
+    from vmat_diffusion.dicom import files_of_case, write_case
     from vmat_diffusion.phantom import phantom
 
     files = folder / "case"
-    before = [p.name for p in (*files.glob("CT.*.dcm"), files / "RS.dcm")]
-    # An earlier run's, if its record is there; else the same files or none.
-    before = before if (folder / "plan" / "run.json").is_file() else []
+    made = phantom(case.phantom)
+    before = files_of_case(files, made)
     with appearing_whole(files, overwrite=True, names=before, listed=before) as part:
-        write_case(part, phantom(case.phantom))
+        write_case(part, made)
 
     def of_case(stage: str, fraction: float, note: str) -> None:
         report(f"{case.name}: {stage}", fraction, note)

@@ -1,7 +1,7 @@
 """DICOM in and out: the only package that knows pydicom."""
 
 from vmat_diffusion.dicom.case_read import read_case
-from vmat_diffusion.dicom.case_write import write_case
+from vmat_diffusion.dicom.case_write import files_of_case, write_case
 from vmat_diffusion.dicom.inspection import inspect
 from vmat_diffusion.dicom.overrides import refuse_density_overrides
 from vmat_diffusion.dicom.rtdose_read import read_dose, read_plane_or_volume
@@ -12,6 +12,7 @@ from vmat_diffusion.dicom.unknown_names import unknown_names
 
 __all__ = [
     "as_written",
+    "files_of_case",
     "inspect",
     "read_case",
     "read_dose",

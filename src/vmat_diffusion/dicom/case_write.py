@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, CTImageStorage, RTStructureSetStorage
 
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.dicom.contours import contours_from_mask
 from vmat_diffusion.dicom.dataset import (
+    MANUFACTURER,
     decimal,
     decimals,
     new_dataset,
@@ -39,6 +42,19 @@ _ORGAN_COLOURS = (
     (200, 90, 150),
     (150, 110, 60),
 )
+
+
+def files_of_case(folder: Path, case: Case) -> list[str]:
+    """Names of the files in a folder that `write_case` has written for this case, by its pseudonym."""
+    names = []
+    for file in (*sorted(folder.glob("CT.*.dcm")), folder / "RS.dcm"):
+        try:
+            dataset = dcmread(file, specific_tags=["PatientID", "Manufacturer"])
+        except (OSError, InvalidDicomError):
+            continue
+        if dataset.get("PatientID") == case.id and dataset.get("Manufacturer") == MANUFACTURER:
+            names.append(file.name)
+    return names
 
 
 def write_case(folder: Path | str, case: Case) -> list[Path]:

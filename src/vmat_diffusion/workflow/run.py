@@ -388,14 +388,16 @@ def _run_record(run: PlanRun) -> dict[str, Any]:
 
 def run_demo(out: Path, *, progress: Progress | None = None) -> tuple[PlanRun, Path]:
     """Plan the TG-119 C-shape phantom into `out/plan`; returns the run and the path of its picture."""
-    from vmat_diffusion.dicom import write_case
+    from vmat_diffusion.dicom import files_of_case, write_case
     from vmat_diffusion.phantom import phantom
     from vmat_diffusion.report import plan_picture
 
     report = progress or silent
     report("phantom", 0.0, "")
-    with appearing_whole(out / "phantom", overwrite=True) as folder:
-        write_case(folder, phantom("tg119_cshape"))
+    case = phantom("tg119_cshape")
+    before = files_of_case(out / "phantom", case)
+    with appearing_whole(out / "phantom", overwrite=True, names=before, listed=before) as folder:
+        write_case(folder, case)
     report("phantom", 1.0, "")
     # Within the default gate, for four fifths of the usual time.
     settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022)

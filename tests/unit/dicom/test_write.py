@@ -15,9 +15,15 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Source
-from vmat_diffusion.dicom import as_written, write_case, write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import (
+    as_written,
+    files_of_case,
+    write_case,
+    write_dose,
+    write_unjudged_plan,
+)
 from vmat_diffusion.dicom import dataset as dataset_module
-from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.errors import CaseError, LimitError, PlanError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Layer, Machine, load_machine
 from vmat_diffusion.phantom import phantom
@@ -405,7 +411,7 @@ def test_a_failing_write_leaves_nothing_behind(
         raise fault
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(PlanError if isinstance(fault, OSError) else KeyboardInterrupt):
+    with pytest.raises(LimitError if isinstance(fault, OSError) else KeyboardInterrupt):
         export()
     assert list(tmp_path.iterdir()) == []
 
@@ -523,3 +529,13 @@ def test_slices_carry_hu_and_place(tmp_path: Path) -> None:
     assert image.PatientPosition == "HFS"
     uids = {pydicom.dcmread(f, stop_before_pixels=True).SOPInstanceUID for f in files}
     assert len(uids) == len(files)
+
+
+def test_the_files_of_a_case_are_known_again_and_no_others(tmp_path: Path) -> None:
+    case = phantom("tg119_cshape")
+    folder = tmp_path / "case"
+    written = {path.name for path in write_case(folder, case)}
+    (folder / "CT.999.dcm").write_text("somebody's")
+    assert set(files_of_case(folder, case)) == written
+    assert files_of_case(folder, replace(case, id="another")) == []
+    assert files_of_case(tmp_path / "absent", case) == []
