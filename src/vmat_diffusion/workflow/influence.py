@@ -17,6 +17,7 @@ from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, under_name
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.settings import require_case_folder
 
 _INSIDE = 0.5  # share of a voxel that a structure must cover
 
@@ -73,9 +74,7 @@ def write_influence(
         raise InputError(f"{out} exists; choose another name or pass --overwrite")
     if out.suffix != ".npz":
         raise InputError(f"{out} does not end in .npz; an influence file does")
-    if not case_folder.is_dir():
-        what = "is a file" if case_folder.is_file() else "does not exist"
-        raise CaseError(f"case folder {case_folder} {what}; give a folder of DICOM files")
+    require_case_folder(case_folder)
     from vmat_diffusion.dicom import read_case, refuse_density_overrides
     from vmat_diffusion.dose.delivery import jaw_box
     from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix

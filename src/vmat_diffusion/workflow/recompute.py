@@ -20,6 +20,7 @@ from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.run_files import write_json
+from vmat_diffusion.workflow.settings import require_case_folder
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -264,9 +265,7 @@ def _read(
     plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None, ct_table: Path | None
 ) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
-    if not case_folder.is_dir():
-        what = "is a file" if case_folder.is_file() else "does not exist"
-        raise CaseError(f"case folder {case_folder} {what}; give a folder of DICOM files")
+    require_case_folder(case_folder)
     from vmat_diffusion.dicom import read_case, refuse_density_overrides
 
     table = load_ct_table(ct_table)

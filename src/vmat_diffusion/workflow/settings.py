@@ -118,6 +118,13 @@ class Reading:
     ignore_density_overrides: IgnoreDensityOverrides = False
 
 
+def require_case_folder(folder: Path) -> None:
+    """Raise CaseError where a case's folder is a file or absent."""
+    if not folder.is_dir():
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
+
+
 def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalSheet]:
     """The case in a DICOM folder and a goal sheet, fitted to each other; wrong names are refused first.
 
@@ -128,9 +135,7 @@ def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalS
 
     sheet = load_goals(goals)
     table = load_ct_table(how.ct_table)
-    if not folder.is_dir():
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
+    require_case_folder(folder)
     from vmat_diffusion.dicom import read_case, refuse_density_overrides
     from vmat_diffusion.evaluate.task import fit_to_each_other
 
