@@ -8,12 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from pydantic import Field
 
-from vmat_diffusion.cli.display import short, show, table
+from vmat_diffusion.cli.display import short, show, stdout_kept, table
 from vmat_diffusion.cli.fields import TO_FILE, Facts
+from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.settings import MappingFile, PatientPosition
 
 _ANY_NAME = "Name of a shipped one, or a file."
 
@@ -88,6 +91,24 @@ class CopyOptions:
     out: Annotated[
         Path | None, Field(description="Where to write: a new file; by default it is printed."), TO_FILE
     ] = None
+
+
+@settings
+class CheckSheetOptions(Facts):
+    """What `goals check` takes."""
+
+    sheet: Annotated[
+        str,
+        Field(description="Goal sheet: a shipped sheet's name or a TOML file."),
+        Option(positional=True, metavar="SHEET"),
+    ]
+    case: Annotated[
+        Path | None,
+        Field(description="Case: a folder with a CT and a structure set; what it cannot reach is found too."),
+        Option(positional=True, metavar="CASE"),
+    ] = None
+    mapping: MappingFile = None
+    patient_position: PatientPosition = None
 
 
 @settings
@@ -183,6 +204,30 @@ def goals_show(options: ShowOptions) -> None:
         f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}\n\n"
         + table(header, rows, left=5)
     )
+
+
+def goals_check(options: CheckSheetOptions) -> None:
+    """Say what is wrong with a goal sheet, and what a case cannot reach; exit code 1 for a finding of weight.
+
+    Names that no table knows, goals that contradict each other, doses that do not fit the fractionation,
+    numbers without a source. Remarks alone give 0.
+    """
+    from vmat_diffusion.workflow import check_sheet
+
+    with stdout_kept():
+        sheet, findings = check_sheet(**keywords(check_sheet, options))
+    of_weight = sum(finding.of_weight for finding in findings)
+    if options.json:
+        show(
+            json.dumps(
+                {"sheet": sheet.name, "of_weight": of_weight, "findings": [asdict(f) for f in findings]}
+            )
+        )
+    else:
+        goals = f"{len(sheet.goals)} goal{'' if len(sheet.goals) == 1 else 's'}"
+        total = f"{sheet.name}: {goals}, {of_weight} to settle, {len(findings) - of_weight} remarks"
+        show("\n".join([*map(str, findings), total]))
+    raise typer.Exit(1 if of_weight else 0)
 
 
 def mapping_show(options: ShowOneOptions) -> None:
