@@ -1,4 +1,4 @@
-"""`check`, `dvh` and `machine show`: deliverability of a plan file, figures of a dose."""
+"""`check`, `goals check`, `dvh` and `machine show`: what can be said of a plan file, a goal sheet or a dose."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
+from vmat_diffusion.workflow.settings import require_case_folder
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
-    from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.optimize.sheet_findings import Finding
 
 # Dose in Gy to these relative volumes is listed for every structure.
 _DOSE_AT_PERCENT = (98, 95, 50, 2)
@@ -176,7 +178,7 @@ def dose_statistics(
     """
     from vmat_diffusion.dicom import read_case, read_dose
     from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
-    from vmat_diffusion.evaluate.goals import add_unions, evaluate, fit_to_case, load_goals
+    from vmat_diffusion.evaluate.goals import add_structures, evaluate, fit_to_case, load_goals
 
     sheet = load_goals(goals) if goals else None
     if not dose_file.is_file():
@@ -187,7 +189,7 @@ def dose_statistics(
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
-        case = add_unions(sheet, case)
+        case = add_structures(sheet, case)
     rows = []
     for structure in case.structures.values():
         if not structure.mask.any():
@@ -230,3 +232,37 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{path}[{k}]")
     elif node is not None:
         yield path, node
+
+
+def check_sheet(
+    sheet: str,
+    case: Path | None = None,
+    *,
+    mapping: str | None = None,
+    patient_position: str | None = None,
+) -> tuple[GoalSheet, tuple[Finding, ...]]:
+    """A goal sheet and what is wrong with it; with a case's folder what that case cannot reach as well.
+
+    Raises GoalError for a sheet that cannot be read or a case without its targets, CaseError for a folder
+    that cannot be read.
+    """
+    from vmat_diffusion.dicom import read_case
+    from vmat_diffusion.dicom.names import load_table
+    from vmat_diffusion.evaluate.goals import load_goals
+    from vmat_diffusion.evaluate.task import fit_to_each_other
+    from vmat_diffusion.optimize.sheet_findings import sheet_findings
+
+    loaded, table = load_goals(sheet), load_table(mapping)
+    if case is None:
+        return loaded, sheet_findings(loaded, table=table)
+    require_case_folder(case)
+    patient = read_case(
+        case,
+        mapping=mapping,
+        site=loaded.site,
+        patient_position=patient_position,
+        # What a sheet asks for can be looked at before the contours are settled.
+        allow_outside_body=True,
+    )
+    patient, fitted = fit_to_each_other(patient, loaded)
+    return fitted, sheet_findings(fitted, patient, table)
