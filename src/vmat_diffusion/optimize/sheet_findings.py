@@ -178,8 +178,9 @@ def _fractionation(sheet: GoalSheet) -> Iterator[Finding]:
         yield Finding(
             "dose",
             True,
-            f"{what}, which equals {eqd2:.0f} Gy in fractions of 2 Gy (alpha/beta {_TUMOUR_ALPHA_BETA_GY:g} Gy), "
-            f"above the {_MOST_EQD2_GY:g} Gy of 60 Gy in 3; correct fractions or dose",
+            f"{what}, which equals {eqd2:.0f} Gy in fractions of 2 Gy (alpha/beta "
+            f"{_TUMOUR_ALPHA_BETA_GY:g} Gy), above the {_MOST_EQD2_GY:g} Gy of 60 Gy in 3; correct "
+            "fractions or dose",
         )
     elif sheet.stereotactic and each < _NOT_STEREOTACTIC_GY:
         yield Finding("dose", False, f"{what}, yet the sheet is stereotactic; set stereotactic = false")

@@ -1,4 +1,4 @@
-"""`check`, `goals check`, `dvh` and `machine show`: what can be said of a plan file, a goal sheet or a dose."""
+"""`check`, `goals check`, `dvh`, `machine show`: what can be said of a plan file, a goal sheet, a dose."""
 
 from __future__ import annotations
 
