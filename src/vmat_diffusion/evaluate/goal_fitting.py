@@ -272,6 +272,31 @@ def why_absent(name: str, sheet: GoalSheet, case: Case) -> str:
     )
 
 
+def how_made(name: str, case: Case) -> str:
+    """What a structure was made of by `add_structures`, in words; "" for one that was not made."""
+    steps = (step for step in case.source.steps if step.startswith(_made_as(name)))
+    return next((step.removeprefix(_made_as(name)).partition(";")[0] for step in steps), "")
+
+
+def structures_named(sheet: GoalSheet) -> tuple[str, ...]:
+    """The structures that a sheet's goals are on, in place of an expression those that it names."""
+    names: dict[str, None] = {}
+    waiting = [goal.structure for goal in reversed(sheet.goals)]
+    while waiting:
+        name = waiting.pop()
+        text = sheet.structures.get(name, name)
+        try:
+            parts = names_in(parse_expression(text))
+        except GoalError:
+            parts = (name,)
+        if parts == (name,) or name in names:
+            names[name] = None
+        else:
+            names |= {name: None} if name in sheet.structures else {}
+            waiting += reversed(parts)
+    return tuple(names)
+
+
 def _made_as(name: str) -> str:
     return f"{name} made as "
 

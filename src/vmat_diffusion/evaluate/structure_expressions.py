@@ -157,6 +157,8 @@ class _Reader:
             if self.token(last - 1 - self.at) in (*_OPERATORS, "("):
                 continue
             words = self.text[self.spans[self.at][0] : self.spans[last - 1][1]].strip()
+            if words.count("(") != words.count(")"):
+                continue
             if (name := self.known(words)) is not None:
                 self.at = last
                 return Named(name)

@@ -286,7 +286,7 @@ def test_structures_are_made_of_others_as_a_named_step() -> None:
     sheet = _sheet(
         "Lungs - GTV | mean <= 20 Gy",
         "Cord_PRV5 | max <= 50 Gy",
-        "BODY - (PTV_60 + PTV_50) | max <= 50 Gy",
+        "BODY - (PTV_50 + PTV_60) | max <= 50 Gy",
         structures='Lungs = "Lung_L + Lung_R"\nCord_PRV5 = "Spinal Cord + 4 mm"',
     )
     fitted = fit_to_case(sheet, case)
