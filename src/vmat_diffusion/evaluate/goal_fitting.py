@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from vmat_diffusion.case import Case, Structure
+from vmat_diffusion.case import Case, Role, Structure
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet
 from vmat_diffusion.evaluate.spillage import rtog_limit, with_table_limit
@@ -135,7 +135,6 @@ def _with_targets_as_in(sheet: GoalSheet, case: Case) -> GoalSheet:
     )
 
 
-@dataclass(init=False)
 class _Names:
     """What a sheet's names and expressions mean in one case.
 
@@ -197,7 +196,12 @@ class _Names:
 
     def goal(self, goal: Goal) -> Goal | None:
         """The goal with its structure's name; None where that is an absent target or made of nothing else."""
-        name = self.meaning(goal.structure) or self.made("", goal.structure)
+        try:
+            name = self.meaning(goal.structure) or self.made("", goal.structure)
+        except GoalError:
+            if self.sheet.format >= 2:
+                raise
+            name = goal.structure  # older sheets know no expressions
         return None if name is None or name in self.gone else replace(goal, structure=name)
 
 
@@ -240,7 +244,7 @@ def add_structures(sheet: GoalSheet, case: Case) -> Case:
             expression = _expression(name, sheet, structures)
             masks = {part: structures[part].mask for part in names_in(expression)}
             mask = mask_of(expression, masks, case.grid.spacing_mm)
-            structures[name] = Structure(name, "organ", mask)
+            structures[name] = Structure(name, _role([structures[part].role for part in masks]), mask)
             empty = "" if mask.any() else "; nothing is left"
             steps.append(f"{_made_as(name)}{in_words(expression)}{empty}")
             pending.remove(name)
@@ -249,6 +253,11 @@ def add_structures(sheet: GoalSheet, case: Case) -> Case:
     return replace(
         case, structures=structures, source=replace(case.source, steps=(*case.source.steps, *steps))
     )
+
+
+def _role(parts: Sequence[Role]) -> Role:
+    """An organ where an organ is among the parts and the body is not; else a helper structure."""
+    return "organ" if "organ" in parts and "body" not in parts else "other"
 
 
 def why_absent(name: str, sheet: GoalSheet, case: Case) -> str:

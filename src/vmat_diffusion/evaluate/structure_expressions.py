@@ -89,8 +89,10 @@ class _Reader:
 
     def __init__(self, text: str, known: Known) -> None:
         self.text, self.known, self.at = text, known, 0
-        # A hyphen is an operator of its own only beside a space or a parenthesis.
-        pattern = r"[+&()]|(?<=[\s)(])-|-(?=[\s()]|$)|^-|(?:[^+&()\-]|(?<![\s)(])-(?![\s()]|$))+"
+        # A hyphen is an operator only beside a space, a parenthesis or an operator, else part of a name.
+        beside = r"[\s()+&\-]"
+        hyphen = rf"(?<={beside})-|-(?={beside}|$)|^-"
+        pattern = rf"[+&()]|{hyphen}|(?:[^+&()\-]|(?<!{beside})-(?!{beside}|$))+"
         spans = [(m.start(), m.end()) for m in re.finditer(pattern, text)]
         self.spans = [(a, b) for a, b in spans if text[a:b].strip()]
 
