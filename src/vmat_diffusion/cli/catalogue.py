@@ -16,7 +16,7 @@ from vmat_diffusion.cli.fields import TO_FILE, Facts
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import MappingFile, PatientPosition
+from vmat_diffusion.workflow.settings import Conditions, MappingFile, PatientPosition
 
 _ANY_NAME = "Name of a shipped one, or a file."
 
@@ -109,6 +109,7 @@ class CheckSheetOptions(Facts):
     ] = None
     mapping: MappingFile = None
     patient_position: PatientPosition = None
+    conditions: Conditions = ()
 
 
 @settings

@@ -74,7 +74,7 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
             fitted = fit_to_case(sheet, relabel_target(case, sheet))
         except GoalError:
             continue
-        if _organs(fitted, add_structures(sheet, case)):
+        if _organs(fitted, add_structures(fitted, case)):
             found.append(fitted)
     if not found:
         targets = ", ".join(s.name for s in case.targets) or "none"

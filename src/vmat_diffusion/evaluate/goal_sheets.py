@@ -200,7 +200,7 @@ def _group(label: str, name: str, raw: _GroupText) -> Group:
 
 def _split(where: str, text: str, structure: str) -> tuple[Metric, str, float, str]:
     """Metric, comparator, number and table of a statement; the number is NaN where a table has it."""
-    match = _STATEMENT.fullmatch(text.strip())
+    match = _STATEMENT.fullmatch(text.strip().replace("\u2265", ">=").replace("\u2264", "<="))
     if match is None:
         raise GoalError(f"{where} ({structure}): cannot read {text!r}; write for example 'D95% >= 66.5 Gy'")
     try:
