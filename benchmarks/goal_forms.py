@@ -4,7 +4,8 @@
     python benchmarks/goal_forms.py parotids       # one of them
 
 Each phantom is made so that the goal decides: without it the plan misses it, with it the search must give
-something up. The plans are coarse: 5 mm dose grid, 4 degrees between control points, half the iterations.
+something up. The plans are coarse: 5 mm dose grid, 6 degrees between control points, a quarter of
+the iterations.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Settings, optimize
 
-SETTINGS = Settings(effort=0.5, spacing_deg=4.0, grid_mm=5.0, max_minutes=None)
+SETTINGS = Settings(effort=0.25, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
 _LUNG_HU = -749  # 0.26 g/cm3
 
 

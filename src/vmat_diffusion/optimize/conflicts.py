@@ -127,7 +127,9 @@ def _best_values(
         return
     if overlaps is not None and goal.metric.result_unit == "cc" and goal.comparator == ">=":
         cc = voxels * voxel_cc
-        yield cc, f"the volume of {name}, {cc:.0f} cc"
+        if goal.status(cc) == "fail":
+            yield cc, f"the volume of {name}, {cc:.0f} cc"
+            return
     for pin in pins:
         # A goal that asks for dose yields to limits of a higher priority alone: of equals the limit is named.
         outranks = pin.priority < goal.priority if goal.demands_dose else pin.priority <= goal.priority
