@@ -11,7 +11,6 @@ the iterations.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -248,19 +247,17 @@ def answered(question: Question, settings: Settings = SETTINGS) -> list[dict[str
     machine = load_machine("generic_6mv")
     rows = []
     for words, variant in variants(question, sheet):
-        begun = time.perf_counter()
         made = optimize(case, variant, machine, settings=settings)
         results = evaluate(sheet, case, made.dose)
         rows.append(
             {
                 "plan": words,
                 "values": {f"{r.goal.structure} {r.goal.metric}": r.value for r in results},
-                "goals": {str(r.goal): r.status for r in results},
+                "status": {f"{r.goal.structure} {r.goal.metric}": r.status for r in results},
                 "groups": {str(g.group): g.status for g in judge_groups(sheet, results)},
                 "missed": [str(r.goal) for r in results if r.missed],
                 "outcome": made.outcome.name,
                 "mu": round(made.plan.total_mu),
-                "seconds": round(time.perf_counter() - begun),
             }
         )
     return rows
@@ -285,10 +282,10 @@ def section() -> Iterator[str]:
         yield ""
         yield f"**{question.name}**: {(case.__doc__ or '').strip()}"
         yield ""
-        yield f"| plan | {' | '.join(question.shown)} | MU | s |"
-        yield f"|---|{'---|' * (len(question.shown) + 2)}"
+        yield f"| plan | {' | '.join(question.shown)} | MU |"
+        yield f"|---|{'---|' * (len(question.shown) + 1)}"
         for row in rows:
-            yield f"| {row['plan']} | {' | '.join(_shown(row, question))} | {row['mu']} | {row['seconds']} |"
+            yield f"| {row['plan']} | {' | '.join(_shown(row, question))} | {row['mu']} |"
         groups = {
             group: row["plan"] for row in rows for group, status in row["groups"].items() if status == "pass"
         }
@@ -300,7 +297,7 @@ def section() -> Iterator[str]:
 def _shown(row: Mapping[str, Any], question: Question) -> Iterator[str]:
     """The values of the metrics that are shown, marked where one misses its goal."""
     for name in question.shown:
-        status = next(s for goal, s in row["goals"].items() if goal.startswith(f"{name} "))
+        status = row["status"][name]
         yield f"{row['values'][name]:.4g}{'!' if status == 'fail' else ''}"
 
 
@@ -315,9 +312,7 @@ def main() -> None:
             kept[question.name] = answered(question)
             figures.save("goal_forms", {**stamp(), "questions": kept})
             for row in kept[question.name]:
-                print(
-                    question.name, row["plan"], *_shown(row, question), row["outcome"], f"{row['seconds']} s"
-                )
+                print(question.name, row["plan"], *_shown(row, question), row["outcome"], flush=True)
 
 
 if __name__ == "__main__":

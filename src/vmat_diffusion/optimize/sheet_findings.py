@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.names import NameTable, default_table
 from vmat_diffusion.evaluate.fractionation import eqd2_gy
+from vmat_diffusion.evaluate.goal_types import SEEN
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Group, missing_required
 from vmat_diffusion.evaluate.spillage import rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
@@ -265,10 +266,13 @@ def _sources(sheet: GoalSheet) -> Iterator[Finding]:
         if not stated.source.strip():
             yield Finding("source", True, f"{stated} has no source; say where the number comes from")
         elif not stated.seen and sheet.format > 1:
-            yield Finding("source", False, f'{stated} does not say how its source was seen; add seen = "..."')
+            remedy = f"add seen = one of {', '.join(SEEN)}"
+            yield Finding("source", False, f"{stated} does not say how its source was seen; {remedy}")
     if not sheet.current_to and sheet.format > 1:
         yield Finding(
-            "source", False, 'the sheet does not say until when it is current; add current_to = "..."'
+            "source",
+            False,
+            'the sheet does not say until when it is current; add current_to = "2026-11" or the like',
         )
 
 

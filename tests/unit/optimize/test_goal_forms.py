@@ -46,7 +46,7 @@ def block() -> Case:
 
 
 COVERAGE = goal("PTV", "D98% >= 47.5 Gy")
-# Each form with the side on which its value must end. A fifth of Near lies in the target, and cannot be spared.
+# Each form with the side on which its value must end. A fifth of Near lies in the target, where it stays hot.
 FORMS = {
     "Near CV15Gy[cc]": (goal("Near", "CV15Gy >= 10 cc"), 1),
     "Near - PTV mean": (goal("Near - PTV", "mean <= 8 Gy"), -1),
