@@ -225,10 +225,14 @@ def goals_check(options: CheckSheetOptions) -> None:
             )
         )
     else:
-        goals = f"{len(sheet.goals)} goal{'' if len(sheet.goals) == 1 else 's'}"
-        total = f"{sheet.name}: {goals}, {of_weight} to settle, {len(findings) - of_weight} remarks"
+        remarks = _of(len(findings) - of_weight, "remark")
+        total = f"{sheet.name}: {_of(len(sheet.goals), 'goal')}, {of_weight} to settle, {remarks}"
         show("\n".join([*map(str, findings), total]))
     raise typer.Exit(1 if of_weight else 0)
+
+
+def _of(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def mapping_show(options: ShowOneOptions) -> None:

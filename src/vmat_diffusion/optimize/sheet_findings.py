@@ -6,6 +6,7 @@ fit the fractionation, numbers without a source. Each finding is one sentence wi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ _NO_LIMIT_SHARE = 1.5
 # A limit on a hot spot this far below the published ones is of a course of fewer fractions.
 _LOW_SHARE, _MANY_FRACTIONS = 0.2, 10
 _WISH = 3
+# At least so little, in percent, is a share that was meant as percent: V95% >= 0.95 %.
+_SHARE_FOR_PERCENT = 1.0
 # A number in a target's name that says its dose, and how far its prescription may be off.
 _DOSE_IN_NAME, _NAME_SHARE = re.compile(r"_(\d{2,3}(?:\.\d+)?)$"), 0.01
 _LEAST_NAMED_GY = 10.0
@@ -102,6 +105,7 @@ def sheet_findings(
         *_prescribed(sheet),
         *_limits(sheet),
         *_sources(sheet),
+        *_slips(sheet, table or default_table()),
         *_goals(sheet),
         *(_of_case(sheet, case) if case is not None else ()),
     ]
@@ -274,6 +278,29 @@ def _sources(sheet: GoalSheet) -> Iterator[Finding]:
             False,
             'the sheet does not say until when it is current; add current_to = "2026-11" or the like',
         )
+
+
+def _slips(sheet: GoalSheet, table: NameTable) -> Iterator[Finding]:
+    """Goals the wrong way round, shares written for percent, targets and sheets that nothing is asked of."""
+    target_gy = sheet.prescription.target_gy
+    for goal in sheet.goals:
+        match = table.match(goal.structure)
+        if goal.demands_dose and goal.structure not in target_gy and match and match.role == "organ":
+            yield Finding("goal", True, f"{goal} asks for dose in an organ; turn the comparison round")
+        percent = goal.unit == "%" and goal.comparator == ">=" and math.isfinite(goal.limit)
+        if percent and 0 < goal.limit <= _SHARE_FOR_PERCENT:
+            yield Finding(
+                "goal",
+                True,
+                f"{goal} asks for hardly anything; write {100 * goal.limit:g} % if that is meant",
+            )
+    for name in target_gy:
+        if not any(goal.structure == name and goal.demands_dose for goal in sheet.goals):
+            yield Finding(
+                "goal", False, f"no goal asks for dose in {name}; add one such as D95%, so that it is judged"
+            )
+    if not any(goal.priority == 1 for goal in sheet.goals):
+        yield Finding("goal", False, "no goal has priority 1, so the gate requires none; say which are musts")
 
 
 def _goals(sheet: GoalSheet) -> Iterator[Finding]:

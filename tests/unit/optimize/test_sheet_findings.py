@@ -31,6 +31,14 @@ source = "test"
 seen = "practice"
 {goals}
 """
+PLAIN: dict[str, object] = {
+    "fractions": 30,
+    "stereotactic": "false",
+    "head": "",
+    "dose": 60.0,
+    "norm": "D95% = 60 Gy",
+    "tables": "",
+}
 
 
 def goal(structure: str, text: str, more: str = "", *, priority: int = 2, source: str = "test") -> str:
@@ -41,16 +49,7 @@ def goal(structure: str, text: str, more: str = "", *, priority: int = 2, source
 
 
 def sheet_of(goals: str = "", **changed: object) -> GoalSheet:
-    values = {
-        "fractions": 30,
-        "stereotactic": "false",
-        "head": "",
-        "dose": 60.0,
-        "norm": "D95% = 60 Gy",
-        "tables": "",
-        **changed,
-    }
-    return parse_goals(TEMPLATE.format(goals=goals, **values), "mine")
+    return parse_goals(TEMPLATE.format(goals=goals, **{**PLAIN, **changed}), "mine")
 
 
 def of_weight(sheet: GoalSheet, case: Case | None = None) -> list[Finding]:
@@ -98,6 +97,8 @@ def test_shipped_sheets_have_nothing_to_settle(name: str) -> None:
         ),
         (sheet_of(goal("Brainstem", "max <= 115 %")), "dose", "above every published limit"),
         (sheet_of(goal("Rectum", "V95Gy <= 5 %")), "dose", "cannot be missed beside 60 Gy"),
+        (sheet_of(goal("SpinalCord", "D0.03cc >= 45 Gy")), "goal", "asks for dose in an organ"),
+        (sheet_of(goal("PTV_60", "V95% >= 0.95 %")), "goal", "write 95 % if that is meant"),
         (
             sheet_of(goal("Rectum", "V40Gy <= 50 %", source=" ")),
             "source",
@@ -117,6 +118,14 @@ def test_each_slip_is_found_with_its_remedy(sheet: GoalSheet, kind: str, words: 
         (sheet_of(goal("PTV_60", "conformity95% >= 0.8")), "the search has no term for it"),
         (sheet_of(goal("SpinalCord", "max <= 14 Gy")), "far below what others allow"),
         (sheet_of(fractions=8, dose=60.0), "set stereotactic = true"),
+        (
+            parse_goals(TEMPLATE.replace("priority = 1", "priority = 2").format(**PLAIN, goals=""), "mine"),
+            "no goal has priority 1",
+        ),
+        (
+            parse_goals(TEMPLATE.replace(">= 57", "<= 66").format(**PLAIN, goals=""), "mine"),
+            "no goal asks for dose in PTV_60",
+        ),
         (sheet_of(stereotactic="true"), "set stereotactic = false"),
         (sheet_of(goal("Liver", "mean <= 28 Gy") + goal("Liver", "mean <= 30 Gy")), "stands beside"),
         (
