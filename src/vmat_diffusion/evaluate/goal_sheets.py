@@ -66,6 +66,7 @@ class _GroupText:
     priority: StrictInt
     source: StrictStr = ""
     seen: Seen = ""
+    every: StrictBool = False
 
 
 @checked(frozen=True, config=_STRICT)
@@ -193,7 +194,7 @@ def _some(names: list[str]) -> str:
 
 def _group(label: str, name: str, raw: _GroupText) -> Group:
     try:
-        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen)
+        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen, raw.every)
     except GoalError as error:
         raise GoalError(f"{label}: {error}; correct the file") from None
 

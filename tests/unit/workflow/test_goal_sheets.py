@@ -94,8 +94,9 @@ def test_a_run_shows_groups_conditions_sources_and_made_structures(
     assert (prv["status"], prv["missed"], prv["excused"], prv["group"]) == ("fail", False, True, "either")
     assert by_name["Core"]["seen"] == "template" and by_name["Core"]["applies_to"] == "both cores"
     assert record["groups"][0] | {"of": []} == {
-        "group": "either", "at_least": 1, "met": 1, "evaluated": 2, "of": [], "priority": 1, "status": "pass",
-        "missed": False, "source": "practice of the house", "seen": "practice",
+        "group": "either", "at_least": 1, "every": False, "met": 1, "evaluated": 2, "of": [],
+        "priority": 1, "status": "pass", "missed": False,
+        "source": "practice of the house", "seen": "practice",
     }  # fmt: skip
     assert record["sheet"]["left_out"] == [{"goal": "BODY - PTV max <= 55 Gy", "condition": "chemo"}]
     (required,) = (c for c in record["verdict"]["checks"] if c["name"] == "required goals")
