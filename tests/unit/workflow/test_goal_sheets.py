@@ -132,6 +132,32 @@ def test_a_group_that_is_missed_keeps_the_plan_back_and_is_named_once(
     assert "1 required goal missed" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('structure = "Core"', 'structure = "Core - GTV"', ""),
+        (
+            'structure = "PTV"',
+            'structure = "Core - GTV"',
+            "GTV is not contoured, so Core - GTV cannot be made",
+        ),
+    ],
+)
+def test_a_must_on_what_cannot_be_made_is_refused_before_the_search(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, sheet: str, old: str, new: str, why: str
+) -> None:
+    calls = optimiser()
+    Path(sheet).write_text(SHEET.replace(old, new).replace("D95% >= 100 %", "mean >= 1 Gy"))
+    settings = plan_settings(goals=sheet)
+    if why:
+        with pytest.raises(GoalError, match=why):
+            plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
+        assert not calls
+    else:  # the other goal of its group is there
+        plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
+        assert calls
+
+
 def test_conditions_are_turned_on_by_name(
     case_folder: Path, tmp_path: Path, optimiser: StandIn, sheet: str
 ) -> None:
