@@ -184,7 +184,7 @@ def _remarks(label: str, sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
     if unsourced:
         out.append(f"{label}: no source is stated for {_some(unsourced)}; state it with source")
     if unseen:
-        out.append(f"{label}: it is not stated how the source was seen of {_some(unseen)}; state it with seen")
+        out.append(f"{label}: it is not said how the source of {_some(unseen)} was seen; state it with seen")
     return tuple(out)
 
 
