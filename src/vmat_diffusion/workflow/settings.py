@@ -318,9 +318,9 @@ def sheet_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from vmat_diffusion.evaluate.goals import load_goals
 
-    goals = given.get("goals")
+    goals = str(given.get("goals"))
     try:
-        sheet = load_goals(str(goals))
+        sheet = load_goals(goals)
     except GoalError:
         return {}
     for name in sheet.plan:
