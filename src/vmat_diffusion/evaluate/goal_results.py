@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Status
@@ -48,7 +48,8 @@ class GroupResult:
     """A group with how many of its goals are met (`met`), of those that have a value (`evaluated`).
 
     `status` is "pass" where enough goals meet their limits, "acceptable" where enough do with their
-    variations; "not evaluated" where too few have a value, though none of them fails.
+    variations; "not evaluated" where too few have a value, though none of them fails. In a group of which
+    `every` goal counts, enough are all that have a value.
     """
 
     group: Group
@@ -68,9 +69,20 @@ class GroupResult:
         return self.group.priority
 
     @property
+    def needed(self) -> int:
+        """How many goals must be met."""
+        return max(self.group.at_least, self.evaluated) if self.group.every else self.group.at_least
+
+    def excuses(self, result: GoalResult) -> bool:
+        """Whether a member is no miss although it may not be met: its group is met without it."""
+        if self.status in ("pass", "acceptable"):
+            return True
+        return self.group.every and result.value is None and self.evaluated >= self.group.at_least
+
+    @property
     def statement(self) -> str:
         """`at least 1 of Parotid_L mean <= 26 Gy, Parotid_R mean <= 26 Gy`."""
-        return f"at least {self.group.at_least} of {', '.join(str(r.goal) for r in self.results)}"
+        return f"{self.group.rule} of {', '.join(str(r.goal) for r in self.results)}"
 
     @property
     def counted(self) -> str:
@@ -94,10 +106,10 @@ def group_results(results: Sequence[GoalResult]) -> tuple[GroupResult, ...]:
         full = sum(r.status == "pass" for r in own)
         met = full + sum(r.status == "acceptable" for r in own)
         evaluated = sum(r.status != "not evaluated" for r in own)
-        status: Status = "fail" if evaluated > met else "not evaluated"
-        if met >= group.at_least:
-            status = "pass" if full >= group.at_least else "acceptable"
-        out.append(GroupResult(group, own, met, evaluated, status))
+        found = GroupResult(group, own, met, evaluated, "fail" if evaluated > met else "not evaluated")
+        if met >= found.needed:
+            found = replace(found, status="pass" if full >= found.needed else "acceptable")
+        out.append(found)
     return tuple(out)
 
 
@@ -149,6 +161,7 @@ def group_record(result: GroupResult) -> dict[str, Any]:
     return {
         "group": result.group.name,
         "at_least": result.group.at_least,
+        "every": result.group.every,
         "met": result.met,
         "evaluated": result.evaluated,
         "of": [str(r.goal) for r in result.results],

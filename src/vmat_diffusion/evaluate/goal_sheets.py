@@ -66,6 +66,7 @@ class _GroupText:
     priority: StrictInt
     source: StrictStr = ""
     seen: Seen = ""
+    every: StrictBool = False
 
 
 @checked(frozen=True, config=_STRICT)
@@ -181,9 +182,9 @@ def _remarks(label: str, sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
     unseen = [str(goal) for goal in stated if goal.source.strip() and not goal.seen]
     out = []
     if unsourced:
-        out.append(f"{label}: no source is stated for {_some(unsourced)}; add source = ...")
+        out.append(f"{label}: no source is stated for {_some(unsourced)}; state it with source")
     if unseen:
-        out.append(f"{label}: it is not stated how the source was seen of {_some(unseen)}; add seen = ...")
+        out.append(f"{label}: it is not said how the source of {_some(unseen)} was seen; state it with seen")
     return tuple(out)
 
 
@@ -193,7 +194,7 @@ def _some(names: list[str]) -> str:
 
 def _group(label: str, name: str, raw: _GroupText) -> Group:
     try:
-        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen)
+        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen, raw.every)
     except GoalError as error:
         raise GoalError(f"{label}: {error}; correct the file") from None
 

@@ -185,7 +185,9 @@ class Goal:
 class Group:
     """Goals of which `at_least` so many must be met, such as either parotid.
 
-    `priority`, `source` and `seen` are of the group as a whole and as those of a goal.
+    With `every` all goals that can be evaluated must be met, at least so many of them: cord or cauda, of
+    which a patient may have but one in the fields. `priority`, `source` and `seen` are of the group as a
+    whole and as those of a goal.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Group:
     priority: int = 2
     source: str = ""
     seen: Seen = ""
+    every: bool = False
 
     def __post_init__(self) -> None:
         if self.at_least < 1:
@@ -206,7 +209,14 @@ class Group:
         return _source_text(self.source, self.seen)
 
     def __str__(self) -> str:
-        return f"at least {self.at_least} of {self.name}"
+        return f"{self.rule} of {self.name}"
+
+    @property
+    def rule(self) -> str:
+        """`at least 1`, or `every contoured one, at least 1,`."""
+        return (
+            f"every contoured one, at least {self.at_least}," if self.every else f"at least {self.at_least}"
+        )
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,10 @@ def evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]
             )
         else:
             results.append(GoalResult(goal, None, "not evaluated", "no dose in the structure", group=group))
-    met = {g.group.name for g in group_results(results) if g.status in ("pass", "acceptable")}
-    return tuple(replace(r, excused=r.goal.group in met) for r in results)
+    groups = {found.group.name: found for found in group_results(results)}
+    return tuple(
+        r if r.group is None else replace(r, excused=groups[r.group.name].excuses(r)) for r in results
+    )
 
 
 def judge_groups(sheet: GoalSheet, results: Sequence[GoalResult]) -> tuple[GroupResult, ...]:

@@ -52,7 +52,7 @@ def goal_score(results: Sequence[GoalResult]) -> GoalScore:
             excess += _excess_percent(r)
     for g in group_results(results):
         missed[g.priority - 1] += g.status == "fail"
-        lacking = max(g.group.at_least - sum(r.status == "pass" for r in g.results), 0)
+        lacking = max(g.needed - sum(r.status == "pass" for r in g.results), 0)
         misses = sorted(_excess_percent(r) for r in g.results if r.value is not None and r.status != "pass")
         excess += sum(misses[:lacking])
     used = [

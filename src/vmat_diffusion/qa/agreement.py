@@ -224,7 +224,7 @@ def required_goals(results: Sequence[GoalResult]) -> Check:
 def _missed_text(missed: GoalResult | GroupResult) -> str:
     if isinstance(missed, GroupResult):
         inner = ", ".join(_missed_text(r) for r in missed.results)
-        return f"at least {missed.group.at_least} of {missed.group.name}: {inner}"
+        return f"{missed.group}: {inner}"
     if missed.value is None:
         return f"{missed.goal} ({missed.note or 'not evaluated'})"
     return f"{missed.goal} ({missed.value:.2f} {missed.goal.unit})".replace(" )", ")")

@@ -251,12 +251,17 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
 
 def _require_organs(case: Case, sheet: GoalSheet) -> None:
     """Refuse a case that lacks the structure of a must: no plan for it could pass, however long it takes."""
+    from vmat_diffusion.evaluate.goal_fitting import why_absent
     from vmat_diffusion.evaluate.goals import missing_required
 
     if missing := missing_required(sheet, case):
+        goal = missing[0]
+        group = sheet.groups.get(goal.group or "")
+        of_group = f", of which the group {group.name} needs at least {group.at_least}," if group else ""
         raise GoalError(
-            f"goal sheet {sheet.name}: {missing[0].structure} of the required goal {missing[0]} is not in "
-            "the case; contour it, map the structure's name, or write optional = true into that goal"
+            f"goal sheet {sheet.name}: {goal.structure} of the required goal {goal}{of_group} is not in the "
+            f"case ({why_absent(goal.structure, sheet, case)}); contour it, map the structure's name, or "
+            "write optional = true into that goal"
         )
 
 

@@ -255,6 +255,29 @@ def test_n_of_and_variations_and_wishes() -> None:
     assert found.status == "not evaluated" and not found.missed
 
 
+@pytest.mark.parametrize(
+    ("slices", "status", "missed", "names"),
+    [
+        # A cauda that is spared does not excuse the cord.
+        ({"Rectum": slice(5, 15), "Bladder": slice(0, 10)}, "fail", True, ["Rectum"]),
+        ({"Rectum": slice(0, 10), "Bladder": slice(0, 9)}, "pass", False, []),
+        ({"Rectum": slice(0, 10)}, "pass", False, []),
+        ({"Rectum": slice(5, 15)}, "fail", True, ["Rectum"]),
+        ({}, "not evaluated", True, ["Rectum", "Bladder"]),
+    ],
+)
+def test_every_contoured_one_of_two(
+    slices: dict[str, slice], status: str, missed: bool, names: list[str]
+) -> None:
+    case = _case(**slices)
+    sheet = fit_to_case(_sheet(*EITHER, **{"groups.either": GROUP + "\nevery = true"}), case)
+    results = evaluate(sheet, case, _step_dose(case))
+    (group,) = judge_groups(sheet, results)
+    assert (group.status, group.missed) == (status, missed)
+    assert [r.goal.structure for r in results if r.missed] == names
+    assert bool(missing_required(sheet, case)) is (not slices)
+
+
 def test_a_members_priority_is_the_groups() -> None:
     sheet = _sheet(*EITHER, **{"groups.either": GROUP})
     assert [g.priority for g in sheet.goals] == [1, 1]
@@ -383,8 +406,8 @@ def test_numbers_without_source_are_remarked() -> None:
     assert _sheet("Rectum | mean <= 1 Gy").remarks == ()
     without = _sheet("Rectum | mean <= 1 Gy | source = ''", "Rectum | mean <= 2 Gy | source = 'x'")
     assert without.remarks == (
-        "goal sheet mine: no source is stated for Rectum mean <= 1 Gy; add source = ...",
-        "goal sheet mine: it is not stated how the source was seen of Rectum mean <= 2 Gy; add seen = ...",
+        "goal sheet mine: no source is stated for Rectum mean <= 1 Gy; state it with source",
+        "goal sheet mine: it is not said how the source of Rectum mean <= 2 Gy was seen; state it with seen",
     )
 
 

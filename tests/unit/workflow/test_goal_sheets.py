@@ -94,8 +94,9 @@ def test_a_run_shows_groups_conditions_sources_and_made_structures(
     assert (prv["status"], prv["missed"], prv["excused"], prv["group"]) == ("fail", False, True, "either")
     assert by_name["Core"]["seen"] == "template" and by_name["Core"]["applies_to"] == "both cores"
     assert record["groups"][0] | {"of": []} == {
-        "group": "either", "at_least": 1, "met": 1, "evaluated": 2, "of": [], "priority": 1, "status": "pass",
-        "missed": False, "source": "practice of the house", "seen": "practice",
+        "group": "either", "at_least": 1, "every": False, "met": 1, "evaluated": 2, "of": [],
+        "priority": 1, "status": "pass", "missed": False,
+        "source": "practice of the house", "seen": "practice",
     }  # fmt: skip
     assert record["sheet"]["left_out"] == [{"goal": "BODY - PTV max <= 55 Gy", "condition": "chemo"}]
     (required,) = (c for c in record["verdict"]["checks"] if c["name"] == "required goals")
@@ -129,6 +130,32 @@ def test_a_group_that_is_missed_keeps_the_plan_back_and_is_named_once(
     (why,) = (c.why for c in run.verdict.checks if c.name == "required goals")
     assert "at least 1 of either: Core mean <= 20 Gy (52.00 Gy), Core_PRV max <= 40 Gy (52.00 Gy)" in why
     assert "1 required goal missed" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('structure = "Core"', 'structure = "Core - GTV"', ""),
+        (
+            'structure = "PTV"',
+            'structure = "Core - GTV"',
+            "GTV is not contoured, so Core - GTV cannot be made",
+        ),
+    ],
+)
+def test_a_must_on_what_cannot_be_made_is_refused_before_the_search(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, sheet: str, old: str, new: str, why: str
+) -> None:
+    calls = optimiser()
+    Path(sheet).write_text(SHEET.replace(old, new).replace("D95% >= 100 %", "mean >= 1 Gy"))
+    settings = plan_settings(goals=sheet)
+    if why:
+        with pytest.raises(GoalError, match=why):
+            plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
+        assert not calls
+    else:  # the other goal of its group is there
+        plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
+        assert calls
 
 
 def test_conditions_are_turned_on_by_name(
