@@ -106,7 +106,8 @@ def _pins(sheet: GoalSheet) -> tuple[_Pin, ...]:
     target_gy = sheet.prescription.target_gy
     pins = []
     for goal, physical in zip(sheet.goals, sheet.in_gy().goals, strict=True):
-        if goal.group in sheet.groups:
+        group = sheet.groups.get(goal.group or "")
+        if group is not None and not group.every:
             continue  # others of its group may be met in its stead
         if (bound := physical.bound(target_gy)) is not None:
             pins.append(_Pin(goal.structure, bound, physical.demands_dose, goal.priority, str(goal)))
@@ -190,7 +191,7 @@ def _needless(sheet: GoalSheet, hopeless: Collection[str], overlaps: _Overlaps |
     for name, group in sheet.groups.items():
         members = [g for g in sheet.members(name) if overlaps is None or overlaps.voxels(g.structure)]
         lost = [str(g) for g in members if str(g) in hopeless]
-        if len(members) - len(lost) >= group.at_least:
+        if not group.every and len(members) - len(lost) >= group.at_least:
             out.update(lost)
     return out
 

@@ -110,7 +110,7 @@ class GoalWeighing:
     def _counted(self, terms: Sequence[GoalTerm], failing: Sequence[Goal]) -> list[Goal]:
         """The failing goals without members of groups that are met without them."""
         members = of_groups([t.goal for t in terms], self.groups)
-        out = [goal for goal in failing if goal.group not in self.groups]
+        out = [goal for goal in failing if goal.group not in members]
         for name, positions in members.items():
             lacking = [goal for goal in failing if goal.group == name]
             out += missing_members(self.groups[name], lacking, len(positions))

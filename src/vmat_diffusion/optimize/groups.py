@@ -57,9 +57,12 @@ def missing_members(group: Group, failing: Sequence[Goal], members: int) -> tupl
 
 
 def of_groups(goals: Sequence[Goal], groups: Mapping[str, Group]) -> dict[str, tuple[int, ...]]:
-    """The positions of the members of each group that is declared."""
+    """The positions of the members of each group in which one goal may be met in place of another.
+
+    Not so where every goal of the group must be met that can be evaluated: those stand for themselves.
+    """
     out: dict[str, tuple[int, ...]] = {}
     for k, goal in enumerate(goals):
-        if goal.group is not None and goal.group in groups:
+        if goal.group is not None and goal.group in groups and not groups[goal.group].every:
             out[goal.group] = (*out.get(goal.group, ()), k)
     return out

@@ -322,7 +322,7 @@ def _goals(sheet: GoalSheet) -> Iterator[Finding]:
             yield Finding("goal", False, f"{goal} stands beside {first} in the same priority; keep one")
     for name, group in sheet.groups.items():
         members = len(sheet.members(name))
-        if 0 < members <= group.at_least:
+        if 0 < members <= group.at_least and not group.every:
             yield Finding(
                 "goal", False, f"group {name} asks for all of its {members} goals; a group is needless"
             )

@@ -132,3 +132,15 @@ def test_the_goals_that_a_group_lacks_have_its_priority(sheet: GoalSheet) -> Non
     assert missing_members(two_of, members[:1], 2)[0].priority == 1
     assert missing_members(sheet.groups["either"], members[:1], 2) == ()
     assert of_groups(sheet.goals, sheet.groups)["either"] == (len(sheet.goals) - 2, len(sheet.goals) - 1)
+
+
+def test_where_every_goal_counts_none_is_excused(sheet: GoalSheet) -> None:
+    """Cord or cauda: of an `every` group each goal that can be evaluated stands for itself."""
+    case = phantom("tg119_headneck")
+    every = replace(sheet, groups={"either": Group("either", 1, 1, every=True)})
+    every = replace(every, goals=tuple(replace(g, priority=1) if g.group else g for g in every.goals))
+    built = build_objective(case, fit_to_case(every, case), dose_grid(case, 5.0), np.random.default_rng(0))
+    dose = dosed(built, 40.0, 10.0)
+    assert [(str(g), g.priority) for g in built.missed_goals(dose)] == [(LEFT, 1)]
+    weighed, _ = built.adapt(dose)
+    assert state(weighed)[LEFT] == (1, pytest.approx(1.6), None)

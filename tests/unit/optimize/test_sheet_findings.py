@@ -198,8 +198,10 @@ def test_a_group_that_can_be_met_without_it_needs_no_member(case: Case) -> None:
     tables = '[groups.either]\nat_least = {}\npriority = 2\nsource = "x"\nseen = "practice"'
     goals = "".join(goal(name, "mean <= 0.1 Gy", 'group = "either"') for name in ("Parotid_L", "Parotid_R"))
     assert checked(case, sheet_of(goals, tables=tables.format(1))) == []
-    (found,) = checked(case, sheet_of(goals, tables=tables.format(2)))
-    assert found.startswith("Parotid_L")
+    every = tables.format(1) + "\nevery = true"
+    for stricter in (tables.format(2), every):
+        (found,) = checked(case, sheet_of(goals, tables=stricter))
+        assert found.startswith("Parotid_L")
 
 
 def test_a_must_on_what_is_not_there_and_a_target_off_the_table_are_found(case: Case) -> None:
