@@ -27,7 +27,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Settings, optimize
 
-SETTINGS = Settings(effort=0.25, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
+SETTINGS = Settings(effort=0.2, spacing_deg=6.0, grid_mm=5.0, max_minutes=None)
 _LUNG_HU = -749  # 0.26 g/cm3
 
 
