@@ -152,7 +152,10 @@ class Tg119Settings:
 
     cases: Annotated[
         tuple[str, ...],
-        Field(description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where none is named."),
+        Field(
+            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
+            "none is named."
+        ),
         Option(positional=True, metavar="NAME", old=("--cases",)),
     ] = ()
     search_minutes: SearchMinutes = 5.0
