@@ -196,6 +196,7 @@ def _train(
 
     began, out = time.monotonic(), folders.out
     require_apart(out, folders.data)
+    require_apart(folders.cache, folders.data, option="--cache")
     out.mkdir(parents=True, exist_ok=True)
     parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
     _require_same_cases(parts, folders)
