@@ -15,6 +15,8 @@ from vmat_diffusion.geometry import Grid, Mask, Volume, resample_dose
 
 Role = Literal["target", "organ", "body", "other"]
 ROLES: tuple[Role, ...] = ("target", "organ", "body", "other")
+# Begins the steps of a case that name a density which the structure set prescribes.
+DENSITY_OVERRIDE = "density-override: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,12 @@ class Source:
     roi_numbers: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
     patient: str = ""
+
+    @property
+    def density_overrides(self) -> tuple[str, ...]:
+        """What the structure set prescribes in place of the CT's densities, an entry for each."""
+        found = (step for step in self.steps if step.startswith(DENSITY_OVERRIDE))
+        return tuple(step.removeprefix(DENSITY_OVERRIDE) for step in found)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,17 @@ import json
 import math
 import os
 import platform
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _FIRST_PRINTABLE = 32
 _NAME_BYTES_MAX = 255  # of a name on every common file system
@@ -137,14 +143,6 @@ def is_dead(writer: object) -> bool:
     return bool(started) and started != writer.get("started")
 
 
-def read_json(file: Path) -> object:
-    """The content of a JSON file; None where there is none or it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:16]
 
@@ -160,6 +158,14 @@ def _start_of(pid: int) -> str:
     return f"{boot} {ticks}"
 
 
+def read_json(file: Path) -> object:
+    """The content of a JSON file; None where there is none or `parse_json` refuses it."""
+    try:
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
     """JSON from a file that anybody may have written.
 
@@ -170,6 +176,17 @@ def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
         raise ValueError(f"{len(text)} characters, more than {characters}")
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML from a file that anybody may have written, also one that Windows saved with a byte-order mark.
+
+    Raises ValueError for text that is no TOML or nested too deeply for the reader.
+    """
+    try:
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -15,7 +15,7 @@ from vmat_diffusion.cli.fields import ClusterOptions, DataSetOut, Facts, Linkage
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import AllowOutsideBody, MappingFile, PatientPosition
+from vmat_diffusion.workflow.reading import AllowOutsideBody, MappingFile, PatientPosition
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import DeidentifiedFolder

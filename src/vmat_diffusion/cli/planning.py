@@ -148,6 +148,7 @@ def _predicted_text(run: PredictRun) -> str:
         parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
     parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]
+    parts += [f"Warning: {sentence}" for sentence in run.summary()["remarks"]]
     parts.append("Seconds: " + ", ".join(f"{name} {s:.1f}" for name, s in run.seconds.items()))
     parts.append("\n".join(str(file) for file in run.files))
     return "\n\n".join(parts)

@@ -32,7 +32,7 @@ from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
-from vmat_diffusion.origin import case_origin, compare, dose_origin, plan_origin
+from vmat_diffusion.origin import Origin, case_origin, compare, dose_origin, plan_origin
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000.0
@@ -82,9 +82,7 @@ def case_from(
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
-    patient = one_patient(
-        [("the CT", f.dataset) for f in files] + [("the structure set", structure_set.dataset)]
-    )
+    patient = one_patient([("CT", f.dataset) for f in files] + [("structure set", structure_set.dataset)])
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
@@ -104,9 +102,7 @@ def case_from(
     if not allow_outside_body:
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
-    dose, dose_steps = reference_dose(folder, series, structure_set)
-    if dose is not None and patient and dose.provenance["patient_code"] not in ("", patient):
-        dose, dose_steps = None, ("leave-out-dose: the dose bears another patient's ID than the CT",)
+    dose, dose_steps = reference_dose(folder, Origin("CT", patient, frame=series.frame_uid), structure_set)
     canonical = {number: name for name, number in numbers.items()}
     prescription, prescription_steps = _prescription(folder, structure_set, canonical)
     axial = placement.axes is not None and placement.axes[0] == 0
@@ -138,8 +134,8 @@ def _patient_position(series: Series, given: str | None) -> str:
     position = (series.patient_position or given or "").upper()
     if not position:
         raise CaseError(
-            "the CT does not state PatientPosition (0018,5100); pass patient_position, one of "
-            f"{', '.join(PATIENT_POSITIONS)}"
+            "the CT does not state PatientPosition (0018,5100); pass patient_position (--patient-position), "
+            f"one of {', '.join(PATIENT_POSITIONS)}"
         )
     if position not in PATIENT_POSITIONS:
         raise CaseError(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.attributes import about, items, text
-from vmat_diffusion.dicom.ct import Series, series_files
+from vmat_diffusion.dicom.ct import series_files
 from vmat_diffusion.dicom.folder import MULTI_FRAME_CT, Folder, Found
+from vmat_diffusion.dicom.patient_code import patient_code
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
+from vmat_diffusion.origin import Origin, compare
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,11 @@ def own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], tu
     return tuple(own), tuple(steps)
 
 
-def reference_dose(
-    folder: Folder, series: Series, structure_set: Found
-) -> tuple[Dose | None, tuple[str, ...]]:
+def reference_dose(folder: Folder, ct: Origin, structure_set: Found) -> tuple[Dose | None, tuple[str, ...]]:
     """The dose of the case, or None, and the steps taken; one says why for each dose that is not the case's.
 
-    A dose is the case's by the frame of reference of the CT. One that states no frame is followed to its
-    plan and from there to the structure set.
+    `ct` is the origin of the case's images. A dose is the case's by their frame of reference. One that
+    states no frame is followed to its plan and from there to the structure set.
     """
     steps: list[str] = []
     groups: dict[str, list[Found]] = {}
@@ -183,13 +183,13 @@ def reference_dose(
     for found in folder.of("RTDOSE"):
         try:
             uid = plan_uid(found)
-            why = _why_no_dose(found, sets.get(uid), series, structure_set, folder)
+            why = _why_no_dose(found, sets.get(uid), ct, structure_set, folder)
         except InputError as fault:
             why = f": {fault}"
         if why:
             steps.append(f"leave-out-dose: {found.label}{why}")
             continue
-        if not text(found.dataset, "FrameOfReferenceUID") and series.frame_uid:
+        if not text(found.dataset, "FrameOfReferenceUID") and ct.frame:
             steps.append(
                 f"follow-references: {found.label} states no frame of reference; its plan is made on the "
                 "structure set of the CT"
@@ -215,22 +215,17 @@ def reference_dose(
     return dose, (*steps, *(told if isinstance(told, tuple) else ()))
 
 
-def _why_no_dose(
-    dose: Found, its_set: str | None, series: Series, structure_set: Found, folder: Folder
-) -> str:
+def _why_no_dose(dose: Found, its_set: str | None, ct: Origin, structure_set: Found, folder: Folder) -> str:
     """Why a dose is not that of the case, to follow its name; "" where it is. `its_set` is its plan's."""
     frame = text(dose.dataset, "FrameOfReferenceUID")
-    if frame and frame != series.frame_uid:
-        return " is in another frame of reference than the CT; export the dose on this CT"
-    ids = text(dose.dataset, "PatientID"), text(structure_set.dataset, "PatientID")
-    if all(ids) and ids[0] != ids[1]:
-        return " bears another PatientID (0010,0020) than the structure set; export both again"
+    found = compare(ct, Origin("dose", patient_code(dose.dataset), frame=frame))
+    if found.contradictions:
+        return f": {'; '.join(found.contradictions)}; export the dose on this CT"
     # A plan on a structure set that is absent says nothing about this one: the frame decides.
     others = {f.uid for f in folder.of("RTSTRUCT")} - {structure_set.uid}
     if its_set in others:
         return " belongs to a plan on another structure set of the folder"
-    if frame != series.frame_uid and its_set != structure_set.uid:
-        return (
-            " states no frame of reference and no plan on this structure set; add its plan or export it again"
-        )
+    if frame != ct.frame and its_set != structure_set.uid:
+        silent = "is of a CT that states" if frame else "states"
+        return f" {silent} no frame of reference, and no plan links it to this structure set; add its plan"
     return ""

@@ -160,7 +160,7 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
         "structure_set_uid": next(
             (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence")), ""
         ),
-        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
+        "patient_code": one_patient((f"dose {f.label}", f.dataset) for f in files),
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,
         "steps": (*turned, *steps),

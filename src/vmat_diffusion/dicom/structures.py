@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from vmat_diffusion.case import Role, Structure
+from vmat_diffusion.case import DENSITY_OVERRIDE, Role, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, points_mm, text
 from vmat_diffusion.dicom.lattice import Placement
 from vmat_diffusion.dicom.names import NameTable, cleaned
@@ -206,7 +206,7 @@ def structures_on(
     faults: list[CaseError] = []
     for entry in named:
         roi = entry.roi
-        steps += [f"density-override: ROI {roi.number} ({entry.role}): {told}" for told in roi.overrides]
+        steps += [f"{DENSITY_OVERRIDE}ROI {roi.number} ({entry.role}): {told}" for told in roi.overrides]
         steps += [_with_name(remark, entry.name) for remark in roi.remarks]
         try:
             mask, notes = _mask_of(entry, placement, frame_uid)

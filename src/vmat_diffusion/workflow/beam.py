@@ -14,6 +14,7 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.workflow.output import require_apart
 
 if TYPE_CHECKING:
     from vmat_diffusion.commissioning.beam_fit import Scan
@@ -59,6 +60,8 @@ def fit_machine(
     takes its name from `out`. Raises InputError for an existing file, MachineError for unusable scans.
     """
     picture = out.with_name(f"{out.stem}_fit.png")
+    for path in (out, picture):
+        require_apart(path, *pdd, *profiles, output_factors, template)
     for path in (out, picture):
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; choose another name or pass --overwrite")

@@ -14,6 +14,7 @@ from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.reading import Reading, read_contoured
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
 
@@ -164,9 +165,9 @@ class DoseStatistics:
 def dose_statistics(
     case_folder: Path,
     dose_file: Path,
+    how: Reading | None = None,
     *,
     goals: str | None = None,
-    mapping: Path | None = None,
     force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
@@ -174,15 +175,14 @@ def dose_statistics(
     Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
     dose of another patient or frame of reference unless `force` lets it be.
     """
-    from vmat_diffusion.dicom import read_case, read_dose
+    from vmat_diffusion.dicom import read_dose
     from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
     from vmat_diffusion.evaluate.goals import add_unions, evaluate, fit_to_case, load_goals
 
     sheet = load_goals(goals) if goals else None
     if not dose_file.is_file():
         raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
-    # A target that leaves the body is no reason not to look at its dose.
-    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+    case = read_contoured(case_folder, how or Reading())
     dose = read_dose(dose_file)
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:

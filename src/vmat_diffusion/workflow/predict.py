@@ -14,8 +14,9 @@ from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.provenance import case_provenance
+from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.run_files import write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refused before
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -44,11 +45,14 @@ class PredictRun:
 
     def summary(self) -> dict[str, Any]:
         """The object that `predict --json` prints."""
+        from vmat_diffusion.qa.ct_numbers import ignored_overrides
+
         done = self.prediction
         return {
             "chosen": done.chosen,
             "reason": done.reason,
             "unusual": list(done.warnings),
+            "remarks": ignored_overrides(self.case),
             "told": _plain(done.conditioning),
             "goals": [goal_record(r) for r in done.results[0]],
             "samples": [

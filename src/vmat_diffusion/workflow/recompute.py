@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case, Dose, load_ct_table
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
-from vmat_diffusion.dose.engines import ENGINES, dose_engine
+from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
@@ -19,8 +19,9 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
 from vmat_diffusion.workflow.run_files import write_json
-from vmat_diffusion.workflow.settings import require_case_folder
+from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -108,15 +109,8 @@ def compute_dose(
     plan_file: Path,
     case_folder: Path,
     out: Path,
+    settings: DoseSettings,
     *,
-    engine: str,
-    machine: str = "generic_6mv",
-    uncertainty: float = 0.02,
-    check_minutes: float | None = None,
-    grid_mm: float = 3.0,
-    seed: int = 0,
-    mapping: Path | None = None,
-    ct_table: Path | None = None,
     force: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -131,16 +125,18 @@ def compute_dose(
     require_apart(out, case_folder, plan_file)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
-    plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
+    plan, case, linac = _read(plan_file, case_folder, settings)
     from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.qa.ct_numbers import ignored_overrides
     from vmat_diffusion.qa.files import belonging, plan_remarks
 
     together = belonging(case, plan, None) or Comparison()
-    remarks = (*together.require(force=force), *plan_remarks(plan, linac))
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
+    belong = together.require(force=force)
+    remarks = (*belong, *plan_remarks(plan, linac), *ignored_overrides(case))
+    compute = _engine(linac, settings)
     from vmat_diffusion.dose.tissue import dose_grid
 
-    grid = dose_grid(case, grid_mm)
+    grid = dose_grid(case, settings.grid_mm)
     dose = compute(plan, case, grid, progress=report)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     linked = plan_file if belongs(plan, case) else None
@@ -152,18 +148,9 @@ def second_check(
     plan_file: Path,
     case_folder: Path,
     out: Path,
+    settings: QaSettings | None = None,
     *,
     dose_file: Path | None = None,
-    machine: str = "generic_6mv",
-    goals: str | None = None,
-    engine: str = "monte-carlo",
-    uncertainty: float = 0.02,
-    check_minutes: float | None = None,
-    grid_mm: float = 3.0,
-    seed: int = 0,
-    gate: Path | None = None,
-    mapping: Path | None = None,
-    ct_table: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SecondCheck:
@@ -175,24 +162,24 @@ def second_check(
     """
     from vmat_diffusion.qa import PlanFiles, judge
 
-    report = progress or silent
+    settings, report = settings or QaSettings(), progress or silent
     require_apart(out, case_folder, plan_file, dose_file)
-    asked = uncertainty if engine == "monte-carlo" else 0.0
-    limits, base = gate_limits(gate, asked), load_machine(machine)
-    if dose_file is None and engine == "pencil-beam":
+    asked = settings.uncertainty if settings.engine == "monte-carlo" else 0.0
+    limits = gate_limits(settings.gate, asked)
+    if dose_file is None and settings.engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
         _existing(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
-        plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
-        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
-        case, sheet = _asked(case, plan, goals)
+        plan, case, linac = _read(plan_file, case_folder, settings)
+        compute = _engine(linac, settings)
+        case, sheet = _asked(case, plan, settings.goals)
         from vmat_diffusion.dose.tissue import dose_grid
 
-        grid = dose_grid(case, grid_mm)
+        grid = dose_grid(case, settings.grid_mm)
         require_isocenter_near_body(plan, case)
-        dose = _planned_dose(dose_file, engine)
+        dose = _planned_dose(dose_file, settings.engine)
         if dose is not None and not float(dose.gy.max()) > 0:
             raise CaseError("the planned dose is zero everywhere; export the dose of the calculated plan")
         if dose is None:
@@ -261,19 +248,22 @@ def _existing(file: Path, kind: str) -> Path:
     return file
 
 
-def _read(
-    plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None, ct_table: Path | None
-) -> tuple[Plan, Case, Machine]:
+def _read(plan_file: Path, case_folder: Path, settings: DoseSettings) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
+    base = load_machine(settings.machine)
     require_case_folder(case_folder)
-    from vmat_diffusion.dicom import read_case, refuse_density_overrides
-
-    table = load_ct_table(ct_table)
     plan, machine = plan_and_machine(plan_file, base)
-    # What is planned already is looked at even if a target leaves the body.
-    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
-    refuse_density_overrides(case)
-    return plan, replace(case, ct_table=table), machine
+    return plan, read_for_dose(case_folder, settings), machine
+
+
+def _engine(machine: Machine, settings: DoseSettings) -> DoseEngine:
+    return dose_engine(
+        settings.engine,
+        machine,
+        uncertainty=settings.uncertainty,
+        max_minutes=settings.check_minutes,
+        seed=settings.seed,
+    )
 
 
 def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:

@@ -17,12 +17,15 @@ from vmat_diffusion.evaluate.goals import goal_record
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.origin import Comparison
 from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.recompute import plan_and_machine
 from vmat_diffusion.workflow.run_files import (
     CONTROL_POINTS,
@@ -45,7 +48,7 @@ from vmat_diffusion.workflow.search_and_check import (
     plan_folder,
     search_and_check,
 )
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
 # wrong input is refused at once.
 
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
+# The row of the verdict that names what --force let pass.
+IMPROVED = "plan to improve"
 FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
@@ -195,11 +200,13 @@ def plan_case(
         with clock.stage("read"):
             task = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
-            improve, task = _plan_to_improve(settings, task)
+            improve, task, forced = _plan_to_improve(settings, task)
         prior = Prior()
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
+        if forced:
+            prior = replace(prior, checks=(*prior.checks, warning(IMPROVED, forced, "")))
         judged = search_and_check(
             folder,
             task,
@@ -252,17 +259,21 @@ def _require_organs(case: Case, sheet: GoalSheet) -> None:
         )
 
 
-def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, Task]:
-    """The plan to start from, if one is named, and the task for the machine with its collimator."""
+def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, Task, tuple[str, ...]]:
+    """The plan to start from, if one is named, the task for the machine with its collimator, and what was
+    forced.
+    """
     if settings.improve is None:
-        return None, task
+        return None, task, ()
     plan, machine = plan_and_machine(Path(settings.improve), task.machine)
     from vmat_diffusion.qa.files import belonging
 
-    if (together := belonging(task.case, plan, None)) is not None:
-        # What the file leaves unsaid is harmless here: the improved plan is judged like any other.
-        together.require()
-    return plan, replace(task, machine=machine)
+    together = belonging(task.case, plan, None) or Comparison()
+    # What the file leaves unsaid is harmless here: the improved plan is judged like any other.
+    forced = replace(together, silences=()).require(force=settings.force)
+    # The arcs are a start; whatever position the file names, the plan is made and judged on this case.
+    plan = replace(plan, patient_position=task.case.patient_position)
+    return plan, replace(task, machine=machine), forced
 
 
 def _score(task: Task, plan: Plan, grid: Grid) -> GoalScore:

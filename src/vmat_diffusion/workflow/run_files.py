@@ -128,8 +128,9 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> Path:
-    """Plain data as JSON; numpy values become lists and numbers."""
-    path.write_text(json.dumps(record, indent=1, default=_plain) + "\n", encoding="utf-8")
+    """Plain data as JSON; numpy values become lists and numbers, and numbers that are not finite null."""
+    plain = json.loads(json.dumps(record, default=_plain), parse_constant=lambda _: None)
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     return path
 
 

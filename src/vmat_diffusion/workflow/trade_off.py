@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vmat_diffusion.errors import InputError, PlanError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, written_whole
 from vmat_diffusion.workflow.run_files import PLAN_FILE, RECORD
 
 # Inputs of a run that are the same for plans of one case: the images and the contours.
@@ -135,7 +134,7 @@ def _record(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{folder} holds no {RECORD}; name a folder that plan has written")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         needed = {"goals", "inputs", "verdict", "prescription_gy", "files", "mu", "delivery_s", "outcome"}
         if not needed <= set(record):
             raise ValueError

@@ -200,7 +200,7 @@ def test_dose_without_a_frame_is_followed_to_the_ct_and_one_of_another_frame_is_
     dose.FrameOfReferenceUID = FRAME + ".404"
     folder = write_patient(tmp_path / "c", images, structure_set(images), dose, rt_plan())
     found = inspect(folder)
-    assert says(found.steps, "leave-out-dose: file007 is in another frame of reference than the CT")
+    assert says(found.steps, "leave-out-dose: file007: the dose has another frame of reference than the CT")
     assert found.doses[0].endswith("not the dose of the case, see the steps")
 
 
@@ -236,13 +236,13 @@ def test_files_of_two_patients_do_not_meet(tmp_path: Path, kind: str) -> None:
     (structures if kind == "RTSTRUCT" else dose).PatientID = "ANOTHER"
     folder = write_patient(tmp_path, images, structures, dose)
     if kind == "RTSTRUCT":
-        with pytest.raises(CaseError, match="bears another patient's ID") as refusal:
+        with pytest.raises(CaseError, match="has another patient ID") as refusal:
             read_case(folder)
         assert "ANOTHER" not in str(refusal.value)
     else:
         case = read_case(folder)
         assert case.reference_dose is None
-        assert says(case.source.steps, "leave-out-dose: file007 bears another PatientID")
+        assert says(case.source.steps, "leave-out-dose: file007: the dose has another patient ID than the CT")
 
 
 @pytest.mark.parametrize("lowest", [-0.1, -30.0])
