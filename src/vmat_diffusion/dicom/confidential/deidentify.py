@@ -56,7 +56,7 @@ _DECLARED_ANEW = word_set(
     LongitudinalTemporalInformationModified"""
 )
 _AGE_YEARS_MAX = 90
-# What pixels mean, and what contours, beams and doses consist of: without them the copy would be another object.
+# What pixels mean, and what contours, beams and doses consist of.
 _NEEDED_NUMBERS = word_set(
     """RescaleIntercept RescaleSlope PixelSpacing ImagePositionPatient ImageOrientationPatient SliceThickness
     NumberOfFrames DoseGridScaling GridFrameOffsetVector SpacingBetweenSlices Rows Columns BitsAllocated

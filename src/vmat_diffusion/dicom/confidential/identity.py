@@ -49,7 +49,8 @@ _TIME = r"([01]\d|2[0-3])(:?[0-5]\d(:?([0-5]\d|60)(\.\d{1,6})?)?)?"
 _IDENTIFYING = word_set(
     """PatientID OtherPatientIDs TreatmentMachineName DeviceID DetectorID GantryID PlateID CassetteID
     CurrentPatientLocation PatientInstitutionResidence PerformedLocation ScheduledProcedureStepLocation
-    IssuerOfAdmissionID MilitaryRank Occupation CountryOfResidence RegionOfResidence AccessionNumber StudyID AdmissionID ServiceEpisodeID MedicalRecordLocator
+    IssuerOfAdmissionID MilitaryRank Occupation CountryOfResidence RegionOfResidence
+    AccessionNumber StudyID AdmissionID ServiceEpisodeID MedicalRecordLocator
     RequestedProcedureID FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest
     SpecimenAccessionNumber IssuerOfPatientID InstitutionName InstitutionAddress PatientAddress
     PatientTelephoneNumbers PatientBirthDate ResponsibleOrganization
