@@ -179,17 +179,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite")
     return value
-
-
-def csv_cell(value: object) -> object:
-    """A value for a cell of a table: text that a spreadsheet would run as a formula gets an apostrophe.
-
-    Numbers, negative ones too, stay as they are.
-    """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value

@@ -17,6 +17,7 @@ from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
+from vmat_diffusion.lettering import legible
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
 from vmat_diffusion.qa import Verdict, denoised
@@ -91,11 +92,16 @@ def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("vmat_diffusion", "report"),
         autoescape=True,
+        finalize=_legible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
+
+
+def _legible(value: Any) -> Any:
+    return legible(value) if type(value) is str else value
 
 
 def _image(data: bytes, kind: str) -> str:
