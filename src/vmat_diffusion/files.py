@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,19 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def shipped_or_code(name: str | None, shipped: Collection[str] = ()) -> str | None:
+    """The name of something shipped as it is; what a user's file is called as `file` and its contents' hash.
+
+    Names of files may be those of patients and machines, so records do not hold them. None stays None.
+    """
+    if not name or name in shipped:
+        return name
+    try:
+        return f"file {sha256_of(Path(name))[:16]}"
+    except OSError:
+        return "file unknown"
 
 
 def content_hash(source: Path) -> str:

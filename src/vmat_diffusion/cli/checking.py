@@ -35,6 +35,7 @@ from vmat_diffusion.workflow.settings import (
     MappingFile,
     PatientPosition,
     Seed,
+    Shareable,
     TrajectoryKind,
     Uncertainty,
 )
@@ -197,6 +198,7 @@ class QaOptions(Working):
     gate: GateFile = None
     mapping: MappingFile = None
     ct_table: CtTableFile = None
+    shareable: Shareable = False
     overwrite: Overwrite = False
 
 

@@ -107,6 +107,15 @@ IgnoreDensityOverrides = Annotated[
 ]
 
 
+Shareable = Annotated[
+    bool,
+    Field(
+        description="Report, record and tables without the day and without names of machines, beams and "
+        "structures as written."
+    ),
+]
+
+
 @settings
 class Reading:
     """How a folder of DICOM files is read; `mapping` and `ct_table` are paths, None for what is shipped."""
@@ -240,6 +249,7 @@ class PlanSettings(Reading):
         Option(metavar="RP.dcm"),
     ] = None
     trajectory: TrajectoryKind = None
+    shareable: Shareable = False
 
 
 @settings
@@ -264,6 +274,7 @@ class PredictSettings(Reading):
         Field(ge=0, le=1, description="Share of a missed goal that each step of the sampler corrects."),
     ] = 0.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
+    shareable: Shareable = False
 
 
 @settings
