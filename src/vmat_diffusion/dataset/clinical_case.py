@@ -7,6 +7,7 @@ hashes, and sentences name files and regions by number.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -347,6 +348,14 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
             raise LimitError(limit) from None
         raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
+        ) from None
+    except Exception as fault:
+        if isinstance(fault, MemoryError) or limit_of(fault):
+            raise
+        # What a library says of a value may quote it, and the value may be a name.
+        frame = traceback.extract_tb(fault.__traceback__)[-1]
+        raise RuntimeError(
+            f"{type(fault).__name__} at line {frame.lineno} of {Path(frame.filename).name}"
         ) from None
 
 

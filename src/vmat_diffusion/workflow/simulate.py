@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ class PatientSource:
     site: str
     patient: str
     key: str
-    file: Path | None = None
+    file: Path | None = field(default=None, repr=False)  # logs of workers show arguments
     seed: int = 0
 
     def read(self, spacing_mm: Point) -> TrainingCase:

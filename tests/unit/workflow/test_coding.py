@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -279,3 +280,13 @@ def test_words_of_structures_and_plain_file_names_are_no_secrets() -> None:
     coding = Coding({"PTV.dcm": "file 1"}, {"A": "machine"}, {})
     assert coding.text("A plan A") == "A plan A" and coding.text("A") == "machine"
     assert coding.text("PTV.dcm") == "PTV.dcm" and coding.text("from PTV.dcm") == "from file 1"
+
+
+def test_what_a_library_says_of_a_value_is_not_repeated(folder: Path) -> None:
+    from vmat_diffusion.dataset.clinical_case import _nameless
+    from vmat_diffusion.dicom.names import load_table
+
+    message = r"^KeyError at line \d+ of test_coding.py$"
+    with pytest.raises(RuntimeError, match=message) as caught, _nameless(folder, load_table(None)):
+        raise KeyError(NAME)
+    assert NAME not in "".join(traceback.format_exception(caught.value))
