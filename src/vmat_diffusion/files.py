@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def shipped_or_code(name: str | None, shipped: Collection[str] = ()) -> str | None:
+    """The name of something shipped as it is; what a user's file is called as `file` and its contents' hash.
+
+    Names of files may be those of patients and machines, so records do not hold them. None stays None.
+    """
+    if not name or name in shipped:
+        return name
+    try:
+        return f"file {sha256_of(Path(name))[:16]}"
+    except OSError:
+        return "file unknown"
+
+
 def content_hash(source: Path) -> str:
     """SHA-256 over the contents of a file, or of all files of a folder, whatever their names and order."""
     digests = []
@@ -195,18 +208,4 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite")
-    return value
-
-
-def csv_cell(value: object) -> object:
-    """A value for a cell of a table: text that a spreadsheet would run as a formula gets an apostrophe.
-
-    Numbers, negative ones too, stay as they are.
-    """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
     return value

@@ -12,6 +12,7 @@ from pydantic import Field
 from vmat_diffusion.cli.display import show, table, work_shown
 from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, Overwrite, PlanFile, Working
 from vmat_diffusion.cli.options import keywords, part
+from vmat_diffusion.lettering import legible
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import CheckMinutes, DoseSettings, Force, InfluenceSettings
 
@@ -67,7 +68,7 @@ def influence(options: InfluenceOptions) -> None:
 
     def announce(text: str) -> None:
         if not options.quiet:
-            typer.echo(text, err=True)
+            typer.echo(legible(text), err=True)
 
     asked = InfluenceSettings(**part(InfluenceSettings, options))
     with work_shown(options) as progress:

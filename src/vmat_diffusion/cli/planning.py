@@ -14,7 +14,7 @@ from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, Out
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, Shareable, plan_settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun
@@ -92,6 +92,7 @@ class DemoOptions(Working):
     """What `demo` takes."""
 
     out: OutFolder = Path("demo_out")
+    shareable: Shareable = False
 
 
 def demo(options: DemoOptions) -> None:
@@ -99,7 +100,7 @@ def demo(options: DemoOptions) -> None:
     from vmat_diffusion.workflow import run_demo
 
     with work_shown(options) as progress:
-        run, picture = run_demo(options.out, progress=progress)
+        run, picture = run_demo(options.out, shareable=options.shareable, progress=progress)
     if options.json:
         show(json.dumps({**run.summary(), "picture": str(picture)}))
     else:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmat_diffusion.dataset.tables import Rejection
@@ -31,7 +31,7 @@ class RawCase:
     """
 
     id: str
-    folder: Path
+    folder: Path = field(repr=False)  # logs of workers show arguments
     key: str
     site: str = ""
     fractions: int | None = None

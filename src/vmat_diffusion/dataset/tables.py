@@ -22,7 +22,8 @@ from vmat_diffusion.case import prescription_text
 from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase
 from vmat_diffusion.dataset.index import INDEX
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import csv_cell, parse_json, sha256_of, written_whole
+from vmat_diffusion.files import parse_json, sha256_of, written_whole
+from vmat_diffusion.lettering import csv_cell
 
 DATASET, REJECTED = "dataset.json", "rejected.csv"
 _HU_PERCENTILES = (0.5, 50.0, 99.5)

@@ -145,7 +145,7 @@ def preparation_record(settings: Preparation, shape: VolumeShape | None) -> dict
     return {
         **asdict(settings),
         "mapping": _text_hash(settings.mapping, "vmat_diffusion.dicom", "oar_mapping.json"),
-        "goals": f"{Path(settings.goals).name} {_text_hash(Path(settings.goals))}" if own else settings.goals,
+        "goals": f"file {_text_hash(Path(settings.goals))}" if own else settings.goals,
         "spacing_mm": list(settings.spacing_mm),
         "require": list(settings.require),
         "shape": list(shape) if shape else "auto",

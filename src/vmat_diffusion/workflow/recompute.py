@@ -18,6 +18,7 @@ from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
+from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
 from vmat_diffusion.workflow.run_files import write_json
@@ -191,7 +192,17 @@ def second_check(
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names)
-        _write(folder, done, plan_file, sheet, asdict(limits))
+        coding = coding_of(
+            case,
+            linac,
+            machine_file=settings.machine,
+            folder=case_folder,
+            files=[plan_file, dose_file],
+            plans=[plan],
+            mapping=settings.mapping,
+            shareable=settings.shareable,
+        )
+        _write(folder, done, plan_file, sheet, asdict(limits), coding=coding)
     return done
 
 
@@ -211,7 +222,13 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
 
 
 def _write(
-    folder: Path, done: SecondCheck, plan_file: Path, sheet: GoalSheet | None, limits: dict[str, Any]
+    folder: Path,
+    done: SecondCheck,
+    plan_file: Path,
+    sheet: GoalSheet | None,
+    limits: dict[str, Any],
+    *,
+    coding: Coding,
 ) -> None:
     from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.evaluate.goals import evaluate
@@ -221,19 +238,25 @@ def _write(
     report, record, dose = QA_FILES
     write_report(
         folder / report,
-        case=done.case,
-        plan=done.plan,
-        machine=done.machine,
-        dose=done.dose,
-        results=evaluate(sheet, done.case, done.dose) if sheet else (),
-        violations=violations(done.plan, done.machine),
-        verdict=done.verdict,
-        check=done.check,
-        provenance={"program": f"vmat-diffusion {__version__}", "gate": limits, "check": _plain(done.check)},
+        **coding.report(
+            case=done.case,
+            plan=done.plan,
+            machine=done.machine,
+            provenance={
+                "program": f"vmat-diffusion {__version__}",
+                "gate": limits,
+                "check": _plain(done.check),
+            },
+        ),
+        dose=coding.dose(done.dose),
+        results=coding.results(evaluate(sheet, done.case, done.dose) if sheet else ()),
+        violations=list(map(coding.shown, violations(done.plan, done.machine))),
+        verdict=coding.verdict(done.verdict),
+        check=coding.dose(done.check),
     )
     linked = plan_file if belongs(done.plan, done.case) else None
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
-    write_json(folder / record, {**done.summary(), "gate": limits, "files": list(QA_FILES)})
+    write_json(folder / record, coding.record({**done.summary(), "gate": limits, "files": list(QA_FILES)}))
 
 
 def belongs(plan: Plan, case: Case) -> bool:

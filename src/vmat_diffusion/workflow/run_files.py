@@ -14,6 +14,7 @@ import numpy as np
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
 
@@ -45,7 +46,7 @@ def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
                 angles = (angle % 360.0, arc.collimator_deg, arc.couch_deg, cumulative[k])
                 timed = _rounded(segments[k]) if k < len(arc.mu) else [""] * len(segment_names)
                 positions = _rounded(np.concatenate([arc.jaws_mm[k], arc.leaves_mm[k].ravel()]))
-                table.writerow([arc.number, arc.name, k, *_rounded(angles), *timed, *positions])
+                table.writerow([arc.number, csv_cell(arc.name), k, *_rounded(angles), *timed, *positions])
     return path
 
 

@@ -86,6 +86,14 @@ Force = Annotated[
     ),
 ]
 
+Shareable = Annotated[
+    bool,
+    Field(
+        description="Report, record and tables without the day and without names of machines, beams and "
+        "structures as written."
+    ),
+]
+
 
 def _sector(given: Any) -> Any:
     """`80:120` as two angles; anything else as it is."""
@@ -189,6 +197,7 @@ class PlanSettings(Search, TargetReading):
     ] = None
     force: Force = False
     trajectory: TrajectoryKind = None
+    shareable: Shareable = False
 
 
 @settings
@@ -204,6 +213,7 @@ class QaSettings(DoseSettings):
 
     goals: JudgedGoals = None
     gate: GateFile = None
+    shareable: Shareable = False
 
 
 @settings
@@ -250,6 +260,7 @@ class PredictSettings(TargetReading):
         Field(ge=0, le=1, description="Share of a missed goal that each step of the sampler corrects."),
     ] = 0.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
+    shareable: Shareable = False
 
 
 @settings
