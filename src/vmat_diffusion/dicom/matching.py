@@ -14,6 +14,9 @@ from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 
 
+_OF_SET = "ReferencedStructureSetSequence"
+
+
 @dataclass(frozen=True)
 class _Fit:
     """A structure set and a CT series that it was drawn on, by its images or by its frame alone."""
@@ -128,7 +131,7 @@ def _referred_to(folder: Folder, fits: list[_Fit]) -> tuple[list[_Fit], list[str
     if len(fits) < 2:
         return fits, []
     sets = _sets_of_plans(folder)
-    planned = {sets[uid] for d in folder.of("RTDOSE") if (uid := _plan_uid(d)) in sets}
+    planned = {_set_of_dose(d, sets) for d in folder.of("RTDOSE")}
     for wanted, what in ((planned, "dose"), (set(sets.values()), "plan")):
         found = [f for f in fits if f.found.uid in wanted]
         if len({f.found.uid for f in found}) == 1:
@@ -148,9 +151,11 @@ def _sets_of_plans(folder: Folder) -> dict[str, str]:
     return out
 
 
-def _plan_uid(dose: Found) -> str:
+def _set_of_dose(dose: Found, sets: Mapping[str, str]) -> str:
+    """The structure set that a dose names itself, else that of its plan; "" where neither says."""
     try:
-        return plan_uid(dose)
+        named = [text(s, "ReferencedSOPInstanceUID") for s in items(dose.dataset, _OF_SET)]
+        return next(iter(named), "") or sets.get(plan_uid(dose), "")
     except CaseError:
         return ""
 
@@ -183,7 +188,7 @@ def reference_dose(
     for found in folder.of("RTDOSE"):
         try:
             uid = plan_uid(found)
-            why = _why_no_dose(found, sets.get(uid), series, structure_set, folder)
+            why = _why_no_dose(found, _set_of_dose(found, sets), series, structure_set, folder)
         except InputError as fault:
             why = f": {fault}"
         if why:
@@ -216,9 +221,9 @@ def reference_dose(
 
 
 def _why_no_dose(
-    dose: Found, its_set: str | None, series: Series, structure_set: Found, folder: Folder
+    dose: Found, its_set: str, series: Series, structure_set: Found, folder: Folder
 ) -> str:
-    """Why a dose is not that of the case, to follow its name; "" where it is. `its_set` is its plan's."""
+    """Why a dose is not that of the case, to follow its name; "" where it is."""
     frame = text(dose.dataset, "FrameOfReferenceUID")
     if frame and frame != series.frame_uid:
         return " is in another frame of reference than the CT; export the dose on this CT"
@@ -228,7 +233,7 @@ def _why_no_dose(
     # A plan on a structure set that is absent says nothing about this one: the frame decides.
     others = {f.uid for f in folder.of("RTSTRUCT")} - {structure_set.uid}
     if its_set in others:
-        return " belongs to a plan on another structure set of the folder"
+        return " belongs to another structure set of the folder"
     if frame != series.frame_uid and its_set != structure_set.uid:
         return (
             " states no frame of reference and no plan on this structure set; add its plan or export it again"

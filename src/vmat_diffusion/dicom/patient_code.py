@@ -38,6 +38,8 @@ def one_patient(things: Iterable[tuple[str, Dataset]]) -> str:
         if not record:
             continue
         if first is not None and record != first[1]:
+            if what == first[0]:
+                raise CaseError(f"{what} bears the IDs of two patients; export it again for one patient")
             raise CaseError(
                 f"{what} bears another patient's ID than {first[0]}; export both again for one patient"
             )
