@@ -220,9 +220,7 @@ def reference_dose(
     return dose, (*steps, *(told if isinstance(told, tuple) else ()))
 
 
-def _why_no_dose(
-    dose: Found, its_set: str, series: Series, structure_set: Found, folder: Folder
-) -> str:
+def _why_no_dose(dose: Found, its_set: str, series: Series, structure_set: Found, folder: Folder) -> str:
     """Why a dose is not that of the case, to follow its name; "" where it is."""
     frame = text(dose.dataset, "FrameOfReferenceUID")
     if frame and frame != series.frame_uid:

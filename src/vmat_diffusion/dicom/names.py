@@ -36,7 +36,7 @@ _DOSE_GY = (10.0, 100.0)
 # their overlap. An organ that a dose follows (PTV_Liver_2000x3) is the place of the target.
 _RISK = r"(?P<risk>[hil]r)"
 _LEVEL = "high|mid|low|intermediate|int|hr|ir|lr|hi|lo|boost|total"
-_PLACE = "prostate|seminalves|sv|nodes?|lns?|vault|preop|postop"
+_PLACE = "eval|prostate|seminalves|sv|nodes?|lns?|vault|preop|postop"
 _SITE = "adrenal|bone|brain|breast|chestwall|kidney|liver|lung|neck|pancreas|pelvis|spine"
 _TARGET = re.compile(
     rf"(?:{_RISK}[ -]?)?(?P<type>gtv|ctv|ptv|itv|igtv|ictv)(?P<rest>!)?[ -]?(?P<class>p|n|t|sb|par|vas|v)?"

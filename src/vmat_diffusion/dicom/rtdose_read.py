@@ -33,6 +33,8 @@ from vmat_diffusion.geometry import Grid
 _GY_MAX = 1000.0
 # A dose of signed numbers may fall below zero by interpolation: up to this share of its maximum. Ours.
 _NEGATIVE = 0.005
+# No course of external beams reaches this dose in earnest. Ours.
+_HOT_GY = 150.0
 # A first frame offset this close to 0 means relative offsets; files round to 0.01 mm or so.
 _FIRST_OFFSET_MM = 0.01
 # Beam doses may differ from the dose of their plan by this share of its maximum: grids and rounding. Ours.
@@ -288,19 +290,20 @@ def _one(
         lattice = lattice_of(positions, orientation, (columns_mm, rows_mm), size)
         placement = placement_of(lattice)
         stored = without_spare_bits(dataset, stored_values(dataset, frames))
-        _refuse_hidden_sign(dataset, stored)
+        _refuse_hidden_sign(dataset, stored, scaling)
         values, floored = _not_negative(stored[order].astype(np.float32) * np.float32(scaling))
         gy = placement.values(values, 0.0)
         heterogeneity = text(dataset, "TissueHeterogeneityCorrection")
     return placement.grid, gy, heterogeneity, (*placement.steps, *floored)
 
 
-def _refuse_hidden_sign(dataset: Dataset, stored: NDArray) -> None:
+def _refuse_hidden_sign(dataset: Dataset, stored: NDArray, scaling: float) -> None:
     """Refuse unsigned values of which the highest are slightly negative ones: they would be the hot spots.
 
-    A dose has values between half the range and its top; small negative numbers have none.
+    They are at the very top of the range, with nothing between them and its lower half, and far above what
+    an external beam gives.
     """
-    if not np.issubdtype(stored.dtype, np.unsignedinteger):
+    if not np.issubdtype(stored.dtype, np.unsignedinteger) or float(stored.max()) * scaling < _HOT_GY:
         return
     half = 2 ** (integer(dataset, "BitsStored", 8 * stored.dtype.itemsize) - 1)
     upper = stored >= half
