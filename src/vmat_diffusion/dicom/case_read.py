@@ -141,8 +141,8 @@ def _patient_position(series: Series, given: str | None) -> str:
     position = (series.patient_position or given or "").upper()
     if not position:
         raise CaseError(
-            "the CT does not state PatientPosition (0018,5100); export it again, or tell inspect or preprocess "
-            f"with --patient-position {', '.join(PATIENT_POSITIONS[:-1])} or {PATIENT_POSITIONS[-1]}"
+            "the CT does not state PatientPosition (0018,5100); export it again, or tell inspect or "
+            f"preprocess with --patient-position {', '.join(PATIENT_POSITIONS[:-1])} or {PATIENT_POSITIONS[-1]}"
         )
     if position not in PATIENT_POSITIONS:
         raise CaseError(

@@ -13,7 +13,6 @@ from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 
-
 _OF_SET = "ReferencedStructureSetSequence"
 
 

@@ -31,9 +31,9 @@ from vmat_diffusion.errors import CaseError
 # Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
 _DOSE_GY = (10.0, 100.0)
 # TG-263: type, "!" (without the overlap of higher levels), class (primary, nodal, surgical bed ...), number,
-# images, place, relative level, dose, fractions, crop in mm. HR-CTV, IR-CTV and LR-CTV are those of GEC-ESTRO.
-# Words such as ring, opt or a minus sign make a helper structure of it, and so may an organ: PTV_Rectum can be
-# their overlap. An organ that a dose follows (PTV_Liver_2000x3) is the place of the target.
+# images, place, relative level, dose, fractions, crop in mm. HR-CTV, IR-CTV, LR-CTV are those of GEC-ESTRO.
+# Words such as ring, opt or a minus sign make a helper structure of it, and so may an organ: PTV_Rectum can
+# be their overlap. An organ that a dose follows (PTV_Liver_2000x3) is the place of the target.
 _RISK = r"(?P<risk>[hil]r)"
 _LEVEL = "high|mid|low|intermediate|int|hr|ir|lr|hi|lo|boost|total"
 _PLACE = "eval|prostate|seminalves|sv|nodes?|lns?|vault|preop|postop"

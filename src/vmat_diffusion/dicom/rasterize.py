@@ -140,8 +140,8 @@ def _note_gaps(
         alone = [k for k in (a, b) if not mask[max(k - 1, 0) : k].any() and not mask[k + 1 : k + 2].any()]
         if strict and alone:
             raise CaseError(
-                f"the {b - a - 1} slices between its contours at {low:.1f} and {high:.1f} mm hold none, which "
-                f"is too wide a gap to fill ({_FILL_MM:g} mm); contour every slice"
+                f"the {b - a - 1} slices between its contours at {low:.1f} and {high:.1f} mm hold none; only "
+                f"gaps of up to {_FILL_MM:g} mm are filled; contour every slice"
             )
 
 
