@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import MachineError
+from vmat_diffusion.files import why_no_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -239,7 +240,7 @@ def machine_text(name: str | Path) -> str:
     if _is_file(name):
         path = Path(name)
         if not path.is_file():
-            raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
+            raise MachineError(f"machine file {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -142,7 +142,7 @@ def _patient_position(series: Series, given: str | None) -> str:
     if not position:
         raise CaseError(
             "the CT does not state PatientPosition (0018,5100); export it again, or tell inspect or "
-            f"preprocess with --patient-position {', '.join(PATIENT_POSITIONS[:-1])} or {PATIENT_POSITIONS[-1]}"
+            f"preprocess with --patient-position, one of {', '.join(PATIENT_POSITIONS)}"
         )
     if position not in PATIENT_POSITIONS:
         raise CaseError(

@@ -27,6 +27,7 @@ from typing import Any
 
 from vmat_diffusion.case import ROLES, Role
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import why_no_file
 
 # Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
 _DOSE_GY = (10.0, 100.0)
@@ -160,6 +161,8 @@ def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTab
     if isinstance(mapping, Mapping):
         return _added(parse_table(_with_sides(mapping), "the mapping"))
     path = Path(mapping)
+    if not path.is_file():
+        raise CaseError(f"name mapping {path.name} {why_no_file(path)}; give an existing JSON file")
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:

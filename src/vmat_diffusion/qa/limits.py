@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import why_no_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,7 +78,7 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
         return GateSettings()
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"gate file {path} does not exist; give an existing TOML file or none")
+        raise InputError(f"gate file {path} {why_no_file(path)}; give an existing TOML file or none")
     try:
         return TypeAdapter(GateSettings).validate_python(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from vmat_diffusion.case import Case, Dose, load_ct_table
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
@@ -209,11 +210,15 @@ def second_check(
 
 
 def _planned_dose(file: Path | None, engine: str) -> Dose | None:
-    """The dose in the file; None where there is no file or it cannot be read."""
+    """The dose in the file; None where none is given, or the RTDOSE cannot be read."""
     if file is None:
         return None
     from vmat_diffusion.dicom import read_dose
+    from vmat_diffusion.dicom.attributes import about
+    from vmat_diffusion.dicom.folder import open_one
 
+    with about(file.name):
+        open_one(file, "RTDOSE")  # another kind of file was given by mistake
     try:
         return read_dose(file)
     except InputError:
@@ -257,7 +262,7 @@ def belongs(plan: Plan, case: Case) -> bool:
 def _existing(file: Path, kind: str) -> Path:
     if not file.is_file():
         error = PlanError if kind == "RTPLAN" else CaseError
-        raise error(f"{kind} file {file} does not exist; give an {kind}")
+        raise error(f"{kind} file {file} {why_no_file(file)}; give an {kind}")
     return file
 
 
