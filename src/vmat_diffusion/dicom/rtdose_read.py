@@ -85,7 +85,8 @@ def read_plane_or_volume(file: str | Path) -> Dose:
         origin = list(grid.origin_mm)
         origin[k] += 0.0 if normal[k] > 0 else grid.spacing_mm[k]
         flat = Grid(gy.shape, grid.spacing_mm, (origin[0], origin[1], origin[2]))
-        return Dose(flat, gy, provenance={"source": "RTDOSE", "summation": summation(found), "steps": ()})
+        facts = {"source": "RTDOSE", "summation": summation(found), **_origin([found]), "steps": ()}
+        return Dose(flat, gy, provenance=facts)
 
 
 def _doubled(found: Found) -> Dataset:
@@ -159,19 +160,26 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
     provenance = {
         "source": "RTDOSE",
         "summation": kind,
-        "sop_instance_uids": tuple(f.uid for f in files),
-        "plan_uid": plan_uid(files[0]),
-        "study_uid": text(first, "StudyInstanceUID"),
-        "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
-        "structure_set_uid": next(
-            (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence")), ""
-        ),
-        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
+        **_origin(files),
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,
         "steps": (*turned, *steps),
     }
     return Dose(grid, gy, provenance=provenance)
+
+
+def _origin(files: Sequence[Found]) -> dict[str, object]:
+    """Whose the files are and what they refer to, as `vmat_diffusion.origin` compares it."""
+    first = files[0].dataset
+    named = (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence"))
+    return {
+        "sop_instance_uids": tuple(f.uid for f in files),
+        "plan_uid": plan_uid(files[0]),
+        "study_uid": text(first, "StudyInstanceUID"),
+        "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
+        "structure_set_uid": next(named, ""),
+        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
+    }
 
 
 def _preferred(files: Sequence[Found]) -> tuple[Sequence[Found], list[str]]:

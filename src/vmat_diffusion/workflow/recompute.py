@@ -83,15 +83,19 @@ def compare_doses(
 ) -> GammaResult:
     """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume.
 
-    `announce` gets each sentence on what the files leave unsaid of belonging together. Raises CaseError for
-    doses of different patients or frames of reference unless `force` lets it be.
+    `announce` gets each sentence on what the files leave unsaid of belonging together, and, for planes, on
+    what contradicts. Raises CaseError for volumes of different patients or frames of reference unless `force`
+    lets it be.
     """
     from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
     first, second = (read_plane_or_volume(_existing(file, "RTDOSE")) for file in (reference, evaluated))
     together = compare(dose_origin(first, "reference dose"), dose_origin(second, "evaluated dose"))
-    for remark in together.require(force=force):
+    # A film or a portal image is of a phantom, or of a device with IDs of its own.
+    flat = any(1 in dose.grid.shape for dose in (first, second))
+    said = (*together.contradictions, *together.silences) if flat else together.require(force=force)
+    for remark in said:
         if announce:
             announce(remark)
     return gamma(
