@@ -130,3 +130,40 @@ def test_planes(axis: int, local: bool, percent: float, mm: float, cut: float) -
     difference = np.squeeze(ours.map)[scored] - map_[scored]
     below = map_[scored] < 1.9
     assert np.quantile(np.abs(difference[below]), 0.99) < _GAMMA_TOLERANCE
+
+
+def test_plane_files_of_the_published_criteria(tmp_path: Path) -> None:
+    """RTDOSE files of one frame through the command's own road, on pixels of two sizes: 1 %/1 mm local, 20 %."""
+    from dicom_files import rt_dose, save
+
+    from vmat_diffusion.workflow import compare_doses
+
+    random = np.random.default_rng(8)
+    field = ndimage.gaussian_filter(random.random((50, 60)), 5)
+    field = 60 * (field - field.min()) / np.ptp(field)
+    where = np.meshgrid(np.arange(0, 49.1, 0.5), np.arange(0, 59.1, 0.5), indexing="ij")
+    film = 1.006 * ndimage.map_coordinates(field, [where[0] + 0.3, where[1] - 0.4], order=1, mode="nearest")
+    film = np.maximum(film + random.normal(0, 0.15, film.shape), 0)
+    files = []
+    for name, values, mm in (("plan", field, 1.0), ("film", film, 0.5)):
+        data = rt_dose(values[None], origin_mm=(0.0, 0.0, 4.0))
+        data.PixelSpacing = [mm, mm]
+        del data.GridFrameOffsetVector  # a single frame needs none
+        files.append(save(data, tmp_path / f"{name}.dcm"))
+    ours = compare_doses(*files, dose_percent=1, distance_mm=1, local=True, threshold_percent=20)
+    axes = [(mm * np.arange(n), mm * np.arange(m)) for mm, (n, m) in ((1.0, field.shape), (0.5, film.shape))]
+    map_ = pymedphys.gamma(
+        axes[0],
+        field,
+        axes[1],
+        film,
+        1,
+        1,
+        lower_percent_dose_cutoff=20,
+        interp_fraction=10,
+        max_gamma=2,
+        local_gamma=True,
+    )
+    scored = map_[~np.isnan(map_)]
+    assert ours.points == scored.size and 50 < ours.pass_percent < 99.9
+    assert ours.pass_percent == pytest.approx(100 * np.mean(scored <= 1), abs=0.1)

@@ -96,6 +96,11 @@ def deidentify_folder(
     table = load_table(mapping)
     require_apart(out, folder)
     found = survey(folder, _stage(progress, "reading"))
+    if not found.originals and not found.left_out:
+        raise CaseError(
+            f"the input folder holds no DICOM file among {len(found.others)} files; give the folder that holds "
+            "the DICOM files"
+        )
     patients = _patients(found.identities, secret)
     left_out = dict(found.left_out)
     written: dict[Path, str] = {}
@@ -112,7 +117,9 @@ def deidentify_folder(
             report(k / len(found.originals))
         if not written:
             why = f", the first because {next(iter(left_out.values()))}" if left_out else ""
-            raise CaseError(f"no file could be de-identified: {len(left_out)} DICOM files left out{why}")
+            raise CaseError(
+                f"no file could be de-identified: {len(left_out)} DICOM files left out{why}; export them again"
+            )
         result = DeidentifiedFolder(
             out,
             _counted(written),
