@@ -133,7 +133,7 @@ def test_planes(axis: int, local: bool, percent: float, mm: float, cut: float) -
 
 
 def test_plane_files_of_the_published_criteria(tmp_path: Path) -> None:
-    """RTDOSE files of one frame through the command's own road, on pixels of two sizes: 1 %/1 mm local, 20 %."""
+    """RTDOSE files of one frame, as the command reads them, on pixels of two sizes: 1 %/1 mm local, 20 %."""
     from dicom_files import rt_dose, save
 
     from vmat_diffusion.workflow import compare_doses

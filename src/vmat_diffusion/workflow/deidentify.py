@@ -98,8 +98,8 @@ def deidentify_folder(
     found = survey(folder, _stage(progress, "reading"))
     if not found.originals and not found.left_out:
         raise CaseError(
-            f"the input folder holds no DICOM file among {len(found.others)} files; give the folder that holds "
-            "the DICOM files"
+            f"the input folder holds no DICOM file among {len(found.others)} files; give the folder that "
+            "holds the DICOM files"
         )
     patients = _patients(found.identities, secret)
     left_out = dict(found.left_out)
@@ -118,7 +118,8 @@ def deidentify_folder(
         if not written:
             why = f", the first because {next(iter(left_out.values()))}" if left_out else ""
             raise CaseError(
-                f"no file could be de-identified: {len(left_out)} DICOM files left out{why}; export them again"
+                f"no file could be de-identified: {len(left_out)} DICOM files left out{why}; "
+                "export them again"
             )
         result = DeidentifiedFolder(
             out,

@@ -1,9 +1,10 @@
-"""Every command with nothing, and with the wrong thing in every place: one sentence, exit code 2, nothing written."""
+"""Every command with nothing, and with the wrong thing in every place: a sentence, exit code 2, no file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def ended(
     body = sentences[0].removeprefix("Error: ")
     # No label twice in a row, as in `goal sheet x: goal sheet x: ...`.
     parts = body.split(": ")
-    assert all(a != b for a, b in zip(parts, parts[1:], strict=False)), body
+    assert all(a != b for a, b in pairwise(parts)), body
     return body
 
 
