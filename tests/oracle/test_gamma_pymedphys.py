@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
-from vmat_diffusion.geometry import Grid, resample
+from vmat_diffusion.geometry import Grid, resample, sample
 
 pymedphys = pytest.importorskip("pymedphys")
 
@@ -43,9 +43,25 @@ def assert_agree(reference: Dose, evaluated: Dose, ours: GammaResult) -> None:
     # At max_gamma their search stops one step of float rounding earlier or later than ours.
     below = scored & (ours.map < 0.95 * ours.max_gamma)
     difference = ours.map[below] - map_[below]
-    # A position within rounding of the outermost voxels is in the volume for one and not for the other.
-    # At spikes ours searches more, and may only be lower.
-    assert np.quantile(np.abs(difference), 0.995) < _GAMMA_TOLERANCE and difference.max() < 0.1
+    # Ours is never higher. Where the evaluated dose has a spike it searches more positions than theirs and
+    # may be lower: in at most one voxel of a thousand, and only where a finer search finds as much.
+    assert difference.max() < _GAMMA_TOLERANCE
+    lower = np.argwhere(below & (ours.map < map_ - _GAMMA_TOLERANCE))
+    assert len(lower) <= 0.001 * difference.size
+    for at in lower:
+        assert finest_gamma(reference, evaluated, tuple(at), ours) < ours.map[tuple(at)] + 0.02
+
+
+def finest_gamma(reference: Dose, evaluated: Dose, at: tuple[int, ...], ours: GammaResult) -> float:
+    """The least gamma of a voxel over positions a fortieth of the distance criterion apart."""
+    point = np.array([axis[n] for axis, n in zip(reference.grid.axes_mm, at[::-1], strict=True)])
+    reach = float(ours.map[at]) * ours.distance_mm
+    steps = np.arange(-reach, reach + 1e-9, ours.distance_mm / 40)
+    offsets = np.stack(np.meshgrid(*[steps] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    gy = float(reference.gy[at])
+    criterion = ours.dose_percent / 100 * (gy if ours.local else ours.maximum_gy)
+    apart = (sample(evaluated.gy, evaluated.grid, point + offsets) - gy) / criterion
+    return float(np.sqrt(apart**2 + np.sum(offsets**2, axis=1) / ours.distance_mm**2).min())
 
 
 def random_pair(seed: int, *, noise_gy: float, shift: float, other_grid: bool) -> tuple[Dose, Dose]:

@@ -22,7 +22,7 @@ from vmat_diffusion.workflow.preprocess import preprocess
 
 # The aim of the project: volumes 1 %, mean doses 0.5 %.
 _VOLUME, _MEAN = 0.01, 0.005
-# A sum over voxel centres of 4 to 5 mm is itself uncertain by that much (0.13 Gy in the cord of pt_201, 0.6 %).
+# A sum over voxel centres of 4 to 5 mm is itself uncertain by that much: 0.13 Gy or 0.6 % in a cord (pt_201).
 _COARSE_GY = 0.15
 
 
