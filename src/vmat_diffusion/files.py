@@ -26,6 +26,11 @@ _NAME_BYTES_MAX = 255  # of a name on every common file system
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
+def why_no_file(path: Path) -> str:
+    """Why there is no file at `path`: what follows its name in a sentence."""
+    return "is a folder" if path.is_dir() else "does not exist"
+
+
 @contextmanager
 def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name beside `path` to write to; the file is renamed to `path` at the end.

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import MachineError
-from vmat_diffusion.files import parse_toml
+from vmat_diffusion.files import parse_toml, why_no_file
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 # Strict: text is no number, so that none can stand in a file without its source.
@@ -234,7 +234,7 @@ def machine_text(name: str | Path) -> str:
     if _is_file(name):
         path = Path(name)
         if not path.is_file():
-            raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
+            raise MachineError(f"machine file {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

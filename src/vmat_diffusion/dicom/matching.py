@@ -15,6 +15,8 @@ from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 from vmat_diffusion.origin import Origin, compare
 
+_OF_SET = "ReferencedStructureSetSequence"
+
 
 @dataclass(frozen=True)
 class _Fit:
@@ -130,7 +132,7 @@ def _referred_to(folder: Folder, fits: list[_Fit]) -> tuple[list[_Fit], list[str
     if len(fits) < 2:
         return fits, []
     sets = _sets_of_plans(folder)
-    planned = {sets[uid] for d in folder.of("RTDOSE") if (uid := _plan_uid(d)) in sets}
+    planned = {_set_of_dose(d, sets) for d in folder.of("RTDOSE")}
     for wanted, what in ((planned, "dose"), (set(sets.values()), "plan")):
         found = [f for f in fits if f.found.uid in wanted]
         if len({f.found.uid for f in found}) == 1:
@@ -150,9 +152,11 @@ def _sets_of_plans(folder: Folder) -> dict[str, str]:
     return out
 
 
-def _plan_uid(dose: Found) -> str:
+def _set_of_dose(dose: Found, sets: Mapping[str, str]) -> str:
+    """The structure set that a dose names itself, else that of its plan; "" where neither says."""
     try:
-        return plan_uid(dose)
+        named = [text(s, "ReferencedSOPInstanceUID") for s in items(dose.dataset, _OF_SET)]
+        return next(iter(named), "") or sets.get(plan_uid(dose), "")
     except CaseError:
         return ""
 
@@ -183,7 +187,7 @@ def reference_dose(folder: Folder, ct: Origin, structure_set: Found) -> tuple[Do
     for found in folder.of("RTDOSE"):
         try:
             uid = plan_uid(found)
-            why = _why_no_dose(found, sets.get(uid), ct, structure_set, folder)
+            why = _why_no_dose(found, _set_of_dose(found, sets), ct, structure_set, folder)
         except InputError as fault:
             why = f": {fault}"
         if why:
@@ -215,8 +219,11 @@ def reference_dose(folder: Folder, ct: Origin, structure_set: Found) -> tuple[Do
     return dose, (*steps, *(told if isinstance(told, tuple) else ()))
 
 
-def _why_no_dose(dose: Found, its_set: str | None, ct: Origin, structure_set: Found, folder: Folder) -> str:
-    """Why a dose is not that of the case, to follow its name; "" where it is. `its_set` is its plan's."""
+def _why_no_dose(dose: Found, its_set: str, ct: Origin, structure_set: Found, folder: Folder) -> str:
+    """Why a dose is not that of the case, to follow its name; "" where it is.
+
+    `its_set` is the structure set that it names, or its plan's.
+    """
     frame = text(dose.dataset, "FrameOfReferenceUID")
     found = compare(ct, Origin("dose", patient_code(dose.dataset), frame=frame))
     if found.contradictions:
@@ -224,7 +231,7 @@ def _why_no_dose(dose: Found, its_set: str | None, ct: Origin, structure_set: Fo
     # A plan on a structure set that is absent says nothing about this one: the frame decides.
     others = {f.uid for f in folder.of("RTSTRUCT")} - {structure_set.uid}
     if its_set in others:
-        return " belongs to a plan on another structure set of the folder"
+        return " belongs to another structure set of the folder"
     if frame != ct.frame and its_set != structure_set.uid:
         silent = "is of a CT that states" if frame else "states"
         return f" {silent} no frame of reference, and no plan links it to this structure set; add its plan"

@@ -33,8 +33,12 @@ def one_patient(things: Iterable[tuple[str, Dataset]]) -> str:
 
     Raises CaseError where two of them bear different record numbers; "" where none bears one.
     """
-    codes = dict.fromkeys((what, patient_code(dataset)) for what, dataset in things)
+    codes = dict.fromkeys((what, code) for what, dataset in things if (code := patient_code(dataset)))
+    names = [what for what, _ in codes]
+    for what in names:
+        if names.count(what) > 1:
+            raise CaseError(f"{what} bears the IDs of two patients; export it again for one patient")
     contradictions = compare(*(Origin(what, patient=code) for what, code in codes)).contradictions
     if contradictions:
         raise CaseError(f"{contradictions[0]}; export both again for one patient")
-    return next((code for _, code in codes if code), "")
+    return next((code for _, code in codes), "")

@@ -22,6 +22,7 @@ from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.errors import CaseError, GoalError
 from vmat_diffusion.evaluate.dvh import Dvh, isodose_volume_cc, outside_percent, structure_dvh
 from vmat_diffusion.evaluate.metrics import Bound, Metric, histogram_value, homogeneity, paddick
+from vmat_diffusion.files import why_no_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -196,7 +197,7 @@ def load_goals(name_or_path: str | Path) -> GoalSheet:
     if str(name_or_path).endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise GoalError(f"goal sheet {path} does not exist; give a name or an existing file")
+            raise GoalError(f"goal sheet {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return parse_goals(path.read_text(encoding="utf-8-sig"), path.stem)
         except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import parse_toml
+from vmat_diffusion.files import parse_toml, why_no_file
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -73,7 +73,7 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
         return GateSettings()
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"gate file {path} does not exist; give an existing TOML file or none")
+        raise InputError(f"gate file {path} {why_no_file(path)}; give an existing TOML file or none")
     try:
         values = parse_toml(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.evaluate.goals import goal_record
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
@@ -77,7 +78,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
 
     machine = load_machine(machine_name)
     if not file.is_file():
-        raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
+        raise PlanError(f"plan file {file} {why_no_file(file)}; give an RTPLAN")
     if trajectories is not None:
         require_apart(trajectories, file)
     plan = read_plan(file, machine)
@@ -181,7 +182,7 @@ def dose_statistics(
 
     sheet = load_goals(goals) if goals else None
     if not dose_file.is_file():
-        raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
+        raise CaseError(f"dose file {dose_file} {why_no_file(dose_file)}; give an RTDOSE")
     case = read_contoured(case_folder, how or Reading())
     dose = read_dose(dose_file)
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)

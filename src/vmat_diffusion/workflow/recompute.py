@@ -13,6 +13,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
@@ -84,15 +85,19 @@ def compare_doses(
 ) -> GammaResult:
     """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume.
 
-    `announce` gets each sentence on what the files leave unsaid of belonging together. Raises CaseError for
-    doses of different patients or frames of reference unless `force` lets it be.
+    `announce` gets each sentence on what the files leave unsaid of belonging together, and, for planes, on
+    what contradicts. Raises CaseError for volumes of different patients or frames of reference unless `force`
+    lets it be.
     """
     from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
     first, second = (read_plane_or_volume(_existing(file, "RTDOSE")) for file in (reference, evaluated))
     together = compare(dose_origin(first, "reference dose"), dose_origin(second, "evaluated dose"))
-    for remark in together.require(force=force):
+    # A film or a portal image is of a phantom, or of a device with IDs of its own.
+    flat = any(1 in dose.grid.shape for dose in (first, second))
+    said = (*together.contradictions, *together.silences) if flat else together.require(force=force)
+    for remark in said:
         if announce:
             announce(remark)
     return gamma(
@@ -207,11 +212,15 @@ def second_check(
 
 
 def _planned_dose(file: Path | None, engine: str) -> Dose | None:
-    """The dose in the file; None where there is no file or it cannot be read."""
+    """The dose in the file; None where none is given, or the RTDOSE cannot be read."""
     if file is None:
         return None
     from vmat_diffusion.dicom import read_dose
+    from vmat_diffusion.dicom.attributes import about
+    from vmat_diffusion.dicom.folder import open_one
 
+    with about(file.name):
+        open_one(file, "RTDOSE")  # another kind of file was given by mistake
     try:
         return read_dose(file)
     except InputError:
@@ -267,7 +276,7 @@ def belongs(plan: Plan, case: Case) -> bool:
 def _existing(file: Path, kind: str) -> Path:
     if not file.is_file():
         error = PlanError if kind == "RTPLAN" else CaseError
-        raise error(f"{kind} file {file} does not exist; give an {kind}")
+        raise error(f"{kind} file {file} {why_no_file(file)}; give an {kind}")
     return file
 
 
