@@ -35,9 +35,10 @@ from vmat_diffusion.errors import (
     limit_of,
 )
 from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.evaluate.goal_fitting import how_made, structures_named
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
-    add_unions,
+    add_structures,
     fit_to_case,
     goal_sheet_names,
     load_goals,
@@ -120,9 +121,11 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     steps += how
     if sheet is not None:
         before = set(case.structures)
-        case = add_unions(sheet, case)
-        steps += [f"make-union: {name}" for name in case.structures if name not in before]
+        case = add_structures(sheet, case)
+        made = [name for name in case.structures if name not in before]
+        steps += [f"make-structure: {name}" for name in made]
     goals = constraints_of(sheet, case) if sheet else ()
+    case = without_helpers(case, table)
     case = replace(case, id=raw.id, site=site, prescription=prescription)
     training = on_spacing(case, settings.spacing_mm, None if plan is None else _nameless_plan(plan))
     resampled = training.case.source.steps[len(case.source.steps) :]
@@ -134,6 +137,19 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         "targets_extent_mm": list(extent.targets_mm),
     }
     return replace(training, constraints=goals, names=vocabulary(table), provenance=provenance)
+
+
+def without_helpers(case: Case, table: NameTable) -> Case:
+    """The case without structures that only goals need, such as `BODY - PTV_60`: those no table knows.
+
+    What is contoured and what the table names, such as Lungs, stays.
+    """
+    kept = {
+        name: s
+        for name, s in case.structures.items()
+        if not how_made(name, case) or ((match := table.match(name)) is not None and match.name == name)
+    }
+    return case if len(kept) == len(case.structures) else replace(case, structures=kept)
 
 
 def vocabulary(table: NameTable) -> tuple[str, ...]:
@@ -185,7 +201,7 @@ def _shipped_sheets() -> tuple[GoalSheet, ...]:
 
 
 def _organs(sheet: GoalSheet) -> set[str]:
-    return {g.structure for g in sheet.goals} - set(sheet.prescription.target_gy)
+    return set(structures_named(sheet)) - set(sheet.prescription.target_gy)
 
 
 def _site(case: Case, stated: str) -> tuple[str, list[str]]:

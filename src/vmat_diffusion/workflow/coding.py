@@ -26,7 +26,7 @@ from vmat_diffusion.origin import uid_code, without_uids
 from vmat_diffusion.plan import Plan
 
 if TYPE_CHECKING:
-    from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.qa import Verdict
 
 _DoseT = TypeVar("_DoseT", Dose, Dose | None)
@@ -156,6 +156,13 @@ class Coding:
             replace(r, goal=replace(r.goal, structure=self.name(r.goal.structure)), note=self.text(r.note))
             for r in results
         )
+
+    def sheet(self, sheet: GoalSheet | None) -> GoalSheet | None:
+        """The goal sheet of a report, its remarks in codes and its structures by the names that are shown."""
+        if sheet is None:
+            return None
+        left_out = tuple(replace(goal, structure=self.name(goal.structure)) for goal in sheet.left_out)
+        return replace(sheet, left_out=left_out, remarks=tuple(map(self.shown, sheet.remarks)))
 
     def verdict(self, verdict: Verdict | None) -> Verdict | None:
         """The verdict with its reasons in codes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -102,14 +103,17 @@ def read_for_dose(folder: Path, how: DoseReading, *, site: str = "", allow_outsi
     return replace(case, ct_table=table)
 
 
-def read_with_goals(folder: Path, goals: str, how: TargetReading) -> tuple[Case, GoalSheet]:
+def read_with_goals(
+    folder: Path, goals: str, how: TargetReading, conditions: Sequence[str] = ()
+) -> tuple[Case, GoalSheet]:
     """The case in a DICOM folder and a goal sheet, fitted to each other; wrong names are refused first.
 
-    Raises InputError where the folder, the sheet or the table cannot be used.
+    Goals with one of the `conditions` count. Raises InputError where the folder, the sheet or the table
+    cannot be used.
     """
-    from vmat_diffusion.evaluate.goals import load_goals
+    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
 
-    sheet = load_goals(goals)
+    sheet = with_conditions(load_goals(goals), conditions)
     case = read_for_dose(folder, how, site=sheet.site, allow_outside_body=how.allow_outside_body)
     from vmat_diffusion.evaluate.task import fit_to_each_other
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import goal_details, group_record, group_results, sheet_record
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
@@ -53,6 +54,7 @@ class SecondCheck:
     check: Dose
     verdict: Verdict
     files: tuple[Path, ...]
+    sheet: GoalSheet | None = None
 
     def summary(self) -> dict[str, Any]:
         """The object that `qa --json` prints."""
@@ -60,6 +62,9 @@ class SecondCheck:
             "machine": self.machine.name,
             "mu": round(self.plan.total_mu, 2),
             "verdict": self.verdict.summary(),
+            "goals": [goal_details(r) for r in self.verdict.results],
+            "groups": [group_record(g) for g in group_results(self.verdict.results)],
+            "sheet": sheet_record(self.sheet) if self.sheet else None,
             "check": _plain(self.check),
             "files": [str(file) for file in self.files],
         }
@@ -180,7 +185,7 @@ def second_check(
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, settings)
         compute = _engine(linac, settings)
-        case, sheet = _asked(case, plan, settings.goals)
+        case, sheet = _asked(case, plan, settings.goals, settings.conditions)
         from vmat_diffusion.dose.tissue import dose_grid
 
         grid = dose_grid(case, settings.grid_mm)
@@ -196,7 +201,7 @@ def second_check(
         verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
-        done = SecondCheck(case, plan, linac, dose, check, verdict, names)
+        done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)
         coding = coding_of(
             case,
             linac,
@@ -207,7 +212,7 @@ def second_check(
             mapping=settings.mapping,
             shareable=settings.shareable,
         )
-        _write(folder, done, plan_file, sheet, asdict(limits), coding=coding)
+        _write(folder, done, plan_file, asdict(limits), coding=coding)
     return done
 
 
@@ -231,13 +236,7 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
 
 
 def _write(
-    folder: Path,
-    done: SecondCheck,
-    plan_file: Path,
-    sheet: GoalSheet | None,
-    limits: dict[str, Any],
-    *,
-    coding: Coding,
+    folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, Any], *, coding: Coding
 ) -> None:
     from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.evaluate.goals import evaluate
@@ -258,7 +257,8 @@ def _write(
             },
         ),
         dose=coding.dose(done.dose),
-        results=coding.results(evaluate(sheet, done.case, done.dose) if sheet else ()),
+        results=coding.results(evaluate(done.sheet, done.case, done.dose) if done.sheet else ()),
+        sheet=coding.sheet(done.sheet),
         violations=list(map(coding.shown, violations(done.plan, done.machine))),
         verdict=coding.verdict(done.verdict),
         check=coding.dose(done.check),
@@ -312,19 +312,21 @@ def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
     return replace(plan, machine=machine.name), machine
 
 
-def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet | None]:
+def _asked(
+    case: Case, plan: Plan, goals: str | None, conditions: Sequence[str]
+) -> tuple[Case, GoalSheet | None]:
     """The case with the sheet's prescription, and the sheet for its targets, if goals are asked."""
     if goals is None:
         return case, None
-    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case, load_goals
+    from vmat_diffusion.evaluate.goals import add_structures, fit_to_case, load_goals
 
-    sheet = fit_to_case(load_goals(goals), case)
+    sheet = fit_to_case(load_goals(goals), case, conditions)
     if sheet.prescription.fractions != plan.fractions:
         raise PlanError(
             f"the plan has {plan.fractions} fractions, goal sheet {sheet.name} "
             f"{sheet.prescription.fractions}; choose the sheet that the plan was made for"
         )
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+    return add_structures(sheet, replace(case, prescription=sheet.prescription)), sheet
 
 
 def check_references(

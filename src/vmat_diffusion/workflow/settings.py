@@ -6,11 +6,12 @@ line, `--config` files, the records of runs and the tables in `docs/commands.md`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import GoalError, InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.reading import DoseReading, TargetReading
 
@@ -24,6 +25,11 @@ JudgedGoals = Annotated[
     str | None,
     Field(description="Goal sheet: a shipped sheet's name or a TOML file; its goals are judged too."),
     Option(metavar="SHEET"),
+]
+Conditions = Annotated[
+    tuple[str, ...],
+    Field(description="Condition of the goal sheet that holds for the patient; `goals show` lists them."),
+    Option(long="--with", metavar="CONDITION"),
 ]
 EngineName = Annotated[
     Literal["pencil-beam", "monte-carlo"], Field(description="Dose engine that computes the dose.")
@@ -138,6 +144,7 @@ class PlanSettings(Search, TargetReading):
     """
 
     goals: GoalsName
+    conditions: Conditions = ()
     candidates: Annotated[
         int,
         Field(ge=1, le=16, description="Plans to choose from, each for one sample of the predicted dose."),
@@ -212,6 +219,7 @@ class QaSettings(DoseSettings):
     """What the user chooses where a finished plan is judged; without `goals` none are checked."""
 
     goals: JudgedGoals = None
+    conditions: Conditions = ()
     gate: GateFile = None
     shareable: Shareable = False
 
@@ -243,6 +251,7 @@ class PredictSettings(TargetReading):
     """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`."""
 
     goals: GoalsName
+    conditions: Conditions = ()
     samples: Annotated[
         int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
     ] = 8
@@ -289,13 +298,55 @@ class Simulation:
     ] = (2.0, 2.0, 2.5)
 
 
+# What a goal sheet may have in [plan]: how the arcs lie and how finely is computed. What is given beside one
+# of the first decides over the others.
+_ARCS = ("span", "arc_start_deg", "arc_stop_deg", "collimator_deg", "couch_deg", "avoid_deg", "arcs")
+_SHEET_MAY_SAY = (*_ARCS, "seconds_per_turn", "jaws", "grid_mm", "search_minutes", "uncertainty")
+
+
+def sheet_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a plan that its goal sheet has in [plan], but for those that are `given`.
+
+    A given sector or angle decides over what it contradicts, and the arcs of a plan to be improved over all.
+    Of a sheet that cannot be read there are none: it is refused where its goals are read. Raises GoalError
+    for a sheet that names a setting that it may not or that is wrong.
+    """
+    from vmat_diffusion.evaluate.goals import load_goals
+
+    goals = str(given.get("goals"))
+    try:
+        sheet = load_goals(goals)
+    except GoalError:
+        return {}
+    for name in sheet.plan:
+        if name not in _SHEET_MAY_SAY:
+            raise GoalError(
+                f"goal sheet {sheet.name}: plan may not say {name}; it may say {', '.join(_SHEET_MAY_SAY)}"
+            )
+    try:
+        PlanSettings(goals=goals, **sheet.plan)
+    except InputError as fault:
+        raise GoalError(f"goal sheet {sheet.name}: plan: {fault}") from None
+    without: set[str] = set(_ARCS) if given.get("improve") else set()
+    if given.get("arc_start_deg") is not None or given.get("arc_stop_deg") is not None:
+        without |= {"span", "arc_start_deg", "arc_stop_deg"}
+    if "span" in given:
+        without |= {"arc_start_deg", "arc_stop_deg"}
+    if given.get("arcs", sheet.plan.get("arcs")) != sheet.plan.get("arcs"):
+        without |= {"collimator_deg", "couch_deg"}
+    return {name: value for name, value in sheet.plan.items() if name not in without and name not in given}
+
+
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
 _LEAST_MINUTES = 1.0
 
 
 def plan_settings(**values: Any) -> PlanSettings:
-    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
-    settings = PlanSettings(**values)
+    """Checked settings from keywords; raises InputError with one sentence for a wrong one.
+
+    What is not given is as the goal sheet has it in [plan], else the default.
+    """
+    settings = PlanSettings(**(sheet_defaults(values) | values))
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("an arc needs both a start and a stop angle; give both or neither")
     if settings.span == "partial" and settings.arc_start_deg is not None:
