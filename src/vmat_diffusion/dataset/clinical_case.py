@@ -37,7 +37,7 @@ from vmat_diffusion.errors import (
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
-    add_unions,
+    add_structures,
     fit_to_case,
     goal_sheet_names,
     load_goals,
@@ -119,7 +119,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     steps += how
     if sheet is not None:
         before = set(case.structures)
-        case = add_unions(sheet, case)
+        case = add_structures(sheet, case)
         steps += [f"make-union: {name}" for name in case.structures if name not in before]
     goals = constraints_of(sheet, case) if sheet else ()
     case = replace(case, id=raw.id, site=site, prescription=prescription)

@@ -15,7 +15,7 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import (
     Goal,
     GoalSheet,
-    add_unions,
+    add_structures,
     fit_to_case,
     goal_sheet_names,
     load_goals,
@@ -74,7 +74,7 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
             fitted = fit_to_case(sheet, relabel_target(case, sheet))
         except GoalError:
             continue
-        if _organs(fitted, add_unions(sheet, case)):
+        if _organs(fitted, add_structures(sheet, case)):
             found.append(fitted)
     if not found:
         targets = ", ".join(s.name for s in case.targets) or "none"
@@ -110,7 +110,7 @@ def draw_variation(
     arcs = int(rng.choice(_ARCS, p=shares / shares.sum()))
     start, stop = _draw_arc(rng, case)
     low, high = np.log(_FACTORS)
-    organs = _organs(sheet, add_unions(sheet, case))
+    organs = _organs(sheet, add_structures(sheet, case))
     return Variation(
         goals=sheet.name,
         arcs=arcs,
@@ -134,7 +134,7 @@ def apply_variation(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     sheet = fit_to_case(sheet, case)
     case = replace(case, prescription=sheet.prescription)
     goals = tuple(_scaled(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)
-    return add_unions(sheet, case), replace(sheet, goals=goals)
+    return add_structures(sheet, case), replace(sheet, goals=goals)
 
 
 def _organs(sheet: GoalSheet, case: Case) -> list[str]:

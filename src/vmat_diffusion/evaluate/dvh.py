@@ -110,6 +110,17 @@ class Dvh:
             raise CaseError(f"D{volume_percent:g}%: the volume must lie between 0 and 100 %")
         return self.dose_at_cc_gy(volume_percent / 100 * self.volume_cc)
 
+    def mean_of_hottest_gy(self, volume_cc: float) -> float:
+        """The mean dose of the hottest `volume_cc`, the last voxel by the share of it that belongs to it.
+
+        At least the hottest voxel; the mean of all for volumes beyond the structure.
+        """
+        return _mean_of_first(self.gy, volume_cc / self.voxel_cc)
+
+    def mean_of_coldest_gy(self, volume_cc: float) -> float:
+        """The mean dose of the coldest `volume_cc`, as `mean_of_hottest_gy`."""
+        return _mean_of_first(self.gy[::-1], volume_cc / self.voxel_cc)
+
     def volume_at_dose_cc(self, dose_gy: ArrayLike) -> NDArray[np.float64]:
         """Volume in cc that receives at least `dose_gy`; any shape in, the same shape out."""
         return self._voxels_at(dose_gy) * self.voxel_cc
@@ -128,6 +139,17 @@ class Dvh:
         # In the precision of the doses, so that a voxel at the level itself counts.
         dose = np.asarray(dose_gy, self.gy.dtype)
         return (self.gy.size - np.searchsorted(self.gy[::-1], dose, side="left")).astype(np.float64)
+
+
+def _mean_of_first(gy: VoxelDoses, voxels: float) -> float:
+    """The mean of so many doses from the first on; of a fraction of a voxel, that voxel."""
+    voxels = min(max(voxels, 1.0), float(gy.size))
+    whole = int(voxels + 1e-9)
+    total = float(gy[:whole].sum(dtype=np.float64))
+    rest = max(voxels - whole, 0.0)
+    if rest > 0 and whole < gy.size:
+        total += rest * float(gy[whole])
+    return total / voxels
 
 
 def structure_dvh(dose: Dose, structure: Structure, grid: Grid) -> Dvh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.evaluate.goals import GoalSheet, add_unions, fit_to_case
+from vmat_diffusion.evaluate.goals import GoalSheet, add_structures, fit_to_case
 from vmat_diffusion.machine import Machine
 
 
@@ -34,4 +34,4 @@ def fit_to_each_other(case: Case, sheet: GoalSheet) -> tuple[Case, GoalSheet]:
     Raises GoalError where a required target is absent.
     """
     sheet = fit_to_case(sheet, case)
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+    return add_structures(sheet, replace(case, prescription=sheet.prescription)), sheet

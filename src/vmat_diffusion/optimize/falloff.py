@@ -13,6 +13,7 @@ from scipy import ndimage
 from vmat_diffusion.case import Case
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.evaluate.metrics import Metric
+from vmat_diffusion.evaluate.spillage import rtog_limit
 from vmat_diffusion.geometry import Grid, average_onto
 
 # What a target may get at its border, relative to its own level; less where another target's level is
@@ -23,10 +24,6 @@ BORDER, _LOWER_BORDER = 1.03, 1.02
 _STEREOTACTIC_HOT, _STEREOTACTIC_FAR, _STEREOTACTIC_GRACE_MM = 1.25, 0.2, 1.0
 # Up to this share of the volume a D goal of a stereotactic target says how hot it may be.
 _HOT_PERCENT = 5.0
-# Volume of the half-prescription isodose over that of the target (R50 %), without deviation, by target
-# volume: RTOG 0813 and 0915 protocols (recalled, verify).
-_TARGET_CC = (1.8, 3.8, 7.4, 13.2, 22.0, 34.0, 50.0, 70.0, 95.0, 126.0, 163.0)
-_R50 = (5.9, 5.5, 5.1, 4.7, 4.5, 4.3, 4.0, 3.5, 3.3, 3.1, 2.9)
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
     if not sheet.stereotactic:
         return Falloff()
     cc = case.structures[target].voxels * case.grid.voxel_cc
-    r50 = float(np.interp(cc, _TARGET_CC, _R50))
+    r50 = rtog_limit("R50%", cc).limit
     half_mm = 10.0 * (3.0 * cc / (4.0 * math.pi)) ** (1 / 3) * (r50 ** (1 / 3) - 1.0)
     far = _STEREOTACTIC_FAR
     length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((BORDER - far) / (0.5 - far))

@@ -176,7 +176,7 @@ def dose_statistics(
     """
     from vmat_diffusion.dicom import read_case, read_dose
     from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
-    from vmat_diffusion.evaluate.goals import add_unions, evaluate, fit_to_case, load_goals
+    from vmat_diffusion.evaluate.goals import add_structures, evaluate, fit_to_case, load_goals
 
     sheet = load_goals(goals) if goals else None
     if not dose_file.is_file():
@@ -187,7 +187,7 @@ def dose_statistics(
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
-        case = add_unions(sheet, case)
+        case = add_structures(sheet, case)
     rows = []
     for structure in case.structures.values():
         if not structure.mask.any():

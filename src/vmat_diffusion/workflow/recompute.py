@@ -294,7 +294,7 @@ def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet |
     """The case with the sheet's prescription, and the sheet for its targets, if goals are asked."""
     if goals is None:
         return case, None
-    from vmat_diffusion.evaluate.goals import add_unions, fit_to_case, load_goals
+    from vmat_diffusion.evaluate.goals import add_structures, fit_to_case, load_goals
 
     sheet = fit_to_case(load_goals(goals), case)
     if sheet.prescription.fractions != plan.fractions:
@@ -302,7 +302,7 @@ def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet |
             f"the plan has {plan.fractions} fractions, goal sheet {sheet.name} "
             f"{sheet.prescription.fractions}; choose the sheet that the plan was made for"
         )
-    return add_unions(sheet, replace(case, prescription=sheet.prescription)), sheet
+    return add_structures(sheet, replace(case, prescription=sheet.prescription)), sheet
 
 
 def check_references(

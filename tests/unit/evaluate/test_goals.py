@@ -13,7 +13,7 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import (
     Goal,
-    add_unions,
+    add_structures,
     evaluate,
     fit_to_case,
     goal_sheet_names,
@@ -183,12 +183,12 @@ def test_head_and_neck_numbers() -> None:
         ("variation = 55", "variation = nan", "goals 1 variation"),
         ("D95% >= 57 Gy", "D95% > 57 Gy", "cannot read"),
         ("D95% >= 57 Gy", "D95% >= 57", "needs Gy"),
-        ("D95% >= 57 Gy", "D95% >= 57 %", "needs Gy"),
+        ("D95% >= 57 Gy", "D95% >= 57 cc", "needs Gy or %"),
+        ("D95% >= 57 Gy", "D95% >= RTOG 0915", "D95% is not in the RTOG's table"),
         ("D95% >= 57 Gy", "D95% = 57 Gy", "needs >= or <="),
         ("D95% >= 57 Gy", "D95 >= 57 Gy", "metric 'D95' is not known"),
         ("V40Gy <= 35 %", "V40Gy <= 35 Gy", "needs % or cc"),
         ("V40Gy <= 35 %", "V40% <= 35 %", "relative to a prescription, but Rectum has none"),
-        ('source = "here"\n\n[[', 'source = " "\n\n[[', "source is empty"),
         ("PTV = 60.0", "PTV = 600.0", "outside 0 to 200"),
         ("PTV = 60.0", "PTV = true", "prescription_gy PTV"),
         ("PTV = 60.0", "", "names no target"),
@@ -376,13 +376,13 @@ def test_what_the_sheet_normalises_is_measured_on_a_dose() -> None:
 def test_unions_fill_in_only_what_is_not_contoured() -> None:
     sheet = load_goals("lung_60")
     parts = _case(Lung_L=("organ", slice(0, 5)), Lung_R=("organ", slice(5, 9)))
-    made = add_unions(sheet, parts)
+    made = add_structures(sheet, parts)
     assert made.structures["Lungs"].voxels == 900
     assert made.source.steps == ("Lungs made as the union of Lung_L and Lung_R",)
     own = _case(Lung_L=("organ", slice(0, 5)), Lung_R=("organ", slice(5, 9)), Lungs=("organ", slice(0, 8)))
-    assert add_unions(sheet, own) is own
+    assert add_structures(sheet, own) is own
     one = _case(Lung_L=("organ", slice(0, 5)))
-    assert add_unions(sheet, one) is one
+    assert add_structures(sheet, one) is one
 
 
 def test_indices_by_hand() -> None:

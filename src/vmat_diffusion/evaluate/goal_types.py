@@ -1,0 +1,322 @@
+"""What a goal sheet says and what a dose makes of it: goals, groups of goals, sheets, results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from vmat_diffusion.case import Prescription
+from vmat_diffusion.errors import GoalError
+from vmat_diffusion.evaluate.fractionation import physical_gy
+from vmat_diffusion.evaluate.metrics import Bound, Metric
+
+Comparator = Literal[">=", "<="]
+Status = Literal["pass", "acceptable", "fail", "not evaluated"]
+# How the source of a number was seen; "" where the sheet does not say.
+Seen = Literal["publication", "transcription", "template", "practice", "recalled", ""]
+SEEN: tuple[Seen, ...] = ("publication", "transcription", "template", "practice", "recalled")
+
+# float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line of a goal sheet: `D95% >= 66.5 Gy` on a structure.
+
+    `limit` and `variation`, the worst acceptable value, are in `unit`; `priority` 1 = must,
+    2 = should, 3 = wish. The structure of an `optional` goal need not be in the case; any other must that
+    cannot be evaluated is not met. A member of a `group` is judged with the others of its group and has the
+    group's priority. A goal with a `condition` counts only where that is on ("not ..." where it is off).
+
+    `source` says where the number comes from and `seen` how that was looked at; `variation_source` and
+    `variation_seen` are those of the variation, "" for the same. `applies_to` is what the source speaks of
+    where the structure alone does not say it. `table` names the table that gives limit and variation by the
+    target's volume: they are NaN and None until `fit_to_case` looks them up. With an `eqd2` the doses of the
+    goal are those in fractions of 2 Gy for that alpha/beta in Gy.
+    """
+
+    structure: str
+    metric: Metric
+    comparator: Comparator
+    limit: float
+    unit: str
+    variation: float | None = None
+    priority: int = 2
+    source: str = ""
+    optional: bool = False
+    group: str | None = None
+    condition: str | None = None
+    applies_to: str = ""
+    seen: Seen = ""
+    variation_source: str = ""
+    variation_seen: Seen = ""
+    table: str | None = None
+    eqd2: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit != self.metric.result_unit:
+            raise GoalError(
+                f"{self.structure} {self.metric}: unit {self.unit!r} does not fit; "
+                f"write {self.metric.result_unit!r}"
+            )
+        if self.priority not in (1, 2, 3):
+            raise GoalError(f"{self}: priority {self.priority} is not 1 (must), 2 (should) or 3 (wish)")
+        if self.variation is not None and not self._meets(self.variation, self.limit, opposite=True):
+            raise GoalError(
+                f"{self}: variation {self.variation:g} is stricter than the limit; "
+                "it is the worst acceptable value"
+            )
+        if self.eqd2 is not None and not self.metric.takes_eqd2:
+            raise GoalError(f"{self}: eqd2 is for goals on a dose in Gy; leave it out")
+
+    @property
+    def demands_dose(self) -> bool:
+        """Whether more dose helps the goal; of homogeneity, which no single dose decides, False."""
+        return (self.comparator == ">=") != (self.metric.kind == "CV")
+
+    def hundred_percent_gy(self, target_gy: Mapping[str, float]) -> float | None:
+        """The dose that 100 % means for this goal; `target_gy` are the prescribed doses by target.
+
+        The structure's own prescription; for a dose in percent on a structure without one the highest.
+        """
+        own = target_gy.get(self.structure)
+        if own is None and self.metric.is_dose_in_percent and target_gy:
+            return max(target_gy.values())
+        return own
+
+    def bound(self, target_gy: Mapping[str, float]) -> Bound | None:
+        """The dose level and volume that the goal bounds; `target_gy` are the prescribed doses by target."""
+        return self.metric.bound(self.limit, self.hundred_percent_gy(target_gy))
+
+    def in_gy(self, prescription: Prescription) -> Goal:
+        """The goal as a search wants it: doses in percent and in EQD2 as physical Gy of the whole course.
+
+        Exact for the dose to a volume, maximum, minimum and the volume at a dose. For a mean or a gEUD the
+        limit in EQD2 becomes the physical dose that has it where the dose is uniform.
+        """
+        goal = self
+        if self.metric.is_dose_in_percent:
+            whole = self.hundred_percent_gy(prescription.target_gy)
+            if whole is None:
+                return self
+            limits = [None if v is None else v * whole / 100 for v in (self.limit, self.variation)]
+            assert limits[0] is not None
+            goal = replace(
+                self,
+                metric=replace(self.metric, result_unit="Gy"),
+                unit="Gy",
+                limit=limits[0],
+                variation=limits[1],
+            )
+        if goal.eqd2 is None:
+            return goal
+
+        def physical(gy: float) -> float:
+            assert goal.eqd2 is not None
+            return physical_gy(gy, goal.eqd2, prescription.fractions)
+
+        if goal.metric.kind in ("V", "CV"):
+            assert goal.metric.value is not None
+            return replace(goal, metric=replace(goal.metric, value=physical(goal.metric.value)), eqd2=None)
+        variation = None if goal.variation is None else physical(goal.variation)
+        return replace(goal, limit=physical(goal.limit), variation=variation, eqd2=None)
+
+    def status(self, value: float) -> Status:
+        """Whether a result meets the limit, only the variation, or neither."""
+        if self._meets(value, self.limit):
+            return "pass"
+        if self.variation is not None and self._meets(value, self.variation):
+            return "acceptable"
+        return "fail"
+
+    def _meets(self, value: float, limit: float, *, opposite: bool = False) -> bool:
+        slack = _ROUNDING * max(abs(limit), 1.0)
+        at_least = (self.comparator == ">=") is not opposite
+        return value >= limit - slack if at_least else value <= limit + slack
+
+    @property
+    def statement(self) -> str:
+        """The goal without its structure, as it is written in a sheet."""
+        text = f"{self.metric.plain_text} {self.comparator}"
+        if not math.isfinite(self.limit):
+            return f"{text} {self.table}"
+        text = f"{text} {self.limit:g} {self.unit}".rstrip()
+        if self.eqd2 is not None:
+            text += f" EQD2 (alpha/beta {self.eqd2:g} Gy)"
+        return f"{text} ({self.table})" if self.table else text
+
+    def __str__(self) -> str:
+        return f"{self.structure} {self.statement}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Goals of which `at_least` so many must be met, such as either parotid.
+
+    `priority`, `source` and `seen` are of the group as a whole and as those of a goal.
+    """
+
+    name: str
+    at_least: int
+    priority: int = 2
+    source: str = ""
+    seen: Seen = ""
+
+    def __post_init__(self) -> None:
+        if self.at_least < 1:
+            raise GoalError(f"group {self.name}: at_least {self.at_least} must be 1 or more")
+        if self.priority not in (1, 2, 3):
+            raise GoalError(f"group {self.name}: priority {self.priority} is not 1, 2 or 3")
+
+    def __str__(self) -> str:
+        return f"at least {self.at_least} of {self.name}"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The plan's MU are scaled until this dose metric has exactly this value."""
+
+    structure: str
+    metric: Metric
+    gy: float
+
+    def __str__(self) -> str:
+        return f"{self.structure} {self.metric} = {self.gy:g} Gy"
+
+
+@dataclass(frozen=True)
+class GoalSheet:
+    """A prescription with its goals.
+
+    `normalizations` are in order of preference: the first whose target is present holds.
+    `optional_targets` may be absent from a case, though not all prescribed targets at once.
+    `structures` are made of others by an expression, such as `Lungs - GTV`, where they are not contoured.
+    In a `stereotactic` plan the target may be hot within, for a steeper falloff around it.
+    `conditions` says in words what each condition means; those in `conditions_on` hold for the patient, and
+    `left_out` are the goals that `fit_to_case` left out as their condition does not. `plan` are the sheet's
+    defaults for the command of that name. `remarks` are sentences on the sheet itself: an old format,
+    numbers without a source.
+    """
+
+    name: str
+    title: str
+    site: str
+    prescription: Prescription
+    normalizations: tuple[Normalization, ...]
+    goals: tuple[Goal, ...]
+    source: str
+    optional_targets: tuple[str, ...] = ()
+    stereotactic: bool = False
+    format: int = 1
+    current_to: str = ""
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    structures: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    conditions_on: tuple[str, ...] = ()
+    left_out: tuple[Goal, ...] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def normalization(self) -> Normalization:
+        """The normalisation that holds."""
+        return self.normalizations[0]
+
+    def members(self, group: str) -> tuple[Goal, ...]:
+        """The goals of a group."""
+        return tuple(goal for goal in self.goals if goal.group == group)
+
+    def in_gy(self) -> GoalSheet:
+        """The sheet with every goal as physical Gy of the whole course, as by `Goal.in_gy`."""
+        return replace(self, goals=tuple(goal.in_gy(self.prescription) for goal in self.goals))
+
+
+@dataclass(frozen=True)
+class GoalResult:
+    """A goal with its value on one dose; `value` is None where it could not be evaluated.
+
+    `note` says what a reader must know, such as voxels outside the dose grid. `excused` is a member of a
+    group that is met without it, and `group` that group. `physical_gy` is the physical dose beside a value
+    in EQD2.
+    """
+
+    goal: Goal
+    value: float | None
+    status: Status
+    note: str = ""
+    excused: bool = False
+    group: Group | None = None
+    physical_gy: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the goal is not met: it failed, or a must could not be evaluated and is not optional.
+
+        A goal that its group is met without is not missed.
+        """
+        if self.excused:
+            return False
+        required = self.goal.priority == 1 and not self.goal.optional
+        return self.status == "fail" or (self.status == "not evaluated" and required)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group with how many of its goals are met (`met`), of those that have a value (`evaluated`).
+
+    `status` is "pass" where enough goals meet their limits, "acceptable" where enough do with their
+    variations; "not evaluated" where too few have a value, though none of them fails.
+    """
+
+    group: Group
+    results: tuple[GoalResult, ...]
+    met: int
+    evaluated: int
+    status: Status
+
+    @property
+    def missed(self) -> bool:
+        """Whether the group is not met: too few of its goals are, or a must could not be evaluated."""
+        return any(result.missed for result in self.results)
+
+    @property
+    def priority(self) -> int:
+        """The priority of the group."""
+        return self.group.priority
+
+    def __str__(self) -> str:
+        names = ", ".join(str(r.goal) for r in self.results)
+        return f"{self.met} of at least {self.group.at_least} met ({names})"
+
+
+def goal_record(result: GoalResult) -> dict[str, Any]:
+    """A goal's result as plain data; `value` is None where it could not be evaluated."""
+    goal = result.goal
+    return {
+        "goal": goal.statement,
+        "structure": goal.structure,
+        "value": None if result.value is None else round(result.value, 4),
+        "limit": goal.limit if math.isfinite(goal.limit) else None,
+        "unit": goal.unit,
+        "status": result.status,
+        "missed": result.missed,
+    }
+
+
+def group_record(result: GroupResult) -> dict[str, Any]:
+    """A group's result as plain data."""
+    return {
+        "group": result.group.name,
+        "at_least": result.group.at_least,
+        "met": result.met,
+        "evaluated": result.evaluated,
+        "of": [str(r.goal) for r in result.results],
+        "priority": result.priority,
+        "status": result.status,
+        "missed": result.missed,
+        "source": result.group.source,
+        "seen": result.group.seen or "not stated",
+    }
