@@ -14,7 +14,9 @@ from typing import Any
 
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, load_goals
 
-SOURCE = "Ezzell et al., Med Phys 36:5359 (2009), AAPM TG-119 (means and standard deviations recalled, unverified)"
+SOURCE = (
+    "Ezzell et al., Med Phys 36:5359 (2009), AAPM TG-119 (means and standard deviations recalled, unverified)"
+)
 
 _MATRAD_C = "167.8 cc in the open matRad copy of the case"
 
@@ -165,7 +167,10 @@ CASES: dict[str, Tg119Case] = {
         Tg119Case(
             "headneck",
             "tg119_headneck",
-            (Size("PTV 6 mm from the skin, 15 mm from the cord"), Size("parotids of 20 cc beside its upper half")),
+            (
+                Size("PTV 6 mm from the skin, 15 mm from the cord"),
+                Size("parotids of 20 cc beside its upper half"),
+            ),
             (
                 Published("PTV", "D90%", 50.28, 0.58),
                 Published("PTV", "D99%", 47.04, 0.52),

@@ -198,8 +198,8 @@ def _tg119_text(done: Tg119Result) -> str:
     ends = [f"{passed} of {count} cases passed: every goal reached, gate passed"]
     if by_mean > passed:
         ends.append(
-            f"{by_mean} of {count} where the published mean is enough for a goal that the report's institutions "
-            "missed on average"
+            f"{by_mean} of {count} where the published mean is enough for a goal that the report's "
+            "institutions missed on average"
         )
     if not all(goal.published.verified for case in done.cases for goal in case.goals):
         ends.append("Published means marked * are recalled: they were not compared with the report.")

@@ -49,7 +49,10 @@ def test_scores_are_shown_as_tables_and_as_json(
     assert [case["name"] for case in found["cases"]] == ["cshape_easy", "cshape_hard"]
     for case in found["cases"]:
         assert {"name", "passed", "goals", "minutes", "mu"} <= set(case)
-        assert all({"value", "published_mean", "published_sd", "reaches_goal", "published_verified"} <= set(g) for g in case["goals"])
+        assert all(
+            {"value", "published_mean", "published_sd", "reaches_goal", "published_verified"} <= set(g)
+            for g in case["goals"]
+        )
 
 
 @pytest.mark.parametrize(
