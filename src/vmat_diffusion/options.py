@@ -30,6 +30,7 @@ class Option:
         metavar: What stands for the value in help; None leaves it to the field's type.
         old: Spellings that are accepted, with a hint, until the next release; without dashes a last argument.
         text: The "whole" value, or "each" of several, is read as text, which a validator takes apart.
+        long: Its spelling where that is not its name, such as "--with".
     """
 
     short: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Option:
     metavar: str | None = None
     old: tuple[str, ...] = ()
     text: Literal["", "each", "whole"] = ""
+    long: str = ""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -13,7 +13,7 @@ from vmat_diffusion.benchmark.statistics import Interval, Paired, compare_pairs,
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.dvh import structure_dose_gy
-from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, group_results
 from vmat_diffusion.evaluate.openkbp import dvh_points
 
 Points = Mapping[str, Mapping[str, float]]
@@ -122,10 +122,16 @@ def judge_dose(dose: Dose, case: Case, sheet: GoalSheet) -> JudgedDose:
         for s in case.structures.values()
         if s.role in ("target", "organ") and s.voxels
     }
+    results = evaluate(sheet, case, dose)
     own = {
         str(r.goal): Criterion(r.value, r.status == "pass")
-        for r in evaluate(sheet, case, dose)
-        if r.value is not None
+        for r in results
+        if r.value is not None and r.group is None
+    }
+    own |= {
+        g.statement: Criterion(float(g.met), g.status == "pass")
+        for g in group_results(results)
+        if g.evaluated
     }
     # A goal that both name is one criterion.
     return JudgedDose(points, {**_on_points(points, case), **own})

@@ -27,6 +27,7 @@ from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     AllowOutsideBody,
     CheckMinutes,
+    Conditions,
     CtTableFile,
     Force,
     GateFile,
@@ -108,6 +109,14 @@ class DvhOptions(Facts):
         Option(positional=True, metavar="DOSE", old=("--dose",)),
     ]
     goals: _Sheet = None
+    conditions: Conditions = ()
+    eqd2: Annotated[
+        float | None,
+        Field(gt=0, description="Also give doses in fractions of 2 Gy, for this alpha/beta, Gy."),
+    ] = None
+    fractions: Annotated[
+        int | None, Field(ge=1, description="Fractions of the course, for --eqd2; by default the sheet's.")
+    ] = None
     mapping: MappingFile = None
     force: Force = False
 
@@ -122,10 +131,12 @@ def dvh(options: DvhOptions) -> None:
         show(json.dumps(statistics.summary()))
         return
     records = list(statistics.rows())
+    if (asked := statistics.eqd2) is not None:
+        show(f"EQD2 in {asked.fractions} fractions with an alpha/beta of {asked.alpha_beta_gy:g} Gy\n")
     rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in record.values()] for record in records]
     show(table(list(records[0]) if records else ["structure", "role"], rows, left=2))
     if statistics.results:
-        show("\n" + goals_text(statistics.results))
+        show("\n" + goals_text(statistics.results, statistics.sheet))
     for remark in statistics.remarks:
         show(f"Warning: {remark}")
 
@@ -188,6 +199,7 @@ class QaOptions(Working):
         Option(metavar="RD.dcm"),
     ] = None
     goals: _Sheet = None
+    conditions: Conditions = ()
     engine: Engine = "monte-carlo"
     machine: MachineName = "generic_6mv"
     uncertainty: Uncertainty = 0.02
@@ -210,7 +222,8 @@ def qa(options: QaOptions) -> None:
     if options.json:
         show(json.dumps(done.summary()))
     else:
-        show("\n".join([verdict_text(done.verdict), "", *map(str, done.files)]))
+        goals = [goals_text(done.verdict.results, done.sheet), ""] if done.sheet else []
+        show("\n".join([verdict_text(done.verdict), "", *goals, *map(str, done.files)]))
     raise typer.Exit(0 if done.verdict.passed else 1)
 
 

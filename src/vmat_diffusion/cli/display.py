@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmat_diffusion.cli.fields import Working
     from vmat_diffusion.dataset.tables import Rejection
-    from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.progress import Progress
     from vmat_diffusion.qa import Verdict
     from vmat_diffusion.workflow import PlanRun
@@ -140,7 +140,7 @@ def run_text(run: PlanRun) -> str:
     parts = [
         f"{run.task.sheet.title}: {levels} in {run.plan.fractions} fractions, "
         f"normalised to {run.task.sheet.normalization}",
-        goals_text(run.results),
+        goals_text(run.results, run.task.sheet),
         *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
         f"optimiser: {run.outcome.lower().replace('_', ' ')}",
@@ -199,25 +199,39 @@ def _banner(verdict: Verdict) -> list[str]:
     return [f"LOOSER LIMITS: {verdict.looser}"] if verdict.looser else []
 
 
-def goals_text(results: Sequence[GoalResult]) -> str:
-    """The goals as a table, and which could not be evaluated."""
+def goals_text(results: Sequence[GoalResult], sheet: GoalSheet | None = None) -> str:
+    """The goals as a table, the groups, which could not be evaluated, and what to know of the sheet."""
+    from vmat_diffusion.evaluate.goal_results import group_results, left_out_text, unpublished_text
+
     rows = []
     for r in (r for r in results if r.value is not None):
         acceptable = "" if r.goal.variation is None else f"{r.goal.variation:g}"
-        status = "FAIL" if r.status == "fail" else r.status
+        status = "FAIL" if r.word == "fail" else r.word
         value = f"{r.value:.2f} {r.goal.unit}".rstrip()
-        rows.append([r.goal.priority, r.goal.structure, r.goal.statement, acceptable, value, status, r.note])
+        applies = f"applies to {r.goal.applies_to}" if r.goal.applies_to else ""
+        note = "; ".join(part for part in (r.note, applies) if part)
+        rows.append([r.goal.priority, r.goal.structure, r.goal.statement, acceptable, value, status, note])
     header = ["priority", "structure", "goal", "acceptable", "value", "status", "note"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    text = table(header, rows, left=7)
+    parts = [table(header, rows, left=7)]
+    for group in group_results(results):
+        mark = "NOT MET" if group.missed else group.status
+        parts.append(
+            f"Group {group.group.name}, priority {group.priority}: {mark}, {group.counted}; {group.statement}"
+        )
     absent: dict[str, list[str]] = {}
     for r in (r for r in results if r.value is None):
         what = "NOT MET, required but not evaluated" if r.missed else "Not evaluated"
         absent.setdefault(f"{what}, {r.note}", []).append(r.goal.structure)
-    for why, names in absent.items():
-        text += f"\n\n{why}: {', '.join(dict.fromkeys(names))}"
-    return text
+    parts += [f"{why}: {', '.join(dict.fromkeys(names))}" for why, names in absent.items()]
+    if sheet is not None:
+        parts += [f"Holds: {sheet.conditions.get(name, name)}" for name in sheet.conditions_on]
+        parts += left_out_text(sheet)
+    parts += [line for line in (unpublished_text(results),) if line]
+    if sheet is not None:
+        parts += [f"Warning: {remark}" for remark in sheet.remarks]
+    return "\n\n".join(parts)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:

@@ -79,11 +79,16 @@ class Spelled:
         return self.mark.metavar or "|".join(self.words) or _METAVARS.get(inner, "TEXT")
 
     @property
+    def long(self) -> str:
+        """`--out`: the option with two dashes."""
+        return self.mark.long or spelled(self.name)
+
+    @property
     def spelling(self) -> str:
         """`CASE`, or `-o, --out DIR`."""
         if self.mark.positional:
             return f"{self.metavar} ..." if self.many else self.metavar
-        long = spelled(self.name)
+        long = self.long
         if self.flag and self.default is True:
             long += f", --no-{long[2:]}"
         return f"{', '.join([*self.mark.short, long])} {self.metavar}".rstrip()
@@ -233,9 +238,9 @@ def _typed(field: Spelled, old: str | None = None) -> Annotated[Any, ...]:
         return Annotated[read, typer.Argument(metavar=field.metavar, help=field.help)]
     if old is not None and not old.startswith("-"):
         return Annotated[read, typer.Argument(metavar=old, hidden=True)]
-    spellings = (old,) if old else (*field.mark.short, spelled(field.name))
+    spellings = (old,) if old else (*field.mark.short, field.long)
     if field.flag and field.default is True:
-        spellings = (f"{spelled(field.name)}/--no-{spelled(field.name)[2:]}",)
+        spellings = (f"{field.long}/--no-{field.long[2:]}",)
     words = field.words
     completion = (lambda incomplete: [w for w in words if w.startswith(incomplete)]) if words else None
     option = typer.Option(
@@ -271,6 +276,9 @@ def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
     file = line.pop(_CONFIG, None)
     found = fields_of(kind)
     values = (_from_file(kind, file) if file else {}) | _with_old_spellings(found, line)
+    # What the values themselves bring about, as a goal sheet its number of arcs, is weaker than any of them.
+    if (further := getattr(kind, "further_defaults", None)) is not None:
+        values = further(values) | values
     missing = [_short(f) for f in found if f.required and f.name not in values]
     if missing:
         name, path = context.info_name, context.command_path
@@ -287,7 +295,7 @@ def _with_old_spellings(found: Sequence[Spelled], line: dict[str, Any]) -> dict[
     for field in found:
         for k, spelling in enumerate(field.mark.old):
             if (value := line.pop(_old_name(field, k), None)) is not None:
-                now = f"the argument {field.metavar}" if field.mark.positional else spelled(field.name)
+                now = f"the argument {field.metavar}" if field.mark.positional else field.long
                 print(
                     f"Hint: {spelling} is {now} now; the old spelling ends with the next release.",
                     file=sys.stderr,

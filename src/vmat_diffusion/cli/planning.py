@@ -14,7 +14,7 @@ from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, Out
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings, sheet_defaults
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun
@@ -70,6 +70,8 @@ class PlanOptions(PlanSettings, Working):
     case: CaseFolder
     out: OutFolder
     overwrite: Overwrite = False
+
+    further_defaults = staticmethod(sheet_defaults)
 
 
 def plan(options: PlanOptions) -> None:
@@ -136,7 +138,8 @@ def _predicted_text(run: PredictRun) -> str:
     asked = [f"{organ} mean {gy:.1f} Gy" for organ, gy in done.conditioning.mean_gy.items()]
     asked += [f"{organ} D0.1cc {gy:.1f} Gy" for organ, gy in done.conditioning.hot_gy.items()]
     parts = [
-        f"Goals on the {'mean' if done.samples else 'predicted'} dose\n" + goals_text(done.results[0]),
+        f"Goals on the {'mean' if done.samples else 'predicted'} dose\n"
+        + goals_text(done.results[0], run.sheet),
         "The model is conditioned on: "
         f"{', '.join(asked) or 'nothing, its free prediction exceeds no limit it knows'}",
     ]

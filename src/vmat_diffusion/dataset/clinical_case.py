@@ -35,6 +35,7 @@ from vmat_diffusion.errors import (
     limit_of,
 )
 from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.evaluate.goal_fitting import how_made, structures_named
 from vmat_diffusion.evaluate.goals import (
     GoalSheet,
     add_structures,
@@ -42,7 +43,6 @@ from vmat_diffusion.evaluate.goals import (
     goal_sheet_names,
     load_goals,
 )
-from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.plan import Plan
@@ -123,8 +123,10 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     if sheet is not None:
         before = set(case.structures)
         case = add_structures(sheet, case)
-        steps += [f"make-union: {name}" for name in case.structures if name not in before]
+        made = [name for name in case.structures if name not in before]
+        steps += [f"make-structure: {name}" for name in made]
     goals = constraints_of(sheet, case) if sheet else ()
+    case = without_helpers(case, table)
     case = replace(case, id=raw.id, site=site, prescription=prescription)
     training = on_spacing(case, settings.spacing_mm, None if plan is None else _nameless_plan(plan))
     resampled = training.case.source.steps[len(case.source.steps) :]
@@ -136,6 +138,19 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
         "targets_extent_mm": list(extent.targets_mm),
     }
     return replace(training, constraints=goals, names=vocabulary(table), provenance=provenance)
+
+
+def without_helpers(case: Case, table: NameTable) -> Case:
+    """The case without structures that only goals need, such as `BODY - PTV_60`: those no table knows.
+
+    What is contoured and what the table names, such as Lungs, stays.
+    """
+    kept = {
+        name: s
+        for name, s in case.structures.items()
+        if not how_made(name, case) or ((match := table.match(name)) is not None and match.name == name)
+    }
+    return case if len(kept) == len(case.structures) else replace(case, structures=kept)
 
 
 def vocabulary(table: NameTable) -> tuple[str, ...]:
@@ -188,8 +203,8 @@ def _shipped_sheets() -> tuple[GoalSheet, ...]:
 
 def _organs(sheet: GoalSheet) -> set[str]:
     """What the sheet has goals for, with the parts of structures that it makes, but no prescribed target."""
-    parts = {part for text in sheet.structures.values() for part in names_in(parse_expression(text))}
-    return ({g.structure for g in sheet.goals} | parts) - set(sheet.prescription.target_gy)
+    named = {*structures_named(sheet), *(g.structure for g in sheet.goals)}
+    return named - set(sheet.prescription.target_gy)
 
 
 def _site(case: Case, stated: str) -> tuple[str, list[str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from vmat_diffusion.case import Case, Structure
+from vmat_diffusion.case import Case, Role, Structure
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet
 from vmat_diffusion.evaluate.spillage import rtog_limit, with_table_limit
@@ -135,7 +135,6 @@ def _with_targets_as_in(sheet: GoalSheet, case: Case) -> GoalSheet:
     )
 
 
-@dataclass(init=False)
 class _Names:
     """What a sheet's names and expressions mean in one case.
 
@@ -197,7 +196,12 @@ class _Names:
 
     def goal(self, goal: Goal) -> Goal | None:
         """The goal with its structure's name; None where that is an absent target or made of nothing else."""
-        name = self.meaning(goal.structure) or self.made("", goal.structure)
+        try:
+            name = self.meaning(goal.structure) or self.made("", goal.structure)
+        except GoalError:
+            if self.sheet.format >= 2:
+                raise
+            name = goal.structure  # older sheets know no expressions
         return None if name is None or name in self.gone else replace(goal, structure=name)
 
 
@@ -240,7 +244,7 @@ def add_structures(sheet: GoalSheet, case: Case) -> Case:
             expression = _expression(name, sheet, structures)
             masks = {part: structures[part].mask for part in names_in(expression)}
             mask = mask_of(expression, masks, case.grid.spacing_mm)
-            structures[name] = Structure(name, "organ", mask)
+            structures[name] = Structure(name, _role([structures[part].role for part in masks]), mask)
             empty = "" if mask.any() else "; nothing is left"
             steps.append(f"{_made_as(name)}{in_words(expression)}{empty}")
             pending.remove(name)
@@ -249,6 +253,11 @@ def add_structures(sheet: GoalSheet, case: Case) -> Case:
     return replace(
         case, structures=structures, source=replace(case.source, steps=(*case.source.steps, *steps))
     )
+
+
+def _role(parts: Sequence[Role]) -> Role:
+    """An organ where an organ is among the parts and the body is not; else a helper structure."""
+    return "organ" if "organ" in parts and "body" not in parts else "other"
 
 
 def why_absent(name: str, sheet: GoalSheet, case: Case) -> str:
@@ -270,6 +279,31 @@ def why_absent(name: str, sheet: GoalSheet, case: Case) -> str:
         if made and name in sheet.structures
         else "contour is empty"
     )
+
+
+def how_made(name: str, case: Case) -> str:
+    """What a structure was made of by `add_structures`, in words; "" for one that was not made."""
+    steps = (step for step in case.source.steps if step.startswith(_made_as(name)))
+    return next((step.removeprefix(_made_as(name)).partition(";")[0] for step in steps), "")
+
+
+def structures_named(sheet: GoalSheet) -> tuple[str, ...]:
+    """The structures that a sheet's goals are on, in place of an expression those that it names."""
+    names: dict[str, None] = {}
+    waiting = [goal.structure for goal in reversed(sheet.goals)]
+    while waiting:
+        name = waiting.pop()
+        text = sheet.structures.get(name, name)
+        try:
+            parts = names_in(parse_expression(text))
+        except GoalError:
+            parts = (name,)
+        if parts == (name,) or name in names:
+            names[name] = None
+        else:
+            names |= {name: None} if name in sheet.structures else {}
+            waiting += reversed(parts)
+    return tuple(names)
 
 
 def _made_as(name: str) -> str:

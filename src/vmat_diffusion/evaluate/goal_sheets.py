@@ -66,6 +66,7 @@ class _GroupText:
     priority: StrictInt
     source: StrictStr = ""
     seen: Seen = ""
+    every: StrictBool = False
 
 
 @checked(frozen=True, config=_STRICT)
@@ -195,14 +196,14 @@ def _some(names: list[str]) -> str:
 
 def _group(label: str, name: str, raw: _GroupText) -> Group:
     try:
-        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen)
+        return Group(name, raw.at_least, raw.priority, raw.source, raw.seen, raw.every)
     except GoalError as error:
         raise GoalError(f"{label}: {error}; correct the file") from None
 
 
 def _split(where: str, text: str, structure: str) -> tuple[Metric, str, float, str]:
     """Metric, comparator, number and table of a statement; the number is NaN where a table has it."""
-    match = _STATEMENT.fullmatch(text.strip())
+    match = _STATEMENT.fullmatch(text.strip().replace("\u2265", ">=").replace("\u2264", "<="))
     if match is None:
         raise GoalError(f"{where} ({structure}): cannot read {text!r}; write for example 'D95% >= 66.5 Gy'")
     try:

@@ -1,4 +1,4 @@
-"""What a goal sheet says and what a dose makes of it: goals, groups of goals, sheets, results."""
+"""What a goal sheet says: goals, groups of goals, the normalisation, the sheet as a whole."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ SEEN: tuple[Seen, ...] = ("publication", "transcription", "template", "practice"
 
 # float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
 _ROUNDING = 1e-6
+
+
+# What a reader is told of a source; a publication needs no word.
+_SEEN_WORDS: Mapping[str, str] = {
+    "publication": "",
+    "transcription": "as transcribed by others",
+    "template": "a clinic's template",
+    "practice": "practice",
+    "recalled": "recalled, verify",
+    "": "how it was seen is not stated",
+}
+
+
+def _source_text(source: str, seen: Seen) -> str:
+    if not source.strip():
+        return "source not stated"
+    words = _SEEN_WORDS[seen]
+    return f"{source} ({words})" if words else source
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,17 @@ class Goal:
         return value >= limit - slack if at_least else value <= limit + slack
 
     @property
+    def source_text(self) -> str:
+        """The sources of limit and variation, what they speak of, and how they were seen if not in print."""
+        parts = [_source_text(self.source, self.seen)]
+        if self.variation_source or self.variation_seen:
+            variation = _source_text(self.variation_source or self.source, self.variation_seen or self.seen)
+            parts.append(f"acceptable: {variation}")
+        if self.applies_to:
+            parts.append(f"applies to: {self.applies_to}")
+        return "; ".join(parts)
+
+    @property
     def statement(self) -> str:
         """The goal without its structure, as it is written in a sheet."""
         text = f"{self.metric.plain_text} {self.comparator}"
@@ -156,7 +185,9 @@ class Goal:
 class Group:
     """Goals of which `at_least` so many must be met, such as either parotid.
 
-    `priority`, `source` and `seen` are of the group as a whole and as those of a goal.
+    With `every` all goals that can be evaluated must be met, at least so many of them: cord or cauda, of
+    which a patient may have but one in the fields. `priority`, `source` and `seen` are of the group as a
+    whole and as those of a goal.
     """
 
     name: str
@@ -164,6 +195,7 @@ class Group:
     priority: int = 2
     source: str = ""
     seen: Seen = ""
+    every: bool = False
 
     def __post_init__(self) -> None:
         if self.at_least < 1:
@@ -171,8 +203,20 @@ class Group:
         if self.priority not in (1, 2, 3):
             raise GoalError(f"group {self.name}: priority {self.priority} is not 1, 2 or 3")
 
+    @property
+    def source_text(self) -> str:
+        """Its source, and how that was seen if not in print."""
+        return _source_text(self.source, self.seen)
+
     def __str__(self) -> str:
-        return f"at least {self.at_least} of {self.name}"
+        return f"{self.rule} of {self.name}"
+
+    @property
+    def rule(self) -> str:
+        """`at least 1`, or `every contoured one, at least 1,`."""
+        return (
+            f"every contoured one, at least {self.at_least}," if self.every else f"at least {self.at_least}"
+        )
 
 
 @dataclass(frozen=True)
@@ -233,91 +277,3 @@ class GoalSheet:
     def in_gy(self) -> GoalSheet:
         """The sheet with every goal as physical Gy of the whole course, as by `Goal.in_gy`."""
         return replace(self, goals=tuple(goal.in_gy(self.prescription) for goal in self.goals))
-
-
-@dataclass(frozen=True)
-class GoalResult:
-    """A goal with its value on one dose; `value` is None where it could not be evaluated.
-
-    `note` says what a reader must know, such as voxels outside the dose grid. `excused` is a member of a
-    group that is met without it, and `group` that group. `physical_gy` is the physical dose beside a value
-    in EQD2.
-    """
-
-    goal: Goal
-    value: float | None
-    status: Status
-    note: str = ""
-    excused: bool = False
-    group: Group | None = None
-    physical_gy: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        """Whether the goal is not met: it failed, or a must could not be evaluated and is not optional.
-
-        A goal that its group is met without is not missed.
-        """
-        if self.excused:
-            return False
-        required = self.goal.priority == 1 and not self.goal.optional
-        return self.status == "fail" or (self.status == "not evaluated" and required)
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """A group with how many of its goals are met (`met`), of those that have a value (`evaluated`).
-
-    `status` is "pass" where enough goals meet their limits, "acceptable" where enough do with their
-    variations; "not evaluated" where too few have a value, though none of them fails.
-    """
-
-    group: Group
-    results: tuple[GoalResult, ...]
-    met: int
-    evaluated: int
-    status: Status
-
-    @property
-    def missed(self) -> bool:
-        """Whether the group is not met: too few of its goals are, or a must could not be evaluated."""
-        return any(result.missed for result in self.results)
-
-    @property
-    def priority(self) -> int:
-        """The priority of the group."""
-        return self.group.priority
-
-    def __str__(self) -> str:
-        names = ", ".join(str(r.goal) for r in self.results)
-        return f"{self.met} of at least {self.group.at_least} met ({names})"
-
-
-def goal_record(result: GoalResult) -> dict[str, Any]:
-    """A goal's result as plain data; `value` is None where it could not be evaluated."""
-    goal = result.goal
-    return {
-        "goal": goal.statement,
-        "structure": goal.structure,
-        "value": None if result.value is None else round(result.value, 4),
-        "limit": goal.limit if math.isfinite(goal.limit) else None,
-        "unit": goal.unit,
-        "status": result.status,
-        "missed": result.missed,
-    }
-
-
-def group_record(result: GroupResult) -> dict[str, Any]:
-    """A group's result as plain data."""
-    return {
-        "group": result.group.name,
-        "at_least": result.group.at_least,
-        "met": result.met,
-        "evaluated": result.evaluated,
-        "of": [str(r.goal) for r in result.results],
-        "priority": result.priority,
-        "status": result.status,
-        "missed": result.missed,
-        "source": result.group.source,
-        "seen": result.group.seen or "not stated",
-    }

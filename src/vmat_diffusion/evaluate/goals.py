@@ -13,24 +13,31 @@ from vmat_diffusion.evaluate.fractionation import eqd2_gy, physical_gy
 from vmat_diffusion.evaluate.goal_fitting import (
     add_structures,
     fit_to_case,
+    how_made,
     missing_required,
     normalized_at,
     why_absent,
     with_conditions,
 )
+from vmat_diffusion.evaluate.goal_results import (
+    GoalResult,
+    GroupResult,
+    goal_details,
+    goal_record,
+    group_record,
+    group_results,
+    missed_of,
+    sheet_record,
+)
 from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names, load_goals, parse_goals
 from vmat_diffusion.evaluate.goal_types import (
     Comparator,
     Goal,
-    GoalResult,
     GoalSheet,
     Group,
-    GroupResult,
     Normalization,
     Seen,
     Status,
-    goal_record,
-    group_record,
 )
 from vmat_diffusion.evaluate.metrics import histogram_value, homogeneity, paddick
 from vmat_diffusion.evaluate.spillage import rtog_limit, spilled_gy, with_table_limit
@@ -48,15 +55,19 @@ __all__ = [
     "add_structures",
     "evaluate",
     "fit_to_case",
+    "goal_details",
     "goal_record",
     "goal_sheet_names",
     "group_record",
+    "group_results",
     "judge_groups",
     "load_goals",
+    "missed_of",
     "missing_required",
     "normalization_gy",
     "normalized_at",
     "parse_goals",
+    "sheet_record",
     "with_conditions",
 ]
 
@@ -95,29 +106,16 @@ def evaluate(sheet: GoalSheet, case: Case, dose: Dose) -> tuple[GoalResult, ...]
             )
         else:
             results.append(GoalResult(goal, None, "not evaluated", "no dose in the structure", group=group))
-    excused = {r.group.name for r in judge_groups(sheet, results) if r.status in ("pass", "acceptable")}
-    return tuple(replace(r, excused=r.goal.group in excused) for r in results)
+    groups = {found.group.name: found for found in group_results(results)}
+    return tuple(
+        r if r.group is None else replace(r, excused=groups[r.group.name].excuses(r)) for r in results
+    )
 
 
 def judge_groups(sheet: GoalSheet, results: Sequence[GoalResult]) -> tuple[GroupResult, ...]:
-    """The groups of the sheet on the results of its goals, in the sheet's order; without empty ones.
-
-    A group passes where at least so many goals as it asks for pass, and is acceptable where they do with
-    their variations. What was not evaluated is not met.
-    """
-    out = []
-    for name, group in sheet.groups.items():
-        own = tuple(r for r in results if r.goal.group == name)
-        if not own:
-            continue
-        full = sum(r.status == "pass" for r in own)
-        met = full + sum(r.status == "acceptable" for r in own)
-        evaluated = sum(r.status != "not evaluated" for r in own)
-        status: Status = "fail" if evaluated > met else "not evaluated"
-        if met >= group.at_least:
-            status = "pass" if full >= group.at_least else "acceptable"
-        out.append(GroupResult(group, own, met, evaluated, status))
-    return tuple(out)
+    """The groups of the sheet on the results of its goals, as `group_results` has them."""
+    own = [replace(r, group=sheet.groups.get(r.goal.group or "")) for r in results]
+    return group_results(own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +127,11 @@ class _Histogram:
 
 
 def _histogram(dose: Dose, structure: Structure, case: Case) -> _Histogram:
-    outside = outside_percent(dose, structure, case.grid)
-    note = (
-        f"{outside:.1f} % of the structure lies outside the dose grid and counts as 0 Gy" if outside else ""
-    )
+    made, outside = how_made(structure.name, case), outside_percent(dose, structure, case.grid)
+    notes = [f"made as {made}" if made and made != structure.name else ""]
+    if outside:
+        notes.append(f"{outside:.1f} % of the structure lies outside the dose grid and counts as 0 Gy")
+    note = "; ".join(part for part in notes if part)
     return _Histogram(structure_dvh(dose, structure, case.grid), note)
 
 

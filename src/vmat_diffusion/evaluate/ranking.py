@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.evaluate.goal_results import GoalResult, group_results
 
 
 @dataclass(frozen=True, order=True)
@@ -40,15 +40,35 @@ class GoalScore:
 
 
 def goal_score(results: Sequence[GoalResult]) -> GoalScore:
-    """The score of evaluated goals; those without a value do not count."""
-    missed, excess, used = [0, 0, 0], 0.0, []
-    for r in results:
-        if r.value is None:
-            continue
-        limit = max(abs(r.goal.limit), 1e-9)
-        if r.goal.comparator == "<=":
-            used.append(100 * r.value / limit)
-        if r.status != "pass":
+    """The score of evaluated goals; those without a value do not count.
+
+    A group counts once, with the misses of as many of its goals as it lacks, the smallest of them.
+    """
+    missed, excess = [0, 0, 0], 0.0
+    valued = [r for r in results if r.value is not None]
+    for r in valued:
+        if r.group is None:
             missed[r.goal.priority - 1] += r.status == "fail"
-            excess += 100 * abs(r.value - r.goal.limit) / limit
+            excess += _excess_percent(r)
+    for g in group_results(results):
+        missed[g.priority - 1] += g.status == "fail"
+        lacking = max(g.needed - sum(r.status == "pass" for r in g.results), 0)
+        misses = sorted(_excess_percent(r) for r in g.results if r.value is not None and r.status != "pass")
+        excess += sum(misses[:lacking])
+    used = [
+        100 * r.value / _size(r.goal.limit)
+        for r in valued
+        if r.value is not None and r.goal.comparator == "<="
+    ]
     return GoalScore((missed[0], missed[1], missed[2]), excess, sum(used) / max(len(used), 1))
+
+
+def _size(limit: float) -> float:
+    return max(abs(limit), 1e-9)
+
+
+def _excess_percent(result: GoalResult) -> float:
+    """What a goal is missed by, in percent of its limit; 0 where it passes."""
+    if result.value is None or result.status == "pass":
+        return 0.0
+    return 100 * abs(result.value - result.goal.limit) / _size(result.goal.limit)

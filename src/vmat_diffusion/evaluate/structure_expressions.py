@@ -89,8 +89,10 @@ class _Reader:
 
     def __init__(self, text: str, known: Known) -> None:
         self.text, self.known, self.at = text, known, 0
-        # A hyphen is an operator of its own only beside a space or a parenthesis.
-        pattern = r"[+&()]|(?<=[\s)(])-|-(?=[\s()]|$)|^-|(?:[^+&()\-]|(?<![\s)(])-(?![\s()]|$))+"
+        # A hyphen is an operator only beside a space, a parenthesis or an operator, else part of a name.
+        beside = r"[\s()+&\-]"
+        hyphen = rf"(?<={beside})-|-(?={beside}|$)|^-"
+        pattern = rf"[+&()]|{hyphen}|(?:[^+&()\-]|(?<!{beside})-(?!{beside}|$))+"
         spans = [(m.start(), m.end()) for m in re.finditer(pattern, text)]
         self.spans = [(a, b) for a, b in spans if text[a:b].strip()]
 
@@ -157,6 +159,8 @@ class _Reader:
             if self.token(last - 1 - self.at) in (*_OPERATORS, "("):
                 continue
             words = self.text[self.spans[self.at][0] : self.spans[last - 1][1]].strip()
+            if words.count("(") != words.count(")"):
+                continue
             if (name := self.known(words)) is not None:
                 self.at = last
                 return Named(name)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity
-from vmat_diffusion.evaluate.goals import GoalResult
+from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
@@ -23,10 +23,15 @@ from vmat_diffusion.qa import Verdict, denoised
 from vmat_diffusion.report import charts
 from vmat_diffusion.report.comparison import both_dvh_figure, gamma_figure
 from vmat_diffusion.report.content import Shown, ShownDose, shown_dose
+from vmat_diffusion.report.goals_table import (
+    goal_tables,
+    goals_verdict,
+    goals_without_value,
+    pretty,
+    sheet_remarks,
+)
 from vmat_diffusion.report.planes import planes_figure, window_hu
 
-_PRIORITIES = {1: "Must", 2: "Should", 3: "Wish"}
-_MARKS = {"pass": "✓", "acceptable": "~", "fail": "✗", "not evaluated": ""}
 # Leaf and jaw numbers in the beam table are rounded to what the linac console shows.
 _MM = "{:.1f}"
 
@@ -41,6 +46,7 @@ def write_report(
     results: Sequence[GoalResult],
     violations: Sequence[str],
     provenance: Mapping[str, Any],
+    sheet: GoalSheet | None = None,
     history: Sequence[float] | None = None,
     seconds: Mapping[str, float] | None = None,
     prescription: Prescription | None = None,
@@ -51,7 +57,8 @@ def write_report(
     """Write the report of a plan and return its path; the file appears whole or not at all.
 
     `prescription` is the case's own where it is not given; its highest dose is the 100 % of the
-    isodoses. `history` is the objective at each iteration, `seconds` the time of each stage.
+    isodoses. `sheet` is the goal sheet of the `results`. `history` is the objective at each iteration,
+    `seconds` the time of each stage.
     `provenance` may nest: plain values become a table, the rest is shown as JSON. `verdict` is the
     gate's, and `check` the independent dose that it rests on. `candidates` are the records of the plans
     among which this one was chosen.
@@ -64,10 +71,11 @@ def write_report(
         machine=machine,
         facts=_facts(case, plan, machine, dose, prescription),
         violations=list(violations),
-        verdict=_verdict(results, violations),
+        verdict=goals_verdict(results, violations),
         gate=_gate(plan, shown, verdict, check, prescription) if verdict else None,
-        goals=_goal_groups(results, shown.structures),
-        absent=_absent(results),
+        goals=goal_tables(results, shown.structures),
+        absent=goals_without_value(results),
+        remarks=sheet_remarks(sheet, results),
         figures=_figures(plan, machine, shown, prescription),
         history=_image(charts.svg(charts.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
@@ -160,18 +168,6 @@ def _facts(
     ]
 
 
-def _verdict(results: Sequence[GoalResult], violations: Sequence[str]) -> dict[str, Any]:
-    count = {status: sum(r.status == status for r in results) for status in _MARKS}
-    missed = sum(r.missed and r.goal.priority == 1 for r in results)
-    return {
-        "deliverable": not violations,
-        "violations": len(violations),
-        "count": count,
-        "missed": missed,
-        "evaluated": len(results) - count["not evaluated"],
-    }
-
-
 def _gate(
     plan: Plan,
     shown: ShownDose,
@@ -188,7 +184,7 @@ def _gate(
             "value": "–" if c.value is None else f"{c.value:.2f}",
             "limit": "–" if c.limit is None else f"{c.limit:g}",
             "unit": c.unit,
-            "why": _pretty(c.why),
+            "why": pretty(c.why),
         }
         for c in verdict.checks
     ]
@@ -212,51 +208,6 @@ def _gate(
         "dvh": both,
         "engine": str(check.provenance.get("engine", "independent engine")) if check else "",
     }
-
-
-def _goal_groups(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    colour = {s.name: s.colour for s in shown}
-    groups = []
-    for priority, title in _PRIORITIES.items():
-        rows = [
-            {
-                "structure": r.goal.structure,
-                "colour": colour.get(r.goal.structure, "transparent"),
-                "statement": _pretty(r.goal.statement),
-                "variation": "–" if r.goal.variation is None else f"{r.goal.variation:g} {r.goal.unit}",
-                "value": _value(r),
-                "status": r.status,
-                "mark": _MARKS[r.status],
-                "note": r.note,
-                "source": r.goal.source,
-            }
-            for r in results
-            if r.goal.priority == priority and r.status != "not evaluated"
-        ]
-        if rows:
-            groups.append({"title": title, "priority": priority, "rows": rows})
-    return groups
-
-
-def _absent(results: Sequence[GoalResult]) -> dict[str, list[str]]:
-    """Goals without a result, by the reason why."""
-    out: dict[str, list[str]] = {}
-    for result in results:
-        if result.status == "not evaluated":
-            why = (result.note or "no value") + (", though required" if result.missed else "")
-            out.setdefault(why, []).append(_pretty(str(result.goal)))
-    return out
-
-
-def _pretty(statement: str) -> str:
-    return statement.replace(">=", "≥").replace("<=", "≤")
-
-
-def _value(result: GoalResult) -> str:
-    if result.value is None:
-        return "–"
-    digits = {"Gy": 2, "%": 1, "cc": 2}.get(result.goal.unit, 3)
-    return f"{result.value:.{digits}f} {result.goal.unit}".rstrip()
 
 
 def _beam(arc: Arc, plan: Plan, machine: Machine) -> dict[str, str]:
@@ -328,7 +279,7 @@ def _inputs(case: Case) -> list[tuple[str, str]]:
         ("CT series", source.series_uid),
         ("CT images", str(len(source.image_uids)) if source.image_uids else ""),
         ("Structure set", source.structure_set_uid),
-        ("Steps while reading", "; ".join(source.steps)),
+        ("Steps on the case", "; ".join(source.steps)),
     ]
     return [(name, value) for name, value in pairs if value]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion.errors import CaseError, PlanError
-from vmat_diffusion.evaluate.goals import goal_record
+from vmat_diffusion.case import Case, Dose, Structure
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
@@ -19,7 +20,7 @@ from vmat_diffusion.workflow.run_files import write_trajectories
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
-    from vmat_diffusion.evaluate.goals import GoalResult
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
 
 # Dose in Gy to these relative volumes is listed for every structure.
 _DOSE_AT_PERCENT = (98, 95, 50, 2)
@@ -110,8 +111,20 @@ def _unsaid(plan: Plan) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Eqd2Asked:
+    """That doses are wanted in fractions of 2 Gy too: for which alpha/beta, of how many fractions."""
+
+    alpha_beta_gy: float
+    fractions: int
+
+
+@dataclass(frozen=True)
 class StructureDose:
-    """One structure's volume and doses on one dose distribution."""
+    """One structure's volume and doses on one dose distribution.
+
+    `eqd2_gy` are minimum, mean, maximum and the doses at the listed volumes in fractions of 2 Gy, where they
+    were asked for: of every voxel's dose, so that the mean is that of the voxels' EQD2.
+    """
 
     structure: str
     role: str
@@ -121,6 +134,7 @@ class StructureDose:
     max_gy: float
     at_percent_gy: tuple[float, ...]
     outside_percent: float
+    eqd2_gy: tuple[float, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Plain data with one entry per column."""
@@ -133,6 +147,8 @@ class StructureDose:
             **{f"d{percent}_gy": gy for percent, gy in at},
             "outside_percent": self.outside_percent,
         }
+        names = ["min", "mean", "max", *(f"d{percent}" for percent in _DOSE_AT_PERCENT)]
+        values |= {f"eqd2_{name}_gy": gy for name, gy in zip(names, self.eqd2_gy, strict=False)}
         rounded = {name: round(value, 4) for name, value in values.items()}
         return {"structure": self.structure, "role": self.role, **rounded}
 
@@ -147,6 +163,8 @@ class DoseStatistics:
     structures: tuple[StructureDose, ...]
     results: tuple[GoalResult, ...]
     remarks: tuple[str, ...] = ()
+    sheet: GoalSheet | None = None
+    eqd2: Eqd2Asked | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record per structure, all with the same keys."""
@@ -156,7 +174,10 @@ class DoseStatistics:
         """The object that `dvh --json` prints."""
         return {
             "structures": list(self.rows()),
+            "eqd2": asdict(self.eqd2) if self.eqd2 else None,
             "goals": [goal_record(r) for r in self.results],
+            "groups": [group_record(g) for g in group_results(self.results)],
+            "sheet": sheet_record(self.sheet) if self.sheet else None,
             "remarks": list(self.remarks),
         }
 
@@ -166,19 +187,31 @@ def dose_statistics(
     dose_file: Path,
     *,
     goals: str | None = None,
+    conditions: Sequence[str] = (),
+    eqd2: float | None = None,
+    fractions: int | None = None,
     mapping: Path | None = None,
     force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
 
+    `conditions` are those of the sheet that hold. With `eqd2`, an alpha/beta in Gy, doses are given in
+    fractions of 2 Gy too; the course has so many `fractions`, by default the sheet's.
+
     Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
     dose of another patient or frame of reference unless `force` lets it be.
     """
     from vmat_diffusion.dicom import read_case, read_dose
-    from vmat_diffusion.evaluate.dvh import outside_percent, structure_dvh
-    from vmat_diffusion.evaluate.goals import add_structures, evaluate, fit_to_case, load_goals
+    from vmat_diffusion.evaluate.goals import (
+        add_structures,
+        evaluate,
+        fit_to_case,
+        load_goals,
+        with_conditions,
+    )
 
-    sheet = load_goals(goals) if goals else None
+    sheet = with_conditions(load_goals(goals), conditions) if goals else None
+    asked = _eqd2_asked(eqd2, fractions, sheet)
     if not dose_file.is_file():
         raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
     # A target that leaves the body is no reason not to look at its dose.
@@ -188,24 +221,51 @@ def dose_statistics(
     if sheet:
         sheet = fit_to_case(sheet, case)
         case = add_structures(sheet, case)
-    rows = []
-    for structure in case.structures.values():
-        if not structure.mask.any():
-            continue
-        curve = structure_dvh(dose, structure, case.grid)
-        rows.append(
-            StructureDose(
-                structure.name,
-                structure.role,
-                structure.voxels * case.grid.voxel_cc,
-                float(curve.min_gy),
-                float(curve.mean_gy),
-                float(curve.max_gy),
-                tuple(float(curve.dose_at_percent_gy(p)) for p in _DOSE_AT_PERCENT),
-                float(outside_percent(dose, structure, case.grid)),
-            )
-        )
-    return DoseStatistics(tuple(rows), evaluate(sheet, case, dose) if sheet else (), remarks)
+    rows = [
+        _structure_dose(structure, case, dose, asked)
+        for structure in case.structures.values()
+        if structure.mask.any()
+    ]
+    results = evaluate(sheet, case, dose) if sheet else ()
+    return DoseStatistics(tuple(rows), results, remarks, sheet, asked)
+
+
+def _eqd2_asked(eqd2: float | None, fractions: int | None, sheet: GoalSheet | None) -> Eqd2Asked | None:
+    """What was asked of doses in fractions of 2 Gy. Raises InputError where the fractions are not known."""
+    if eqd2 is None:
+        if fractions is not None:
+            raise InputError("--fractions has no effect without --eqd2; give an alpha/beta in Gy too")
+        return None
+    if fractions is None and sheet is None:
+        raise InputError("--eqd2 needs the number of fractions; give --fractions or --goals")
+    return Eqd2Asked(eqd2, fractions or (sheet.prescription.fractions if sheet else 1))
+
+
+def _structure_dose(structure: Structure, case: Case, dose: Dose, asked: Eqd2Asked | None) -> StructureDose:
+    from vmat_diffusion.evaluate.dvh import Dvh, outside_percent, structure_dvh
+    from vmat_diffusion.evaluate.fractionation import eqd2_gy
+
+    def figures(curve: Dvh) -> tuple[float, ...]:
+        at = (curve.dose_at_percent_gy(p) for p in _DOSE_AT_PERCENT)
+        return (curve.min_gy, curve.mean_gy, curve.max_gy, *at)
+
+    curve = structure_dvh(dose, structure, case.grid)
+    low, mean, high, *at = map(float, figures(curve))
+    eqd2: tuple[float, ...] = ()
+    if asked is not None:
+        converted = eqd2_gy(curve.gy, asked.alpha_beta_gy, asked.fractions)
+        eqd2 = figures(Dvh(converted, curve.voxel_cc))
+    return StructureDose(
+        structure.name,
+        structure.role,
+        structure.voxels * case.grid.voxel_cc,
+        low,
+        mean,
+        high,
+        tuple(at),
+        float(outside_percent(dose, structure, case.grid)),
+        eqd2,
+    )
 
 
 def machine_table(name: str) -> tuple[str, list[tuple[str, Any, str]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.evaluate.goals import goal_record
+from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.provenance import case_provenance
@@ -41,6 +41,7 @@ class PredictRun:
     seconds: dict[str, float]
     files: tuple[Path, ...]
     provenance: dict[str, Any]
+    sheet: GoalSheet | None = None
 
     def summary(self) -> dict[str, Any]:
         """The object that `predict --json` prints."""
@@ -51,6 +52,8 @@ class PredictRun:
             "unusual": list(done.warnings),
             "told": _plain(done.conditioning),
             "goals": [goal_record(r) for r in done.results[0]],
+            "groups": [group_record(g) for g in group_results(done.results[0])],
+            "sheet": sheet_record(self.sheet) if self.sheet else None,
             "samples": [
                 {**score.record(), "goals": [goal_record(r) for r in results]}
                 for score, results in zip(done.scores[1:], done.results[1:], strict=True)
@@ -84,9 +87,11 @@ def predict_case(
     require_apart(out, path)
     old = [*_OWN_FILES, *(_sample_name(k) for k in range(_MOST_SAMPLES))]
     with appearing_whole(out, overwrite=overwrite, names=old) as folder:
-        from vmat_diffusion.evaluate.goals import load_goals
+        from vmat_diffusion.evaluate.goals import load_goals, with_conditions
 
-        load_goals(settings.goals)  # a wrong name is refused before torch is loaded
+        with_conditions(
+            load_goals(settings.goals), settings.conditions
+        )  # a wrong name is refused before torch is loaded
         from vmat_diffusion.diffusion.model import load_model
 
         model = load_model(settings.weights)
@@ -111,6 +116,7 @@ def predict_case(
                 "settings": asdict(settings),
                 "model": {"card": dict(model.description.card), "spread": model.description.spread},
             },
+            sheet=source.sheet,
         )
         record = {**run.provenance, **run.summary(), "files": [f.name for f in run.files]}
         write_json(folder / "prediction.json", record)
@@ -133,10 +139,10 @@ def read_input(path: Path, settings: PredictSettings) -> PredictionInput:
     Raises InputError where they cannot be used.
     """
     if path.suffix != ".npz":
-        return PredictionInput(*read_with_goals(path, settings.goals, settings))
-    from vmat_diffusion.evaluate.goals import load_goals
+        return PredictionInput(*read_with_goals(path, settings.goals, settings, settings.conditions))
+    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
 
-    sheet = load_goals(settings.goals)
+    sheet = with_conditions(load_goals(settings.goals), settings.conditions)
     if not path.is_file():
         raise CaseError(f"case {path} does not exist; give a DICOM folder or the npz of a training case")
     from vmat_diffusion.dataset.cases import load_case

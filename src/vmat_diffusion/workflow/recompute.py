@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from vmat_diffusion.case import Case, Dose, load_ct_table
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.goals import goal_details, group_record, group_results, sheet_record
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
@@ -50,6 +51,7 @@ class SecondCheck:
     check: Dose
     verdict: Verdict
     files: tuple[Path, ...]
+    sheet: GoalSheet | None = None
 
     def summary(self) -> dict[str, Any]:
         """The object that `qa --json` prints."""
@@ -57,6 +59,9 @@ class SecondCheck:
             "machine": self.machine.name,
             "mu": round(self.plan.total_mu, 2),
             "verdict": self.verdict.summary(),
+            "goals": [goal_details(r) for r in self.verdict.results],
+            "groups": [group_record(g) for g in group_results(self.verdict.results)],
+            "sheet": sheet_record(self.sheet) if self.sheet else None,
             "check": _plain(self.check),
             "files": [str(file) for file in self.files],
         }
@@ -156,6 +161,7 @@ def second_check(
     dose_file: Path | None = None,
     machine: str = "generic_6mv",
     goals: str | None = None,
+    conditions: Sequence[str] = (),
     engine: str = "monte-carlo",
     uncertainty: float = 0.02,
     check_minutes: float | None = None,
@@ -187,7 +193,7 @@ def second_check(
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
         compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
-        case, sheet = _asked(case, plan, goals)
+        case, sheet = _asked(case, plan, goals, conditions)
         from vmat_diffusion.dose.tissue import dose_grid
 
         grid = dose_grid(case, grid_mm)
@@ -203,8 +209,8 @@ def second_check(
         verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
-        done = SecondCheck(case, plan, linac, dose, check, verdict, names)
-        _write(folder, done, plan_file, sheet, asdict(limits))
+        done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)
+        _write(folder, done, plan_file, asdict(limits))
     return done
 
 
@@ -223,9 +229,7 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
         return None
 
 
-def _write(
-    folder: Path, done: SecondCheck, plan_file: Path, sheet: GoalSheet | None, limits: dict[str, Any]
-) -> None:
+def _write(folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, Any]) -> None:
     from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.plan import violations
@@ -238,7 +242,8 @@ def _write(
         plan=done.plan,
         machine=done.machine,
         dose=done.dose,
-        results=evaluate(sheet, done.case, done.dose) if sheet else (),
+        results=evaluate(done.sheet, done.case, done.dose) if done.sheet else (),
+        sheet=done.sheet,
         violations=violations(done.plan, done.machine),
         verdict=done.verdict,
         check=done.check,
@@ -290,13 +295,15 @@ def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
     return replace(plan, machine=machine.name), machine
 
 
-def _asked(case: Case, plan: Plan, goals: str | None) -> tuple[Case, GoalSheet | None]:
+def _asked(
+    case: Case, plan: Plan, goals: str | None, conditions: Sequence[str]
+) -> tuple[Case, GoalSheet | None]:
     """The case with the sheet's prescription, and the sheet for its targets, if goals are asked."""
     if goals is None:
         return case, None
     from vmat_diffusion.evaluate.goals import add_structures, fit_to_case, load_goals
 
-    sheet = fit_to_case(load_goals(goals), case)
+    sheet = fit_to_case(load_goals(goals), case, conditions)
     if sheet.prescription.fractions != plan.fractions:
         raise PlanError(
             f"the plan has {plan.fractions} fractions, goal sheet {sheet.name} "

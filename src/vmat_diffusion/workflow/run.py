@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import GoalError
-from vmat_diffusion.evaluate.goals import goal_record
+from vmat_diffusion.evaluate.goals import (
+    goal_details,
+    goal_record,
+    group_record,
+    group_results,
+    sheet_record,
+)
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
@@ -150,6 +156,8 @@ class PlanRun:
             "conflicts": list(self.conflicts),
             "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
+            "groups": [group_record(g) for g in group_results(self.results)],
+            "remarks": list(self.task.sheet.remarks),
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
             "arc_delivery_s": arc_delivery_s(self.plan, self.task.machine),
@@ -232,7 +240,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
     machine = load_machine(settings.machine)
     machine.require_beam()
-    case, sheet = read_with_goals(case_folder, settings.goals, settings)
+    case, sheet = read_with_goals(case_folder, settings.goals, settings, settings.conditions)
     if settings.normalize_gy is not None:
         from vmat_diffusion.evaluate.goals import normalized_at
 
@@ -243,12 +251,17 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
 
 def _require_organs(case: Case, sheet: GoalSheet) -> None:
     """Refuse a case that lacks the structure of a must: no plan for it could pass, however long it takes."""
+    from vmat_diffusion.evaluate.goal_fitting import why_absent
     from vmat_diffusion.evaluate.goals import missing_required
 
     if missing := missing_required(sheet, case):
+        goal = missing[0]
+        group = sheet.groups.get(goal.group or "")
+        of_group = f", of which the group {group.name} needs at least {group.at_least}," if group else ""
         raise GoalError(
-            f"goal sheet {sheet.name}: {missing[0].structure} of the required goal {missing[0]} is not in "
-            "the case; contour it, map the structure's name, or write optional = true into that goal"
+            f"goal sheet {sheet.name}: {goal.structure} of the required goal {goal}{of_group} is not in the "
+            f"case ({why_absent(goal.structure, sheet, case)}); contour it, map the structure's name, or "
+            "write optional = true into that goal"
         )
 
 
@@ -342,6 +355,7 @@ def _report(folder: Path, run: PlanRun) -> None:
         machine=run.task.machine,
         dose=run.dose,
         results=run.results,
+        sheet=run.task.sheet,
         violations=run.violations,
         verdict=run.verdict,
         check=run.check,
@@ -358,21 +372,12 @@ def _report(folder: Path, run: PlanRun) -> None:
 
 def _run_record(run: PlanRun) -> dict[str, Any]:
     """Everything about the run that is not in its other files."""
-    goals = [
-        {
-            **goal_record(r),
-            "variation": r.goal.variation,
-            "priority": r.goal.priority,
-            "note": r.note,
-            "source": r.goal.source,
-        }
-        for r in run.results
-    ]
     sheet, first = run.task.sheet, run.judged.first_verdict
     return {
         **run.provenance,
         **run.summary(),
-        "goals": goals,
+        "goals": [goal_details(r) for r in run.results],
+        "sheet": sheet_record(sheet),
         "files": [file.name for file in run.files],
         "fractions": run.plan.fractions,
         "prescription_gy": dict(sheet.prescription.target_gy),

@@ -6,13 +6,14 @@ line, `--config` files, the records of runs and the tables in `docs/commands.md`
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError, GoalError, InputError
 from vmat_diffusion.options import Option, settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 GoalsName = Annotated[
     str, Field(description="Goal sheet: a shipped sheet's name or a TOML file."), Option(metavar="SHEET")
+]
+Conditions = Annotated[
+    tuple[str, ...],
+    Field(description="Condition of the goal sheet that holds for the patient; `goals show` lists them."),
+    Option(long="--with", metavar="CONDITION"),
 ]
 MachineName = Annotated[
     str, Field(description="Machine: a shipped machine's name or a TOML file."), Option(metavar="NAME")
@@ -125,15 +131,18 @@ def require_case_folder(folder: Path) -> None:
         raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
 
 
-def read_with_goals(folder: Path, goals: str, how: Reading) -> tuple[Case, GoalSheet]:
+def read_with_goals(
+    folder: Path, goals: str, how: Reading, conditions: Sequence[str] = ()
+) -> tuple[Case, GoalSheet]:
     """The case in a DICOM folder and a goal sheet, fitted to each other; wrong names are refused first.
 
-    Raises InputError where the folder, the sheet or the table cannot be used.
+    Goals with one of the `conditions` count. Raises InputError where the folder, the sheet or the table
+    cannot be used.
     """
     from vmat_diffusion.case import load_ct_table
-    from vmat_diffusion.evaluate.goals import load_goals
+    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
 
-    sheet = load_goals(goals)
+    sheet = with_conditions(load_goals(goals), conditions)
     table = load_ct_table(how.ct_table)
     require_case_folder(folder)
     from vmat_diffusion.dicom import read_case, refuse_density_overrides
@@ -172,6 +181,7 @@ class PlanSettings(Reading):
     """
 
     goals: GoalsName
+    conditions: Conditions = ()
     machine: MachineName = "generic_6mv"
     prior: PriorName = "goals"
     weights: WeightsName = "shipped"
@@ -247,6 +257,7 @@ class PredictSettings(Reading):
     """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`."""
 
     goals: GoalsName
+    conditions: Conditions = ()
     samples: Annotated[
         int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
     ] = 8
@@ -292,13 +303,52 @@ class Simulation:
     ] = (2.0, 2.0, 2.5)
 
 
+# What a goal sheet may have in [plan]: how the arcs lie and how finely is computed. What is given beside one
+# of the first decides over the others.
+_ARCS = ("span", "arc_start_deg", "arc_stop_deg", "collimator_deg", "couch_deg", "avoid_deg", "arcs")
+_SHEET_MAY_SAY = (*_ARCS, "seconds_per_turn", "jaws", "grid_mm", "search_minutes", "uncertainty")
+
+
+def sheet_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a plan that its goal sheet has in [plan], but for those that are `given`.
+
+    A given sector or angle decides over what it contradicts, and the arcs of a plan to be improved over all.
+    Raises GoalError where the sheet cannot be read, or names a setting that it may not or that is wrong.
+    """
+    from vmat_diffusion.evaluate.goals import load_goals
+
+    goals = given.get("goals")
+    if not isinstance(goals, str) or not (sheet := load_goals(goals)).plan:
+        return {}
+    for name in sheet.plan:
+        if name not in _SHEET_MAY_SAY:
+            raise GoalError(
+                f"goal sheet {sheet.name}: plan may not say {name}; it may say {', '.join(_SHEET_MAY_SAY)}"
+            )
+    try:
+        PlanSettings(goals=goals, **sheet.plan)
+    except InputError as fault:
+        raise GoalError(f"goal sheet {sheet.name}: plan: {fault}") from None
+    without: set[str] = set(_ARCS) if given.get("improve") else set()
+    if given.get("arc_start_deg") is not None or given.get("arc_stop_deg") is not None:
+        without |= {"span", "arc_start_deg", "arc_stop_deg"}
+    if "span" in given:
+        without |= {"arc_start_deg", "arc_stop_deg"}
+    if given.get("arcs", sheet.plan.get("arcs")) != sheet.plan.get("arcs"):
+        without |= {"collimator_deg", "couch_deg"}
+    return {name: value for name, value in sheet.plan.items() if name not in without and name not in given}
+
+
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
 _LEAST_MINUTES = 1.0
 
 
 def plan_settings(**values: Any) -> PlanSettings:
-    """Checked settings from keywords; raises InputError with one sentence for a wrong one."""
-    settings = PlanSettings(**values)
+    """Checked settings from keywords; raises InputError with one sentence for a wrong one.
+
+    What is not given is as the goal sheet has it in [plan], else the default.
+    """
+    settings = PlanSettings(**(sheet_defaults(values) | values))
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("an arc needs both a start and a stop angle; give both or neither")
     if settings.span == "partial" and settings.arc_start_deg is not None:

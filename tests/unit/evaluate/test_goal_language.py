@@ -150,6 +150,10 @@ def test_a_spared_volume_is_a_bound_on_the_rest() -> None:
     assert result.status == "fail" and "only 2.4 cc" in result.note
 
 
+def test_the_signs_of_print_are_read() -> None:
+    assert _sheet("PTV_60 | D95% \u2265 57 Gy").goals == _sheet("PTV_60 | D95% >= 57 Gy").goals
+
+
 def test_which_goals_ask_for_dose() -> None:
     goals = _sheet("PTV_60 | D95% >= 57 Gy", "Liver | CV15Gy >= 700 cc", "Liver | mean <= 15 Gy").goals
     assert [goal.demands_dose for goal in goals] == [True, False, False]
@@ -251,6 +255,29 @@ def test_n_of_and_variations_and_wishes() -> None:
     assert found.status == "not evaluated" and not found.missed
 
 
+@pytest.mark.parametrize(
+    ("slices", "status", "missed", "names"),
+    [
+        # A cauda that is spared does not excuse the cord.
+        ({"Rectum": slice(5, 15), "Bladder": slice(0, 10)}, "fail", True, ["Rectum"]),
+        ({"Rectum": slice(0, 10), "Bladder": slice(0, 9)}, "pass", False, []),
+        ({"Rectum": slice(0, 10)}, "pass", False, []),
+        ({"Rectum": slice(5, 15)}, "fail", True, ["Rectum"]),
+        ({}, "not evaluated", True, ["Rectum", "Bladder"]),
+    ],
+)
+def test_every_contoured_one_of_two(
+    slices: dict[str, slice], status: str, missed: bool, names: list[str]
+) -> None:
+    case = _case(**slices)
+    sheet = fit_to_case(_sheet(*EITHER, **{"groups.either": GROUP + "\nevery = true"}), case)
+    results = evaluate(sheet, case, _step_dose(case))
+    (group,) = judge_groups(sheet, results)
+    assert (group.status, group.missed) == (status, missed)
+    assert [r.goal.structure for r in results if r.missed] == names
+    assert bool(missing_required(sheet, case)) is (not slices)
+
+
 def test_a_members_priority_is_the_groups() -> None:
     sheet = _sheet(*EITHER, **{"groups.either": GROUP})
     assert [g.priority for g in sheet.goals] == [1, 1]
@@ -286,7 +313,7 @@ def test_structures_are_made_of_others_as_a_named_step() -> None:
     sheet = _sheet(
         "Lungs - GTV | mean <= 20 Gy",
         "Cord_PRV5 | max <= 50 Gy",
-        "BODY - (PTV_60 + PTV_50) | max <= 50 Gy",
+        "BODY - (PTV_50 + PTV_60) | max <= 50 Gy",
         structures='Lungs = "Lung_L + Lung_R"\nCord_PRV5 = "Spinal Cord + 4 mm"',
     )
     fitted = fit_to_case(sheet, case)
@@ -299,6 +326,8 @@ def test_structures_are_made_of_others_as_a_named_step() -> None:
         "BODY - PTV_60 made as BODY - PTV_60",
         "Lungs-GTV made as Lungs - GTV",
     )
+    roles = {name: made.structures[name].role for name in ("Lungs", "Lungs-GTV", "BODY - PTV_60")}
+    assert roles == {"Lungs": "organ", "Lungs-GTV": "organ", "BODY - PTV_60": "other"}
     assert made.structures["Lungs-GTV"].voxels == 1000 and made.structures["Cord_PRV5"].voxels == 500
     assert [r.value for r in evaluate(fitted, made, _step_dose(made))] == pytest.approx([13.5, 30.0, 42.0])
     again = fit_to_case(fitted, made)
@@ -362,6 +391,15 @@ def test_an_old_sheet_loads_with_one_line() -> None:
     (remark,) = old.remarks
     assert remark.startswith("goal sheet mine is of format 1; its [unions] are read as [structures]")
     assert "format = 2" in remark and "\n" not in remark
+
+
+def test_what_only_looks_like_an_expression_stays_a_name_in_an_old_sheet() -> None:
+    text = _text("Foo + (old | mean <= 1 Gy")
+    case = _case()
+    with pytest.raises(GoalError, match=r"goal sheet mine: structure 'Foo \+ \(old': a parenthesis"):
+        fit_to_case(parse_goals(text, "mine"), case)
+    old = fit_to_case(parse_goals(text.replace("format = 2\n", ""), "mine"), case)
+    assert evaluate(old, case, _step_dose(case))[0].note == "not contoured"
 
 
 def test_numbers_without_source_are_remarked() -> None:

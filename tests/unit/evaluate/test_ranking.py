@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vmat_diffusion.evaluate.goals import Goal, GoalResult
+from dataclasses import replace
+
+from vmat_diffusion.evaluate.goals import Goal, GoalResult, Group
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.evaluate.ranking import goal_score
 
@@ -34,3 +36,24 @@ def test_with_all_goals_met_the_room_decides() -> None:
 
 def test_what_has_no_value_does_not_count() -> None:
     assert score(None, 30, 5) == score(50, 30, 5)
+
+
+def grouped(at_least: int, *values: float | None, every: bool = False):
+    group = Group("glands", at_least, 2, every=every)
+    goals = [replace(SHOULD, structure=f"Gland_{k}", group="glands") for k in range(len(values))]
+    return goal_score(
+        [
+            GoalResult(g, v, "not evaluated" if v is None else g.status(v), group=group)
+            for g, v in zip(goals, values, strict=True)
+        ]
+    )
+
+
+def test_a_group_counts_once_and_only_for_what_it_lacks() -> None:
+    assert grouped(1, 30, 60).missed == (0, 0, 0) and grouped(1, 30, 60).excess_percent == 0.0
+    assert grouped(1, 50, 60).missed == (0, 1, 0) and grouped(1, 50, 60).excess_percent == 25.0
+    assert grouped(2, 50, 60).missed == (0, 1, 0) and grouped(2, 50, 60).excess_percent == 75.0
+    assert grouped(2, 30, 44).missed == (0, 0, 0) and grouped(2, 30, 44).excess_percent == 10.0
+    assert grouped(1, 30, 50, every=True).missed == (0, 1, 0)
+    assert grouped(1, 50, 60, every=True).excess_percent == 75.0
+    assert grouped(1, 60, None).missed == (0, 1, 0) and grouped(1, None, None).missed == (0, 0, 0)

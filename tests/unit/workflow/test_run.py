@@ -79,9 +79,11 @@ def test_summary_has_exactly_the_documented_keys(
     )
     assert set(summary) == {
         "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
-        "violations", "verdict", "seconds", "peak_gb", "files",
+        "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
     }  # fmt: skip
-    assert set(summary["goals"][0]) == {"goal", "structure", "value", "limit", "unit", "status", "missed"}
+    assert set(summary["goals"][0]) == {
+        "goal", "structure", "value", "limit", "unit", "status", "missed", "group", "excused",
+    }  # fmt: skip
     assert summary["mu"] == pytest.approx(72.0)
     # 36 degrees at 6 deg/s take 6 s; 4 MU per 2 degrees at 600 MU/min take 0.4 s each, which is longer:
     # 5 deg/s. At 3 deg/s2 from rest and to rest the first and last two have sqrt(3) and sqrt(15) deg/s.
