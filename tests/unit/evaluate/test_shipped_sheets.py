@@ -56,9 +56,9 @@ READ: dict[str, list[tuple[str, str, float | None, int, str, str]]] = {
     "prostate_60_20": [
         *(("Rectum", f"V{gy}Gy <= {percent} %", None, 2, "publication", "") for gy, percent in (
             (20, 85), (30, 57), (40, 38), (50, 22))),  # D13
-        ("Rectum", "V60Gy <= 0.01 %", 1.0, 2, "publication", "publication"),
+        ("Rectum", "V60Gy <= 0.01 %", 3.0, 2, "publication", "publication"),
         *(("Rectum", f"V{gy}Gy <= {percent} %", None, 2, "publication", "") for gy, percent in (
-            (24.6, 80), (32.4, 70), (40.8, 60), (52.8, 30), (60, 3))),  # D14
+            (24.6, 80), (32.4, 70), (40.8, 60), (52.8, 30))),  # D14
         ("Bladder", "V60Gy <= 3 %", 5.0, 2, "publication", "recalled"),  # D15
         ("Bladder", "V48Gy <= 25 %", None, 2, "publication", ""),
         ("Femur_Head_L", "V35Gy <= 5 %", None, 2, "publication", ""),  # D16
