@@ -186,6 +186,7 @@ def _sheet_record(sheet: GoalSheet) -> dict[str, Any]:
         "groups": {
             name: {
                 "at_least": g.at_least,
+                "every": g.every,
                 "priority": g.priority,
                 "source": g.source,
                 "seen": g.seen or NOT_STATED,
@@ -221,7 +222,7 @@ def _sheet_text(sheet: GoalSheet) -> str:
     head += [f"Made where not contoured: {name} = {text}" for name, text in sheet.structures.items()]
     head += [f"Condition {name}: {words} (--with {name})" for name, words in sheet.conditions.items()]
     head += [
-        f"Group {name}: at least {g.at_least} of its goals, priority {g.priority} "
+        f"Group {name}: {g.rule} of its goals, priority {g.priority} "
         f"({g.seen or NOT_STATED}: {g.source or NOT_STATED})"
         for name, g in sheet.groups.items()
     ]

@@ -46,7 +46,7 @@ def stated_numbers(sheet: GoalSheet) -> tuple[StatedNumber, ...]:
     course = f"{levels} in {count} fraction{'s' if count > 1 else ''}"
     out = [StatedNumber("prescription", "", course, sheet.source or NOT_STATED, sheet.seen or NOT_STATED)]
     for group in sheet.groups.values():
-        said = f"at least {group.at_least} of {group.name}"
+        said = str(group)
         out.append(StatedNumber("group", "", said, group.source or NOT_STATED, group.seen or NOT_STATED))
     for goal in (*sheet.goals, *sheet.left_out):
         out += _of_goal(goal)
