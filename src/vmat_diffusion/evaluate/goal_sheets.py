@@ -184,9 +184,9 @@ def _remarks(label: str, sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
     unseen = [str(goal) for goal in stated if goal.source.strip() and not goal.seen]
     out = []
     if unsourced:
-        out.append(f"{label}: no source is stated for {_some(unsourced)}; add source = ...")
+        out.append(f"{label}: no source is stated for {_some(unsourced)}; state it with source")
     if unseen:
-        out.append(f"{label}: it is not stated how the source was seen of {_some(unseen)}; add seen = ...")
+        out.append(f"{label}: it is not said how the source of {_some(unseen)} was seen; state it with seen")
     return tuple(out)
 
 

@@ -52,7 +52,7 @@ def goal_tables(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[d
 
 def _row(result: GoalResult, colour: str) -> dict[str, Any]:
     goal, word = result.goal, result.word
-    member = f"one of {result.group.name}" if result.group else ""
+    member = f"group {result.group.name}" if result.group else ""
     return {
         "structure": goal.structure,
         "colour": colour,
@@ -71,7 +71,7 @@ def _group_row(found: GroupResult) -> dict[str, Any]:
     """A row for a group: `at least 1 of ...`."""
     status = found.status if found.status != "not evaluated" else "fail" if found.missed else "acceptable"
     return {
-        "structure": found.group.name,
+        "structure": f"Group {found.group.name}",
         "colour": "transparent",
         "statement": pretty(found.statement),
         "variation": "–",
@@ -79,7 +79,7 @@ def _group_row(found: GroupResult) -> dict[str, Any]:
         "status": status,
         "word": found.status,
         "mark": _MARKS[found.status],
-        "note": "group",
+        "note": "",
         "source": found.group.source_text,
     }
 

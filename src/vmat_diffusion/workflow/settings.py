@@ -313,12 +313,15 @@ def sheet_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a plan that its goal sheet has in [plan], but for those that are `given`.
 
     A given sector or angle decides over what it contradicts, and the arcs of a plan to be improved over all.
-    Raises GoalError where the sheet cannot be read, or names a setting that it may not or that is wrong.
+    Of a sheet that cannot be read there are none: it is refused where its goals are read. Raises GoalError
+    for a sheet that names a setting that it may not or that is wrong.
     """
     from vmat_diffusion.evaluate.goals import load_goals
 
-    goals = given.get("goals")
-    if not isinstance(goals, str) or not (sheet := load_goals(goals)).plan:
+    goals = str(given.get("goals"))
+    try:
+        sheet = load_goals(goals)
+    except GoalError:
         return {}
     for name in sheet.plan:
         if name not in _SHEET_MAY_SAY:

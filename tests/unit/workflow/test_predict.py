@@ -246,7 +246,9 @@ def test_the_command_prints_one_object(
         return capsys.readouterr().out
 
     summary = json.loads(run("--json"))
-    assert set(summary) == {"chosen", "reason", "unusual", "told", "goals", "samples", "seconds", "files"}
+    assert set(summary) == {
+        "chosen", "reason", "unusual", "told", "goals", "groups", "sheet", "samples", "seconds", "files",
+    }  # fmt: skip
     assert len(summary["samples"]) == 2
     text = run("--overwrite")
     assert summary["reason"] in text and "The model is conditioned on" in text
