@@ -17,6 +17,8 @@ from vmat_diffusion.errors import MachineError
 from vmat_diffusion.files import parse_toml, why_no_file
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+# How the source of a number was looked at, where a file says it; docs/machines.md has the meanings.
+SEEN = ("publication", "transcription", "practice", "recalled", "chosen")
 # Strict: text is no number, so that none can stand in a file without its source.
 # No number of a linac is above the photon fluence per cm2 and MU, about 1e9; the others have tighter limits.
 _Number = Annotated[float, Field(strict=True, ge=-1e4, le=1e4)]
@@ -290,12 +292,20 @@ def _section(kind: type[_Section], name: str, plain: Any, label: str) -> _Sectio
 
 
 def _strip_sources(node: Any, path: str, sources: dict[str, str], label: str) -> Any:
-    """Replace every `{value = ..., source = ...}` by its value and note the source by key path."""
+    """Replace every `{value = ..., source = ...}` by its value and note the source by key path.
+
+    A `seen` beside them follows the source in brackets.
+    """
     if isinstance(node, dict):
         if "value" in node:
-            if not str(node.get("source", "")).strip() or set(node) != {"value", "source"}:
+            if not str(node.get("source", "")).strip() or set(node) - {"seen"} != {"value", "source"}:
                 raise MachineError(f"machine {label}: {path} needs exactly a value and a source")
-            sources[path] = str(node["source"])
+            if (seen := node.get("seen", "")) not in ("", *SEEN):
+                raise MachineError(
+                    f"machine {label}: {path}: seen {seen!r} is not one of {', '.join(SEEN)}; "
+                    "correct the file"
+                )
+            sources[path] = str(node["source"]) + (f" [{seen}]" if seen else "")
             return node["value"]
         return {
             key: _strip_sources(value, f"{path}.{key}".lstrip("."), sources, label)

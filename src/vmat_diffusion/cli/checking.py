@@ -94,8 +94,8 @@ class DvhOptions(Reading, Facts):
         float | None,
         Field(gt=0, description="Also give doses in fractions of 2 Gy, for this alpha/beta, Gy."),
     ] = None
-    fractions: Annotated[
-        int | None, Field(ge=1, description="Fractions of the course, for --eqd2; by default the sheet's.")
+    eqd2_fractions: Annotated[
+        int | None, Field(ge=1, description="Fractions of the course: for --eqd2, by default the sheet's.")
     ] = None
     force: Force = False
 

@@ -53,6 +53,8 @@ _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
 _LEVEL_AGREES = (0.8, 1.25)
 # So many organs that several sites share (cord, oesophagus) identify a site; fewer do not.
 _ORGANS_OF_A_SITE = 3
+# Structures that no goal names but that tell the site as well.
+_TELLING = {"prostate": ("Prostate", "SeminalVes")}
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.
 _PLAIN_WORDS = {"ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan"}
 _PLAIN_WORDS |= {"dose", "plan", "image", "img", "slice", "file", "dcm"}
@@ -201,7 +203,9 @@ def _shipped_sheets() -> tuple[GoalSheet, ...]:
 
 
 def _organs(sheet: GoalSheet) -> set[str]:
-    return set(structures_named(sheet)) - set(sheet.prescription.target_gy)
+    """What the sheet has goals for, with the parts of structures that it makes, but no prescribed target."""
+    named = {*structures_named(sheet), *(g.structure for g in sheet.goals)}
+    return named - set(sheet.prescription.target_gy)
 
 
 def _site(case: Case, stated: str) -> tuple[str, list[str]]:
@@ -213,13 +217,14 @@ def _site(case: Case, stated: str) -> tuple[str, list[str]]:
     """
     if stated:
         return stated, []
-    organs: dict[str, set[str]] = {}
+    organs: dict[str, set[str]] = {site: set(names) for site, names in _TELLING.items()}
     for sheet in _shipped_sheets():
         if sheet.site != "phantom":
             organs.setdefault(sheet.site, set()).update(_organs(sheet))
+    contoured = {s.name for s in case.structures.values() if s.role == "organ"}
     score = {}
     for site, names in organs.items():
-        here = names & set(case.structures)
+        here = names & contoured
         own = here - set().union(*(n for s, n in organs.items() if s != site))
         fits = any(
             _fitted(sheet, case) for sheet in _shipped_sheets() if sheet.site == site and _levels(sheet)
@@ -260,8 +265,8 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
     """The goals of a case, and the step taken to find them.
 
     Limits hold for one fractionation: only shipped goals with the case's number of fractions fit, and
-    stereotactic goals only where that number is known. Goals that the user names are kept, and the step
-    says so if their fractionation differs.
+    stereotactic goals only where that number is known; of two sheets of one prescription that fit equally
+    well neither. Goals that the user names are kept, and the step says so if their fractionation differs.
     """
     if goals:
         named = fit_to_case(load_goals(goals), case)
@@ -275,9 +280,15 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
             continue
         if sheet.site == site and _levels(sheet) and (fitted := _fitted(sheet, case)):
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))
-    if not fitting or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
+    if not fitting or _undecided(fitting) or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
         return None, ["goals-unknown"]
     return min(fitting)[2], [f"goals-from-structures: {min(fitting)[1]}"]
+
+
+def _undecided(fitting: list[tuple[int, str, GoalSheet]]) -> bool:
+    """Whether two sheets of one prescription, such as those of either breast, fit equally well."""
+    best, *others = sorted(fitting, key=lambda found: found[:2])
+    return any(other[0] == best[0] and other[2].prescription == best[2].prescription for other in others)
 
 
 def _prescription(

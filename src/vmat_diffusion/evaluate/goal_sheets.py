@@ -74,6 +74,7 @@ class _SheetText:
     normalization: dict[StrictStr, StrictStr]
     goals: list[_GoalText]
     format: StrictInt = 1
+    seen: Seen = ""
     current_to: StrictStr = ""
     stereotactic: StrictBool = False
     optional_targets: list[StrictStr] | None = None
@@ -135,6 +136,7 @@ def parse_goals(text: str, name: str) -> GoalSheet:
         ),
         goals=tuple(_goal(f"{label}: goal {i}", f"{label}: goals {i}", goal, groups) for i, goal in numbered),
         source=raw.source,
+        seen=raw.seen,
         optional_targets=tuple(raw.optional_targets or ()),
         stereotactic=raw.stereotactic,
         format=raw.format,

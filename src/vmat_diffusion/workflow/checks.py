@@ -192,13 +192,13 @@ def dose_statistics(
     goals: str | None = None,
     conditions: Sequence[str] = (),
     eqd2: float | None = None,
-    fractions: int | None = None,
+    eqd2_fractions: int | None = None,
     force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
 
     `conditions` are those of the sheet that hold. With `eqd2`, an alpha/beta in Gy, doses are given in
-    fractions of 2 Gy too; the course has so many `fractions`, by default the sheet's.
+    fractions of 2 Gy too; the course has `eqd2_fractions`, by default the sheet's.
 
     Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
     dose of another patient or frame of reference unless `force` lets it be.
@@ -213,7 +213,7 @@ def dose_statistics(
     )
 
     sheet = with_conditions(load_goals(goals), conditions) if goals else None
-    asked = _eqd2_asked(eqd2, fractions, sheet)
+    asked = _eqd2_asked(eqd2, eqd2_fractions, sheet)
     if not dose_file.is_file():
         raise CaseError(f"dose file {dose_file} {why_no_file(dose_file)}; give an RTDOSE")
     case = read_contoured(case_folder, how or Reading())
@@ -235,10 +235,10 @@ def _eqd2_asked(eqd2: float | None, fractions: int | None, sheet: GoalSheet | No
     """What was asked of doses in fractions of 2 Gy. Raises InputError where the fractions are not known."""
     if eqd2 is None:
         if fractions is not None:
-            raise InputError("--fractions has no effect without --eqd2; give an alpha/beta in Gy too")
+            raise InputError("--eqd2-fractions has no effect without --eqd2; give an alpha/beta in Gy too")
         return None
     if fractions is None and sheet is None:
-        raise InputError("--eqd2 needs the number of fractions; give --fractions or --goals")
+        raise InputError("--eqd2 needs the number of fractions; give --eqd2-fractions or --goals")
     return Eqd2Asked(eqd2, fractions or (sheet.prescription.fractions if sheet else 1))
 
 
