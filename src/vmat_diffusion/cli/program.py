@@ -66,6 +66,7 @@ COMMANDS = {
     "goals list": "catalogue",
     "goals show": "catalogue",
     "goals copy": "catalogue",
+    "goals check": "catalogue",
     "mapping list": "catalogue",
     "mapping show": "catalogue",
     "mapping copy": "catalogue",

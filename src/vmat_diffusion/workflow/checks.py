@@ -1,4 +1,4 @@
-"""`check`, `dvh` and `machine show`: deliverability of a plan file, figures of a dose."""
+"""`check`, `goals check`, `dvh`, `machine show`: what can be said of a plan file, a goal sheet, a dose."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vmat_diffusion.workflow.run_files import write_trajectories
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.optimize.sheet_findings import Finding
 
 # Dose in Gy to these relative volumes is listed for every structure.
 _DOSE_AT_PERCENT = (98, 95, 50, 2)
@@ -291,3 +292,30 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{path}[{k}]")
     elif node is not None:
         yield path, node
+
+
+def check_sheet(
+    sheet: str,
+    case: Path | None = None,
+    how: Reading | None = None,
+    *,
+    conditions: tuple[str, ...] = (),
+) -> tuple[GoalSheet, tuple[Finding, ...]]:
+    """A goal sheet and what is wrong with it; with a case's folder what that case cannot reach as well.
+
+    Goals with one of the `conditions` count for the case; without a case every condition is looked at.
+    Raises GoalError for a sheet that cannot be read or a case without its targets, CaseError for a folder
+    that cannot be read.
+    """
+    from vmat_diffusion.dicom.names import load_table
+    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
+    from vmat_diffusion.evaluate.task import fit_to_each_other
+    from vmat_diffusion.optimize.sheet_findings import sheet_findings
+
+    loaded, table = with_conditions(load_goals(sheet), conditions), load_table(how.mapping if how else None)
+    if case is None:
+        return loaded, sheet_findings(loaded, table=table)
+    # What a sheet asks for can be looked at before the contours are settled.
+    patient = read_contoured(case, how or Reading(), site=loaded.site)
+    patient, fitted = fit_to_each_other(patient, loaded)
+    return fitted, sheet_findings(fitted, patient, table)
