@@ -111,11 +111,28 @@ def plan_remarks(plan: Plan, machine: Machine) -> list[str]:
     """What a person must know of a plan file: its state, what it leaves unsaid, another machine's name."""
     said = plan.provenance.get("remarks")
     out = [str(remark) for remark in said] if isinstance(said, tuple) else []
+    out += _absent_jaws(plan, machine)
     name = plan.provenance.get("machine_in_plan")
     base = machine.name.partition(" behind ")[0]
     if isinstance(name, str) and name != base:
         out.append(f"the plan is for machine {name}, it is judged as machine {machine.name}")
     return out
+
+
+def _absent_jaws(plan: Plan, machine: Machine) -> list[str]:
+    """Axes on which the machine has jaws and the plan file lists none, so that the field is open there."""
+    listed = plan.provenance.get("jaws")
+    if not isinstance(listed, tuple):
+        return []
+    axes = [axis for axis in "XY" if any(jaw.endswith(axis) for jaw in machine.jaws)]
+    lost = [axis for axis in axes if not any(str(jaw).endswith(axis) for jaw in listed)]
+    return [f"the plan lists no jaws along {axis}, machine {machine.name} has them" for axis in lost]
+
+
+def dose_remarks(dose: Dose) -> list[str]:
+    """What a person must know of a dose file: another medium, a moved dose, what was repaired on reading."""
+    said = dose.provenance.get("remarks")
+    return [str(remark) for remark in said] if isinstance(said, tuple) else []
 
 
 def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:

@@ -22,9 +22,9 @@ from vmat_diffusion.qa.agreement import (
     uncertainty_percent,
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
-from vmat_diffusion.qa.ct_numbers import ct_numbers
-from vmat_diffusion.qa.dose_points import dose_points, regions, target_means
-from vmat_diffusion.qa.files import PlanFiles, plan_remarks, round_trip, same_patient
+from vmat_diffusion.qa.ct_numbers import body_outline, ct_numbers
+from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means
+from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import fitted_motion
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
@@ -57,10 +57,16 @@ def judge(
         checks.append(origin)
     if said := plan_remarks(plan, machine):
         checks.append(warning("plan file", said, ""))
+    if said := dose_remarks(dose):
+        checks.append(warning("dose file", said, ""))
+    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
+        checks.append(prescribed)
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
     if (numbers := ct_numbers(case)) is not None:
         checks.append(numbers)
+    if (outline := body_outline(case)) is not None:
+        checks.append(outline)
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:

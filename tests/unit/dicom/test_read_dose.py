@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,41 @@ def test_planes_are_for_gamma_alone_and_never_oblique(tmp_path: Path) -> None:
     tilted = rt_dose(GY[:1], orientation=(0.8, 0.6, 0, -0.6, 0.8, 0))
     with pytest.raises(CaseError, match="neither axial, coronal nor sagittal"):
         read_plane_or_volume(save(tilted, tmp_path / "tilted.dcm"))
+
+
+def _set(keyword: str, value: object) -> Callable[[Dataset], None]:
+    return lambda dataset: setattr(dataset, keyword, value)
+
+
+def _second_plan(dataset: Dataset) -> None:
+    dataset.ReferencedRTPlanSequence = [*dataset.ReferencedRTPlanSequence, Dataset()]
+
+
+def _part(dataset: Dataset) -> None:
+    group, item = Dataset(), Dataset()
+    item.ReferencedBeamNumber = 1
+    group.ReferencedFractionGroupNumber, group.ReferencedBeamSequence = 1, [item]
+    dataset.ReferencedRTPlanSequence[0].ReferencedFractionGroupSequence = [group]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("TissueHeterogeneityCorrection", "IMAGE"), ""),
+        (_set("TissueHeterogeneityCorrection", "WATER"), "TissueHeterogeneityCorrection .* is WATER"),
+        (_set("TissueHeterogeneityCorrection", ["IMAGE", "ROI_OVERRIDE"]), "IMAGE and ROI_OVERRIDE"),
+        (_set("SpatialTransformOfDose", "NON_RIGID"), "SpatialTransformOfDose .* is NON_RIGID"),
+        (_set("DoseType", None), "DoseType .* is missing, PHYSICAL is assumed"),
+        (_second_plan, "refers to 2 plans"),
+        (_part, "is PLAN, but the dose refers to single beams"),
+        (_set("GridFrameOffsetVector", [0.0, 3.0, 6.0, 10.0]), "even-slices: slice spacings of 3.00 to 4.00"),
+    ],
+)
+def test_what_a_person_must_know_of_a_dose_is_said(
+    tmp_path: Path, change: Callable[[Dataset], None], words: str
+) -> None:
+    dataset = rt_dose(GY)
+    change(dataset)
+    remarks = read_dose(save(dataset, tmp_path / "rd")).provenance["remarks"]
+    assert isinstance(remarks, tuple) and len(remarks) == bool(words)
+    assert not words or re.search(words, remarks[0])

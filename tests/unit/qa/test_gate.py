@@ -94,6 +94,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "dose grid covers the targets",
         "dose grid covers the body",
         "CT numbers",
+        "outline of the body",
         "highest planned dose",
         "gamma 3 %/3 mm",
         "gamma 3 %/2 mm",
