@@ -22,11 +22,12 @@ from vmat_diffusion.qa.agreement import (
     uncertainty_percent,
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
-from vmat_diffusion.qa.ct_numbers import body_outline, ct_numbers
-from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means
+from vmat_diffusion.qa.ct_numbers import ct_numbers
+from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import fitted_motion
+from vmat_diffusion.qa.outline import body_outline
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
 
@@ -80,6 +81,7 @@ def judge(
     engines += target_means(case, sheet, pair, settings)
     engines += dose_points(case, pair, settings)
     engines += regions(pair, settings)
+    engines += voxels(case, pair, settings)
     engines += _motion(plan, pair, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:

@@ -103,6 +103,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "D2%, D0.03cc of organs",
         "mean doses of organs",
         "dose of any region",
+        "dose of any voxel",
         "shift between the doses",
         "turn between the doses",
     ]
