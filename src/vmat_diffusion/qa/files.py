@@ -23,6 +23,8 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.qa.verdict import Check, Verdict, warning
 
 _ONE_PATIENT = "one patient, one plan"
+# How the step of a case begins that names a file of it without a record number.
+_UNSAID = "unsaid-patient: "
 # Numbers read again may differ by the rounding of DICOM's decimal strings and 32-bit doses.
 _POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
 
@@ -102,8 +104,10 @@ def belonging(
     found = compare(case_origin(case), of_plan, of_dose)
     numbers = case.source.roi_numbers
     prescribed = prescription_against(of_plan, prescription, numbers)
+    unsaid = (s.removeprefix(_UNSAID) for s in case.source.steps if s.startswith(_UNSAID))
     return Comparison(
-        (*found.contradictions, *prescribed.contradictions), (*found.silences, *prescribed.silences)
+        (*found.contradictions, *prescribed.contradictions),
+        (*found.silences, *unsaid, *prescribed.silences),
     )
 
 
