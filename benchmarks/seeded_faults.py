@@ -33,7 +33,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa import gate
+from vmat_diffusion.qa import Check, gate
 from vmat_diffusion.workflow import check_plan, recompute, second_check
 
 # Seconds of computing, enough for gross faults.
@@ -77,7 +77,7 @@ def key_of(plan: Plan, case: Case, beside: str) -> str:
     digest.update(case.hu.tobytes() + case.body.mask.tobytes())
     values = [np.array(plan.isocenter_mm)]
     for arc in plan.arcs:
-        values += [arc.gantry_deg, arc.leaves_mm, arc.jaws_mm, arc.mu / plan.total_mu * 1e3]
+        values += [arc.gantry_deg, arc.leaves_mm, arc.jaws_mm, arc.mu / plan.total_mu * 10.0]
         values.append(np.array([arc.collimator_deg, arc.couch_deg]))
     for value in values:
         digest.update((np.round(value, 5) + 0.0).tobytes())
@@ -145,23 +145,46 @@ def caught_by(seed: Path, settings: Settings, stage: str) -> tuple[str, str]:
                 goals=settings.goals,
             )
         except InputError as error:
-            return "REFUSED", str(error)
-    verdict = done.verdict
-    stopped = [
-        c.name if c.value is None else f"{c.name} {c.value:.4g}"
-        for c in (*verdict.failed, *verdict.undecided)
-    ]
-    warned = [f"({c.name}: {c.why})" for c in verdict.checks if c.warns]
-    return verdict.outcome.value, ", ".join([*stopped, *warned])
+            return "REFUSED", str(error).removeprefix("RP.dcm: ").split(";")[0]
+    # The grid is chosen for the table; whether it is fine enough for a plan says nothing of a fault.
+    checks = [c for c in done.verdict.checks if c.name != "dose grid"]
+    failed = [c for c in checks if c.fails]
+    undecided = [c for c in checks if c.undecided]
+    verdict = "FAILED" if failed else "INCONCLUSIVE" if undecided else "PASSED"
+    warned = [f"warns: {c.name}: {c.why}" for c in checks if c.warns and not failed]
+    return verdict, "; ".join([", ".join(map(_short, failed or undecided)), *warned]).strip("; ")
+
+
+_NAMES = {
+    "gamma 3 %/3 mm": "gamma 3/3",
+    "gamma 3 %/2 mm": "gamma 3/2",
+    "D95%, D98%, D2% of targets": "targets",
+    "D2%, D0.03cc of organs": "organs",
+    "mean doses of organs": "organ means",
+    "dose of any region": "region",
+    "dose of any voxel": "voxel",
+    "shift between the doses": "shift",
+    "turn between the doses": "turn",
+}
+
+
+def _short(check: Check) -> str:
+    """Name and value of a check; counts have no value that matters."""
+    name = _NAMES.get(check.name, check.name.replace("mean dose of", "mean of"))
+    unit = check.unit.split(" ")[0]
+    if check.value is None or unit not in ("%", "mm", "deg"):
+        return f"{name} ({check.why.split(';')[0]})" if name == "deliverable" else name
+    return f"{name} {check.value:.3g} {unit}"
 
 
 def said_by_check(plan: Path) -> str:
-    """What `check` says of the plan file alone."""
+    """What `check` makes of the plan file alone: refused, the number of violations, warns, or nothing."""
     try:
         found = check_plan(plan, "generic_6mv")
-    except InputError as error:
-        return f"refused: {error}"
-    return "; ".join([*found.violations, *(f"({warning})" for warning in found.warnings)]) or "-"
+    except InputError:
+        return "refused"
+    violations = f"{len(found.violations)} violations" if found.violations else ""
+    return ", ".join(filter(None, [violations, "warns" if found.warnings else ""]))
 
 
 def main() -> None:
