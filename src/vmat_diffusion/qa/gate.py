@@ -27,7 +27,7 @@ from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import fitted_motion
-from vmat_diffusion.qa.outline import body_outline
+from vmat_diffusion.qa.outline import body_outline, contours_left_out
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
 
@@ -68,6 +68,8 @@ def judge(
         checks.append(numbers)
     if (outline := body_outline(case)) is not None:
         checks.append(outline)
+    if lost := contours_left_out(case):
+        checks.append(warning("contours without an image", lost, ""))
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:

@@ -17,6 +17,8 @@ _MOST_SHARE = 0.20
 # How the step begins that names a body which nobody drew.
 _MADE_FROM_CT = "body-from-ct"
 _FEWEST_VOXELS = 500
+# How the steps begin that name contours without an image.
+_LEFT_OUT = ("drop-contours", "thin-contours")
 
 
 def body_outline(case: Case) -> Check | None:
@@ -37,6 +39,14 @@ def body_outline(case: Case) -> Check | None:
     if any(step.startswith(_MADE_FROM_CT) for step in case.source.steps):
         why.append("no body is contoured; it was made from the CT, couch and masks may be part of it")
     return warning("outline of the body", why, said)
+
+
+def contours_left_out(case: Case) -> list[str]:
+    """The steps that left contours out when the case was read, as they lie on no image or between images.
+
+    A few at the end of a body are usual; many say that images are missing or have other positions.
+    """
+    return [step for step in case.source.steps if step.startswith(_LEFT_OUT)]
 
 
 def _cropped(case: Case) -> tuple[Mask, Mask]:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_case import small_case
 
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Case, Structure
 from vmat_diffusion.phantom import PHANTOMS, phantom
-from vmat_diffusion.qa.outline import body_outline
+from vmat_diffusion.qa.outline import body_outline, contours_left_out
 
 
 def body_moved(case: Case, by_mm: tuple[float, float], scale: float = 1.0) -> Case:
@@ -51,6 +52,16 @@ def test_a_body_that_is_drawn_elsewhere_is_a_warning(seed: int) -> None:
     for wrong in (moved, scaled):
         check = body_outline(wrong)
         assert check is not None and check.warns and "not drawn on this CT" in check.why, check.why
+
+
+def test_contours_that_lie_on_no_image_are_said() -> None:
+    case, lost = (
+        small_case(),
+        "drop-contours: BODY: 10 of 80 contours, the first at -98.8 mm, lie on no image",
+    )
+    assert contours_left_out(case) == []
+    steps = ("choose-series: 1 of 2 CT series", lost)
+    assert contours_left_out(replace(case, source=replace(case.source, steps=steps))) == [lost]
 
 
 def everywhere(case: Case) -> Structure:
