@@ -24,7 +24,7 @@ class Origin:
     """What a file says about whose it is and what it was made on; "" where it is silent.
 
     `patient` is a code made from the record number. `uid` is the file's own, `structure_set` and `plan` are
-    what it refers to.
+    what it refers to. `doses` are a dose's own UIDs, or those of the doses that a plan refers to.
     """
 
     what: str
@@ -35,6 +35,7 @@ class Origin:
     uid: str = ""
     structure_set: str = ""
     plan: str = ""
+    doses: tuple[str, ...] = ()
     prescribed_gy: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -97,7 +98,8 @@ def dose_origin(dose: Dose, what: str = "dose") -> Origin | None:
     if not any(key in facts for key in (*_KEYS, "plan_uid")):
         return None
     structure_set, plan = (str(facts.get(key, "")) for key in ("structure_set_uid", "plan_uid"))
-    return replace(_shared(what, facts), structure_set=structure_set, plan=plan)
+    own = _uids(facts, "sop_instance_uids")
+    return replace(_shared(what, facts), structure_set=structure_set, plan=plan, doses=own)
 
 
 def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") -> Origin | None:
@@ -110,8 +112,14 @@ def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") 
         position=position,
         uid=str(facts.get("sop_instance_uid", "")),
         structure_set=str(facts.get("structure_set_uid", "")),
+        doses=_uids(facts, "dose_uids"),
         prescribed_gy=prescribed if isinstance(prescribed, Mapping) else {},
     )
+
+
+def _uids(facts: Mapping[str, object], key: str) -> tuple[str, ...]:
+    found = facts.get(key)
+    return tuple(str(uid) for uid in found if uid) if isinstance(found, tuple) else ()
 
 
 def _shared(what: str, facts: Mapping[str, object]) -> Origin:
@@ -171,6 +179,8 @@ def _unlinked(a: Origin, b: Origin) -> list[str]:
             out.append("the plan refers to no structure set")
         if other.uid and one.what.endswith("dose") and not one.plan:
             out.append(f"the {one.what} refers to no plan")
+        if one.what == "plan" and one.doses and other.doses and not set(one.doses) & set(other.doses):
+            out.append(f"the plan refers to other doses than this {other.what}")
     return out
 
 
@@ -187,7 +197,7 @@ def prescription_against(
         return Comparison(silences=("the plan states no prescribed dose",))
     wanted = {roi_numbers[n]: (n, gy) for n, gy in prescription.target_gy.items() if n in roi_numbers}
     both = [number for number in wanted if number in plan.prescribed_gy]
-    out = []
+    out, unmatched = [], _unmatched(plan.prescribed_gy, wanted, roi_numbers)
     for number in both:
         name, gy = wanted[number]
         stated = plan.prescribed_gy[number]
@@ -199,4 +209,21 @@ def prescription_against(
         if all(abs(gy - highest) > _SAME_DOSE_SHARE * highest for gy in stated_gy):
             listed = " and ".join(f"{gy:g}" for gy in stated_gy)
             out.append(f"the plan prescribes {listed} Gy, the goal sheet {highest:g} Gy")
-    return Comparison(tuple(out))
+    return Comparison(tuple(out), tuple(unmatched))
+
+
+def _unmatched(
+    stated: Mapping[int, float], wanted: Mapping[int, tuple[str, float]], roi_numbers: Mapping[str, int]
+) -> list[str]:
+    """Prescriptions to a region that the plan alone, or the sheet alone, prescribes a dose to."""
+    names = {number: name for name, number in roi_numbers.items()}
+    out = []
+    for number, gy in stated.items():
+        if number > 0 and number not in wanted:
+            whom = names.get(number, f"ROI {number}, which the structure set does not hold")
+            out.append(f"the plan prescribes {gy:g} Gy to {whom}, the goal sheet nothing")
+    if any(number > 0 for number in stated):
+        for number, (name, gy) in wanted.items():
+            if number not in stated:
+                out.append(f"the plan prescribes nothing to {name}, the goal sheet {gy:g} Gy")
+    return out

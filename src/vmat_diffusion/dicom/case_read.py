@@ -27,7 +27,7 @@ from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_dose
 from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.patient_code import one_patient, patient_code
+from vmat_diffusion.dicom.patient_code import one_patient, unsaid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError
@@ -82,7 +82,8 @@ def case_from(
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
-    patient = one_patient([("CT", f.dataset) for f in files] + [("structure set", structure_set.dataset)])
+    whose = [("CT", f.dataset) for f in files] + [("structure set", structure_set.dataset)]
+    patient = one_patient(whose)
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
@@ -95,7 +96,7 @@ def case_from(
     native, padding = read_hu(series)
     hu = placement.values(native, AIR_HU)
     del native
-    steps = [*chosen, *series.steps, *placement.steps, *padding, *preferences, *notes]
+    steps = [*chosen, *unsaid(whose), *series.steps, *placement.steps, *padding, *preferences, *notes]
     structures, made = _with_body(structures, hu, placement)
     steps += made
     body = next(s for s in structures.values() if s.role == "body")

@@ -13,8 +13,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.attributes import (
     about,
+    has,
     integer,
     items,
+    name_of,
     number,
     numbers,
     open_dataset,
@@ -164,6 +166,7 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
         "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
         "heterogeneity": heterogeneity,
         "steps": (*turned, *steps),
+        "remarks": (*_remarks(files, kind), *turned),
     }
     return Dose(grid, gy, provenance=provenance)
 
@@ -178,8 +181,36 @@ def _origin(files: Sequence[Found]) -> dict[str, object]:
         "study_uid": text(first, "StudyInstanceUID"),
         "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
         "structure_set_uid": next(named, ""),
-        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
+        "patient_code": one_patient((f"dose {f.label}", f.dataset) for f in files),
     }
+
+
+def _remarks(files: Sequence[Found], kind: str) -> tuple[str, ...]:
+    """What a person must know of a dose that is read as that of one plan on its CT."""
+    out = []
+    for found in files:
+        item = found.dataset
+        tissue = text(item, "TissueHeterogeneityCorrection").upper().replace("\\", " ").split()
+        if tissue and tissue != ["IMAGE"]:
+            name = name_of("TissueHeterogeneityCorrection")
+            out.append(f"{name} is {' and '.join(tissue)}: not the CT alone says what the patient is made of")
+        if (moved := text(item, "SpatialTransformOfDose", "NONE")) != "NONE":
+            out.append(
+                f"{name_of('SpatialTransformOfDose')} is {moved}: the dose was moved after it was computed"
+            )
+        if not has(item, "DoseType"):
+            out.append(f"{name_of('DoseType')} is missing, PHYSICAL is assumed")
+        plans = items(item, "ReferencedRTPlanSequence")
+        if len(plans) > 1:
+            out.append(f"the dose refers to {len(plans)} plans, the first is taken")
+        parts = any(
+            items(group, "ReferencedBeamSequence")
+            for plan in plans
+            for group in items(plan, "ReferencedFractionGroupSequence")
+        )
+        if kind == "PLAN" and parts:
+            out.append(f"{name_of('DoseSummationType')} is PLAN, but the dose refers to single beams")
+    return tuple(dict.fromkeys(out))
 
 
 def _preferred(files: Sequence[Found]) -> tuple[Sequence[Found], list[str]]:

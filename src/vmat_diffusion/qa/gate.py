@@ -24,10 +24,11 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
-from vmat_diffusion.qa.dose_points import dose_points, regions, target_means
-from vmat_diffusion.qa.files import PlanFiles, plan_remarks, round_trip, same_patient
+from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
+from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
+from vmat_diffusion.qa.outline import body_outline, contours_left_out
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
 _ROUNDING_MM = 1e-3  # spacings are read from decimal strings and differences of them
@@ -61,12 +62,20 @@ def judge(
         checks.append(origin)
     if said := plan_remarks(plan, machine):
         checks.append(warning("plan file", said, ""))
+    if said := dose_remarks(dose):
+        checks.append(warning("dose file", said, ""))
+    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
+        checks.append(prescribed)
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
     if (numbers := ct_numbers(case)) is not None:
         checks.append(numbers)
     if ignored := ignored_overrides(case):
         checks.append(warning("density overrides", ignored, ""))
+    if (outline := body_outline(case)) is not None:
+        checks.append(outline)
+    if lost := contours_left_out(case):
+        checks.append(warning("contours without an image", lost, ""))
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
@@ -80,6 +89,7 @@ def judge(
     engines += target_means(case, sheet, pair, settings)
     engines += dose_points(case, pair, settings)
     engines += regions(pair, settings)
+    engines += voxels(case, pair, settings)
     engines += _motion(plan, pair, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:

@@ -40,6 +40,7 @@ class GateSettings:
     organ_dvh_percent: Annotated[float, Field(ge=0.1, le=8.0)] = 4.0
     organ_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
     region_percent: Annotated[float, Field(ge=0.1, le=6.0)] = 4.0
+    voxel_percent: Annotated[float, Field(ge=1.0, le=20.0)] = 15.0
     shift_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,41 @@ def test_planes_of_two_patients_or_frames_are_compared_and_said_so(tmp_path: Pat
     volume.PatientID = "film"
     with pytest.raises(CaseError, match="another patient ID"):
         compare_doses(save(rt_dose(GY), tmp_path / "c.dcm"), save(volume, tmp_path / "d.dcm"))
+
+
+def _set(keyword: str, value: object) -> Callable[[Dataset], None]:
+    return lambda dataset: setattr(dataset, keyword, value)
+
+
+def _second_plan(dataset: Dataset) -> None:
+    dataset.ReferencedRTPlanSequence = [*dataset.ReferencedRTPlanSequence, Dataset()]
+
+
+def _part(dataset: Dataset) -> None:
+    group, item = Dataset(), Dataset()
+    item.ReferencedBeamNumber = 1
+    group.ReferencedFractionGroupNumber, group.ReferencedBeamSequence = 1, [item]
+    dataset.ReferencedRTPlanSequence[0].ReferencedFractionGroupSequence = [group]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("TissueHeterogeneityCorrection", "IMAGE"), ""),
+        (_set("TissueHeterogeneityCorrection", "WATER"), "TissueHeterogeneityCorrection .* is WATER"),
+        (_set("TissueHeterogeneityCorrection", ["IMAGE", "ROI_OVERRIDE"]), "IMAGE and ROI_OVERRIDE"),
+        (_set("SpatialTransformOfDose", "NON_RIGID"), "SpatialTransformOfDose .* is NON_RIGID"),
+        (_set("DoseType", None), "DoseType .* is missing, PHYSICAL is assumed"),
+        (_second_plan, "refers to 2 plans"),
+        (_part, "is PLAN, but the dose refers to single beams"),
+        (_set("GridFrameOffsetVector", [0.0, 3.0, 6.0, 10.0]), "even-slices: slice spacings of 3.00 to 4.00"),
+    ],
+)
+def test_what_a_person_must_know_of_a_dose_is_said(
+    tmp_path: Path, change: Callable[[Dataset], None], words: str
+) -> None:
+    dataset = rt_dose(GY)
+    change(dataset)
+    remarks = read_dose(save(dataset, tmp_path / "rd")).provenance["remarks"]
+    assert isinstance(remarks, tuple) and len(remarks) == bool(words)
+    assert not words or re.search(words, remarks[0])

@@ -105,6 +105,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "dose grid covers the body",
         "dose grid",
         "CT numbers",
+        "outline of the body",
         "highest planned dose",
         "gamma 3 %/3 mm",
         "gamma 3 %/2 mm",
@@ -113,6 +114,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "D2%, D0.03cc of organs",
         "mean doses of organs",
         "dose of any region",
+        "dose of any voxel",
         "shift between the doses",
         "turn between the doses",
     ]
