@@ -185,6 +185,8 @@ def dose_statistics(
     # A target that leaves the body is no reason not to look at its dose.
     case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
     dose = read_dose(dose_file)
+    if not float(dose.gy.max()) > 0:
+        raise CaseError(f"{dose_file.name} is zero everywhere; export the dose of the calculated plan")
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
