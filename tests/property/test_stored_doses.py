@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import rt_dose, save
+from dicom_files import ct_series, rt_dose, save, structure_set, write_patient
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vmat_diffusion.case import Structure
-from vmat_diffusion.dicom import read_dose
+from vmat_diffusion.dicom import read_case, read_dose
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.geometry import Grid
@@ -138,8 +138,9 @@ def test_frames_on_one_place_are_refused(offsets: tuple[float, ...], tmp_path: P
         read_dose(save(rt_dose(offsets_mm=offsets), tmp_path / "rd"))
 
 
-def test_a_dose_of_zeros_is_refused(tmp_path: Path) -> None:
-    data = rt_dose()
+def test_a_dose_of_zeros_is_no_dose_of_the_case(tmp_path: Path) -> None:
+    images, data = ct_series(), rt_dose()
     data.PixelData = bytes(len(data.PixelData))
-    with pytest.raises(CaseError, match="zero everywhere"):
-        read_dose(save(data, tmp_path / "rd"))
+    case = read_case(write_patient(tmp_path, images, structure_set(images), data))
+    assert case.reference_dose is None
+    assert any("the dose is zero everywhere" in step for step in case.source.steps)

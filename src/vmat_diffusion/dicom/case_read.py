@@ -27,7 +27,7 @@ from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_dose
 from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.patient_code import one_patient, unsaid
+from vmat_diffusion.dicom.patient_code import one_patient, patient_code, unsaid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError

@@ -215,6 +215,11 @@ def reference_dose(folder: Folder, ct: Origin, structure_set: Found) -> tuple[Do
         raise
     except InputError as fault:
         return None, (*steps, f"leave-out-dose: {fault}")
+    if not float(dose.gy.max()) > 0:
+        return None, (
+            *steps,
+            "leave-out-dose: the dose is zero everywhere; export the dose of the calculated plan",
+        )
     told = dose.provenance["steps"]
     return dose, (*steps, *(told if isinstance(told, tuple) else ()))
 

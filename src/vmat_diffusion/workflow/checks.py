@@ -219,6 +219,8 @@ def dose_statistics(
         raise CaseError(f"dose file {dose_file} {why_no_file(dose_file)}; give an RTDOSE")
     case = read_contoured(case_folder, how or Reading())
     dose = read_dose(dose_file)
+    if not float(dose.gy.max()) > 0:
+        raise CaseError(f"{dose_file.name} is zero everywhere; export the dose of the calculated plan")
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
