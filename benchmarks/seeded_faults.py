@@ -1,6 +1,6 @@
 """Which check of the gate stops which fault: a table from a folder of faults seeded into a plan that passes.
 
-    python benchmarks/seeded_faults.py BASE SEEDS [--uncertainty 0.024] [--grid-mm 5] [--only NAME ...]
+    python benchmarks/seeded_faults.py BASE SEEDS [--uncertainty 0.024] [--grid-mm 3] [--only NAME ...]
 
 BASE holds RP.dcm, RD.dcm and phantom/ of the plan. SEEDS holds a folder for each fault, with RP.dcm, RD.dcm
 and, where the fault lies in CT or structure set, case/. No goals are given: the checks stand alone.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.workflow import second_check
+from vmat_diffusion.workflow.settings import QaSettings
 
 
 def caught_by(base: Path, seed: Path, *, uncertainty: float, grid_mm: float) -> tuple[str, str]:
@@ -25,10 +26,8 @@ def caught_by(base: Path, seed: Path, *, uncertainty: float, grid_mm: float) -> 
                 seed / "RP.dcm",
                 case,
                 Path(folder) / "qa",
+                QaSettings(uncertainty=uncertainty, check_minutes=5.0, grid_mm=grid_mm),
                 dose_file=seed / "RD.dcm",
-                uncertainty=uncertainty,
-                check_minutes=5.0,
-                grid_mm=grid_mm,
             )
         except InputError as error:
             return "REFUSED", str(error)
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("seeds", type=Path)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--uncertainty", type=float, default=0.024)
-    parser.add_argument("--grid-mm", type=float, default=5.0)
+    parser.add_argument("--grid-mm", type=float, default=3.0)
     given = parser.parse_args()
     print("| seed | verdict | caught by |\n|---|---|---|")
     for seed in sorted(given.seeds.iterdir()):

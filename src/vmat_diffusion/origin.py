@@ -6,6 +6,8 @@ name or a record number.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -56,6 +58,20 @@ class Comparison:
             )
         forced = tuple(f"forced in spite of: {sentence}" for sentence in self.contradictions)
         return (*forced, *self.silences)
+
+
+# A UID within a text: a root of the standard's or one under 2.25, which holds a single long number.
+_UID = re.compile(r"(?<!\d)(?<!\d\.)(?:2\.25\.\d{5,}|[0-2](?:\.(?:0|[1-9]\d*)){3,})(?!\.?\d)")
+
+
+def uid_code(uid: object) -> str:
+    """16 hexadecimal digits that stand for a UID in records and reports; "" for none."""
+    return hashlib.sha256(str(uid).encode()).hexdigest()[:16] if uid else ""
+
+
+def without_uids(text: str) -> str:
+    """A text with the code of each UID in its place."""
+    return _UID.sub(lambda found: uid_code(found[0]), text)
 
 
 # What the readers of files, and nothing else, put into the provenance of plans and doses.

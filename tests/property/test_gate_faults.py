@@ -54,7 +54,7 @@ def noisy(dose: Dose, rng: np.random.Generator, percent: float = 2.0) -> Dose:
 
 
 def verdict_on(dose: Dose, check: Dose) -> Verdict:
-    return judge(CASE, None, open_arc(), MACHINE, dose, check=check)
+    return judge(CASE, None, open_arc(), MACHINE, dose, check=check, settings=GateSettings(grid_mm=4.0))
 
 
 def moved(dose: Dose, shift_mm: np.ndarray, turn_deg: float, axis: int) -> Dose:

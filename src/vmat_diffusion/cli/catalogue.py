@@ -230,7 +230,10 @@ def mapping_copy(options: CopyOptions) -> None:
 def mapping_unknown(options: UnknownOptions) -> None:
     """The structure names of a data set that the mapping does not know, to be edited for `--mapping`."""
     from vmat_diffusion.dicom import unknown_names
+    from vmat_diffusion.workflow.output import require_apart
 
+    if options.out is not None:
+        require_apart(options.out, options.folder)
     tree = unknown_names(options.folder, options.mapping)
     text = json.dumps(tree, indent=None if options.json else 2, ensure_ascii=False)
     if options.out is None:

@@ -30,6 +30,7 @@ from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Normaliza
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.evaluate.spillage import TABLES, rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
+from vmat_diffusion.files import why_no_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,7 +105,7 @@ def load_goals(name_or_path: str | Path) -> GoalSheet:
     if str(name_or_path).endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise GoalError(f"goal sheet {path} does not exist; give a name or an existing file")
+            raise GoalError(f"goal sheet {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return parse_goals(path.read_text(encoding="utf-8-sig"), path.stem)
         except UnicodeDecodeError:

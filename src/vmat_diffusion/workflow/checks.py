@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.reading import Reading, read_contoured
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
 
@@ -77,7 +79,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
 
     machine = load_machine(machine_name)
     if not file.is_file():
-        raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
+        raise PlanError(f"plan file {file} {why_no_file(file)}; give an RTPLAN")
     if trajectories is not None:
         require_apart(trajectories, file)
     plan = read_plan(file, machine)
@@ -185,12 +187,12 @@ class DoseStatistics:
 def dose_statistics(
     case_folder: Path,
     dose_file: Path,
+    how: Reading | None = None,
     *,
     goals: str | None = None,
     conditions: Sequence[str] = (),
     eqd2: float | None = None,
     eqd2_fractions: int | None = None,
-    mapping: Path | None = None,
     force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
@@ -201,7 +203,7 @@ def dose_statistics(
     Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
     dose of another patient or frame of reference unless `force` lets it be.
     """
-    from vmat_diffusion.dicom import read_case, read_dose
+    from vmat_diffusion.dicom import read_dose
     from vmat_diffusion.evaluate.goals import (
         add_structures,
         evaluate,
@@ -213,9 +215,8 @@ def dose_statistics(
     sheet = with_conditions(load_goals(goals), conditions) if goals else None
     asked = _eqd2_asked(eqd2, eqd2_fractions, sheet)
     if not dose_file.is_file():
-        raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
-    # A target that leaves the body is no reason not to look at its dose.
-    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+        raise CaseError(f"dose file {dose_file} {why_no_file(dose_file)}; give an RTDOSE")
+    case = read_contoured(case_folder, how or Reading())
     dose = read_dose(dose_file)
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:

@@ -163,3 +163,22 @@ def test_planes_are_for_gamma_alone_and_never_oblique(tmp_path: Path) -> None:
     tilted = rt_dose(GY[:1], orientation=(0.8, 0.6, 0, -0.6, 0.8, 0))
     with pytest.raises(CaseError, match="neither axial, coronal nor sagittal"):
         read_plane_or_volume(save(tilted, tmp_path / "tilted.dcm"))
+
+
+def test_planes_of_two_patients_or_frames_are_compared_and_said_so(tmp_path: Path) -> None:
+    """A film or portal image is of a phantom or a device with IDs of its own; volumes are refused."""
+    from vmat_diffusion.workflow import compare_doses
+
+    other = rt_dose(GY[:1])
+    other.PatientID, other.FrameOfReferenceUID = "film", "1.2.3.77"
+    files = [save(rt_dose(GY[:1]), tmp_path / "a.dcm"), save(other, tmp_path / "b.dcm")]
+    said: list[str] = []
+    assert compare_doses(files[0], files[1], announce=said.append).pass_percent == 100
+    assert [s.split(" than ")[0] for s in said[:2]] == [
+        "the evaluated dose has another patient ID",
+        "the evaluated dose has another frame of reference",
+    ]
+    volume = rt_dose(GY)
+    volume.PatientID = "film"
+    with pytest.raises(CaseError, match="another patient ID"):
+        compare_doses(save(rt_dose(GY), tmp_path / "c.dcm"), save(volume, tmp_path / "d.dcm"))

@@ -31,7 +31,7 @@ def case(case_folder: Path) -> Case:
 
 def verdict_on(plan: Plan, case: Case, factor: float = 1.0) -> Verdict:
     """What the gate says of 50 Gy everywhere where the second engine finds `factor` times as much."""
-    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
     dose, check = (Dose(grid, np.full(grid.shape, 50.0 * f, np.float32)) for f in (1.0, factor))
     return judge(case, None, plan, MACHINE, dose=dose, check=check)
 
@@ -114,7 +114,7 @@ def test_an_unjudged_plan_is_no_dicom_for_anybody(case: Case, tmp_path: Path) ->
 
 
 def test_an_inconclusive_verdict_keeps_its_plan_back(case: Case, tmp_path: Path) -> None:
-    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
     gy = np.full(grid.shape, 50.0, np.float32)
     check = Dose(grid, gy, std_gy=0.05 * gy, provenance={"seconds": 60.0})
     verdict = judge(case, None, open_arc(), MACHINE, dose=Dose(grid, gy), check=check)
