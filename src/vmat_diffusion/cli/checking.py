@@ -110,6 +110,9 @@ def dvh(options: DvhOptions) -> None:
             options.dose,
             Reading(**part(Reading, options)),
             goals=options.goals,
+            conditions=options.conditions,
+            eqd2=options.eqd2,
+            eqd2_fractions=options.eqd2_fractions,
             force=options.force,
         )
     if options.json:
