@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,13 +14,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import MachineError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml, why_no_file
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+# How the source of a number was looked at, where a file says it; docs/machines.md has the meanings.
+SEEN = ("publication", "transcription", "practice", "recalled", "chosen")
 # Strict: text is no number, so that none can stand in a file without its source.
 # No number of a linac is above the photon fluence per cm2 and MU, about 1e9; the others have tighter limits.
 _Number = Annotated[float, Field(strict=True, ge=-1e4, le=1e4)]
@@ -239,7 +236,7 @@ def machine_text(name: str | Path) -> str:
     if _is_file(name):
         path = Path(name)
         if not path.is_file():
-            raise MachineError(f"machine file {path} does not exist; give a name or an existing file")
+            raise MachineError(f"machine file {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -259,8 +256,8 @@ def _is_file(name: str | Path) -> bool:
 def parse_machine(text: str, label: str) -> Machine:
     """The machine that a TOML text describes. Raises MachineError naming the key at fault."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
     sources: dict[str, str] = {}
     plain = _strip_sources(tree, "", sources, label)
@@ -295,12 +292,20 @@ def _section(kind: type[_Section], name: str, plain: Any, label: str) -> _Sectio
 
 
 def _strip_sources(node: Any, path: str, sources: dict[str, str], label: str) -> Any:
-    """Replace every `{value = ..., source = ...}` by its value and note the source by key path."""
+    """Replace every `{value = ..., source = ...}` by its value and note the source by key path.
+
+    A `seen` beside them follows the source in brackets.
+    """
     if isinstance(node, dict):
         if "value" in node:
-            if not str(node.get("source", "")).strip() or set(node) != {"value", "source"}:
+            if not str(node.get("source", "")).strip() or set(node) - {"seen"} != {"value", "source"}:
                 raise MachineError(f"machine {label}: {path} needs exactly a value and a source")
-            sources[path] = str(node["source"])
+            if (seen := node.get("seen", "")) not in ("", *SEEN):
+                raise MachineError(
+                    f"machine {label}: {path}: seen {seen!r} is not one of {', '.join(SEEN)}; "
+                    "correct the file"
+                )
+            sources[path] = str(node["source"]) + (f" [{seen}]" if seen else "")
             return node["value"]
         return {
             key: _strip_sources(value, f"{path}.{key}".lstrip("."), sources, label)

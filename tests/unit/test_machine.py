@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.errors import MachineError
-from vmat_diffusion.machine import load_machine, machine_names, parse_machine
+from vmat_diffusion.machine import SEEN, load_machine, machine_names, machine_text, parse_machine
 
 SHIPPED = Path(__file__).parents[2] / "src" / "vmat_diffusion" / "machines" / "generic_6mv.toml"
 TEXT = SHIPPED.read_text(encoding="utf-8")
@@ -59,6 +59,33 @@ def test_every_number_of_a_shipped_machine_has_a_source() -> None:
         fields += ["beam.spectrum_number"] if machine.beam else []
         for field in fields:
             assert machine.sources[field].strip(), field
+
+
+def test_limits_of_shipped_machines_say_how_their_source_was_seen() -> None:
+    for name in machine_names():
+        for key, source in load_machine(name).sources.items():
+            if key.startswith(("limits.", "mlc.")):
+                assert source.endswith(tuple(f"[{seen}]" for seen in SEEN)), (name, key)
+
+
+def test_a_maximum_is_not_called_conservative_and_contradictions_are_named() -> None:
+    for name in ("generic_6mv", "generic_6fff", "generic_hd120", "generic_agility"):
+        sources = load_machine(name).sources
+        assert (
+            sources["limits.gantry_speed_deg_s"].startswith("maximum")
+            and "4.8 deg/s" in sources["limits.gantry_speed_deg_s"]
+        )
+        assert "not conservative" in sources["limits.gantry_acceleration_deg_s2"]
+    halcyon = load_machine("generic_halcyon").sources
+    for key, other in (("gantry_speed_deg_s", "24 deg/s"), ("leaf_speed_mm_s", "25 mm/s")):
+        assert "contradict" in halcyon[f"limits.{key}"] and other in halcyon[f"limits.{key}"]
+    assert "0.7 to 2.3 mm" in load_machine("generic_6mv").sources["mlc.gap_offset_mm"]
+
+
+def test_how_a_source_was_seen_is_one_of_the_known_ways() -> None:
+    text = machine_text("generic_6mv").replace('seen = "practice"', 'seen = "dreamt"', 1)
+    with pytest.raises(MachineError, match="gantry_speed_deg_s: seen 'dreamt' is not one of publication"):
+        parse_machine(text, "ours")
 
 
 def test_a_machine_is_loaded_by_path_and_takes_the_name_of_the_file(tmp_path: Path) -> None:
@@ -139,7 +166,7 @@ def test_mistakes_are_named_by_their_key(text: str, named: str) -> None:
             "beam.gy_per_mu",
         ),
         (SPEED_SOURCE, 'source = ""', "limits.gantry_speed_deg_s"),
-        ('value = 6.0, source = "1 rpm', 'value = 6.0, sauce = "1 rpm', "limits.gantry_speed_deg_s"),
+        ('value = 6.0, source = "maximum', 'value = 6.0, sauce = "maximum', "limits.gantry_speed_deg_s"),
         ("horn_radius_mm = {", "horn_radius_mm = [1.0, 2.0, 3.0, 4.0]\nunused = {", "beam.horn_radius_mm"),
         ("leaf_gap_mm = {", "leaf_gap_mm = '0.5'\nunused = {", "limits.leaf_gap_mm"),
     ],

@@ -6,17 +6,21 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import short, show, stdout_kept, table
 from vmat_diffusion.cli.fields import TO_FILE, Facts
-from vmat_diffusion.cli.options import keywords
+from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import Conditions, MappingFile, PatientPosition
+from vmat_diffusion.workflow.reading import Reading
+from vmat_diffusion.workflow.settings import Conditions
+
+if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.goals import Goal, GoalSheet
 
 _ANY_NAME = "Name of a shipped one, or a file."
 
@@ -94,7 +98,7 @@ class CopyOptions:
 
 
 @settings
-class CheckSheetOptions(Facts):
+class CheckSheetOptions(Reading, Facts):
     """What `goals check` takes."""
 
     sheet: Annotated[
@@ -107,8 +111,6 @@ class CheckSheetOptions(Facts):
         Field(description="Case: a folder with a CT and a structure set; what it cannot reach is found too."),
         Option(positional=True, metavar="CASE"),
     ] = None
-    mapping: MappingFile = None
-    patient_position: PatientPosition = None
     conditions: Conditions = ()
 
 
@@ -180,31 +182,104 @@ def machine_show(options: ShowOptions) -> None:
 
 
 def goals_show(options: ShowOptions) -> None:
-    """The prescription, the normalisation and the goals of a sheet, with their sources."""
+    """The prescription, the normalisation and the goals of a sheet, with their sources as they were seen."""
     from vmat_diffusion.evaluate.goals import load_goals
 
     sheet = load_goals(options.name)
-    header = ["priority", "structure", "goal", "acceptable", "source"]
+    show(json.dumps(_sheet_record(sheet)) if options.json else _sheet_text(sheet))
+
+
+def _sheet_record(sheet: GoalSheet) -> dict[str, Any]:
+    from vmat_diffusion.evaluate.goal_sources import NOT_STATED, counts_by_kind, source_record, stated_numbers
+
+    return {
+        "title": sheet.title,
+        "format": sheet.format,
+        "current_to": sheet.current_to or NOT_STATED,
+        "prescription_gy": dict(sheet.prescription.target_gy),
+        "fractions": sheet.prescription.fractions,
+        "source": sheet.source,
+        "seen": sheet.seen or NOT_STATED,
+        "normalization": [str(n) for n in sheet.normalizations],
+        "structures": dict(sheet.structures),
+        "plan": dict(sheet.plan),
+        "conditions": dict(sheet.conditions),
+        "groups": {
+            name: {
+                "at_least": g.at_least,
+                "every": g.every,
+                "priority": g.priority,
+                "source": g.source,
+                "seen": g.seen or NOT_STATED,
+            }
+            for name, g in sheet.groups.items()
+        },
+        "goals": [
+            {
+                "priority": g.priority,
+                "structure": g.structure,
+                "goal": g.statement,
+                "acceptable": "" if g.variation is None else f"{g.variation:g}",
+                **source_record(g),
+            }
+            for g in sheet.goals
+        ],
+        "numbers_seen_as": counts_by_kind(stated_numbers(sheet)),
+        "remarks": list(sheet.remarks),
+    }
+
+
+def _sheet_text(sheet: GoalSheet) -> str:
+    from vmat_diffusion.evaluate.goal_sources import NOT_STATED, counts_by_kind, stated_numbers
+
+    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
+    head = [
+        sheet.title,
+        f"{levels} in {sheet.prescription.fractions} fractions",
+        f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}",
+        f"Source ({sheet.seen or NOT_STATED}): {sheet.source or NOT_STATED}",
+        f"Current to {sheet.current_to or NOT_STATED}",
+    ]
+    head += [f"Made where not contoured: {name} = {text}" for name, text in sheet.structures.items()]
+    head += [f"Condition {name}: {words} (--with {name})" for name, words in sheet.conditions.items()]
+    head += [
+        f"Group {name}: {g.rule} of its goals, priority {g.priority} "
+        f"({g.seen or NOT_STATED}: {g.source or NOT_STATED})"
+        for name, g in sheet.groups.items()
+    ]
+    if sheet.plan:
+        head.append("Defaults of plan: " + ", ".join(f"{key} {value}" for key, value in sheet.plan.items()))
+    counts = counts_by_kind(stated_numbers(sheet))
+    end = "Numbers seen as: " + ", ".join(f"{seen} {count}" for seen, count in counts.items())
+    header = ["priority", "structure", "goal", "acceptable", "seen as", "source"]
     rows = [
-        [g.priority, g.structure, g.statement, "" if g.variation is None else f"{g.variation:g}", g.source]
+        [
+            g.priority,
+            g.structure,
+            _with_words(g),
+            "" if g.variation is None else f"{g.variation:g}",
+            _both(g.seen or NOT_STATED, g.variation_seen),
+            _both(g.source or NOT_STATED, g.variation_source),
+        ]
         for g in sheet.goals
     ]
-    if options.json:
-        record = {
-            "title": sheet.title,
-            "prescription_gy": dict(sheet.prescription.target_gy),
-            "fractions": sheet.prescription.fractions,
-            "normalization": [str(n) for n in sheet.normalizations],
-            "goals": [dict(zip(header, row, strict=True)) for row in rows],
-        }
-        show(json.dumps(record))
-        return
-    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
-    show(
-        f"{sheet.title}\n{levels} in {sheet.prescription.fractions} fractions\n"
-        f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}\n\n"
-        + table(header, rows, left=5)
-    )
+    return "\n".join(head) + "\n\n" + table(header, rows, left=6) + "\n\n" + "\n".join([end, *sheet.remarks])
+
+
+def _with_words(goal: Goal) -> str:
+    """A goal with what the source speaks of, its condition and its group."""
+    words = [
+        goal.applies_to,
+        f"if {goal.condition}" if goal.condition else "",
+        f"group {goal.group}" if goal.group else "",
+    ]
+    said = "; ".join(word for word in words if word)
+    return f"{goal.statement} ({said})" if said else goal.statement
+
+
+def _both(limit: str, variation: str) -> str:
+    """What is said of the limit, and of the acceptable value where that is something else."""
+    return f"{limit}; acceptable: {variation}" if variation and variation != limit else limit
 
 
 def goals_check(options: CheckSheetOptions) -> None:
@@ -216,7 +291,12 @@ def goals_check(options: CheckSheetOptions) -> None:
     from vmat_diffusion.workflow import check_sheet
 
     with stdout_kept():
-        sheet, findings = check_sheet(**keywords(check_sheet, options))
+        sheet, findings = check_sheet(
+            options.sheet,
+            options.case,
+            Reading(**part(Reading, options)),
+            conditions=options.conditions,
+        )
     of_weight = sum(finding.of_weight for finding in findings)
     if options.json:
         show(
@@ -280,7 +360,10 @@ def mapping_copy(options: CopyOptions) -> None:
 def mapping_unknown(options: UnknownOptions) -> None:
     """The structure names of a data set that the mapping does not know, to be edited for `--mapping`."""
     from vmat_diffusion.dicom import unknown_names
+    from vmat_diffusion.workflow.output import require_apart
 
+    if options.out is not None:
+        require_apart(options.out, options.folder)
     tree = unknown_names(options.folder, options.mapping)
     text = json.dumps(tree, indent=None if options.json else 2, ensure_ascii=False)
     if options.out is None:

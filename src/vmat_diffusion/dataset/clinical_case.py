@@ -6,8 +6,8 @@ hashes, and sentences name files and regions by number.
 
 from __future__ import annotations
 
-import hashlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,8 +43,9 @@ from vmat_diffusion.evaluate.goals import (
     goal_sheet_names,
     load_goals,
 )
-from vmat_diffusion.files import content_hash
+from vmat_diffusion.files import content_hash, shipped_or_code
 from vmat_diffusion.geometry import Grid, Point
+from vmat_diffusion.origin import uid_code
 from vmat_diffusion.plan import Plan
 
 _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
@@ -52,6 +53,8 @@ _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
 _LEVEL_AGREES = (0.8, 1.25)
 # So many organs that several sites share (cord, oesophagus) identify a site; fewer do not.
 _ORGANS_OF_A_SITE = 3
+# Structures that no goal names but that tell the site as well.
+_TELLING = {"prostate": ("Prostate", "SeminalVes")}
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.
 _PLAIN_WORDS = {"ct", "rs", "rd", "rp", "ss", "rtss", "rtstruct", "rtdose", "rtplan"}
 _PLAIN_WORDS |= {"dose", "plan", "image", "img", "slice", "file", "dcm"}
@@ -131,7 +134,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     provenance = _provenance(raw, folder, case, plan, [*steps, *(s.partition(":")[0] for s in resampled)])
     extent = extent_of(training)
     provenance |= {
-        "goals": sheet.name if sheet else "",
+        "goals": shipped_or_code(settings.goals or sheet.name, goal_sheet_names()) if sheet else "",
         "extent_mm": list(extent.wanted_mm),
         "targets_extent_mm": list(extent.targets_mm),
     }
@@ -200,7 +203,9 @@ def _shipped_sheets() -> tuple[GoalSheet, ...]:
 
 
 def _organs(sheet: GoalSheet) -> set[str]:
-    return set(structures_named(sheet)) - set(sheet.prescription.target_gy)
+    """What the sheet has goals for, with the parts of structures that it makes, but no prescribed target."""
+    named = {*structures_named(sheet), *(g.structure for g in sheet.goals)}
+    return named - set(sheet.prescription.target_gy)
 
 
 def _site(case: Case, stated: str) -> tuple[str, list[str]]:
@@ -212,13 +217,14 @@ def _site(case: Case, stated: str) -> tuple[str, list[str]]:
     """
     if stated:
         return stated, []
-    organs: dict[str, set[str]] = {}
+    organs: dict[str, set[str]] = {site: set(names) for site, names in _TELLING.items()}
     for sheet in _shipped_sheets():
         if sheet.site != "phantom":
             organs.setdefault(sheet.site, set()).update(_organs(sheet))
+    contoured = {s.name for s in case.structures.values() if s.role == "organ"}
     score = {}
     for site, names in organs.items():
-        here = names & set(case.structures)
+        here = names & contoured
         own = here - set().union(*(n for s, n in organs.items() if s != site))
         fits = any(
             _fitted(sheet, case) for sheet in _shipped_sheets() if sheet.site == site and _levels(sheet)
@@ -259,13 +265,14 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
     """The goals of a case, and the step taken to find them.
 
     Limits hold for one fractionation: only shipped goals with the case's number of fractions fit, and
-    stereotactic goals only where that number is known. Goals that the user names are kept, and the step
-    says so if their fractionation differs.
+    stereotactic goals only where that number is known; of two sheets of one prescription that fit equally
+    well neither. Goals that the user names are kept, and the step says so if their fractionation differs.
     """
     if goals:
         named = fit_to_case(load_goals(goals), case)
         other = fractions not in (None, named.prescription.fractions)
-        return named, [f"goals-of-other-fractions: {named.name}"] if other else []
+        name = shipped_or_code(goals, goal_sheet_names())
+        return named, [f"goals-of-other-fractions: {name}"] if other else []
     fitting = []
     for sheet in _shipped_sheets():
         known = fractions is not None or not sheet.stereotactic
@@ -273,9 +280,15 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
             continue
         if sheet.site == site and _levels(sheet) and (fitted := _fitted(sheet, case)):
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))
-    if not fitting or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
+    if not fitting or _undecided(fitting) or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
         return None, ["goals-unknown"]
     return min(fitting)[2], [f"goals-from-structures: {min(fitting)[1]}"]
+
+
+def _undecided(fitting: list[tuple[int, str, GoalSheet]]) -> bool:
+    """Whether two sheets of one prescription, such as those of either breast, fit equally well."""
+    best, *others = sorted(fitting, key=lambda found: found[:2])
+    return any(other[0] == best[0] and other[2].prescription == best[2].prescription for other in others)
 
 
 def _prescription(
@@ -312,10 +325,6 @@ def _nameless_plan(plan: Plan) -> Plan:
     return replace(plan, label=technique(plan), machine="", arcs=arcs)
 
 
-def _hashed(uid: object) -> str:
-    return hashlib.sha256(str(uid).encode()).hexdigest()[:16] if uid else ""
-
-
 def _grid(grid: Grid) -> dict[str, Any]:
     return {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "origin_mm": list(grid.origin_mm)}
 
@@ -332,11 +341,11 @@ def _provenance(
         "patient": patient_pseudonym(folder),
         "technique": technique(plan) if plan else "unknown",
         "uid_hashes": {
-            "study": _hashed(source.study_uid),
-            "series": _hashed(source.series_uid),
-            "structure_set": _hashed(source.structure_set_uid),
-            "frame_of_reference": _hashed(source.frame_of_reference_uid),
-            "plan": _hashed(plan.provenance["sop_instance_uid"]) if plan else "",
+            "study": uid_code(source.study_uid),
+            "series": uid_code(source.series_uid),
+            "structure_set": uid_code(source.structure_set_uid),
+            "frame_of_reference": uid_code(source.frame_of_reference_uid),
+            "plan": uid_code(plan.provenance["sop_instance_uid"]) if plan else "",
         },
         "source_grid": _grid(case.grid),
         "steps": list(steps),
@@ -367,11 +376,21 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
         raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
         ) from None
+    except Exception as fault:
+        if isinstance(fault, MemoryError) or limit_of(fault):
+            raise
+        # What a library says of a value may quote it, and the value may be a name.
+        frame = traceback.extract_tb(fault.__traceback__)[-1]
+        raise RuntimeError(
+            f"{type(fault).__name__} at line {frame.lineno} of {Path(frame.filename).name}"
+        ) from None
 
 
 def without_names(sentence: str, root: Path, table: NameTable) -> str:
     """A sentence with `file 3` for the third file by name, and `region 7` for an unknown region."""
-    spoken = {name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not _is_plain(name)}
+    spoken = {
+        name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not is_plain_file_name(name)
+    }
     for found in open_folder(root).of("RTSTRUCT"):
         spoken |= {
             alias: f"region {number}"
@@ -383,6 +402,7 @@ def without_names(sentence: str, root: Path, table: NameTable) -> str:
     return sentence
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_file_name(name: str) -> bool:
+    """Whether a file's name consists of words such as CT and dose and of short numbers alone."""
     words = re.findall(r"[^\W\d_]+|\d+", name)
     return all(len(w) < 5 if w.isdigit() else w.lower() in _PLAIN_WORDS for w in words)

@@ -32,7 +32,7 @@ _COLLIMATOR_DEG = (5, 30)
 _WIDE_COLLIMATOR_DEG = (5, 12)
 # A prostate is also treated without the angles from behind, through couch and rectum.
 _OPEN_BEHIND_DEG = (10, 40)
-# A lung tumour off the midline is also treated from its own side, with some degrees of the other.
+# A lung tumour or a breast off the midline is also treated from its own side, with some degrees of the other.
 _ACROSS_DEG = (10, 60)
 _OFF_MIDLINE_MM = 15.0
 # The jaws' margins and the beam's divergence reduce the leaf span by so much.
@@ -68,13 +68,14 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
     for name in goal_sheet_names():
         sheet = load_goals(name)
         # A target drawn for a course of many fractions is no stereotactic one.
-        if sheet.site != case.site or sheet.stereotactic:
+        if sheet.site != case.site or sheet.stereotactic or not _on_its_side(sheet, case):
             continue
         try:
-            fitted = fit_to_case(sheet, relabel_target(case, sheet))
+            planned = relabel_target(case, sheet)
+            fitted = fit_to_case(sheet, planned)
         except GoalError:
             continue
-        if _organs(fitted, add_structures(fitted, case)):
+        if _organs(fitted, add_structures(fitted, planned)):
             found.append(fitted)
     if not found:
         targets = ", ".join(s.name for s in case.targets) or "none"
@@ -85,9 +86,27 @@ def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
     return tuple(found)
 
 
+def _on_its_side(sheet: GoalSheet, case: Case) -> bool:
+    """Whether the targets lie on the side that a sheet is for by its name, such as breast_left_26_5."""
+    side = next((word for word in ("left", "right") if word in sheet.name.split("_")), None)
+    return side is None or (_left_of_middle_mm(case) > 0) == (side == "left")
+
+
+def _left_of_middle_mm(case: Case) -> float:
+    """How far the middle of the targets lies to the patient's left of the body's; negative to the right."""
+    low, high = mask_bounds_mm(case.body.mask, case.grid)
+    off_mm = target_middle_mm(case)[0] - (low[0] + high[0]) / 2
+    at_90 = beam_axes(90.0, patient_position=case.patient_position).to_source[0]
+    return float(off_mm * np.sign(at_90))
+
+
 def relabel_target(case: Case, sheet: GoalSheet) -> Case:
-    """The case with its only PTV renamed to the sheet's only target; unchanged if either has several."""
-    wanted = tuple(sheet.prescription.target_gy)
+    """The case with its only PTV renamed to the sheet's only target; unchanged if either has several.
+
+    Optional targets of a sheet that has others do not count.
+    """
+    targets = tuple(sheet.prescription.target_gy)
+    wanted = tuple(name for name in targets if name not in sheet.optional_targets) or targets
     have = [s.name for s in case.targets if _LEVEL.fullmatch(s.name)]
     if len(wanted) != 1 or len(have) != 1 or wanted[0] == have[0] or not _LEVEL.fullmatch(wanted[0]):
         return case
@@ -148,7 +167,8 @@ def _scaled(goal: Goal, factor: float) -> Goal:
         return goal
     if goal.priority == 1:
         factor = min(factor, 1.0)
-    most = 100.0 if goal.unit == "%" else math.inf
+    # A share of a volume ends at 100 %; a dose in percent of the prescription does not.
+    most = 100.0 if goal.unit == "%" and not goal.metric.is_dose_in_percent else math.inf
 
     def times(value: float) -> float:
         return min(float(f"{value * factor:.4g}"), most)  # no more digits than the goal's text shows
@@ -170,16 +190,14 @@ def _draw_arc(rng: np.random.Generator, case: Case) -> tuple[int, int]:
     partial = rng.random() < 0.5
     behind = int(rng.integers(_OPEN_BEHIND_DEG[0], _OPEN_BEHIND_DEG[1] + 1))
     across = int(rng.integers(_ACROSS_DEG[0], _ACROSS_DEG[1] + 1))
-    if not partial or case.site not in ("prostate", "lung"):
+    if not partial or case.site not in ("prostate", "lung", "breast"):
         return start, stop
     if case.site == "prostate":
         return start + behind, stop - behind
-    low, high = mask_bounds_mm(case.body.mask, case.grid)
-    off_mm = target_middle_mm(case)[0] - (low[0] + high[0]) / 2
+    off_mm = _left_of_middle_mm(case)
     if abs(off_mm) < _OFF_MIDLINE_MM:
         return start, stop
-    at_90 = beam_axes(90.0, patient_position=case.patient_position).to_source[0]
-    return (360 - across, stop) if off_mm * at_90 > 0 else (start, across)
+    return (360 - across, stop) if off_mm > 0 else (start, across)
 
 
 def _draw_collimators(rng: np.random.Generator, arcs: int, least: int, most: int) -> tuple[float, ...] | None:

@@ -242,7 +242,7 @@ class GoalSheet:
     `conditions` says in words what each condition means; those in `conditions_on` hold for the patient, and
     `left_out` are the goals that `fit_to_case` left out as their condition does not. `plan` are the sheet's
     defaults for the command of that name. `remarks` are sentences on the sheet itself: an old format,
-    numbers without a source.
+    numbers without a source. `seen` is how the `source` of the prescription was seen.
     """
 
     name: str
@@ -263,6 +263,7 @@ class GoalSheet:
     left_out: tuple[Goal, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    seen: Seen = ""
 
     @property
     def normalization(self) -> Normalization:

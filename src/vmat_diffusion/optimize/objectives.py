@@ -21,7 +21,7 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Group, Normalization
 from vmat_diffusion.evaluate.metrics import histogram_value
-from vmat_diffusion.geometry import Grid, sample
+from vmat_diffusion.geometry import Grid, sample, sample_dose
 from vmat_diffusion.optimize.falloff import BORDER, CeilingMap, ceiling_of, falloff_of
 from vmat_diffusion.optimize.goal_weights import GoalWeighing
 from vmat_diffusion.optimize.hinges import Wanted, goal_hinge, wanted
@@ -79,7 +79,7 @@ class Objective:
         organs = [region for name, region in self.regions.items() if name not in self.target_gy]
         aims = []
         for region in organs:
-            gy = sample(dose.gy, dose.grid, self.points_mm[region.points])
+            gy = sample_dose(dose.gy, dose.grid, self.points_mm[region.points])
             relative = torch.as_tensor(gy / self.reference_gy, dtype=torch.float32)
             aims.append(aim(region, relative.clamp_min(self.weights.least_aim)))
         return replace(self, aims=tuple(aims))

@@ -11,8 +11,10 @@ from small_case import small_case
 
 from vmat_diffusion import cli
 from vmat_diffusion.cli.catalogue import SHELVES
+from vmat_diffusion.cli.goals_page import with_sources
 from vmat_diffusion.dicom import write_case
 from vmat_diffusion.dicom.names import load_table
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import goal_sheet_names, load_goals
 from vmat_diffusion.machine import load_machine, machine_names
 from vmat_diffusion.qa.limits import GateSettings, load_gate
@@ -88,6 +90,41 @@ def test_what_is_shown_is_what_is_loaded(
     sheet = json.loads(_run(monkeypatch, capsys, "goals", "show", "prostate_78", "--json")[1])
     assert sheet["prescription_gy"] == dict(load_goals("prostate_78").prescription.target_gy)
     assert len(sheet["goals"]) == len(load_goals("prostate_78").goals)
+    bulb = next(goal for goal in sheet["goals"] if goal["structure"] == "PenileBulb")
+    assert (bulb["seen"], bulb["variation_seen"]) == ("transcription", "publication")
+    assert "Roach" in bulb["variation_source"] and "Marks" in bulb["source"] and "95 %" in bulb["applies_to"]
+
+
+def test_sources_are_shown_and_copied_with_every_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = _run(monkeypatch, capsys, "goals", "show", "head_neck_70_63_56")[1]
+    for said in ("Current to 2026-11", "seen as", "publication; acceptable: template", "if not chemotherapy",
+                 "Group parotids: at least 1", "Numbers seen as: publication", "BODY-PTVs"):  # fmt: skip
+        assert said in shown, said
+    copied = _run(monkeypatch, capsys, "goals", "copy", "head_neck_70_63_56")[1]
+    assert copied.count("\nseen = ") >= len(load_goals("head_neck_70_63_56").goals)
+    (tmp_path / "old.toml").write_text(
+        'title = "t"\nsite = "s"\nsource = "ours"\nfractions = 20\n[prescription_gy]\nPTV = 50.0\n'
+        '[normalization]\nPTV = "D95% = 50 Gy"\n'
+        '[[goals]]\nstructure = "PTV"\ngoal = "D95% >= 50 Gy"\npriority = 1\nsource = "ours"\n'
+    )
+    own = _run(monkeypatch, capsys, "goals", "show", tmp_path / "old.toml")[1]
+    assert "not stated" in own and "format 1" in own
+
+
+def test_the_page_of_sources_is_that_of_todays_sheets() -> None:
+    """To write it anew: python -m vmat_diffusion.cli.goals_page docs/goals.md"""
+    page = (Path(__file__).parents[3] / "docs" / "goals.md").read_text(encoding="utf-8")
+    assert with_sources(page) == page
+    for name in goal_sheet_names():
+        sheet = load_goals(name)
+        section = page.split(f"### {name}\n")[1].split("\n### ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+        acceptable = [g for g in sheet.goals if g.variation is not None]
+        assert len(rows) == 1 + len(sheet.groups) + len(sheet.goals) + len(acceptable)
+    with pytest.raises(InputError, match="needs the marks"):
+        with_sources(page.replace("<!-- sources -->", ""))
 
 
 _SHEET = """

@@ -25,7 +25,7 @@ from vmat_diffusion.cli.options import Command, Spelled, command, fields_of, has
 from vmat_diffusion.cli.page import with_tables
 from vmat_diffusion.cli.program import COMMANDS, GROUPS, function_of
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.options import Option, settings, spelled
+from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import PlanSettings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "commands.md"
@@ -98,7 +98,7 @@ def _bare(hint: Any) -> Any:
 
 def _words(field: Spelled) -> list[str]:
     given, _ = _sample(field)
-    return given if field.mark.positional else [spelled(field.name), *given]
+    return given if field.mark.positional else [field.long, *given]
 
 
 def _needed(kind: type, *, but: str = "") -> list[str]:
@@ -179,7 +179,7 @@ def test_one_word_means_one_thing() -> None:
     meanings: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for path, kind in KINDS.items():
         for field in fields_of(kind):
-            name = field.metavar if field.mark.positional else spelled(field.name)
+            name = field.metavar if field.mark.positional else field.long
             words = field.description.partition(":")[0].rstrip(".")
             parts = [] if field.words else [_bare(part) for part in get_args(field.kind)]
             what = "words" if field.words else str(parts or field.kind)
@@ -216,7 +216,7 @@ def test_old_spellings_are_taken_with_a_hint(path: str, name: str, old: str) -> 
     assert not silence
     assert getattr(once, name) == getattr(now, name) != field.default
     assert said.count("\n") == 1 and said.startswith(f"Hint: {old} is ")
-    assert (field.metavar if field.mark.positional else spelled(name)) in said
+    assert (field.metavar if field.mark.positional else field.long) in said
 
 
 def test_old_and_new_spelling_of_one_option_are_refused() -> None:
@@ -307,7 +307,7 @@ def _calls() -> Iterator[tuple[str, type, Callable[..., Any]]]:
 
 def test_defaults_are_those_of_the_functions() -> None:
     found = list(_calls())
-    assert len(found) > 8
+    assert len(found) > 3
     for path, kind, taker in found:
         defaults = {f.name: f.default for f in fields_of(kind)}
         for name, parameter in inspect.signature(taker).parameters.items():

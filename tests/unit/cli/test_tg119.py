@@ -38,10 +38,10 @@ def test_scores_are_shown_as_tables_and_as_json(
     assert _run(monkeypatch, *options) == 0
     shown = capsys.readouterr()
     assert "cshape_easy: NOT PASSED; " in shown.out and "72 MU, gate passed" in shown.out
-    assert "0 of 2 cases passed" in shown.out
+    assert "0 of 2 cases passed: every goal reached" in shown.out and "they were not compared" in shown.out
     rows = [line.split() for line in shown.out.splitlines()]
-    assert ["Core", "D10%", "<=", "25", "Gy", "52.00", "22.00", "+-", "3.14", "25", "NO"] in rows
-    assert ["PTV", "D10%", "<=", "55", "Gy", "52.00", "57.02", "+-", "2.20", "57.02", "yes"] in rows
+    assert ["Core", "D10%", "<=", "25", "Gy", "52.00", "NO", "22.00", "+-", "3.14", "*", "no"] in rows
+    assert ["PTV", "D10%", "<=", "55", "Gy", "52.00", "yes", "57.02", "+-", "2.20", "*", "yes"] in rows
     assert "chatter" in shown.err and "cshape_hard: optimise ..." in shown.err
     assert _run(monkeypatch, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -49,7 +49,10 @@ def test_scores_are_shown_as_tables_and_as_json(
     assert [case["name"] for case in found["cases"]] == ["cshape_easy", "cshape_hard"]
     for case in found["cases"]:
         assert {"name", "passed", "goals", "minutes", "mu"} <= set(case)
-        assert all({"value", "published_mean", "published_sd", "reached"} <= set(g) for g in case["goals"])
+        assert all(
+            {"value", "published_mean", "published_sd", "reaches_goal", "published_verified"} <= set(g)
+            for g in case["goals"]
+        )
 
 
 @pytest.mark.parametrize(

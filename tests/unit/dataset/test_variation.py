@@ -48,6 +48,7 @@ def test_draws_cover_their_range_and_stay_within() -> None:
     assert {v.arcs for v in draws} == {1, 2, 3} and {v.goals for v in draws} == {
         "prostate_60_20",
         "prostate_78",
+        "prostate_nodes_79_2_44",  # its limits are those of the prostate's target alone
     }
     factors = np.array([list(v.factors.values()) for v in draws])
     assert factors.shape[1] == 2 and 0.6 <= factors.min() < 0.65 and 1.15 < factors.max() <= 1.2
@@ -57,6 +58,21 @@ def test_draws_cover_their_range_and_stay_within() -> None:
         assert v.collimator_deg is None or len(v.collimator_deg) == v.arcs
     assert 0.3 < np.mean([v.collimator_deg is None for v in draws]) < 0.7
     assert 0.3 < np.mean([v.arc_start_deg == 182 for v in draws]) < 0.7
+
+
+@pytest.mark.parametrize(("shift", "side"), [(-5, "right"), (5, "left")])
+def test_a_breast_is_planned_with_the_sheets_of_its_side(shift: int, side: str) -> None:
+    case = _case("breast", "PTV_50", ("Heart", "Lung_L", "Lung_R"), shift)
+    names = {sheet.name for sheet in fitting_sheets(case)}
+    assert f"breast_{side}_nodes_50_25" in names and all(f"_{side}_" in name for name in names)
+    partial = [v for v in _draws(case, 60) if (v.arc_start_deg, v.arc_stop_deg) != (182, 178)]
+    assert 10 < len(partial) < 50
+
+
+def test_doses_in_percent_may_be_above_100_after_scaling() -> None:
+    case = _case("lung", "PTV_60", ("Esophagus",))
+    _, sheet = apply_variation(Variation("lung_60", 2, 182.0, 178.0, None, {"Esophagus": 1.1}, 0), case)
+    assert [g.limit for g in sheet.goals if str(g.metric) == "D0.1cc[%]"] == [115.5]
 
 
 @pytest.mark.parametrize("shift", [-5, 5])

@@ -190,10 +190,10 @@ def test_dvh_gives_physical_dose_and_eqd2(
     assert {r["structure"] for r in found.rows()} >= {"Core_PRV"}
     plain = dose_statistics(case_folder, dose, goals=sheet)
     assert "eqd2_mean_gy" not in next(plain.rows())
-    with pytest.raises(InputError, match="give --fractions or --goals"):
+    with pytest.raises(InputError, match="give --eqd2-fractions or --goals"):
         dose_statistics(case_folder, dose, eqd2=3.0)
     with pytest.raises(InputError, match="no effect without --eqd2"):
-        dose_statistics(case_folder, dose, fractions=25)
+        dose_statistics(case_folder, dose, eqd2_fractions=25)
 
 
 def test_what_is_given_goes_before_the_sheet(sheet: str) -> None:

@@ -1,0 +1,96 @@
+"""Every number of a goal sheet with its source and how that was seen, for people to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vmat_diffusion.evaluate.goal_types import SEEN, Goal, GoalSheet
+
+NOT_STATED = "not stated"
+# What each kind of looking means, for the pages and the terminal.
+MEANING = {
+    "publication": "the publication's own abstract or table was read",
+    "transcription": "a full transcription of the publication's table by others was read",
+    "template": "a clinic's public planning template that names the protocol was read",
+    "practice": "no single source exists, or a secondary list alone was read",
+    "recalled": "written down from memory or from texts that were not seen: verify",
+}
+
+
+@dataclass(frozen=True)
+class StatedNumber:
+    """A number of a sheet: `kind` is prescription, limit, acceptable or group.
+
+    `structure` and `statement` say what is limited, `seen` how the `source` was looked at ("not stated" where
+    the sheet does not say), `applies_to` what the source speaks of.
+    """
+
+    kind: str
+    structure: str
+    statement: str
+    source: str
+    seen: str
+    applies_to: str = ""
+
+
+def stated_numbers(sheet: GoalSheet) -> tuple[StatedNumber, ...]:
+    """All numbers of a sheet with their sources: prescription, groups, then each goal's limit and variation.
+
+    Goals that a condition leaves out are in it as well.
+    """
+    levels = ", ".join(f"{name} {gy:g} Gy" for name, gy in sheet.prescription.target_gy.items())
+    count = sheet.prescription.fractions
+    course = f"{levels} in {count} fraction{'s' if count > 1 else ''}"
+    out = [StatedNumber("prescription", "", course, sheet.source or NOT_STATED, sheet.seen or NOT_STATED)]
+    for group in sheet.groups.values():
+        said = str(group)
+        out.append(StatedNumber("group", "", said, group.source or NOT_STATED, group.seen or NOT_STATED))
+    for goal in (*sheet.goals, *sheet.left_out):
+        out += _of_goal(goal)
+    return tuple(out)
+
+
+def _of_goal(goal: Goal) -> list[StatedNumber]:
+    said = "; ".join(
+        part for part in (goal.applies_to, f"if {goal.condition}" if goal.condition else "") if part
+    )
+    source, seen = goal.source or NOT_STATED, goal.seen or NOT_STATED
+    out = [StatedNumber("limit", goal.structure, goal.statement, source, seen, said)]
+    if goal.variation is not None and goal.table is None:
+        text = f"{goal.metric.plain_text} {goal.comparator} {goal.variation:g} {goal.unit}".rstrip()
+        out.append(
+            StatedNumber(
+                "acceptable",
+                goal.structure,
+                text,
+                goal.variation_source or source,
+                goal.variation_seen or seen,
+                said,
+            )
+        )
+    return out
+
+
+def counts_by_kind(numbers: Iterable[StatedNumber]) -> dict[str, int]:
+    """How many numbers were seen in each way, the best first; ways without any are left out."""
+    found = Counter(number.seen for number in numbers)
+    return {seen: found[seen] for seen in (*SEEN, NOT_STATED) if found[seen]}
+
+
+def source_record(goal: Goal) -> dict[str, Any]:
+    """Where a goal's numbers come from, as plain data."""
+    return {
+        "source": goal.source or NOT_STATED,
+        "seen": goal.seen or NOT_STATED,
+        "variation_source": (goal.variation_source or goal.source) if goal.variation is not None else None,
+        "variation_seen": (goal.variation_seen or goal.seen or NOT_STATED)
+        if goal.variation is not None
+        else None,
+        "applies_to": goal.applies_to or None,
+        "condition": goal.condition,
+        "group": goal.group,
+        "optional": goal.optional,
+    }
