@@ -16,6 +16,7 @@ import peers
 import prediction
 import preprocess
 import priors
+import sites
 
 from vmat_diffusion.files import written_whole
 
@@ -25,6 +26,7 @@ SECTIONS = (
     commands.tg119_section,
     commands.plans_section,
     goal_forms.section,
+    sites.section,
     beam.section,
     monte_carlo.section,
     peers.section,
