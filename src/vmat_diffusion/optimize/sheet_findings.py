@@ -43,32 +43,30 @@ _LEAST_NAMED_GY = 10.0
 
 @dataclass(frozen=True)
 class SerialLimit:
-    """The highest limit on the hottest spot of an organ that is published for any fractionation, as EQD2."""
+    """The highest limit on the hottest spot of an organ that is in use for any fractionation, as EQD2."""
 
     alpha_beta_gy: float
     eqd2_gy: float
     source: str
 
 
-# Near-maximum limits in clinical use for 1, 3, 5 and 25 to 35 fractions, as EQD2; an alpha/beta of 2 Gy is
-# usual for late effects in nerves. The highest of each list, with 3 % of room. A limit above it belongs to
-# another fractionation.
-_CORD = "30 Gy in 5 (RTOG 0813); 14 in 1, 23.1 in 3 (HyTEC, from a clinic's template), 50 in 25 (QUANTEC)"
-_OPTIC = "60 Gy in 30 (QUANTEC, with 3 to 7 % of neuropathy); 12 in 1, 20 in 3, 25 in 5 (HyTEC, template)"
+# Limits on the hottest spot that are in use for 1, 3, 5 and 25 to 35 fractions, as EQD2; an alpha/beta of
+# 2 Gy is usual for late effects in nerves. The highest of each list, with 3 % of room: a limit above it
+# belongs to another fractionation. QUANTEC: Marks et al., IJROBP 76(3)S:S10 (2010), table 1, seen in a
+# transcription; the others in a clinic's planning template that names them.
+_CORD = "50 Gy in 25 (QUANTEC), 30 in 5 (NCCN, table 3), 23.1 in 3 and 14 in 1 (HyTEC, in a template)"
+_OPTIC = "60 Gy in 30 (QUANTEC, 3 to 7 % of neuropathy), 25 in 5, 20 in 3 and 12 in 1 (HyTEC, in a template)"
+_STEM = "64 Gy in 32 (QUANTEC, a point), 31 in 5, 23.1 in 3 and 15 in 1 (a template)"
+_CAUDA = "32 Gy in 5, 25.5 in 3 and 16 in 1 (a template)"
+_SACRAL = "32 Gy in 5, 24 in 3 and 16 in 1 (a template)"
+_PLEXUS = "66 Gy in 33 (practice), 32 in 5 (lists after RTOG 0813)"
 _SERIAL = {
-    "SpinalCord": SerialLimit(2.0, 62.0, _CORD),
-    "SpinalCord_PRV": SerialLimit(2.0, 62.0, _CORD),
-    "Brainstem": SerialLimit(2.0, 66.0, "64 Gy in 32 (QUANTEC, point); 15 in 1, 31 in 5 (TG-101, template)"),
-    "Brainstem_PRV": SerialLimit(2.0, 66.0, "64 Gy in 32 (QUANTEC, point); 15 in 1, 31 in 5 (TG-101)"),
-    "OpticChiasm": SerialLimit(2.0, 62.0, _OPTIC),
-    "OpticNrv_L": SerialLimit(2.0, 62.0, _OPTIC),
-    "OpticNrv_R": SerialLimit(2.0, 62.0, _OPTIC),
-    "CaudaEquina": SerialLimit(
-        2.0, 74.0, "16 Gy in 1, 25.5 in 3, 32 in 5 (TG-101, from a clinic's template)"
-    ),
-    "SacralPlex": SerialLimit(2.0, 74.0, "16 Gy in 1, 24 in 3, 32 in 5 (TG-101, from a clinic's template)"),
-    "BrachialPlex_L": SerialLimit(2.0, 74.0, "70 Gy in 35; 32 in 5 (TG-101, from a clinic's template)"),
-    "BrachialPlex_R": SerialLimit(2.0, 74.0, "70 Gy in 35; 32 in 5 (TG-101, from a clinic's template)"),
+    **dict.fromkeys(("SpinalCord", "SpinalCord_PRV"), SerialLimit(2.0, 62.0, _CORD)),
+    **dict.fromkeys(("Brainstem", "Brainstem_PRV"), SerialLimit(2.0, 66.0, _STEM)),
+    **dict.fromkeys(("OpticChiasm", "OpticNrv_L", "OpticNrv_R"), SerialLimit(2.0, 62.0, _OPTIC)),
+    "CaudaEquina": SerialLimit(2.0, 74.0, _CAUDA),
+    "SacralPlex": SerialLimit(2.0, 74.0, _SACRAL),
+    **dict.fromkeys(("BrachialPlex_L", "BrachialPlex_R"), SerialLimit(2.0, 70.0, _PLEXUS)),
 }
 # Up to this volume a D goal is on the hottest spot that those limits speak of.
 _SPOT_CC = 0.5
@@ -239,11 +237,11 @@ def _limits(sheet: GoalSheet) -> Iterator[Finding]:
             )
             remedy = f"take the limit for {_counted(fractions)}"
             if eqd2 > serial.eqd2_gy:
-                sentence = f"{what}, above every published limit ({serial.source}); {remedy}"
+                sentence = f"{what}, above all limits in use ({serial.source}); {remedy}"
                 yield Finding("dose", True, sentence)
                 continue
             if eqd2 < serial.eqd2_gy * _LOW_SHARE and fractions >= _MANY_FRACTIONS:
-                yield Finding("dose", False, f"{what}, far below what others allow; {remedy}, or say why")
+                yield Finding("dose", False, f"{what}, far below the limits in use; {remedy}, or say why")
         if gy > highest * _NO_LIMIT_SHARE:
             yield Finding(
                 "dose",

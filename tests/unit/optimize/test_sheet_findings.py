@@ -95,7 +95,7 @@ def test_shipped_sheets_have_nothing_to_settle(name: str) -> None:
             "dose",
             "86 Gy in fractions of 2 Gy",
         ),
-        (sheet_of(goal("Brainstem", "max <= 115 %")), "dose", "above every published limit"),
+        (sheet_of(goal("Brainstem", "max <= 115 %")), "dose", "above all limits in use"),
         (sheet_of(goal("Rectum", "V95Gy <= 5 %")), "dose", "cannot be missed beside 60 Gy"),
         (sheet_of(goal("SpinalCord", "D0.03cc >= 45 Gy")), "goal", "asks for dose in an organ"),
         (sheet_of(goal("PTV_60", "V95% >= 0.95 %")), "goal", "write 95 % if that is meant"),
@@ -116,7 +116,7 @@ def test_each_slip_is_found_with_its_remedy(sheet: GoalSheet, kind: str, words: 
     ("sheet", "words"),
     [
         (sheet_of(goal("PTV_60", "conformity95% >= 0.8")), "the search has no term for it"),
-        (sheet_of(goal("SpinalCord", "max <= 14 Gy")), "far below what others allow"),
+        (sheet_of(goal("SpinalCord", "max <= 14 Gy")), "far below the limits in use"),
         (sheet_of(fractions=8, dose=60.0), "set stereotactic = true"),
         (
             parse_goals(TEMPLATE.replace("priority = 1", "priority = 2").format(**PLAIN, goals=""), "mine"),
