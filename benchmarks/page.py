@@ -8,6 +8,7 @@ import ablation
 import beam
 import commands
 import figures
+import goal_forms
 import monte_carlo
 import patients
 import peer_plans
@@ -23,6 +24,7 @@ SECTIONS = (
     patients.section,
     commands.tg119_section,
     commands.plans_section,
+    goal_forms.section,
     beam.section,
     monte_carlo.section,
     peers.section,

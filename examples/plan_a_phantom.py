@@ -2,8 +2,8 @@
 
     python examples/plan_a_phantom.py [FOLDER]
 
-Plans the prostate of TG-119, coarsely and with a short search, in about 20 seconds. For a patient, read a
-folder of DICOM files in place of the phantom and leave out the coarse settings.
+Plans the prostate of TG-119, coarsely and with a short search, in about a minute. For a patient, read a
+folder of DICOM files in place of the phantom and leave out the coarse settings and limits.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def main(folder: Path) -> vd.Verdict:
     coarse = vd.OptimizerSettings(grid_mm=7.0, arcs=1, effort=0.1, seed=1)
     result = vd.optimize(case, sheet, machine, settings=coarse)
 
-    # The dose by the fast engine, and by an independent one: the gate asks for less than 2.5 % noise.
-    grid = result.dose.grid
+    # The dose by the fast engine, and by an independent one. The gate asks for 3 mm and 2.5 % noise; no file
+    # or setting goes beyond these looser limits, and the verdict names them.
+    limits = vd.GateSettings(grid_mm=4.0, uncertainty_percent=3.0)
+    grid = case.grid.around(*result.dose.grid.bounds_mm, (4.0, 4.0, 4.0))
     dose = vd.PencilBeam(machine)(result.plan, case, grid)
-    check = vd.MonteCarlo(machine, uncertainty=0.024)(result.plan, case, grid)
+    check = vd.MonteCarlo(machine, uncertainty=0.029)(result.plan, case, grid)
 
     for goal in vd.evaluate(sheet, case, dose):
         print(f"{goal.goal!s:24} {goal.value:6.2f} {goal.goal.unit:3} {goal.status}")
-    verdict = vd.judge(case, sheet, result.plan, machine, dose=dose, check=check)
+    verdict = vd.judge(case, sheet, result.plan, machine, dose=dose, check=check, settings=limits)
     print(verdict.outcome.value)
     for open_check in (*verdict.failed, *verdict.undecided):
         print(f"not passed: {open_check.name}: {open_check.why}")

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.geometry import Grid, Mask, Volume, resample_dose
 
 Role = Literal["target", "organ", "body", "other"]
 ROLES: tuple[Role, ...] = ("target", "organ", "body", "other")
+# Begins the steps of a case that name a density which the structure set prescribes.
+DENSITY_OVERRIDE = "density-override: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,12 @@ class Source:
     steps: tuple[str, ...] = ()
     patient: str = ""
 
+    @property
+    def density_overrides(self) -> tuple[str, ...]:
+        """What the structure set prescribes in place of the CT's densities, an entry for each."""
+        found = (step for step in self.steps if step.startswith(DENSITY_OVERRIDE))
+        return tuple(step.removeprefix(DENSITY_OVERRIDE) for step in found)
+
 
 @dataclass(frozen=True)
 class CtTable:
@@ -139,10 +148,12 @@ def load_ct_table(path: str | Path | None) -> CtTable:
     if path is None:
         return SCHNEIDER
     name = Path(path).name
+    if not Path(path).is_file():
+        raise CaseError(f"CT table {path} {why_no_file(Path(path))}; give a CSV file")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CaseError(f"CT table {path} cannot be read ({error}); give a CSV file") from None
+        raise CaseError(f"CT table {path} is no readable text ({type(error).__name__}); give a CSV") from None
     rows = [
         (n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip() and line.lstrip()[0] != "#"
     ]

@@ -8,16 +8,27 @@ import json
 import math
 import os
 import platform
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _FIRST_PRINTABLE = 32
 _NAME_BYTES_MAX = 255  # of a name on every common file system
 # What `fsync` says of a disk that did not take the contents; other answers mean that it cannot flush.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def why_no_file(path: Path) -> str:
+    """Why there is no file at `path`: what follows its name in a sentence."""
+    return "is a folder" if path.is_dir() else "does not exist"
 
 
 @contextmanager
@@ -101,6 +112,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def shipped_or_code(name: str | None, shipped: Collection[str] = ()) -> str | None:
+    """The name of something shipped as it is; what a user's file is called as `file` and its contents' hash.
+
+    Names of files may be those of patients and machines, so records do not hold them. None stays None.
+    """
+    if not name or name in shipped:
+        return name
+    try:
+        return f"file {sha256_of(Path(name))[:16]}"
+    except OSError:
+        return "file unknown"
+
+
 def content_hash(source: Path) -> str:
     """SHA-256 over the contents of a file, or of all files of a folder, whatever their names and order."""
     digests = []
@@ -137,14 +161,6 @@ def is_dead(writer: object) -> bool:
     return bool(started) and started != writer.get("started")
 
 
-def read_json(file: Path) -> object:
-    """The content of a JSON file; None where there is none or it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:16]
 
@@ -158,6 +174,14 @@ def _start_of(pid: int) -> str:
     except (OSError, ValueError, IndexError):
         return ""
     return f"{boot} {ticks}"
+
+
+def read_json(file: Path) -> object:
+    """The content of a JSON file; None where there is none or `parse_json` refuses it."""
+    try:
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
@@ -174,22 +198,19 @@ def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML from a file that anybody may have written, also one that Windows saved with a byte-order mark.
+
+    Raises ValueError for text that is no TOML or nested too deeply for the reader.
+    """
+    try:
+        return tomllib.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite")
-    return value
-
-
-def csv_cell(value: object) -> object:
-    """A value for a cell of a table: text that a spreadsheet would run as a formula gets an apostrophe.
-
-    Numbers, negative ones too, stay as they are.
-    """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
     return value

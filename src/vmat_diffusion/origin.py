@@ -6,6 +6,8 @@ name or a record number.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -22,7 +24,7 @@ class Origin:
     """What a file says about whose it is and what it was made on; "" where it is silent.
 
     `patient` is a code made from the record number. `uid` is the file's own, `structure_set` and `plan` are
-    what it refers to.
+    what it refers to. `doses` are a dose's own UIDs, or those of the doses that a plan refers to.
     """
 
     what: str
@@ -33,6 +35,7 @@ class Origin:
     uid: str = ""
     structure_set: str = ""
     plan: str = ""
+    doses: tuple[str, ...] = ()
     prescribed_gy: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -58,6 +61,20 @@ class Comparison:
         return (*forced, *self.silences)
 
 
+# A UID within a text: a root of the standard's or one under 2.25, which holds a single long number.
+_UID = re.compile(r"(?<!\d)(?<!\d\.)(?:2\.25\.\d{5,}|[0-2](?:\.(?:0|[1-9]\d*)){3,})(?!\.?\d)")
+
+
+def uid_code(uid: object) -> str:
+    """16 hexadecimal digits that stand for a UID in records and reports; "" for none."""
+    return hashlib.sha256(str(uid).encode()).hexdigest()[:16] if uid else ""
+
+
+def without_uids(text: str) -> str:
+    """A text with the code of each UID in its place."""
+    return _UID.sub(lambda found: uid_code(found[0]), text)
+
+
 # What the readers of files, and nothing else, put into the provenance of plans and doses.
 _KEYS = ("patient_code", "study_uid", "frame_of_reference_uid")
 
@@ -81,7 +98,8 @@ def dose_origin(dose: Dose, what: str = "dose") -> Origin | None:
     if not any(key in facts for key in (*_KEYS, "plan_uid")):
         return None
     structure_set, plan = (str(facts.get(key, "")) for key in ("structure_set_uid", "plan_uid"))
-    return replace(_shared(what, facts), structure_set=structure_set, plan=plan)
+    own = _uids(facts, "sop_instance_uids")
+    return replace(_shared(what, facts), structure_set=structure_set, plan=plan, doses=own)
 
 
 def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") -> Origin | None:
@@ -94,8 +112,14 @@ def plan_origin(facts: Mapping[str, object], position: str, what: str = "plan") 
         position=position,
         uid=str(facts.get("sop_instance_uid", "")),
         structure_set=str(facts.get("structure_set_uid", "")),
+        doses=_uids(facts, "dose_uids"),
         prescribed_gy=prescribed if isinstance(prescribed, Mapping) else {},
     )
+
+
+def _uids(facts: Mapping[str, object], key: str) -> tuple[str, ...]:
+    found = facts.get(key)
+    return tuple(str(uid) for uid in found if uid) if isinstance(found, tuple) else ()
 
 
 def _shared(what: str, facts: Mapping[str, object]) -> Origin:
@@ -155,6 +179,8 @@ def _unlinked(a: Origin, b: Origin) -> list[str]:
             out.append("the plan refers to no structure set")
         if other.uid and one.what.endswith("dose") and not one.plan:
             out.append(f"the {one.what} refers to no plan")
+        if one.what == "plan" and one.doses and other.doses and not set(one.doses) & set(other.doses):
+            out.append(f"the plan refers to other doses than this {other.what}")
     return out
 
 
@@ -171,7 +197,7 @@ def prescription_against(
         return Comparison(silences=("the plan states no prescribed dose",))
     wanted = {roi_numbers[n]: (n, gy) for n, gy in prescription.target_gy.items() if n in roi_numbers}
     both = [number for number in wanted if number in plan.prescribed_gy]
-    out = []
+    out, unmatched = [], _unmatched(plan.prescribed_gy, wanted, roi_numbers)
     for number in both:
         name, gy = wanted[number]
         stated = plan.prescribed_gy[number]
@@ -183,4 +209,21 @@ def prescription_against(
         if all(abs(gy - highest) > _SAME_DOSE_SHARE * highest for gy in stated_gy):
             listed = " and ".join(f"{gy:g}" for gy in stated_gy)
             out.append(f"the plan prescribes {listed} Gy, the goal sheet {highest:g} Gy")
-    return Comparison(tuple(out))
+    return Comparison(tuple(out), tuple(unmatched))
+
+
+def _unmatched(
+    stated: Mapping[int, float], wanted: Mapping[int, tuple[str, float]], roi_numbers: Mapping[str, int]
+) -> list[str]:
+    """Prescriptions to a region that the plan alone, or the sheet alone, prescribes a dose to."""
+    names = {number: name for name, number in roi_numbers.items()}
+    out = []
+    for number, gy in stated.items():
+        if number > 0 and number not in wanted:
+            whom = names.get(number, f"ROI {number}, which the structure set does not hold")
+            out.append(f"the plan prescribes {gy:g} Gy to {whom}, the goal sheet nothing")
+    if any(number > 0 for number in stated):
+        for number, (name, gy) in wanted.items():
+            if number not in stated:
+                out.append(f"the plan prescribes nothing to {name}, the goal sheet {gy:g} Gy")
+    return out

@@ -212,6 +212,18 @@ def test_a_cliff_of_dose_makes_no_dose_that_is_nowhere_near() -> None:
     assert not there[:, :, :28].any() and (there[:, :, 30:] > 49.99).all()
 
 
+def _around(dose: Dose, grid: Grid, either: Callable[[NDArray, NDArray], NDArray]) -> NDArray:
+    """The least or the highest of the eight points of the dose around each voxel of a grid."""
+    out = dose.gy
+    for axis in range(3):
+        k = 2 - axis
+        at = (grid.axes_mm[k] - dose.grid.origin_mm[k]) / dose.grid.spacing_mm[k]
+        at = np.clip(at, 0, dose.grid.shape[axis] - 1)
+        sides = (np.floor(at + 1e-9), np.ceil(at - 1e-9))
+        out = either(*(np.take(out, side.astype(int), axis) for side in sides))
+    return out
+
+
 @pytest.mark.parametrize("name", ["pt_3", "pt_22"])
 def test_real_patient_against_simpleitk(patient: Callable[[str], Path], name: str) -> None:
     """Another library's interpolation and statistics on a patient's own dose and contours."""
@@ -228,6 +240,12 @@ def test_real_patient_against_simpleitk(patient: Callable[[str], Path], name: st
     target.SetSpacing(case.grid.spacing_mm)
     target.SetOrigin(case.grid.origin_mm)
     on_ct = sitk.Resample(image, target, sitk.Transform(), sitk.sitkBSpline, 0.0)
+    # Theirs is not held between the points around: beside a cliff it falls below 0 Gy and peaks up to 5.6 Gy
+    # above every point. Held so, it must agree in every figure.
+    low, high = (_around(dose, case.grid, either) for either in (np.minimum, np.maximum))
+    held = np.clip(sitk.GetArrayFromImage(on_ct), low, high)
+    on_ct = sitk.GetImageFromArray(held)
+    on_ct.CopyInformation(target)
     compared = 0
     for structure in case.structures.values():
         if structure.role not in ("target", "organ") or structure.voxels < 50:
@@ -238,15 +256,11 @@ def test_real_patient_against_simpleitk(patient: Callable[[str], Path], name: st
         filter_.Execute(label, on_ct)
         dvh = structure_dvh(dose, structure, case.grid)
         assert dvh.volume_cc == pytest.approx(filter_.GetPhysicalSize(1) / 1000, rel=1e-6)
-        # Theirs is not held between the points around: it falls below 0 Gy beside a cliff (0.18 % of a mean
-        # of 2.8 Gy) and peaks above every point, so the maximum
-        # is compared with a planning system below instead.
-        assert dvh.mean_gy == pytest.approx(filter_.GetMean(1), rel=0.002)
-        assert dvh.max_gy <= min(1.001 * filter_.GetMaximum(1), dose.gy.max())
-        voxels = np.maximum(sitk.GetArrayViewFromImage(on_ct)[structure.mask], 0)
-        assert dvh.dose_at_percent_gy(95) == pytest.approx(
-            np.percentile(voxels, 5, method="hazen"), rel=0.01, abs=0.05
-        )
+        # Both are float32; 0.001 Gy is ten times their rounding.
+        assert dvh.mean_gy == pytest.approx(filter_.GetMean(1), abs=0.001)
+        assert dvh.max_gy == pytest.approx(filter_.GetMaximum(1), abs=0.001)
+        coldest = np.percentile(held[structure.mask], 5, method="hazen")
+        assert dvh.dose_at_percent_gy(95) == pytest.approx(coldest, abs=0.001)
         compared += 1
     assert compared >= 6
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.gamma import GammaResult, gamma
-from vmat_diffusion.geometry import Grid, resample
+from vmat_diffusion.geometry import Grid, resample, sample
 
 pymedphys = pytest.importorskip("pymedphys")
 
@@ -34,7 +34,8 @@ def theirs(reference: Dose, evaluated: Dose, ours: GammaResult) -> np.ndarray:
     )
 
 
-def assert_agree(reference: Dose, evaluated: Dose, ours: GammaResult) -> None:
+def assert_agree(reference: Dose, evaluated: Dose, ours: GammaResult) -> np.ndarray:
+    """Compare with theirs; returns the voxels in which ours is lower."""
     map_ = theirs(reference, evaluated, ours)
     scored = ~np.isnan(map_)
     np.testing.assert_array_equal(scored, ~np.isnan(ours.map))
@@ -43,9 +44,24 @@ def assert_agree(reference: Dose, evaluated: Dose, ours: GammaResult) -> None:
     # At max_gamma their search stops one step of float rounding earlier or later than ours.
     below = scored & (ours.map < 0.95 * ours.max_gamma)
     difference = ours.map[below] - map_[below]
-    # A position within rounding of the outermost voxels is in the volume for one and not for the other.
-    # At spikes ours searches more, and may only be lower.
-    assert np.quantile(np.abs(difference), 0.995) < _GAMMA_TOLERANCE and difference.max() < 0.1
+    # Ours is never higher. Where the evaluated dose has a spike it searches more positions than theirs and
+    # may be lower, in a few voxels of a thousand.
+    assert difference.max() < _GAMMA_TOLERANCE
+    lower = np.argwhere(below & (ours.map < map_ - _GAMMA_TOLERANCE))
+    assert len(lower) <= 0.005 * difference.size
+    return lower
+
+
+def finest_gamma(reference: Dose, evaluated: Dose, at: tuple[int, ...], ours: GammaResult) -> float:
+    """The least gamma of a voxel over positions a fortieth of the distance criterion apart."""
+    point = np.array([axis[n] for axis, n in zip(reference.grid.axes_mm, at[::-1], strict=True)])
+    reach = float(ours.map[at]) * ours.distance_mm
+    steps = np.arange(-reach, reach + 1e-9, ours.distance_mm / 40)
+    offsets = np.stack(np.meshgrid(*[steps] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    gy = float(reference.gy[at])
+    criterion = ours.dose_percent / 100 * (gy if ours.local else ours.maximum_gy)
+    apart = (sample(evaluated.gy, evaluated.grid, point + offsets) - gy) / criterion
+    return float(np.sqrt(apart**2 + np.sum(offsets**2, axis=1) / ours.distance_mm**2).min())
 
 
 def random_pair(seed: int, *, noise_gy: float, shift: float, other_grid: bool) -> tuple[Dose, Dose]:
@@ -75,7 +91,8 @@ def test_random_doses(
     reference, evaluated = random_pair(seed, noise_gy=noise_gy, shift=shift, other_grid=other_grid)
     ours = gamma(reference, evaluated, dose_percent=percent, distance_mm=mm, local=local)
     assert 1.0 < ours.pass_percent < 99.9, "a comparison that all points pass or fail shows nothing"
-    assert_agree(reference, evaluated, ours)
+    for at in assert_agree(reference, evaluated, ours):  # what is lower is true: a finer search finds as much
+        assert finest_gamma(reference, evaluated, tuple(at), ours) < ours.map[tuple(at)] + 0.02
 
 
 @pytest.mark.slow
@@ -130,3 +147,40 @@ def test_planes(axis: int, local: bool, percent: float, mm: float, cut: float) -
     difference = np.squeeze(ours.map)[scored] - map_[scored]
     below = map_[scored] < 1.9
     assert np.quantile(np.abs(difference[below]), 0.99) < _GAMMA_TOLERANCE
+
+
+def test_plane_files_of_the_published_criteria(tmp_path: Path) -> None:
+    """RTDOSE files of one frame, as the command reads them, on pixels of two sizes: 1 %/1 mm local, 20 %."""
+    from dicom_files import rt_dose, save
+
+    from vmat_diffusion.workflow import compare_doses
+
+    random = np.random.default_rng(8)
+    field = ndimage.gaussian_filter(random.random((50, 60)), 5)
+    field = 60 * (field - field.min()) / np.ptp(field)
+    where = np.meshgrid(np.arange(0, 49.1, 0.5), np.arange(0, 59.1, 0.5), indexing="ij")
+    film = 1.006 * ndimage.map_coordinates(field, [where[0] + 0.3, where[1] - 0.4], order=1, mode="nearest")
+    film = np.maximum(film + random.normal(0, 0.15, film.shape), 0)
+    files = []
+    for name, values, mm in (("plan", field, 1.0), ("film", film, 0.5)):
+        data = rt_dose(values[None], origin_mm=(0.0, 0.0, 4.0))
+        data.PixelSpacing = [mm, mm]
+        del data.GridFrameOffsetVector  # a single frame needs none
+        files.append(save(data, tmp_path / f"{name}.dcm"))
+    ours = compare_doses(*files, dose_percent=1, distance_mm=1, local=True, threshold_percent=20)
+    axes = [(mm * np.arange(n), mm * np.arange(m)) for mm, (n, m) in ((1.0, field.shape), (0.5, film.shape))]
+    map_ = pymedphys.gamma(
+        axes[0],
+        field,
+        axes[1],
+        film,
+        1,
+        1,
+        lower_percent_dose_cutoff=20,
+        interp_fraction=10,
+        max_gamma=2,
+        local_gamma=True,
+    )
+    scored = map_[~np.isnan(map_)]
+    assert ours.points == scored.size and 50 < ours.pass_percent < 99.9
+    assert ours.pass_percent == pytest.approx(100 * np.mean(scored <= 1), abs=0.1)

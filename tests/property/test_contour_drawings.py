@@ -148,3 +148,84 @@ def test_uneven_slices_keep_the_volume_of_their_slabs(seed: int) -> None:
     exact = half_way[39] - half_way[19]
     got = mask[:, 40, 40].sum() * placement.grid.spacing_mm[2]
     assert abs(got - exact) <= placement.grid.spacing_mm[2] + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_contours_half_way_between_slices_keep_their_number_of_slices(seed: int) -> None:
+    """Files round to 0.1 mm: a structure half way throughout must not fall to both sides."""
+    rng = np.random.default_rng(seed)
+    grid = lattice()
+    outline = ellipse(rng, (0, 0), (14, 9))
+    first, last = 2, int(rng.integers(6, 10))
+    contours = [at(outline, 3.0 * k + 1.5 + rng.uniform(-0.1, 0.1)) for k in range(first, last)]
+    mask, _ = native_mask(contours, grid, strict=True, within=True)
+    assert mask.sum() == pytest.approx((last - first) * area(outline), rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gaps_are_filled_or_named_and_refused_where_single_slices_stand_alone(seed: int) -> None:
+    """Contours every n slices: up to 10 mm they are filled in; wider, nobody knows the outline between."""
+    rng = np.random.default_rng(seed)
+    step = int(rng.integers(2, 6))
+    thick = int(rng.integers(1, 3))
+    grid = lattice(heights=3.0 * np.arange(24))
+    outline = ellipse(rng, (0, 0), (14, 9))
+    drawn = sorted({k + n for k in range(2, 20 - thick, step + thick - 1) for n in range(thick)})
+    contours = [at(outline, 3.0 * k) for k in drawn]
+    wide = 3.0 * step > 10
+    if wide and thick == 1:
+        with pytest.raises(CaseError, match=f"the {step - 1} slices between its contours at 6"):
+            native_mask(contours, grid, strict=True)
+    mask, steps = native_mask(contours, grid, strict=not wide or thick > 1)
+    assert any(note.startswith("open-gap: no contour between" if wide else "fill-slices: ") for note in steps)
+    slices = len(drawn) if wide else drawn[-1] - drawn[0] + 1
+    assert mask.sum() == pytest.approx(slices * area(outline), rel=0.03)
+    assert np.count_nonzero(mask.any(axis=(1, 2))) == slices
+
+
+def test_pieces_on_distant_slices_that_lie_elsewhere_are_no_gap() -> None:
+    rng = np.random.default_rng(1)
+    contours = [at(ellipse(rng, (-20, 0), (9, 9)), 3.0), at(ellipse(rng, (20, 0), (9, 9)), 27.0)]
+    mask, steps = native_mask(contours, lattice(), strict=True)
+    assert np.flatnonzero(mask.any(axis=(1, 2))).tolist() == [1, 9] and steps == ()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_keyholes_and_nested_islands_in_any_order(seed: int) -> None:
+    """Rings within rings, some as keyholes, shuffled, turned round and stored again: areas alternate."""
+    rng = np.random.default_rng(seed)
+    grid = lattice()
+    contours: list[Contour] = []
+    exact = 0.0
+    for z in grid.heights_mm[2:8]:
+        # Radii at least 3 mm apart, between which the pixels tell in and out.
+        radii = 40.0 - np.cumsum(rng.uniform(3, 8, int(rng.integers(1, 6))))
+        rings = [ellipse(rng, (0, 0), (r, r)) for r in radii]
+        exact += sum((-1) ** k * area(ring) for k, ring in enumerate(rings))
+        while rings:
+            outline = rings.pop(0)
+            if rings and rng.random() < 0.4:  # a channel to the next ring and back
+                inner = rings.pop(0)[::-1]
+                outline = np.vstack([outline, outline[:1], inner, inner[:1]])
+            contours.append(at(outline, z))
+            if rng.random() < 0.4:
+                contours.append(at(np.roll(outline, int(rng.integers(len(outline))), axis=0), z))
+    rng.shuffle(contours)  # type: ignore[arg-type]
+    assert volume_of(contours, grid) == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_hole_that_touches_its_outline_is_a_hole(seed: int) -> None:
+    """A hole with a side on the outer outline, but for 0.1 mm of rounding, is cut out and not joined."""
+    rng = np.random.default_rng(seed)
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
+    outer = corners * rng.uniform(18, 30, 2) + 0.13
+    width, height = rng.uniform(6, 12, 2)
+    hole = corners * (width, height) / 2
+    hole[:, 0] += outer[:, 0].max() - hole[:, 0].max()
+    hole = (hole + rng.normal(0, 0.05, hole.shape)).round(2)
+    grid = lattice()
+    turned = [at(np.roll(o, int(rng.integers(4)), axis=0), 6.0) for o in (hole, outer)]
+    cut = volume_of(turned[1:], grid) - volume_of(turned, grid)
+    # One pixel more or less along each side; those on the line itself stay with the structure.
+    assert (width - 2) * (height - 2) <= cut <= (width + 1.2) * (height + 1.2)

@@ -14,6 +14,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.qa import GateSettings, Verdict, judge
 from vmat_diffusion.qa.agreement import Compared, gammas
+from vmat_diffusion.qa.dose_points import voxels
 from vmat_diffusion.qa.motion import fitted_motion
 
 GRID = Grid((36, 40, 44), (4.0, 4.0, 4.0), (-86.0, -78.0, -70.0))
@@ -54,7 +55,7 @@ def noisy(dose: Dose, rng: np.random.Generator, percent: float = 2.0) -> Dose:
 
 
 def verdict_on(dose: Dose, check: Dose) -> Verdict:
-    return judge(CASE, None, open_arc(), MACHINE, dose, check=check)
+    return judge(CASE, None, open_arc(), MACHINE, dose, check=check, settings=GateSettings(grid_mm=4.0))
 
 
 def moved(dose: Dose, shift_mm: np.ndarray, turn_deg: float, axis: int) -> Dose:
@@ -126,3 +127,25 @@ def test_a_random_motion_of_the_dose_is_found(seed: int) -> None:
             "shift between the doses",
             "turn between the doses",
         }
+
+
+@pytest.mark.parametrize("seed", RUNS)
+def test_a_few_damaged_voxels_of_tissue_fail(seed: int) -> None:
+    """A voxel, a pair, a line or part of a slice beyond its surroundings, and never above the target."""
+    rng = np.random.default_rng(400 + seed)
+    check, top = noisy(planned(), rng), float(planned().gy.max())
+    highest, lowest = (f(planned().gy, size=7) for f in (ndimage.maximum_filter, ndimage.minimum_filter))
+    assert voxels(CASE, Compared.of(CASE, planned(), check), GateSettings())[0].passed
+    seen = 0
+    while seen < 4:
+        size = rng.choice([(1, 1, 1), (1, 1, 2), (12, 1, 1), (1, 1, 15), (1, 9, 9)])
+        start = [int(rng.integers(6, n - s - 6)) for n, s in zip(GRID.shape, size, strict=True)]
+        box = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
+        up, down = float(highest[box].min()) + 0.3 * top, float(lowest[box].max()) - 0.3 * top
+        if up > 1.1 * top and down < 0:
+            continue
+        gy = planned().gy.copy()
+        gy[box] = up if up <= 1.1 * top else down
+        (found,) = voxels(CASE, Compared.of(CASE, replace(planned(), gy=gy), check), GateSettings())
+        assert found.fails, (size, start, found)
+        seen += 1

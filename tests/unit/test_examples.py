@@ -26,7 +26,7 @@ def test_every_example_is_tested() -> None:
         assert f'example("{file.stem}")' in tested, file.name
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_phantom_is_planned_checked_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdict = example("plan_a_phantom").main(tmp_path)
     assert verdict.passed, verdict.failed

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, parse_toml, read_json, written_whole
+from vmat_diffusion.workflow.run_files import write_json
 
 
 def test_the_file_appears_under_its_name_and_nothing_else(tmp_path: Path) -> None:
@@ -47,3 +49,22 @@ def test_a_file_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
         part.write_text("another")
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["RP.dcm"]
+
+
+def test_text_that_anybody_may_have_written_is_read_or_refused(tmp_path: Path) -> None:
+    assert parse_toml("\ufeffa = 1\n") == {"a": 1}  # as Windows saves it
+    for text in ("a = ", "a = " + 5000 * "[" + 5000 * "]", "a = " + 9000 * "9"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_toml(text)
+    for text in ('{"a": NaN}', '{"a": 1e999}', 100_000 * "[", "{"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_json(text)
+        (tmp_path / "a.json").write_text(text)
+        assert read_json(tmp_path / "a.json") is None
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_records_hold_no_number_that_readers_refuse(tmp_path: Path) -> None:
+    record = {"value": float("nan"), "list": [np.float32("inf"), np.arange(2)], "fine": 1.5}
+    read = read_json(write_json(tmp_path / "run.json", record))
+    assert read == {"value": None, "list": [None, [0, 1]], "fine": 1.5}

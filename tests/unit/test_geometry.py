@@ -17,7 +17,9 @@ from vmat_diffusion.geometry import (
     mask_bounds_mm,
     project,
     resample,
+    resample_dose,
     sample,
+    sample_dose,
     source_position_mm,
     subgrid,
 )
@@ -231,3 +233,15 @@ def test_bounding_box_and_subgrid() -> None:
     assert mask_bounds_mm(mask, grid) == subgrid(grid, box).bounds_mm
     with pytest.raises(CaseError, match="has no voxels; contour it"):
         mask_bounds_mm(np.zeros(grid.shape, bool), grid)
+
+
+def test_dose_at_points_is_what_resampling_reads_there() -> None:
+    """At the voxels of a finer grid that reaches beyond the dose, and on a grid of a single slice."""
+    rng = np.random.default_rng(3)
+    for shape in ((9, 11, 13), (1, 6, 5), (2, 3, 4)):
+        source = Grid(shape, (3.0, 2.5, 4.0), (-7.0, 3.0, 11.0))
+        gy = rng.uniform(0, 70, shape).astype(np.float32)
+        target = Grid((17, 19, 23), (2.0, 1.3, 2.2), (-9.0, 1.0, 9.0))
+        points = target.points_mm(np.arange(17 * 19 * 23))
+        expected = resample_dose(gy, source, target).ravel()
+        assert np.allclose(sample_dose(gy, source, points), expected, atol=1e-3)

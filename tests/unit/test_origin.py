@@ -82,5 +82,28 @@ def test_prescription_against_the_sheet(stated: dict[int, float], contradicts: b
     assert bool(found.contradictions) == contradicts
 
 
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({7: 50.0}, ()),
+        ({-1: 50.0}, ()),
+        ({8: 50.0}, ("50 Gy to Core, the goal sheet nothing", "nothing to PTV, the goal sheet 50 Gy")),
+        ({7: 50.0, 9: 60.0}, ("60 Gy to ROI 9, which the structure set does not hold",)),
+    ],
+)
+def test_a_prescription_to_another_region_is_said(stated: dict[int, float], words: tuple[str, ...]) -> None:
+    plan = replace(PLAN, prescribed_gy=stated)
+    found = prescription_against(plan, Prescription(25, {"PTV": 50.0}), {"PTV": 7, "Core": 8})
+    assert len(found.silences) == len(words) and not found.contradictions
+    assert all(any(w in silence for silence in found.silences) for w in words)
+
+
+def test_a_plan_that_refers_to_another_dose_is_said() -> None:
+    dose = replace(DOSE, doses=("d1", "d2"))
+    assert not compare(CT, replace(PLAN, doses=("d2", "d3")), dose).silences
+    found = compare(CT, replace(PLAN, doses=("d3",)), dose)
+    assert found.silences == ("the plan refers to other doses than this dose",) and not found.contradictions
+
+
 def test_a_plan_without_prescription_is_said() -> None:
     assert prescription_against(PLAN, Prescription(25, {"PTV": 50.0}), {"PTV": 7}).silences

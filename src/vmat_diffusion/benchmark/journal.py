@@ -14,6 +14,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.dataset.raw_cases import files_key, listing
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.workflow.output import require_apart
 
 
 class _OfPatient(Protocol):
@@ -127,8 +128,11 @@ def journal_path(out: Path | None, csv_out: Path | None) -> Path | None:
     return csv_out / "patients.jsonl" if csv_out is not None else None
 
 
-def check_places(out: Path | None, csv_out: Path | None) -> None:
-    """Raises InputError where a folder stands for a file or a file for a folder."""
+def check_places(out: Path | None, csv_out: Path | None, *inputs: Path | str | None) -> None:
+    """Raises InputError where a folder stands for a file or a file for a folder, or where it is an input."""
+    for place, option in ((out, "--out"), (csv_out, "--csv-out")):
+        if place is not None:
+            require_apart(place, *inputs, option=option)
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; name a file in it, such as {out / 'found.json'}")
     for folder in (csv_out, out.parent if out else None):

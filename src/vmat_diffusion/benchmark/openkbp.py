@@ -151,7 +151,7 @@ def benchmark_openkbp(
     other results, or where no patient can be predicted; one that cannot is left out and named.
     """
     started = time.perf_counter()
-    check_places(out, csv_out)
+    check_places(out, csv_out, settings.data, settings.train_data, settings.weights)
     report = progress or silent
     every = patients_of_split(settings.data, settings.split)
     paths = list(every) if settings.patients is None else _chosen(every, settings.patients, settings)

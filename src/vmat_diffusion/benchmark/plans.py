@@ -34,6 +34,7 @@ from vmat_diffusion.errors import CaseError, InputError, LimitError, limit_of
 from vmat_diffusion.jobs.batch import unexpected
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.provenance import program_record
 from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -144,6 +145,8 @@ def benchmark_plans(
     """
     started = time.perf_counter()
     check_places(None, out)
+    if out is not None:
+        require_apart(out, settings.data, settings.plan.weights, settings.plan.machine, settings.plan.gate)
     report = progress or silent
     paths = [p for p in patients_of_split(settings.data, settings.split) if _number(p) >= settings.first]
     if out is not None:

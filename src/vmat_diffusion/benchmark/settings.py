@@ -12,14 +12,11 @@ from pydantic import BeforeValidator, Field
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
-    CheckMinutes,
+    Calculation,
     GateFile,
-    GridMm,
-    MachineName,
     PlanSettings,
     SearchMinutes,
     Seed,
-    Uncertainty,
     WeightsName,
     plan_settings,
 )
@@ -144,7 +141,7 @@ class BenchmarkSettings:
 
 
 @settings
-class Tg119Settings:
+class Tg119Settings(Calculation):
     """What `benchmark tg119` plans, and what `plan` would be asked for with each of the cases.
 
     Raises InputError for a case that is not known.
@@ -152,15 +149,13 @@ class Tg119Settings:
 
     cases: Annotated[
         tuple[str, ...],
-        Field(description="Cases: multitarget, prostate, headneck, cshape_easy, cshape_hard, or all."),
+        Field(
+            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
+            "none is named."
+        ),
         Option(positional=True, metavar="NAME", old=("--cases",)),
     ] = ()
     search_minutes: SearchMinutes = 5.0
-    machine: MachineName = "generic_6mv"
-    grid_mm: GridMm = 3.0
-    seed: Seed = 0
-    uncertainty: Uncertainty = 0.02
-    check_minutes: CheckMinutes = None
     gate: GateFile = None
 
     def __post_init__(self) -> None:

@@ -13,16 +13,7 @@ from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, Overwrite, Working
 from vmat_diffusion.cli.options import keywords, part
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import (
-    ArcCount,
-    CheckMinutes,
-    MachineName,
-    PriorName,
-    SearchMinutes,
-    Seed,
-    Uncertainty,
-    WeightsName,
-)
+from vmat_diffusion.workflow.settings import Search
 
 if TYPE_CHECKING:
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
@@ -233,7 +224,7 @@ def _tg119_case(found: CaseResult) -> str:
 
 
 @settings
-class PlansOptions(Working):
+class PlansOptions(Search, Working):
     """What `benchmark plans` takes."""
 
     data: OpenkbpFolder
@@ -244,18 +235,10 @@ class PlansOptions(Working):
         Field(description="Where to write: a folder for plans, tables and plots; by default none."),
         TO_FOLDER,
     ] = None
-    prior: PriorName = "goals"
-    weights: WeightsName = "shipped"
     level: Annotated[
         Literal["clinical", "sheet"],
         Field(description="Dose level: the clinical coverage where it is above the sheet's, or the sheet's."),
     ] = "clinical"
-    machine: MachineName = "generic_6mv"
-    arcs: ArcCount = 2
-    search_minutes: SearchMinutes = 5.0
-    uncertainty: Uncertainty = 0.02
-    check_minutes: CheckMinutes = None
-    seed: Seed = 0
     overwrite: Overwrite = False
 
 

@@ -8,12 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from pydantic import Field
 
-from vmat_diffusion.cli.display import short, show, table
+from vmat_diffusion.cli.display import short, show, stdout_kept, table
 from vmat_diffusion.cli.fields import TO_FILE, Facts
+from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.reading import Reading
+from vmat_diffusion.workflow.settings import Conditions
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import Goal, GoalSheet
@@ -91,6 +95,23 @@ class CopyOptions:
     out: Annotated[
         Path | None, Field(description="Where to write: a new file; by default it is printed."), TO_FILE
     ] = None
+
+
+@settings
+class CheckSheetOptions(Reading, Facts):
+    """What `goals check` takes."""
+
+    sheet: Annotated[
+        str,
+        Field(description="Goal sheet: a shipped sheet's name or a TOML file."),
+        Option(positional=True, metavar="SHEET"),
+    ]
+    case: Annotated[
+        Path | None,
+        Field(description="Case: a folder with a CT and a structure set; what it cannot reach is found too."),
+        Option(positional=True, metavar="CASE"),
+    ] = None
+    conditions: Conditions = ()
 
 
 @settings
@@ -261,6 +282,39 @@ def _both(limit: str, variation: str) -> str:
     return f"{limit}; acceptable: {variation}" if variation and variation != limit else limit
 
 
+def goals_check(options: CheckSheetOptions) -> None:
+    """Say what is wrong with a goal sheet, and what a case cannot reach; exit code 1 for a finding of weight.
+
+    Names that no table knows, goals that contradict each other, doses that do not fit the fractionation,
+    numbers without a source. Remarks alone give 0.
+    """
+    from vmat_diffusion.workflow import check_sheet
+
+    with stdout_kept():
+        sheet, findings = check_sheet(
+            options.sheet,
+            options.case,
+            Reading(**part(Reading, options)),
+            conditions=options.conditions,
+        )
+    of_weight = sum(finding.of_weight for finding in findings)
+    if options.json:
+        show(
+            json.dumps(
+                {"sheet": sheet.name, "of_weight": of_weight, "findings": [asdict(f) for f in findings]}
+            )
+        )
+    else:
+        remarks = _of(len(findings) - of_weight, "remark")
+        total = f"{sheet.name}: {_of(len(sheet.goals), 'goal')}, {of_weight} to settle, {remarks}"
+        show("\n".join([*map(str, findings), total]))
+    raise typer.Exit(1 if of_weight else 0)
+
+
+def _of(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def mapping_show(options: ShowOneOptions) -> None:
     """The canonical structure names with their roles and the names that are taken for them."""
     from vmat_diffusion.dicom.names import load_table
@@ -306,7 +360,10 @@ def mapping_copy(options: CopyOptions) -> None:
 def mapping_unknown(options: UnknownOptions) -> None:
     """The structure names of a data set that the mapping does not know, to be edited for `--mapping`."""
     from vmat_diffusion.dicom import unknown_names
+    from vmat_diffusion.workflow.output import require_apart
 
+    if options.out is not None:
+        require_apart(options.out, options.folder)
     tree = unknown_names(options.folder, options.mapping)
     text = json.dumps(tree, indent=None if options.json else 2, ensure_ascii=False)
     if options.out is None:

@@ -11,51 +11,31 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import goals_text, show, stdout_kept, table, verdict_text, work_shown
-from vmat_diffusion.cli.fields import (
-    TO_FOLDER,
-    CaseFolder,
-    Engine,
-    Facts,
-    OutFolder,
-    Overwrite,
-    PlanFile,
-    Working,
-)
-from vmat_diffusion.cli.options import keywords
+from vmat_diffusion.cli.fields import TO_FOLDER, CaseFolder, Facts, OutFolder, Overwrite, PlanFile, Working
+from vmat_diffusion.cli.options import keywords, part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.reading import AllowOutsideBody, Reading
 from vmat_diffusion.workflow.settings import (
-    AllowOutsideBody,
     CheckMinutes,
     Conditions,
-    CtTableFile,
+    EngineName,
     Force,
-    GateFile,
-    GridMm,
+    JudgedGoals,
     MachineName,
-    MappingFile,
-    PatientPosition,
-    Seed,
+    QaSettings,
     TrajectoryKind,
     Uncertainty,
 )
 
-_Sheet = Annotated[
-    str | None,
-    Field(description="Goal sheet: a shipped sheet's name or a TOML file; its goals are judged too."),
-    Option(metavar="SHEET"),
-]
-
 
 @settings
-class InspectOptions(Facts):
+class InspectOptions(Reading, Facts):
     """What `inspect` takes."""
 
     folder: Annotated[
         Path, Field(description="Any folder of DICOM files."), Option(positional=True, metavar="DIR")
     ]
-    mapping: MappingFile = None
-    patient_position: PatientPosition = None
     allow_outside_body: AllowOutsideBody = False
 
 
@@ -99,7 +79,7 @@ def check(options: CheckOptions) -> None:
 
 
 @settings
-class DvhOptions(Facts):
+class DvhOptions(Reading, Facts):
     """What `dvh` takes."""
 
     case: CaseFolder
@@ -108,7 +88,7 @@ class DvhOptions(Facts):
         Field(description="RTDOSE file."),
         Option(positional=True, metavar="DOSE", old=("--dose",)),
     ]
-    goals: _Sheet = None
+    goals: JudgedGoals = None
     conditions: Conditions = ()
     eqd2: Annotated[
         float | None,
@@ -117,7 +97,6 @@ class DvhOptions(Facts):
     eqd2_fractions: Annotated[
         int | None, Field(ge=1, description="Fractions of the course: for --eqd2, by default the sheet's.")
     ] = None
-    mapping: MappingFile = None
     force: Force = False
 
 
@@ -126,7 +105,16 @@ def dvh(options: DvhOptions) -> None:
     from vmat_diffusion.workflow import dose_statistics
 
     with stdout_kept():
-        statistics = dose_statistics(options.case, options.dose, **keywords(dose_statistics, options))
+        statistics = dose_statistics(
+            options.case,
+            options.dose,
+            Reading(**part(Reading, options)),
+            goals=options.goals,
+            conditions=options.conditions,
+            eqd2=options.eqd2,
+            eqd2_fractions=options.eqd2_fractions,
+            force=options.force,
+        )
     if options.json:
         show(json.dumps(statistics.summary()))
         return
@@ -187,7 +175,7 @@ def gamma(options: GammaOptions) -> None:
 
 
 @settings
-class QaOptions(Working):
+class QaOptions(QaSettings, Working):
     """What `qa` takes."""
 
     plan: PlanFile
@@ -198,17 +186,6 @@ class QaOptions(Working):
         Field(description="RTDOSE file of the plan; without it the fast engine's dose is compared."),
         Option(metavar="RD.dcm"),
     ] = None
-    goals: _Sheet = None
-    conditions: Conditions = ()
-    engine: Engine = "monte-carlo"
-    machine: MachineName = "generic_6mv"
-    uncertainty: Uncertainty = 0.02
-    check_minutes: CheckMinutes = None
-    grid_mm: GridMm = 3.0
-    seed: Seed = 0
-    gate: GateFile = None
-    mapping: MappingFile = None
-    ct_table: CtTableFile = None
     overwrite: Overwrite = False
 
 
@@ -216,9 +193,17 @@ def qa(options: QaOptions) -> None:
     """Check a plan from any system a second time; exit code 1 if a check fails."""
     from vmat_diffusion.workflow import second_check
 
-    asked = keywords(second_check, options)
+    asked = QaSettings(**part(QaSettings, options))
     with work_shown(options) as progress:
-        done = second_check(options.plan, options.case, dose_file=options.dose, **asked, progress=progress)
+        done = second_check(
+            options.plan,
+            options.case,
+            options.out,
+            asked,
+            dose_file=options.dose,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
     if options.json:
         show(json.dumps(done.summary()))
     else:
@@ -234,7 +219,7 @@ class ReferenceCheckOptions(Working):
     folder: Annotated[
         Path, Field(description="Folder of reference cases."), Option(positional=True, metavar="DIR")
     ]
-    engine: Engine = "monte-carlo"
+    engine: EngineName = "monte-carlo"
     uncertainty: Uncertainty = 0.01
     check_minutes: Annotated[CheckMinutes, Option(old=("--max-minutes",))] = 5.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,11 @@ from vmat_diffusion.cli.fields import ClusterOptions, DataSetOut, Facts, Linkage
 from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import AllowOutsideBody, MappingFile, PatientPosition
+from vmat_diffusion.workflow.reading import AllowOutsideBody, MappingFile, PatientPosition
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import DeidentifiedFolder
+    from vmat_diffusion.workflow.imports import DicomImportRun
     from vmat_diffusion.workflow.preprocess import PreprocessRun
 
 _Dicom = Annotated[
@@ -71,6 +73,7 @@ def _deidentified_text(done: DeidentifiedFolder) -> str:
         table(["case", "files"], cases, left=2),
         table(["action", "attributes"], sorted(actions.items()), left=1),
         "\n".join(f"Left out, file {n}: {reason}" for n, reason in sorted(done.left_out.items())),
+        "\n".join(f"Warning: {remark}" for remark in done.remarks),
         f"{done.written} files written, {len(done.left_out)} left out, {len(done.others)} not DICOM; "
         f"the scan found nothing of the patients\n{done.report}",
     ]
@@ -196,6 +199,7 @@ def _prepared_text(done: PreprocessRun) -> str:
         )
     if done.rejections:
         parts.append(rejected_text(done.rejections))
+    parts += [f"Warning: {remark}" for remark in done.remarks]
     return "\n\n".join(parts)
 
 
@@ -281,9 +285,15 @@ def import_dicom(options: ImportDicomOptions) -> None:
         done = run(options.folder, options.out, key=options.linkage, progress=progress)
     if options.json:
         show(json.dumps(done.summary()))
-        return
+    else:
+        show(_sorted_text(done))
+    if not done.made and not done.there:
+        raise InputError(f"{options.folder} holds no case; what was left out and why stands above")
+
+
+def _sorted_text(done: DicomImportRun) -> str:
     lines = [f"{len(done.made)} cases made in {done.raw}, {len(done.there)} were there already"]
-    show("\n".join([*lines, *done.left_out, *(f"Warning: {remark}" for remark in done.remarks)]))
+    return "\n".join([*lines, *done.left_out, *(f"Warning: {remark}" for remark in done.remarks)])
 
 
 @settings
@@ -305,9 +315,12 @@ class SplitOptions(Facts):
 
 def split(options: SplitOptions) -> None:
     """Divide a data set by patients, or place the cases that came since; a split once given is kept."""
-    from vmat_diffusion.dataset.splits import SPLITS, split_dataset
+    from vmat_diffusion.dataset.index import read_index
+    from vmat_diffusion.dataset.splits import SPLITS, shared_patients, split_dataset
 
     splits = split_dataset(options.dataset, fractions=options.fractions, seed=options.seed)
+    for remark in shared_patients(read_index(options.dataset)):
+        print(f"Warning: {remark}", file=sys.stderr)
     if options.json:
         show(json.dumps({name: splits.ids(name) for name in SPLITS}))
         return

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
+from vmat_diffusion.lettering import legible, one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -88,7 +90,7 @@ class _Lines:
         left = f"{_clock(spent_s * (1 - fraction) / fraction)} to go" if 0 < fraction < 1 else ""
         when = left or (f"in {_clock(spent_s)}" if fraction >= 1 else "")
         words = ", ".join(part for part in (f"{stage} {100 * fraction:.0f} %", when) if part)
-        print(f"{words}: {note}" if note else words, file=sys.stderr, flush=True)
+        print(f"{words}: {one_line(note)}" if note else words, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -114,13 +116,14 @@ def _bars(console: Console, *, verbose: bool) -> Iterator[Progress]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
         notes: dict[str, str] = {}
 
         def move(stage: str, fraction: float, note: str) -> None:
+            note = one_line(note)
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=1.0, note="")
             bars.update(tasks[stage], completed=fraction, note=note)
@@ -247,7 +250,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int)
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
     needed = sum(max(len(row[k]) for row in cells) + 2 for k in range(len(header)))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else needed
     grid = Table(box=Box(_DASHES, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -287,4 +290,4 @@ def short(value: object) -> str:
 
 def show(text: str) -> None:
     """Print data on stdout at once."""
-    print(text, flush=True)
+    print(legible(text), flush=True)

@@ -10,37 +10,21 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import show, table, work_shown
-from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, Engine, Overwrite, PlanFile, Working
-from vmat_diffusion.cli.options import keywords
+from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, Overwrite, PlanFile, Working
+from vmat_diffusion.cli.options import keywords, part
+from vmat_diffusion.lettering import legible
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import (
-    ArcCount,
-    CheckMinutes,
-    CtTableFile,
-    Force,
-    GridMm,
-    MachineName,
-    MappingFile,
-    Seed,
-    Uncertainty,
-)
+from vmat_diffusion.workflow.settings import CheckMinutes, DoseSettings, Force, InfluenceSettings
 
 
 @settings
-class DoseOptions(Working):
+class DoseOptions(DoseSettings, Working):
     """What `dose` takes."""
 
     plan: PlanFile
     case: CaseFolder
     out: Annotated[Path, Field(description="Where to write: an RTDOSE file."), TO_FILE]
-    engine: Engine = "monte-carlo"
-    machine: MachineName = "generic_6mv"
-    uncertainty: Uncertainty = 0.02
     check_minutes: Annotated[CheckMinutes, Option(old=("--max-minutes",))] = None
-    grid_mm: GridMm = 3.0
-    seed: Seed = 0
-    mapping: MappingFile = None
-    ct_table: CtTableFile = None
     force: Force = False
     overwrite: Overwrite = False
 
@@ -49,9 +33,17 @@ def dose(options: DoseOptions) -> None:
     """Compute the dose of an RTPLAN from any system and write it as RTDOSE."""
     from vmat_diffusion.workflow import compute_dose
 
-    asked = keywords(compute_dose, options)
+    asked = DoseSettings(**part(DoseSettings, options))
     with work_shown(options) as progress:
-        found = compute_dose(options.plan, options.case, **asked, progress=progress)
+        found = compute_dose(
+            options.plan,
+            options.case,
+            options.out,
+            asked,
+            force=options.force,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
     file = options.out.resolve()
     if options.json:
         record = {"file": str(file), "max_gy": float(found.gy.max()), **found.provenance}
@@ -62,29 +54,11 @@ def dose(options: DoseOptions) -> None:
 
 
 @settings
-class InfluenceOptions(Working):
+class InfluenceOptions(InfluenceSettings, Working):
     """What `influence` takes."""
 
     case: CaseFolder
     out: Annotated[Path, Field(description="Where to write: a file ending in .npz."), TO_FILE]
-    machine: MachineName = "generic_6mv"
-    arcs: ArcCount = 2
-    spacing_deg: Annotated[float, Field(description="Angle between control points, deg.")] = 4.0
-    grid_mm: GridMm = 3.0
-    beamlet_mm: Annotated[
-        float, Field(description="Size of a beamlet along the leaves, mm; across them it is the leaf.")
-    ] = 5.0
-    voxels_per_structure: Annotated[int, Field(description="Voxels drawn from each structure at most.")] = (
-        2000
-    )
-    cut: Annotated[
-        float,
-        Field(description="Doses below this share of a centred beamlet's dose are sampled, not all kept."),
-    ] = 0.005
-    max_gb: Annotated[float, Field(description="A matrix that needs more memory is refused, GB.")] = 4.0
-    seed: Seed = 0
-    mapping: MappingFile = None
-    ct_table: CtTableFile = None
     overwrite: Overwrite = False
 
 
@@ -94,11 +68,18 @@ def influence(options: InfluenceOptions) -> None:
 
     def announce(text: str) -> None:
         if not options.quiet:
-            typer.echo(text, err=True)
+            typer.echo(legible(text), err=True)
 
-    asked = keywords(write_influence, options)
+    asked = InfluenceSettings(**part(InfluenceSettings, options))
     with work_shown(options) as progress:
-        done = write_influence(options.case, **asked, announce=announce, progress=progress)
+        done = write_influence(
+            options.case,
+            options.out,
+            asked,
+            overwrite=options.overwrite,
+            announce=announce,
+            progress=progress,
+        )
     if options.json:
         show(json.dumps(done.summary()))
     else:

@@ -30,9 +30,6 @@ DataSet = Annotated[
     Option(metavar="DIR"),
 ]
 MemoryGb = Annotated[float, Field(description="Memory limit of each worker, GB.")]
-Engine = Annotated[
-    Literal["pencil-beam", "monte-carlo"], Field(description="Dose engine that computes the dose.")
-]
 Overwrite = Annotated[bool, Field(description="Replace files of an earlier run.")]
 Resume = Annotated[bool, Field(description="Go on with what is in the output folder.")]
 Linkage = Annotated[

@@ -14,7 +14,13 @@ from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, Out
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, plan_settings, sheet_defaults
+from vmat_diffusion.workflow.settings import (
+    PlanSettings,
+    PredictSettings,
+    Shareable,
+    plan_settings,
+    sheet_defaults,
+)
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun
@@ -94,6 +100,7 @@ class DemoOptions(Working):
     """What `demo` takes."""
 
     out: OutFolder = Path("demo_out")
+    shareable: Shareable = False
 
 
 def demo(options: DemoOptions) -> None:
@@ -101,7 +108,7 @@ def demo(options: DemoOptions) -> None:
     from vmat_diffusion.workflow import run_demo
 
     with work_shown(options) as progress:
-        run, picture = run_demo(options.out, progress=progress)
+        run, picture = run_demo(options.out, shareable=options.shareable, progress=progress)
     if options.json:
         show(json.dumps({**run.summary(), "picture": str(picture)}))
     else:
@@ -151,6 +158,7 @@ def _predicted_text(run: PredictRun) -> str:
         parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
     parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]
+    parts += [f"Warning: {sentence}" for sentence in run.summary()["remarks"]]
     parts.append("Seconds: " + ", ".join(f"{name} {s:.1f}" for name, s in run.seconds.items()))
     parts.append("\n".join(str(file) for file in run.files))
     return "\n\n".join(parts)

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from vmat_diffusion import __version__
 from vmat_diffusion.cli.options import Command, command
 from vmat_diffusion.errors import InputError, limit_of
+from vmat_diffusion.lettering import legible
 
 _DEBUG = "VMAT_DEBUG"
 
@@ -65,6 +66,7 @@ COMMANDS = {
     "goals list": "catalogue",
     "goals show": "catalogue",
     "goals copy": "catalogue",
+    "goals check": "catalogue",
     "mapping list": "catalogue",
     "mapping show": "catalogue",
     "mapping copy": "catalogue",
@@ -189,7 +191,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
 def _fail(sentence: str, code: int) -> None:
     if os.environ.get(_DEBUG):
         traceback.print_exc()
-    print(f"Error: {sentence}", file=sys.stderr)
+    print(f"Error: {legible(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

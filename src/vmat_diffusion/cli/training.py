@@ -25,6 +25,7 @@ from vmat_diffusion.cli.fields import (
 )
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.lettering import legible
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import Simulation, VoxelMm
 
@@ -262,7 +263,7 @@ def _spoken(bar: Progress) -> Progress:
         bar(stage, share, note)
         news = note.partition(", ")[2]
         if stage == "train" and news not in ("", before):
-            print(note, file=sys.stderr, flush=True)
+            print(legible(note), file=sys.stderr, flush=True)
             before = news
 
     return tell

@@ -6,8 +6,8 @@ hashes, and sentences name files and regions by number.
 
 from __future__ import annotations
 
-import hashlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,8 +43,9 @@ from vmat_diffusion.evaluate.goals import (
     goal_sheet_names,
     load_goals,
 )
-from vmat_diffusion.files import content_hash
+from vmat_diffusion.files import content_hash, shipped_or_code
 from vmat_diffusion.geometry import Grid, Point
+from vmat_diffusion.origin import uid_code
 from vmat_diffusion.plan import Plan
 
 _LEVEL = re.compile(r".*_(\d+(?:\.\d+)?)")
@@ -133,7 +134,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     provenance = _provenance(raw, folder, case, plan, [*steps, *(s.partition(":")[0] for s in resampled)])
     extent = extent_of(training)
     provenance |= {
-        "goals": sheet.name if sheet else "",
+        "goals": shipped_or_code(settings.goals or sheet.name, goal_sheet_names()) if sheet else "",
         "extent_mm": list(extent.wanted_mm),
         "targets_extent_mm": list(extent.targets_mm),
     }
@@ -270,7 +271,8 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
     if goals:
         named = fit_to_case(load_goals(goals), case)
         other = fractions not in (None, named.prescription.fractions)
-        return named, [f"goals-of-other-fractions: {named.name}"] if other else []
+        name = shipped_or_code(goals, goal_sheet_names())
+        return named, [f"goals-of-other-fractions: {name}"] if other else []
     fitting = []
     for sheet in _shipped_sheets():
         known = fractions is not None or not sheet.stereotactic
@@ -323,10 +325,6 @@ def _nameless_plan(plan: Plan) -> Plan:
     return replace(plan, label=technique(plan), machine="", arcs=arcs)
 
 
-def _hashed(uid: object) -> str:
-    return hashlib.sha256(str(uid).encode()).hexdigest()[:16] if uid else ""
-
-
 def _grid(grid: Grid) -> dict[str, Any]:
     return {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm), "origin_mm": list(grid.origin_mm)}
 
@@ -343,11 +341,11 @@ def _provenance(
         "patient": patient_pseudonym(folder),
         "technique": technique(plan) if plan else "unknown",
         "uid_hashes": {
-            "study": _hashed(source.study_uid),
-            "series": _hashed(source.series_uid),
-            "structure_set": _hashed(source.structure_set_uid),
-            "frame_of_reference": _hashed(source.frame_of_reference_uid),
-            "plan": _hashed(plan.provenance["sop_instance_uid"]) if plan else "",
+            "study": uid_code(source.study_uid),
+            "series": uid_code(source.series_uid),
+            "structure_set": uid_code(source.structure_set_uid),
+            "frame_of_reference": uid_code(source.frame_of_reference_uid),
+            "plan": uid_code(plan.provenance["sop_instance_uid"]) if plan else "",
         },
         "source_grid": _grid(case.grid),
         "steps": list(steps),
@@ -378,11 +376,21 @@ def _nameless(root: Path, table: NameTable) -> Iterator[None]:
         raise UnreadableError(
             f"a file cannot be read ({fault.strerror}); check the disk, the permissions and the links"
         ) from None
+    except Exception as fault:
+        if isinstance(fault, MemoryError) or limit_of(fault):
+            raise
+        # What a library says of a value may quote it, and the value may be a name.
+        frame = traceback.extract_tb(fault.__traceback__)[-1]
+        raise RuntimeError(
+            f"{type(fault).__name__} at line {frame.lineno} of {Path(frame.filename).name}"
+        ) from None
 
 
 def without_names(sentence: str, root: Path, table: NameTable) -> str:
     """A sentence with `file 3` for the third file by name, and `region 7` for an unknown region."""
-    spoken = {name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not _is_plain(name)}
+    spoken = {
+        name: f"file {k}" for k, name in enumerate(listing(root), start=1) if not is_plain_file_name(name)
+    }
     for found in open_folder(root).of("RTSTRUCT"):
         spoken |= {
             alias: f"region {number}"
@@ -394,6 +402,7 @@ def without_names(sentence: str, root: Path, table: NameTable) -> str:
     return sentence
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_file_name(name: str) -> bool:
+    """Whether a file's name consists of words such as CT and dose and of short numbers alone."""
     words = re.findall(r"[^\W\d_]+|\d+", name)
     return all(len(w) < 5 if w.isdigit() else w.lower() in _PLAIN_WORDS for w in words)

@@ -7,11 +7,12 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmat_diffusion.dataset.tables import Rejection
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import why_no_file
 
 SITES_FILE = "sites.csv"
 # The name of a folder becomes the case's id only if it is plainly an id: one of these words and a number, or
@@ -31,7 +32,7 @@ class RawCase:
     """
 
     id: str
-    folder: Path
+    folder: Path = field(repr=False)  # logs of workers show arguments
     key: str
     site: str = ""
     fractions: int | None = None
@@ -165,7 +166,7 @@ class _SiteLine:
 def _read_sites(path: Path, *, must_exist: bool) -> Mapping[str, _SiteLine]:
     if not path.is_file():
         if must_exist:
-            raise InputError(f"{path} does not exist; give a CSV with the columns case,site")
+            raise InputError(f"{path} {why_no_file(path)}; give a CSV with the columns case,site")
         return {}
     lines: dict[str, _SiteLine] = {}
     try:

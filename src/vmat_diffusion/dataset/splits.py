@@ -21,6 +21,9 @@ from vmat_diffusion.files import parse_json, written_whole
 FILE = "splits.json"
 SPLIT_FRACTIONS = (0.8, 0.1, 0.1)
 _SCHEMA = 1
+# A patient may be scanned and planned anew once; from so many studies on, each with a frame of its own, a
+# record number may stand for several people. Ours.
+_MANY = 3
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -93,6 +96,27 @@ def split_ids(folder: Path, split: Split) -> tuple[str, ...]:
     Raises CaseError where splits.json is absent, was changed, or does not fit the index.
     """
     return load_splits(folder / FILE, [entry.id for entry in entries_of(folder)]).ids(split)
+
+
+def shared_patients(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """A sentence for each patient of so many studies and frames of reference that it may be several people.
+
+    Anonymised data often have one PatientID for all. `records` are lines of the index; those without hashes
+    of study and frame are not looked at.
+    """
+    seen: dict[str, tuple[set[str], set[str]]] = {}
+    for record in records:
+        study, frame = record.get("study"), record.get("frame_of_reference")
+        if isinstance(study, str) and isinstance(frame, str):
+            studies, frames = seen.setdefault(str(record["patient"]), (set(), set()))
+            studies.add(study)
+            frames.add(frame)
+    return tuple(
+        f"one PatientID (patient {patient}) covers {len(studies)} studies and {len(frames)} frames of "
+        "reference; if these are several people, give each a PatientID of its own, for all go into one split"
+        for patient, (studies, frames) in sorted(seen.items())
+        if min(len(studies), len(frames)) >= _MANY
+    )
 
 
 def members_of(records: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:

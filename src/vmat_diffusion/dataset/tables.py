@@ -22,7 +22,8 @@ from vmat_diffusion.case import prescription_text
 from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase
 from vmat_diffusion.dataset.index import INDEX
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import csv_cell, parse_json, sha256_of, written_whole
+from vmat_diffusion.files import parse_json, sha256_of, written_whole
+from vmat_diffusion.lettering import csv_cell
 
 DATASET, REJECTED = "dataset.json", "rejected.csv"
 _HU_PERCENTILES = (0.5, 50.0, 99.5)
@@ -50,10 +51,13 @@ def case_record(
 ) -> dict[str, Any]:
     """The line of `index.jsonl` for a case and its file.
 
-    `patient` is a pseudonym that all plans of one patient share; "" takes the case's own id.
+    `patient` is a pseudonym that all plans of one patient share; "" takes the case's own id. A case from
+    DICOM has the hashes of its study and frame of reference too.
     """
     case = training.case
     prescription = case.prescription
+    uids = training.provenance.get("uid_hashes", {})
+    of_dicom = {key: uids[key] for key in ("study", "frame_of_reference") if uids.get(key)}
     return {
         "id": case.id,
         "site": case.site,
@@ -69,6 +73,7 @@ def case_record(
         "has_dose": case.reference_dose is not None,
         "technique": technique,
         "patient": patient or case.id,
+        **of_dicom,
     }
 
 

@@ -264,9 +264,10 @@ def stored_values(dataset: Dataset, frames: int = 1) -> NDArray:
         pixels = np.asarray(dataset.pixel_array)
     except Exception as fault:  # every decoder plugin has exceptions of its own
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+        remedy = "export the images uncompressed" if compressed(dataset) else "copy or export the file again"
         raise CaseError(
             f"the pixel data cannot be decoded ({type(fault).__name__}, transfer syntax "
-            f"{getattr(syntax, 'name', 'unknown')}); export the images uncompressed"
+            f"{getattr(syntax, 'name', 'unknown')}); {remedy}"
         ) from None
     if pixels.size != frames * rows * columns:
         raise CaseError(f"{pixels.size} pixels are stored, {frames * rows * columns} are needed")

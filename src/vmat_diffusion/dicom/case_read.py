@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vmat_diffusion.case import Case, Prescription, Source, Structure
+from vmat_diffusion.case import Case, Dose, Prescription, Role, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
 from vmat_diffusion.dicom.body import (
     BODY_THRESHOLD_HU,
@@ -27,12 +27,12 @@ from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_dose
 from vmat_diffusion.dicom.names import NameTable, load_table
-from vmat_diffusion.dicom.patient_code import one_patient
+from vmat_diffusion.dicom.patient_code import one_patient, patient_code, unsaid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
 from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
-from vmat_diffusion.origin import case_origin, compare, dose_origin, plan_origin
+from vmat_diffusion.origin import Origin, case_origin, compare, dose_origin, plan_origin
 from vmat_diffusion.plan import Plan
 
 AIR_HU = -1000.0
@@ -82,9 +82,8 @@ def case_from(
     series = open_series(files)
     position = _patient_position(series, patient_position)
     placement = placement_of(series.lattice)
-    patient = one_patient(
-        [("the CT", f.dataset) for f in files] + [("the structure set", structure_set.dataset)]
-    )
+    whose = [("CT", f.dataset) for f in files] + [("structure set", structure_set.dataset)]
+    patient = one_patient(whose)
     with about(structure_set.label):
         named, preferences = name_rois(read_rois(structure_set.dataset), table)
         if known_only and (unknown := sum(not n.known for n in named)):
@@ -97,18 +96,19 @@ def case_from(
     native, padding = read_hu(series)
     hu = placement.values(native, AIR_HU)
     del native
-    steps = [*chosen, *series.steps, *placement.steps, *padding, *preferences, *notes]
+    steps = [*chosen, *unsaid(whose), *series.steps, *placement.steps, *padding, *preferences, *notes]
     structures, made = _with_body(structures, hu, placement)
     steps += made
     body = next(s for s in structures.values() if s.role == "body")
     if not allow_outside_body:
         targets = [s for s in structures.values() if s.role == "target"]
         refuse_targets_outside(targets, body.mask, placement.grid)
-    dose, dose_steps = reference_dose(folder, series, structure_set)
-    if dose is not None and patient and dose.provenance["patient_code"] not in ("", patient):
-        dose, dose_steps = None, ("leave-out-dose: the dose bears another patient's ID than the CT",)
+    dose, dose_steps = reference_dose(folder, Origin("CT", patient, frame=series.frame_uid), structure_set)
     canonical = {number: name for name, number in numbers.items()}
-    prescription, prescription_steps = _prescription(folder, structure_set, canonical)
+    roles = {number: structures[name].role for number, name in canonical.items()}
+    prescription, prescription_steps = _prescription(
+        folder, structure_set, canonical, roles, patient=patient, dose=dose
+    )
     axial = placement.axes is not None and placement.axes[0] == 0
     upward = not (axial and 0 in placement.flips)
     return Case(
@@ -138,8 +138,8 @@ def _patient_position(series: Series, given: str | None) -> str:
     position = (series.patient_position or given or "").upper()
     if not position:
         raise CaseError(
-            "the CT does not state PatientPosition (0018,5100); pass patient_position, one of "
-            f"{', '.join(PATIENT_POSITIONS)}"
+            "the CT does not state PatientPosition (0018,5100); pass patient_position (--patient-position), "
+            f"one of {', '.join(PATIENT_POSITIONS)}"
         )
     if position not in PATIENT_POSITIONS:
         raise CaseError(
@@ -175,15 +175,36 @@ def _with_body(
 
 
 def _prescription(
-    folder: Folder, structure_set: Found, canonical: Mapping[int, str]
+    folder: Folder,
+    structure_set: Found,
+    canonical: Mapping[int, str],
+    roles: Mapping[int, Role],
+    *,
+    patient: str,
+    dose: Dose | None,
 ) -> tuple[Prescription | None, tuple[str, ...]]:
-    """What the RTPLAN of this structure set prescribes to its targets, as far as it says so."""
+    """What the RTPLAN of this structure set prescribes to its targets, as far as it says so.
+
+    Of several plans it is that of the case's dose. `canonical` and `roles` are those of the ROI numbers.
+    """
     steps: tuple[str, ...] = ()
     try:
-        plans, steps = own_plans(folder, structure_set.uid)
+        own, steps = own_plans(folder, structure_set.uid)
+        wanted = dose.provenance["plan_uid"] if dose else ""
+        plans = tuple(p for p in own if p.uid == wanted) or own
+        if len(plans) > 1:
+            steps = (*steps, f"leave-out-prescription: {len(plans)} plans are made on the structure set")
         if len(plans) != 1:
             return None, steps
-        levels = {canonical[n]: gy for n, gy in prescribed_gy(plans[0].dataset).items() if n in canonical}
+        if patient and patient_code(plans[0].dataset) not in ("", patient):
+            raise CaseError(f"{plans[0].label} bears another patient's ID than the CT; export both again")
+        stated = {n: gy for n, gy in prescribed_gy(plans[0].dataset).items() if n in canonical}
+        levels = {canonical[n]: gy for n, gy in stated.items() if roles[n] in ("target", "other")}
+        steps += tuple(
+            f"leave-out-prescription: {gy:g} Gy to {canonical[n]}, which is no target"
+            for n, gy in stated.items()
+            if canonical[n] not in levels
+        )
         groups = items(plans[0].dataset, "FractionGroupSequence")
         if not levels or len(groups) != 1:
             return None, steps

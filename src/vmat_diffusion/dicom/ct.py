@@ -141,11 +141,13 @@ def read_hu(series: Series) -> tuple[NDArray[np.float32], tuple[str, ...]]:
                 raise CaseError("the file changed while it was read; start again")
             padded += _slice_hu(dataset, hu[k])
     steps = [f"fill-padding: {padded} padding pixels set to {AIR_HU:g} HU"] if padded else []
-    first = series.slices[0].dataset
-    if (used := integer(first, "BitsStored", 0)) and (
-        high := integer(first, "HighBit", used - 1)
-    ) != used - 1:
-        steps.append(f"shift-pixels: the {used} bits of a pixel end at bit {high}, shifted as HighBit says")
+    for found in series.slices:
+        used = integer(found.dataset, "BitsStored", 0)
+        if used and (high := integer(found.dataset, "HighBit", used - 1)) != used - 1:
+            steps.append(
+                f"shift-pixels: the {used} bits of a pixel end at bit {high}, shifted as HighBit says"
+            )
+            break
     return hu, tuple(steps)
 
 
@@ -156,6 +158,8 @@ def _slice_hu(dataset: Dataset, out: NDArray[np.float32]) -> int:
             f"RescaleType (0028,1054) is {kind!r}, Hounsfield units (HU) are needed; use the CT itself"
         )
     slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
+    if not slope > 0:
+        raise CaseError(f"RescaleSlope (0028,1053) is {slope:g}; a positive factor is needed, export again")
     stored = stored_values(dataset)[0]
     if stored.shape != out.shape:
         raise CaseError(f"the image is not {out.shape[0]} x {out.shape[1]} pixels as its series; remove it")

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from vmat_diffusion.dicom.attributes import about, open_dataset, text
 from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, UnreadableError
+from vmat_diffusion.files import why_no_file
 
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -124,7 +125,7 @@ def open_file(path: Path, label: str, *, is_sealed: bool = False) -> Found | Non
 def open_one(path: Path, kind: str) -> Found:
     """The file at `path`, of a kind such as RTPLAN. Raises CaseError where it is absent or another."""
     if not path.is_file():
-        raise CaseError(f"the file does not exist; give an {kind} file")
+        raise CaseError(f"the file {why_no_file(path)}; give an {kind} file")
     found = open_file(path, path.name, is_sealed=path.suffix == SEALED)
     if found is None or found.kind != kind:
         raise CaseError(f"the file is {'not DICOM' if found is None else found.kind}, an {kind} is needed")

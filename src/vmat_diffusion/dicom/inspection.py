@@ -17,7 +17,7 @@ from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
 from vmat_diffusion.dicom.rtplan_read import plan_from
 from vmat_diffusion.dicom.structures import read_rois
-from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.origin import case_origin, compare, plan_origin
 from vmat_diffusion.plan import Plan
 
@@ -90,10 +90,15 @@ def inspect(
 ) -> Inspection:
     """Look at a folder as `read_case`, `read_plan` and `read_dose` would, and report instead of raising.
 
-    Raises CaseError only where the folder does not exist or `mapping` is wrong.
+    Raises CaseError only where the folder does not exist or holds no DICOM file, or `mapping` is wrong.
     """
     table = load_table(mapping)
     found = open_folder(folder)
+    if not found.files and not found.refused:
+        raise CaseError(
+            f"folder {found.root.name} holds no DICOM file among {found.others} files; give the folder with "
+            "the DICOM files"
+        )
     refused = list(found.refused)
     case: Case | None = None
     try:

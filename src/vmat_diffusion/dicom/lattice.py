@@ -188,7 +188,7 @@ def _even_heights(stored: NDArray) -> tuple[NDArray, tuple[str, ...]]:
                 f"a slice is missing between {stored[k]:.1f} and {stored[k + 1]:.1f} mm: the gap is "
                 f"{gaps[k]:.2f} mm, the slice spacing {np.median(gaps):.2f} mm; export the whole series"
             )
-    count = int(np.floor((stored[-1] - stored[0]) / finest + 1e-3)) + 1
+    count = int(np.floor((stored[-1] - stored[0]) / max(finest, 1e-3) + 1e-3)) + 1
     if finest < 0.05 or count > 20 * len(stored):
         raise CaseError(
             f"slice spacings from {finest:.3f} to {gaps.max():.2f} mm are too uneven; resample first"

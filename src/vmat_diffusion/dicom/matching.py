@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.attributes import about, items, text
-from vmat_diffusion.dicom.ct import Series, series_files
+from vmat_diffusion.dicom.ct import series_files
 from vmat_diffusion.dicom.folder import MULTI_FRAME_CT, Folder, Found
+from vmat_diffusion.dicom.patient_code import patient_code
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError
+from vmat_diffusion.origin import Origin, compare
+
+_OF_SET = "ReferencedStructureSetSequence"
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def _referred_to(folder: Folder, fits: list[_Fit]) -> tuple[list[_Fit], list[str
     if len(fits) < 2:
         return fits, []
     sets = _sets_of_plans(folder)
-    planned = {sets[uid] for d in folder.of("RTDOSE") if (uid := _plan_uid(d)) in sets}
+    planned = {_set_of_dose(d, sets) for d in folder.of("RTDOSE")}
     for wanted, what in ((planned, "dose"), (set(sets.values()), "plan")):
         found = [f for f in fits if f.found.uid in wanted]
         if len({f.found.uid for f in found}) == 1:
@@ -148,9 +152,11 @@ def _sets_of_plans(folder: Folder) -> dict[str, str]:
     return out
 
 
-def _plan_uid(dose: Found) -> str:
+def _set_of_dose(dose: Found, sets: Mapping[str, str]) -> str:
+    """The structure set that a dose names itself, else that of its plan; "" where neither says."""
     try:
-        return plan_uid(dose)
+        named = [text(s, "ReferencedSOPInstanceUID") for s in items(dose.dataset, _OF_SET)]
+        return next(iter(named), "") or sets.get(plan_uid(dose), "")
     except CaseError:
         return ""
 
@@ -169,13 +175,11 @@ def own_plans(folder: Folder, structure_set: str) -> tuple[tuple[Found, ...], tu
     return tuple(own), tuple(steps)
 
 
-def reference_dose(
-    folder: Folder, series: Series, structure_set: Found
-) -> tuple[Dose | None, tuple[str, ...]]:
+def reference_dose(folder: Folder, ct: Origin, structure_set: Found) -> tuple[Dose | None, tuple[str, ...]]:
     """The dose of the case, or None, and the steps taken; one says why for each dose that is not the case's.
 
-    A dose is the case's by the frame of reference of the CT. One that states no frame is followed to its
-    plan and from there to the structure set.
+    `ct` is the origin of the case's images. A dose is the case's by their frame of reference. One that
+    states no frame is followed to its plan and from there to the structure set.
     """
     steps: list[str] = []
     groups: dict[str, list[Found]] = {}
@@ -183,13 +187,13 @@ def reference_dose(
     for found in folder.of("RTDOSE"):
         try:
             uid = plan_uid(found)
-            why = _why_no_dose(found, sets.get(uid), series, structure_set, folder)
+            why = _why_no_dose(found, _set_of_dose(found, sets), ct, structure_set, folder)
         except InputError as fault:
             why = f": {fault}"
         if why:
             steps.append(f"leave-out-dose: {found.label}{why}")
             continue
-        if not text(found.dataset, "FrameOfReferenceUID") and series.frame_uid:
+        if not text(found.dataset, "FrameOfReferenceUID") and ct.frame:
             steps.append(
                 f"follow-references: {found.label} states no frame of reference; its plan is made on the "
                 "structure set of the CT"
@@ -211,26 +215,29 @@ def reference_dose(
         raise
     except InputError as fault:
         return None, (*steps, f"leave-out-dose: {fault}")
+    if not float(dose.gy.max()) > 0:
+        return None, (
+            *steps,
+            "leave-out-dose: the dose is zero everywhere; export the dose of the calculated plan",
+        )
     told = dose.provenance["steps"]
     return dose, (*steps, *(told if isinstance(told, tuple) else ()))
 
 
-def _why_no_dose(
-    dose: Found, its_set: str | None, series: Series, structure_set: Found, folder: Folder
-) -> str:
-    """Why a dose is not that of the case, to follow its name; "" where it is. `its_set` is its plan's."""
+def _why_no_dose(dose: Found, its_set: str, ct: Origin, structure_set: Found, folder: Folder) -> str:
+    """Why a dose is not that of the case, to follow its name; "" where it is.
+
+    `its_set` is the structure set that it names, or its plan's.
+    """
     frame = text(dose.dataset, "FrameOfReferenceUID")
-    if frame and frame != series.frame_uid:
-        return " is in another frame of reference than the CT; export the dose on this CT"
-    ids = text(dose.dataset, "PatientID"), text(structure_set.dataset, "PatientID")
-    if all(ids) and ids[0] != ids[1]:
-        return " bears another PatientID (0010,0020) than the structure set; export both again"
+    found = compare(ct, Origin("dose", patient_code(dose.dataset), frame=frame))
+    if found.contradictions:
+        return f": {'; '.join(found.contradictions)}; export the dose on this CT"
     # A plan on a structure set that is absent says nothing about this one: the frame decides.
     others = {f.uid for f in folder.of("RTSTRUCT")} - {structure_set.uid}
     if its_set in others:
-        return " belongs to a plan on another structure set of the folder"
-    if frame != series.frame_uid and its_set != structure_set.uid:
-        return (
-            " states no frame of reference and no plan on this structure set; add its plan or export it again"
-        )
+        return " belongs to another structure set of the folder"
+    if frame != ct.frame and its_set != structure_set.uid:
+        silent = "is of a CT that states" if frame else "states"
+        return f" {silent} no frame of reference, and no plan links it to this structure set; add its plan"
     return ""

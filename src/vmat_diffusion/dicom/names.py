@@ -27,27 +27,34 @@ from typing import Any
 
 from vmat_diffusion.case import ROLES, Role
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import parse_json, why_no_file
 
 # Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
 _DOSE_GY = (10.0, 100.0)
-# TG-263: type, class (primary, nodal, surgical bed ...), number, relative level, dose. HR-CTV, IR-CTV and
-# LR-CTV are those of GEC-ESTRO. Words such as ring, opt or a minus sign make a helper structure of it.
+# TG-263: type, "!" (without the overlap of higher levels), class (primary, nodal, surgical bed ...), number,
+# images, place, relative level, dose, fractions, crop in mm. HR-CTV, IR-CTV, LR-CTV are those of GEC-ESTRO.
+# Words such as ring, opt or a minus sign make a helper structure of it, and so may an organ: PTV_Rectum can
+# be their overlap. An organ that a dose follows (PTV_Liver_2000x3) is the place of the target.
 _RISK = r"(?P<risk>[hil]r)"
+_LEVEL = "high|mid|low|intermediate|int|hr|ir|lr|hi|lo|boost|total"
+_PLACE = "eval|prostate|seminalves|sv|nodes?|lns?|vault|preop|postop"
+_SITE = "adrenal|bone|brain|breast|chestwall|kidney|liver|lung|neck|pancreas|pelvis|spine"
 _TARGET = re.compile(
-    rf"(?:{_RISK}[ -]?)?(?P<type>gtv|ctv|ptv|itv|igtv|ictv)[ -]?(?P<class>p|n|t|sb|par|v)?[ -]?"
-    r"(?P<number>0?[1-9](?!\d)|[a-c])?(?:[ -](?P<level>high|mid|low|int|hr|ir|lr|hi|lo|boost|total))?"
-    r"(?:[ -](?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?"
-    r"(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?:[ -](?P<eval>eval))?"
+    rf"(?:{_RISK}[ -]?)?(?P<type>gtv|ctv|ptv|itv|igtv|ictv)(?P<rest>!)?[ -]?(?P<class>p|n|t|sb|par|vas|v)?"
+    r"[ -]?(?P<number>0?[1-9](?!\d)|1\d(?!\d)|[a-c](?![a-z]))?(?P<image>[ -]?(?:(?:ct|pt|mr|sp)\d{1,2})+)?"
+    rf"(?:[ -](?P<place>{_PLACE}|(?:{_SITE})(?=[ -]\d{{2}})))?(?:[ -]?(?P<level>{_LEVEL})(?: ?risk)?)?"
+    r"(?:(?:[ -]|(?<=[a-z!])(?!1\d(?!\d)))(?P<dose>\d{2,4}(?:[.,p]\d{1,2})?) ?(?:c?gy)?)?"
+    r"(?P<each>[ -]\d(?:[.p]\d{1,2})? ?gy|[ -]?x ?\d{1,2})?(?P<crop>-0\d)?(?:[ -](?P<eval>eval))?"
 )
 # The role of an entry that the user has not decided on yet; see unknown_names.
 UNDECIDED = "unknown"
 _ENTRY = {"role", "aliases", "regexes", "seen", "nearest"}
-_LEVELS = {"high": "High", "hi": "High", "mid": "Mid", "low": "Low", "lo": "Low", "int": "Mid"}
+_LEVELS = {"hi": "High", "lo": "Low", "int": "Mid", "intermediate": "Mid"}
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a name means. `how` is "name", "alias" or "expression": the order of precedence."""
+    """What a name means. `how` is "name", "alias", "expression" or "evaluation": the order of precedence."""
 
     name: str
     role: Role
@@ -70,22 +77,28 @@ class NameTable:
             return None
         if found := self.exact.get(squeezed(name)):
             return found
-        spaced = " ".join(re.split(r"[\s_]+", name.strip().casefold()))
+        spaced = " ".join(re.split(r"[\s_()\[\]]+", name.casefold())).strip()
         for pattern, canonical, role in self.expressions:
             if not (hit := pattern.fullmatch(spaced)):
                 continue
             if "{dose}" not in canonical:
-                return Match(canonical, role, "expression")
+                return _by_expression(name, canonical, role)
             if (gy := _dose_gy(hit.group("dose"))) is not None:
-                return Match(canonical.replace("{dose}", f"{gy:g}"), role, "expression")
-        canonical = _numbered_target(spaced)
-        return Match(canonical, "target", "expression") if canonical else None
+                return _by_expression(name, canonical.replace("{dose}", f"{gy:g}"), role)
+        canonical = _numbered_target(re.sub(" ?- ?", "-", spaced))
+        return _by_expression(name, canonical, "target") if canonical else None
 
     def nearest(self, name: str) -> tuple[str, ...]:
         """Up to three canonical names: those that a word of the name means, then the closest spellings."""
         words = [w for w in re.split(r"[\s_\-.]+", name.casefold()) if len(w) > 2 and w in self.exact]
         close = difflib.get_close_matches(squeezed(name), list(self.exact), n=8, cutoff=0.7)
         return tuple(dict.fromkeys(self.exact[c].name for c in [*words, *close]))[:3]
+
+
+def _by_expression(name: str, canonical: str, role: Role) -> Match:
+    """The match of an expression; PTV70_eval, made from PTV70, steps back where both are there."""
+    derived = squeezed(name).endswith("eval") and not squeezed(canonical).endswith("eval")
+    return Match(canonical, role, "evaluation" if derived else "expression")
 
 
 def squeezed(name: str) -> str:
@@ -103,16 +116,19 @@ def _numbered_target(spaced: str) -> str:
     if not (hit := _TARGET.fullmatch(spaced)):
         return ""
     kind = hit["type"].upper()
-    name = kind + (hit["class"] or "") + (hit["number"] or "").upper().lstrip("0")
+    name = kind + (hit["rest"] or "") + (hit["class"] or "") + (hit["number"] or "").upper().lstrip("0")
+    for part in ("image", "place"):
+        text = (hit[part] or "").strip(" -")
+        name += f"_{text.upper() if part == 'image' or len(text) < 4 else text.capitalize()}" if text else ""
     if hit["risk"] or hit["level"]:
         level = hit["level"] or hit["risk"]
-        name += f"_{_LEVELS.get(level, level.upper() if len(level) == 2 else level.capitalize())}"
+        name += f"_{_LEVELS.get(level) or (level.upper() if len(level) == 2 else level.capitalize())}"
     if hit["dose"]:
         if (gy := _dose_gy(hit["dose"])) is None:
             return ""
         name += f"_{gy:g}"
     # 60_2Gy may be 60 Gy in fractions of 2 Gy or 60.2 Gy: such a name states no dose level.
-    name += "_Eval" if hit["eval"] else ""
+    name += (hit["crop"] or "") + ("_Eval" if hit["eval"] else "")
     return name + (f"_{re.sub(r'[ -]', '', hit['each']).replace('gy', 'Gy')}" if hit["each"] else "")
 
 
@@ -145,8 +161,10 @@ def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTab
     if isinstance(mapping, Mapping):
         return _added(parse_table(_with_sides(mapping), "the mapping"))
     path = Path(mapping)
+    if not path.is_file():
+        raise CaseError(f"name mapping {path.name} {why_no_file(path)}; give an existing JSON file")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise CaseError(f"name mapping {path.name} cannot be opened; give an existing JSON file") from None
     except ValueError as fault:

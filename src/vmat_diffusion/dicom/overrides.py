@@ -12,8 +12,6 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.attributes import items, number, text
 from vmat_diffusion.errors import CaseError
 
-_STEP = "density-override: "
-
 
 def overrides_of(observation: Dataset) -> tuple[str, ...]:
     """What an item of RTROIObservationsSequence overrides, such as `REL_ELEC_DENSITY 1`.
@@ -33,11 +31,11 @@ def overrides_of(observation: Dataset) -> tuple[str, ...]:
 
 def refuse_density_overrides(case: Case) -> None:
     """Raise CaseError for a case whose structure set overrides densities: its dose would be another one."""
-    told = [step.removeprefix(_STEP) for step in case.source.steps if step.startswith(_STEP)]
+    told = case.source.density_overrides
     if told:
         raise CaseError(
             f"the structure set overrides the tissue of {told[0]}"
             + (f" and of {len(told) - 1} more" if len(told) > 1 else "")
             + "; doses are computed from CT numbers alone: write it into the CT, remove the override, or "
-            "plan with --ignore-density-overrides"
+            "pass --ignore-density-overrides"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from vmat_diffusion.errors import CaseError
 _FILL_MM = 10.0
 # Vertices this far out of their plane mean that the contour is not planar in this series.
 _PLANAR_MM = 1.0
+# A contour this close to half way between two slices belongs to the lower one, as a share of their distance:
+# else those of one structure that lies half way throughout would be scattered by the rounding of files. Ours.
+_HALF_WAY = 0.1
 # Contours on one slice whose heights differ by less than this share of the slice spacing, but at least by
 # 0.15 mm, are of one plane: turned or rounded files have 0.03 to 0.13 mm. Ours.
 _ONE_PLANE = 0.15
@@ -48,6 +52,7 @@ class _Counts:
     lost: dict[float, int] = field(default_factory=dict)
     between: int = 0
     off_mm: float = 0.0
+    gaps: list[tuple[float, float]] = field(default_factory=list)
 
 
 def native_mask(
@@ -56,7 +61,8 @@ def native_mask(
     """The mask `[k, j, i]` of contours on the lattice of the images, and the steps taken.
 
     Each contour belongs to the nearest slice. Contours beyond the images are dropped with a step; `within`
-    refuses them. `strict` refuses a slice on which something drawn is lost.
+    refuses them. `strict` refuses a slice on which something drawn is lost, and slices drawn one by one with
+    wide gaps between, whose outline nobody knows.
     """
     slices, beyond = _placed(contours, lattice)
     heights = lattice.heights_mm
@@ -80,7 +86,8 @@ def native_mask(
             f"{pixels} pixels inside its contours at {z:.1f} mm cancel out; contour the slice anew "
             "without outlines that repeat or cross each other"
         )
-    mask, filled = fill_between(mask, sorted(slices), int(_FILL_MM / spacing) - 1)
+    mask, filled = fill_between(mask, sorted(slices), int(_FILL_MM / spacing + 1e-3) - 1)
+    _note_gaps(mask, sorted(slices), heights, counts, strict=strict)
     if filled:
         steps.append(f"fill-slices: {filled} slices between contours filled by shape interpolation")
     return mask, (*steps, *_steps(counts))
@@ -104,9 +111,38 @@ def _placed(contours: Sequence[Contour], lattice: Lattice) -> tuple[dict[int, li
         if not low <= level <= high:
             beyond.append(level)
             continue
-        k = int(np.argmin(np.abs(heights - level)))
-        slices.setdefault(k, []).append(_Placed(level, pixels, contour.exclusive))
+        slices.setdefault(_slice_of(level, heights), []).append(_Placed(level, pixels, contour.exclusive))
     return slices, beyond
+
+
+def _slice_of(level: float, heights: NDArray) -> int:
+    """The nearest slice; the lower one of two about half way between them."""
+    k = int(np.argmin(np.abs(heights - level)))
+    if k and level < heights[k]:
+        gap = heights[k] - heights[k - 1]
+        k -= bool(level - heights[k - 1] <= (0.5 + _HALF_WAY) * gap)
+    return k
+
+
+def _note_gaps(
+    mask: NDArray[np.bool_], planes: Sequence[int], heights: NDArray, counts: _Counts, *, strict: bool
+) -> None:
+    """Keep the gaps between contoured slices that overlap in the plane and yet are too wide to be filled.
+
+    Raises CaseError, where `strict`, if a slice beside such a gap stands alone: several lesions of one
+    structure span several slices each.
+    """
+    for a, b in pairwise(planes):
+        if b - a == 1 or not np.any(mask[a] & mask[b]) or mask[a + 1].any():
+            continue
+        low, high = float(heights[a]), float(heights[b])
+        counts.gaps.append((low, high))
+        alone = [k for k in (a, b) if not mask[max(k - 1, 0) : k].any() and not mask[k + 1 : k + 2].any()]
+        if strict and alone:
+            raise CaseError(
+                f"the {b - a - 1} slices between its contours at {low:.1f} and {high:.1f} mm hold none; only "
+                f"gaps of up to {_FILL_MM:g} mm are filled; contour every slice"
+            )
 
 
 def _fill_slice(
@@ -159,6 +195,10 @@ def _steps(counts: _Counts) -> list[str]:
     if counts.lost:
         pixels = sum(counts.lost.values())
         steps.append(f"lost-area: {pixels} pixels in contours of {len(counts.lost)} slices cancel out")
+    if counts.gaps:
+        (low, high), more = counts.gaps[0], len(counts.gaps) - 1
+        also = f" and {more} more" if more else ""
+        steps.append(f"open-gap: no contour between {low:.1f} and {high:.1f} mm{also}, left empty")
     if counts.between:
         steps.append(f"empty-slices: the contours of {counts.between} slices enclose no voxel centre")
     return steps

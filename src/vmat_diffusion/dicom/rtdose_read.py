@@ -13,8 +13,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom.attributes import (
     about,
+    has,
     integer,
     items,
+    name_of,
     number,
     numbers,
     open_dataset,
@@ -33,6 +35,10 @@ from vmat_diffusion.geometry import Grid
 _GY_MAX = 1000.0
 # A dose of signed numbers may fall below zero by interpolation: up to this share of its maximum. Ours.
 _NEGATIVE = 0.005
+# No course of external beams reaches this dose in earnest. Ours.
+_HOT_GY = 150.0
+# A first frame offset this close to 0 means relative offsets; files round to 0.01 mm or so.
+_FIRST_OFFSET_MM = 0.01
 # Beam doses may differ from the dose of their plan by this share of its maximum: grids and rounding. Ours.
 _BEAMS_AGREE = 0.02
 # A dose of one plane is read as two equal frames this far apart, of which one is kept.
@@ -81,7 +87,8 @@ def read_plane_or_volume(file: str | Path) -> Dose:
         origin = list(grid.origin_mm)
         origin[k] += 0.0 if normal[k] > 0 else grid.spacing_mm[k]
         flat = Grid(gy.shape, grid.spacing_mm, (origin[0], origin[1], origin[2]))
-        return Dose(flat, gy, provenance={"source": "RTDOSE", "summation": summation(found), "steps": ()})
+        facts = {"source": "RTDOSE", "summation": summation(found), **_origin([found]), "steps": ()}
+        return Dose(flat, gy, provenance=facts)
 
 
 def _doubled(found: Found) -> Dataset:
@@ -153,19 +160,55 @@ def course_dose(files: Sequence[Found], plan: Found | None = None) -> Dose:
     provenance = {
         "source": "RTDOSE",
         "summation": kind,
+        **_origin(files),
+        "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
+        "heterogeneity": heterogeneity,
+        "steps": (*turned, *steps),
+        "remarks": (*_remarks(files, kind), *turned),
+    }
+    return Dose(grid, gy, provenance=provenance)
+
+
+def _origin(files: Sequence[Found]) -> dict[str, object]:
+    """Whose the files are and what they refer to, as `vmat_diffusion.origin` compares it."""
+    first = files[0].dataset
+    named = (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence"))
+    return {
         "sop_instance_uids": tuple(f.uid for f in files),
         "plan_uid": plan_uid(files[0]),
         "study_uid": text(first, "StudyInstanceUID"),
         "frame_of_reference_uid": text(first, "FrameOfReferenceUID"),
-        "structure_set_uid": next(
-            (text(s, "ReferencedSOPInstanceUID") for s in items(first, "ReferencedStructureSetSequence")), ""
-        ),
-        "patient_code": one_patient((f"the dose {f.label}", f.dataset) for f in files),
-        "software": " ".join(filter(None, (text(first, "Manufacturer"), text(first, "SoftwareVersions")))),
-        "heterogeneity": heterogeneity,
-        "steps": (*turned, *steps),
+        "structure_set_uid": next(named, ""),
+        "patient_code": one_patient((f"dose {f.label}", f.dataset) for f in files),
     }
-    return Dose(grid, gy, provenance=provenance)
+
+
+def _remarks(files: Sequence[Found], kind: str) -> tuple[str, ...]:
+    """What a person must know of a dose that is read as that of one plan on its CT."""
+    out = []
+    for found in files:
+        item = found.dataset
+        tissue = text(item, "TissueHeterogeneityCorrection").upper().replace("\\", " ").split()
+        if tissue and tissue != ["IMAGE"]:
+            name = name_of("TissueHeterogeneityCorrection")
+            out.append(f"{name} is {' and '.join(tissue)}: not the CT alone says what the patient is made of")
+        if (moved := text(item, "SpatialTransformOfDose", "NONE")) != "NONE":
+            out.append(
+                f"{name_of('SpatialTransformOfDose')} is {moved}: the dose was moved after it was computed"
+            )
+        if not has(item, "DoseType"):
+            out.append(f"{name_of('DoseType')} is missing, PHYSICAL is assumed")
+        plans = items(item, "ReferencedRTPlanSequence")
+        if len(plans) > 1:
+            out.append(f"the dose refers to {len(plans)} plans, the first is taken")
+        parts = any(
+            items(group, "ReferencedBeamSequence")
+            for plan in plans
+            for group in items(plan, "ReferencedFractionGroupSequence")
+        )
+        if kind == "PLAN" and parts:
+            out.append(f"{name_of('DoseSummationType')} is PLAN, but the dose refers to single beams")
+    return tuple(dict.fromkeys(out))
 
 
 def _preferred(files: Sequence[Found]) -> tuple[Sequence[Found], list[str]]:
@@ -268,7 +311,7 @@ def _one(
         normal = np.cross(orientation[:3], orientation[3:])
         origin = np.array(numbers(dataset, "ImagePositionPatient", 3))
         # Relative offsets start at 0; otherwise they are absolute z positions (PS3.3, C.8.8.3.2).
-        if abs(offsets[0]) > 1e-6:
+        if abs(offsets[0]) > _FIRST_OFFSET_MM:
             if abs(abs(normal[2]) - 1) > 1e-3:
                 raise CaseError("GridFrameOffsetVector (3004,000C) is absolute in a dose that is not axial")
             if abs(offsets[0] - origin[2]) > 0.1:
@@ -284,10 +327,31 @@ def _one(
         lattice = lattice_of(positions, orientation, (columns_mm, rows_mm), size)
         placement = placement_of(lattice)
         stored = without_spare_bits(dataset, stored_values(dataset, frames))
+        _refuse_hidden_sign(dataset, stored, scaling)
         values, floored = _not_negative(stored[order].astype(np.float32) * np.float32(scaling))
         gy = placement.values(values, 0.0)
         heterogeneity = text(dataset, "TissueHeterogeneityCorrection")
     return placement.grid, gy, heterogeneity, (*placement.steps, *floored)
+
+
+def _refuse_hidden_sign(dataset: Dataset, stored: NDArray, scaling: float) -> None:
+    """Refuse unsigned values of which the highest are slightly negative ones: they would be the hot spots.
+
+    They are at the very top of the range, with nothing between them and its lower half, and far above what
+    an external beam gives.
+    """
+    if not np.issubdtype(stored.dtype, np.unsignedinteger) or float(stored.max()) * scaling < _HOT_GY:
+        return
+    half = 2 ** (integer(dataset, "BitsStored", 8 * stored.dtype.itemsize) - 1)
+    upper = stored >= half
+    if not upper.any() or upper.all():
+        return
+    lowest, highest = int(stored[upper].min()) - 2 * half, int(stored[~upper].max())
+    if -lowest <= _NEGATIVE * highest:
+        raise CaseError(
+            f"{np.count_nonzero(upper)} voxels hold negative numbers, down to {lowest} times the scaling, "
+            "that PixelRepresentation (0028,0103) calls unsigned; export the dose again"
+        )
 
 
 def _not_negative(gy: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:

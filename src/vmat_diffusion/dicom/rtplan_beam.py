@@ -30,7 +30,8 @@ _ROTATION_MAX_DEG = 1080.0
 class PlannedBeam:
     """One beam as read, with what must be the same for all beams of a plan.
 
-    `energy_mv` is 0 and `sad_mm` None where the file does not say. `remarks` is what a person must know.
+    `energy_mv` is 0 and `sad_mm` None where the file does not say. `jaws` are the types of device that it
+    lists. `remarks` is what a person must know.
     """
 
     arc: Arc
@@ -42,6 +43,7 @@ class PlannedBeam:
     setup: int
     rate_mu_min: float | None
     boundaries_mm: tuple[tuple[str, tuple[float, ...]], ...]
+    jaws: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -85,6 +87,7 @@ def read_beam(item: Dataset, mu: float) -> PlannedBeam:
         setup=integer(item, "ReferencedPatientSetupNumber", -1),
         rate_mu_min=rates[-1] if rates else None,
         boundaries_mm=boundaries,
+        jaws=tuple(name for name in _declared(item) if name in _JAWS),
         remarks=(*remarks, *((remark,) if remark else ())),
     )
 

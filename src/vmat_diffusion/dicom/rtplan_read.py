@@ -28,6 +28,11 @@ _UNUSUAL = {
     "ApprovalStatus": ("REJECTED",),
     "RTPlanGeometry": ("TREATMENT_DEVICE",),
 }
+# What another plan that this one refers to (PS3.3, C.8.8.9) means for the dose.
+_RELATIONS = {
+    "VERIFIED_PLAN": "this plan verifies that one and was not made to treat",
+    "CONCURRENT": "that plan is delivered in the same course, and its dose is not in this one's",
+}
 # Beams that are there to take pictures.
 _IMAGING = ("SETUP", "OPEN_PORTFILM", "TRMT_PORTFILM")
 
@@ -81,6 +86,9 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
         "frame_of_reference_uid": text(dataset, "FrameOfReferenceUID"),
         "structure_set_uid": structure_set_uid(dataset),
         "patient_code": patient_code(dataset),
+        "dose_uids": tuple(
+            text(item, "ReferencedSOPInstanceUID") for item in items(dataset, "ReferencedDoseSequence")
+        ),
         "prescribed_gy": dict(_prescriptions(dataset)),
         "software": f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}".strip(),
         "machine_in_plan": beams[0].machine,
@@ -88,6 +96,7 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
         "sad_mm": beams[0].sad_mm,
         "fluence_mode": beams[0].fluence_mode,
         "leaf_boundaries_mm": dict(beams[0].boundaries_mm),
+        "jaws": beams[0].jaws,
         "steps": tuple(steps),
         "remarks": tuple(remarks),
     }
@@ -149,6 +158,11 @@ def _state(dataset: Dataset, group: Dataset) -> list[str]:
     if stated != listed:
         said = "missing" if stated < 0 else f"{stated}"
         out.append(f"{name_of('NumberOfBeams')} is {said}, {listed} beams are referred to")
+    if (sets := len(items(dataset, "ReferencedStructureSetSequence"))) > 1:
+        out.append(f"the plan refers to {sets} structure sets, the first is taken")
+    for other in items(dataset, "ReferencedRTPlanSequence"):
+        if meaning := _RELATIONS.get(relation := text(other, "RTPlanRelationship")):
+            out.append(f"{name_of('RTPlanRelationship')} is {relation}: {meaning}")
     return out
 
 

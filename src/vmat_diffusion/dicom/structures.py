@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from vmat_diffusion.case import Role, Structure
+from vmat_diffusion.case import DENSITY_OVERRIDE, Role, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, points_mm, text
 from vmat_diffusion.dicom.lattice import Placement
 from vmat_diffusion.dicom.names import NameTable, cleaned
@@ -20,7 +20,7 @@ from vmat_diffusion.errors import CaseError
 # Types that enclose an area. OsiriX calls the outlines it puts between drawn ones INTERPOLATED_PLANAR.
 _AREAS = ("CLOSED_PLANAR", "INTERPOLATED_PLANAR", "CLOSED_PLANAR_INTERPOLATED")
 _EXCLUSIVE = ("CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
-_ORDER = ("declared", "name", "alias", "expression")
+_ORDER = ("declared", "name", "alias", "expression", "evaluation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,8 @@ def name_rois(rois: Sequence[Roi], table: NameTable) -> tuple[tuple[Named, ...],
         if roi.empty:
             named.append(Named(roi, cleaned(roi.alias), match.role if match else "other", match is not None))
         elif roi.declared == "EXTERNAL" and (match is None or match.role == "body"):
-            claims.setdefault("BODY", []).append((0, roi, "body"))
+            # Couches and masks are declared so too: of several, the one that is named as a body.
+            claims.setdefault("BODY", []).append((-1 if match else 0, roi, "body"))
         elif match is None:
             unknown.append(roi)
         else:
@@ -206,7 +207,7 @@ def structures_on(
     faults: list[CaseError] = []
     for entry in named:
         roi = entry.roi
-        steps += [f"density-override: ROI {roi.number} ({entry.role}): {told}" for told in roi.overrides]
+        steps += [f"{DENSITY_OVERRIDE}ROI {roi.number} ({entry.role}): {told}" for told in roi.overrides]
         steps += [_with_name(remark, entry.name) for remark in roi.remarks]
         try:
             mask, notes = _mask_of(entry, placement, frame_uid)

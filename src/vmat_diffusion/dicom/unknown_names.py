@@ -26,7 +26,7 @@ def unknown_names(root: str | Path, mapping: str | Path | None = None) -> Mappin
     """The unknown names below a folder in the form of a mapping file, the most frequent first.
 
     Spellings that differ in case and separators are one entry. Files that cannot be read are passed over.
-    Raises CaseError for a folder that is absent and a wrong mapping.
+    Raises CaseError for a folder that is absent or holds no structure set, and a wrong mapping.
     """
     root = Path(root)
     if not root.is_dir():
@@ -35,13 +35,17 @@ def unknown_names(root: str | Path, mapping: str | Path | None = None) -> Mappin
     table = load_table(mapping)
     sets: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
+    structure_sets = 0
     for found in each_file(root):
         if found is None or isinstance(found, CaseError) or found.kind != "RTSTRUCT":
             continue
+        structure_sets += 1
         names = {alias for _, alias in region_names(found.dataset) if table.match(alias) is None}
         sets.update({squeezed(name) for name in names})
         for name in names:
             spellings.setdefault(squeezed(name), Counter())[name] += 1
+    if not structure_sets:
+        raise CaseError(f"{root.name or root} holds no RTSTRUCT; give the folder with the DICOM files")
     entries: dict[str, Any] = {}
     for key, seen in sorted(sets.items(), key=lambda item: (-item[1], item[0])):
         aliases = [name for name, _ in spellings[key].most_common()]

@@ -115,7 +115,7 @@ def exceeded_limits(sheet: GoalSheet, case: Case, dose: Dose, organs: tuple[str,
     """
     mean: dict[str, float] = {}
     hot: dict[str, float] = {}
-    for result in evaluate(sheet, case, dose):
+    for result in evaluate(sheet.in_gy(), case, dose):
         goal, metric, value = result.goal, result.goal.metric, result.value
         if (
             goal.comparator != "<="

@@ -117,7 +117,8 @@ def load_model(weights: str | Path = "shipped") -> DoseModel:
     """
     path = weights_path(weights)
     if not path.is_file():
-        raise InputError(f"weights {weights} do not exist; give 'shipped' or a safetensors file of `train`")
+        what = "are a folder" if path.is_dir() else "do not exist"
+        raise InputError(f"weights {weights} {what}; give 'shipped' or a safetensors file of `train`")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -48,11 +48,12 @@ class DoseLimit:
 def dose_limits(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[DoseLimit, ...]:
     """The goals of a fitted sheet that limit a dose or a volume, for a case on the model's grid.
 
-    Without gEUD, conformity and homogeneity, and without structures that have no voxel in the box.
+    Without gEUD, partial means, R50%, D2cm, conformity and homogeneity, and without structures that have no
+    voxel in the box.
     """
     in_targets = case.union(name for name in sheet.prescription.target_gy if name in case.structures)
     out = []
-    for goal in sheet.goals:
+    for goal in sheet.in_gy().goals:
         structure = case.structures.get(goal.structure)
         limit = None if structure is None else _limit(goal, sheet, structure.voxels, case.grid.voxel_cc)
         if structure is None or limit is None:
@@ -62,20 +63,20 @@ def dose_limits(sheet: GoalSheet, case: Case, encoded: Encoded) -> tuple[DoseLim
         movable = ~inside if structure.role != "target" else np.ones(len(flat), bool)
         if movable.any():
             limit_gy, count = limit
-            at_least = goal.comparator == ">="
+            at_least = goal.demands_dose
             tensors = torch.from_numpy(flat), torch.from_numpy(movable)
             out.append(DoseLimit(goal.structure, *tensors, structure.voxels, limit_gy, at_least, count))
     return tuple(out)
 
 
 def _limit(goal: Goal, sheet: GoalSheet, voxels: int, voxel_cc: float) -> tuple[float, int | None] | None:
-    """The limit in Gy and the `count` of a DoseLimit; None for a goal that is no such limit."""
+    """The limit in Gy and the `count` of a DoseLimit for a goal in physical Gy; None for no such limit."""
     if goal.metric.kind == "mean":
         return goal.limit, None
     bound = goal.bound(sheet.prescription.target_gy)
     if bound is None:
         return None
-    at_least = goal.comparator == ">="
+    at_least = goal.demands_dose
     if goal.metric.is_near_maximum and not at_least:
         return bound.level_gy, 0
     hottest = bound.voxels(voxels, voxel_cc)

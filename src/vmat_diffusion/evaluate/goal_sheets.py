@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -30,11 +29,7 @@ from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Normaliza
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.evaluate.spillage import TABLES, rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml, why_no_file
 
 NEWEST_FORMAT = 2
 _STATEMENT = re.compile(r"(\S+)\s*(>=|<=|=)\s*(?:(\d+(?:\.\d+)?)\s*(Gy|%|cc)?|(\D.*))")
@@ -105,7 +100,7 @@ def load_goals(name_or_path: str | Path) -> GoalSheet:
     if str(name_or_path).endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise GoalError(f"goal sheet {path} does not exist; give a name or an existing file")
+            raise GoalError(f"goal sheet {path} {why_no_file(path)}; give a name or an existing file")
         try:
             return parse_goals(path.read_text(encoding="utf-8-sig"), path.stem)
         except UnicodeDecodeError:
@@ -161,14 +156,14 @@ def parse_goals(text: str, name: str) -> GoalSheet:
 
 def _raw_sheet(label: str, text: str) -> _SheetText:
     try:
-        return TypeAdapter(_SheetText).validate_python(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise GoalError(f"{label}: not valid TOML ({error}); correct the file") from None
+        return TypeAdapter(_SheetText).validate_python(parse_toml(text))
     except ValidationError as error:
         # A misspelt key also leaves the right one missing; the misspelt one is what the user can see.
         first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
         where = " ".join(f"{p + 1}" if isinstance(p, int) else str(p) for p in first["loc"])
         raise GoalError(f"{label}: {where}: {first['msg']}; correct the file") from None
+    except ValueError as error:
+        raise GoalError(f"{label}: not valid TOML ({error}); correct the file") from None
 
 
 def _remarks(label: str, sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Many independent jobs on this computer or on a cluster; one that fails never stops the others.
+"""Many independent jobs on this computer or on a cluster; one that fails does not stop the others.
 
     with closing(run_jobs(preprocess_case, jobs, cluster=Cluster(memory_gb=4.0))) as finished:
         for done in finished:
@@ -14,9 +14,9 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,8 @@ class Done:
         limit: The reason is a limit of this computer, such as a full disk, that every other job meets too.
         defect: The reason is an unexpected exception, a dead worker or a file that the disk did not give,
             not a refused input.
+        memory: The reason is that the memory was too small, of which one case may need more than another: the
+            job is tried again after the others, and only then is it a limit.
         trace: Where an unexpected exception arose.
     """
 
@@ -50,6 +52,7 @@ class Done:
     reason: str = ""
     defect: bool = False
     limit: bool = False
+    memory: bool = False
     trace: str = ""
 
 
@@ -78,7 +81,8 @@ def run_jobs(
 
     Raises:
         InputError: The cluster cannot be started as asked.
-        LimitError: The disk is full or another limit of the computer is met.
+        LimitError: The disk is full or another limit of the computer is met; at once, but for memory: a job
+            that needs too much is tried again after the others, and ends the batch then.
     """
     if not jobs:
         return
@@ -87,9 +91,31 @@ def run_jobs(
     run = _run_here if cluster.kind == "serial" else _run_on_workers
     for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):
         if done.limit:
-            raise LimitError(f"{done.reason}. What is done is kept, the other cases were not tried")
+            others = "" if done.memory else ", the other cases were not tried"
+            raise LimitError(f"{done.reason}. What is done is kept{others}")
         report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
         yield done
+
+
+class _Waiting:
+    """The jobs that wait for their turn; one that failed unexpectedly comes again, behind the others."""
+
+    def __init__(self, keys: Iterable[str], retries: int) -> None:
+        self._keys, self._failures, self._retries = deque(keys), Counter[str](), retries
+
+    def next(self) -> str | None:
+        """The job whose turn it is; None where none waits."""
+        return self._keys.popleft() if self._keys else None
+
+    def answer(self, done: Done) -> Done | None:
+        """What is told of a job that ended; None where it is tried again."""
+        if not done.defect or done.limit:
+            return done
+        self._failures[done.key] += 1
+        if self._failures[done.key] <= self._retries:
+            self._keys.append(done.key)
+            return None
+        return replace(done, limit=done.memory)
 
 
 def _run_here(
@@ -99,14 +125,10 @@ def _run_here(
     retries: int,
     report: Progress,
 ) -> Iterator[Done]:
-    waiting, failures = deque(jobs), Counter[str]()
-    while waiting:
-        key = waiting.popleft()
-        done = _attempt(function, cluster.memory_gb, key, jobs[key])
-        if done.defect and not done.limit and _once_more(key, failures, retries):
-            waiting.append(key)
-        else:
-            yield done
+    waiting = _Waiting(jobs, retries)
+    while (key := waiting.next()) is not None:
+        if (answer := waiting.answer(_attempt(function, key, jobs[key]))) is not None:
+            yield answer
 
 
 def _run_on_workers(
@@ -117,7 +139,7 @@ def _run_on_workers(
     report: Progress,
 ) -> Iterator[Done]:
     workers = cluster.workers_for(len(jobs))
-    attempt = partial(_attempt, function, cluster.memory_gb)
+    attempt = partial(_attempt, function)
     # distributed keeps jobs back until a worker is free only if they come many at once; few ones are
     # therefore kept back here, so that a job that kills its worker takes no other with it.
     ahead = workers * _JOBS_AHEAD if len(jobs) > workers * _JOBS_AHEAD else workers
@@ -125,8 +147,8 @@ def _run_on_workers(
         from distributed import as_completed
 
         _await_worker(client, lambda: report(_STAGE, 0.0, f"waiting for the first of {workers} workers"))
-        waiting, failures = deque(jobs), Counter[str]()
-        first = [waiting.popleft() for _ in range(ahead)]
+        waiting = _Waiting(jobs, retries)
+        first = [key for _ in range(ahead) if (key := waiting.next()) is not None]
         names = {("job", number): key for number, key in enumerate(first)}
         # No future is held longer than needed: a finished job whose worker dies would be done again for it.
         finished = as_completed(
@@ -139,26 +161,18 @@ def _run_on_workers(
             key = names.pop(future.key)
             done = outcome if future.status == "finished" else _lost(key, outcome, cluster.memory_gb)
             del future
-            again = done.defect and not done.limit and _once_more(key, failures, retries)
-            if again:
-                waiting.append(key)
-            if waiting:
-                following = names["job", number] = waiting.popleft()
+            answer = waiting.answer(done)
+            if (following := waiting.next()) is not None:
+                names["job", number] = following
                 finished.add(
                     client.submit(attempt, following, jobs[following], key=("job", number), pure=False)
                 )
                 number += 1
-            if not again:
-                yield done
+            if answer is not None:
+                yield answer
 
 
-def _once_more(key: str, failures: Counter[str], retries: int) -> bool:
-    """Counts a failure of a job; whether it is to be tried again."""
-    failures[key] += 1
-    return failures[key] <= retries
-
-
-def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tuple[Any, ...]) -> Done:
+def _attempt(function: Callable[..., Any], key: str, args: tuple[Any, ...]) -> Done:
     try:
         with redirect_stdout(sys.stderr):  # stdout is for the data of the command
             return Done(key, function(*args))
@@ -167,10 +181,10 @@ def _attempt(function: Callable[..., Any], memory_gb: float, key: str, args: tup
             return Done(key, reason=str(error), defect=True, limit=True)
         return Done(key, reason=str(error), defect=isinstance(error, UnreadableError))
     except Exception as error:
-        if (limit := limit_of(error)) and is_memory(limit):
-            return Done(key, reason=_too_large(key, memory_gb), defect=True, trace=traceback.format_exc())
-        if limit:
-            return Done(key, reason=f"{key}: {limit}", defect=True, limit=True, trace=traceback.format_exc())
+        if limit := limit_of(error):
+            memory, trace = is_memory(limit), traceback.format_exc()
+            reason = f"{key}: {limit}{', or leave the case out' if memory else ''}"
+            return Done(key, reason=reason, defect=True, limit=not memory, memory=memory, trace=trace)
         disk = isinstance(error, OSError) and error.errno is not None
         reason = _unreadable(key, error) if disk else unexpected(key, error)
         return Done(key, reason=reason, defect=True, trace=traceback.format_exc())
@@ -187,14 +201,13 @@ def _lost(key: str, failure: Any, memory_gb: float) -> Done:
 
     error = failure[1] if isinstance(failure, tuple) else failure
     killed = isinstance(error, KilledWorker)
-    return Done(key, reason=_too_large(key, memory_gb) if killed else unexpected(key, error), defect=True)
-
-
-def _too_large(key: str, memory_gb: float) -> str:
-    return (
+    if not killed:
+        return Done(key, reason=unexpected(key, error), defect=True)
+    reason = (
         f"{key}: its worker died or was killed, probably because the case needs more than the limit of "
-        f"{memory_gb:g} GB; run it again with a higher --memory-gb"
+        f"{memory_gb:g} GB; run again with a higher --memory-gb, or leave the case out"
     )
+    return Done(key, reason=reason, defect=True, memory=True)
 
 
 def unexpected(key: str, error: BaseException) -> str:

@@ -65,7 +65,7 @@ def begin_dataset(
         raise InputError(f"{out} is not empty; pass --resume to go on with it or name another folder")
     kept = read_dataset(out)
     if kept is None and begun.is_file():
-        kept = json.loads(begun.read_text(encoding="utf-8"))
+        kept = _begun(begun)
     if kept is None and there:
         raise InputError(f"{out} holds other files and no data set; name another folder")
     more = False
@@ -220,6 +220,17 @@ def is_made(out: Path, state: Mapping[str, Any] | None, key: str, wanted: Mappin
 def staged_path(out: Path, case: str) -> Path:
     """The file of a case between its first and its second pass."""
     return out / WORK / f"{case}.npz"
+
+
+def _begun(file: Path) -> dict[str, Any]:
+    """The settings and the shape that `write_run` has written. Raises InputError for another file."""
+    try:
+        record = parse_json(file.read_text(encoding="utf-8"))
+        if isinstance(record["settings"], dict) and isinstance(record["shape"], list | None):
+            return dict(record)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{file} is no record of a data set's settings; remove the data set and begin it anew")
 
 
 def _admits_more(

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
-from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.errors import InputError, LimitError, PlanError, limit_of
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.jobs.cluster import THREADS, cores
 from vmat_diffusion.progress import Progress
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
 
 _TELL_S, _LOOK_S = 0.3, 0.1
-_NOTHING_YET = 130
+# Exit codes of a process: interrupted before there was a plan; ended by a limit, with a sentence on stderr.
+_NOTHING_YET, _LIMIT = 130, 75
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def made_together(jobs: Sequence[Job], report: Progress) -> list[Optimized | Non
     """The plans of all jobs, in their order; None for one that Ctrl-C ended before it had a plan.
 
     After Ctrl-C those under way end with the best plan that they have, and no further one is begun. Raises
-    KeyboardInterrupt if no job has a plan then, InputError as a job does, PlanError if one fails otherwise.
+    KeyboardInterrupt if no job has a plan then, InputError as a job does, LimitError where the computer's
+    memory or disk ended one, PlanError if one fails otherwise.
     """
     workers = workers_for(len(jobs))
     threads = max(cores() // workers, 1)
@@ -159,16 +161,47 @@ class _Process:
             return made
         if interrupted:
             return None
-        lines = self._complaint.read_text().strip().splitlines()
+        lines = self._complaint.read_text(errors="replace").strip().splitlines()
         assert self._process is not None
+        code, who = self._process.returncode, f"candidate {self.number + 1}"
+        if code == _LIMIT and lines:
+            raise LimitError(f"{who}: {lines[-1]}")
+        if limit := limit_of(RuntimeError("\n".join(lines))):  # a library's last words
+            raise LimitError(f"{who}: {limit}")
+        if code < 0:
+            raise LimitError(
+                f"{who}: its process was killed by {_signal(-code)}, probably because the memory was too "
+                "small for so many at a time; ask for fewer --candidates or a coarser --grid-mm, end other "
+                "programs, or take a computer with more memory"
+            )
         raise PlanError(
-            f"candidate {self.number + 1} failed with exit code {self._process.returncode}: "
+            f"{who} failed with exit code {code}: "
             f"{lines[-1] if lines else 'it gave no reason'}; plan one candidate to see more"
         )
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def main() -> None:
-    """What a process does: the job of the file named first, its result into the second."""
+    """What a process does: the job of the file named first, its result into the second.
+
+    A limit of the computer is said in one sentence on stderr, any other fault with its traceback.
+    """
+    try:
+        _make()
+    except Exception as error:
+        if not (limit := limit_of(error)):
+            raise
+        print(limit, file=sys.stderr)
+        sys.exit(_LIMIT)
+
+
+def _make() -> None:
     job = pickle.loads(Path(sys.argv[1]).read_bytes())
     last = [0.0]
 

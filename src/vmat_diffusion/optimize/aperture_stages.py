@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from vmat_diffusion.geometry import sample
+from vmat_diffusion.geometry import sample_dose
 from vmat_diffusion.optimize.aperture import ApertureProblem, Score, SearchStep, Stage, refine_mu, search
 from vmat_diffusion.optimize.conflicts import Conflict, observed_conflicts
 from vmat_diffusion.optimize.deliverable_set import (
@@ -199,7 +199,7 @@ def _correction(prepared: Prepared, problem: ApertureProblem, apertures: Apertur
     """The correction with which the problem's dose of these apertures is the full dose, read off its grid."""
     objective = problem.objective
     full = prepared.full_dose(prepared.plan(problem.points, apertures), prepared.density.grid)
-    read = sample(full.gy, full.grid, objective.points_mm) / objective.reference_gy
+    read = sample_dose(full.gy, full.grid, objective.points_mm) / objective.reference_gy
     return problem.correction + torch.as_tensor(read - problem.dose(apertures)).float()
 
 

@@ -26,6 +26,18 @@ _STEREOTACTIC_HOT, _STEREOTACTIC_FAR, _STEREOTACTIC_GRACE_MM = 1.25, 0.2, 1.0
 _HOT_PERCENT = 5.0
 
 
+@dataclass(frozen=True, eq=False)
+class CeilingMap:
+    """On the dose grid: the most that each voxel may receive, relative, and its distance to any target.
+
+    Outside the body the distance is infinite.
+    """
+
+    grid: Grid
+    dose: NDArray[np.float32]
+    distance_mm: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Falloff:
     """Relative to a target's level: `hot` inside, then falling to `far` as exp(-(r - grace) / length)."""
@@ -39,23 +51,20 @@ class Falloff:
 def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
     """How dose may fall off from a target: the usual way, or as the protocols of stereotactic plans ask.
 
-    There the half-prescription isodose lies where R50 % of the target's volume puts it, both taken as
-    spheres, and the target may be as hot as the strictest goal on its hot spot (max, Dcc, D5% and hotter)
-    says.
+    There the half-prescription isodose lies where the sheet's goal on R50% puts it, or without one the
+    RTOG's table for the target's volume, both volumes taken as spheres. The target may be as hot as the
+    strictest goal on its hot spot (max, Dcc, D5% and hotter) says.
     """
     if not sheet.stereotactic:
         return Falloff()
     cc = case.structures[target].voxels * case.grid.voxel_cc
-    r50 = rtog_limit("R50%", cc).limit
+    goals = [g for g in sheet.in_gy().goals if g.structure == target and g.comparator == "<="]
+    r50 = min((g.limit for g in goals if str(g.metric) == "R50%"), default=rtog_limit("R50%", cc).limit)
     half_mm = 10.0 * (3.0 * cc / (4.0 * math.pi)) ** (1 / 3) * (r50 ** (1 / 3) - 1.0)
     far = _STEREOTACTIC_FAR
     length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((BORDER - far) / (0.5 - far))
     level = sheet.prescription.target_gy[target]
-    upper = [
-        g.limit / level
-        for g in sheet.goals
-        if g.structure == target and g.comparator == "<=" and _limits_hot_spot(g.metric)
-    ]
+    upper = [g.limit / level for g in goals if _limits_hot_spot(g.metric)]
     return Falloff(max(length, 1.0), far, _STEREOTACTIC_GRACE_MM, min(upper, default=_STEREOTACTIC_HOT))
 
 

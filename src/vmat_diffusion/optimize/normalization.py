@@ -13,7 +13,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.goals import GoalSheet, normalization_gy
-from vmat_diffusion.geometry import Grid, sample
+from vmat_diffusion.geometry import Grid, sample_dose
 from vmat_diffusion.machine import Limits, Machine
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.progress import Progress
@@ -100,5 +100,5 @@ class FullDose:
         """The difference at points `[n, 3]`, in units of `reference_gy`; 0 where none is known."""
         if self.difference is None:
             return torch.zeros(len(points_mm))
-        gy = sample(self.difference.gy, self.difference.grid, points_mm)
+        gy = sample_dose(self.difference.gy, self.difference.grid, points_mm)
         return torch.as_tensor(gy / reference_gy).float()

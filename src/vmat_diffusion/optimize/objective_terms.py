@@ -62,6 +62,8 @@ class ObjectiveWeights:
     max_at_most: float = 0.97
     histogram_at_most: float = 0.985
     histogram_at_least: float = 1.004
+    # A volume to be spared is asked for a little larger than the sheet has it.
+    spared_at_least: float = 1.01
     # Brings the mean over the points that a histogram goal pushes to the size of other hinges.
     histogram: float = 3.0
     # A mean that is out of reach pulls with constant force beyond this relative excess, and does not bend
@@ -79,10 +81,12 @@ class ObjectiveWeights:
     # A goal counts as met with room inside these shares of its limit.
     room_at_most: float = 0.985
     room_at_least: float = 1.002
+    room_spared: float = 1.008
     # A value on every voxel may be worse by this share than on samples. For coverage it is little: sheets
     # normalise to 0.2 % above it or more.
     report_above: float = 0.012
     report_below: float = 0.001
+    report_spared: float = 0.005
     # Above this normalisation factor the search raises the dose that sets the plan's level; below, scaling
     # the MU at the end changes nothing that matters.
     level_factor: float = 1.003
@@ -98,13 +102,18 @@ class ObjectiveWeights:
 class GoalTerm:
     """A hinge for one goal, with the weight that grows while the goal is missed.
 
-    The term with `is_normalization` stands for the dose that the sheet's normalisation asks for.
+    `goal` has the words of the sheet and the priority that counts in the search; `physical` is the same goal
+    in Gy of the whole course. The term with `is_normalization` stands for the dose that the sheet's
+    normalisation asks for. `pressed` says of a member of a group whether the search presses for it; None
+    until a dose is known, and for other goals.
     """
 
     goal: Goal
+    physical: Goal
     region: Region
     weight: float = 1.0
     is_normalization: bool = False
+    pressed: bool | None = None
 
 
 @dataclass(frozen=True)

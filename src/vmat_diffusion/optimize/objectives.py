@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +19,12 @@ from torch import Tensor
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.dvh import Dvh
-from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, Status
-from vmat_diffusion.evaluate.metrics import Bound, histogram_value
-from vmat_diffusion.geometry import Grid, sample
-from vmat_diffusion.optimize.falloff import BORDER, ceiling_of, falloff_of
+from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Group, Normalization
+from vmat_diffusion.evaluate.metrics import histogram_value
+from vmat_diffusion.geometry import Grid, sample, sample_dose
+from vmat_diffusion.optimize.falloff import BORDER, CeilingMap, ceiling_of, falloff_of
+from vmat_diffusion.optimize.goal_weights import GoalWeighing
+from vmat_diffusion.optimize.hinges import Wanted, goal_hinge, wanted
 from vmat_diffusion.optimize.objective_terms import (
     Aim,
     GoalTerm,
@@ -32,18 +33,7 @@ from vmat_diffusion.optimize.objective_terms import (
     ObjectiveWeights,
     PointwiseAim,
 )
-from vmat_diffusion.optimize.sampling import CeilingMap, Region, draw_samples
-
-# Priority, and whether the goal is an organ's and no must: the lower comes first.
-_Rank = tuple[int, bool]
-
-
-class _Standing(NamedTuple):
-    """A goal's rank, its value on a dose, and how the value stands to the goal."""
-
-    rank: _Rank
-    value: float | None
-    status: Status | None
+from vmat_diffusion.optimize.sampling import Region, Samples, draw_samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +56,7 @@ class Objective:
     reference_gy: float
     fixed_dose: Tensor
     terms: tuple[GoalTerm, ...] = ()
+    groups: Mapping[str, Group] = field(default_factory=dict)
     aims: tuple[Aim, ...] = ()
     extra_terms: tuple[ObjectiveTerm, ...] = ()
     normalization_factor: float = 1.0
@@ -88,7 +79,7 @@ class Objective:
         organs = [region for name, region in self.regions.items() if name not in self.target_gy]
         aims = []
         for region in organs:
-            gy = sample(dose.gy, dose.grid, self.points_mm[region.points])
+            gy = sample_dose(dose.gy, dose.grid, self.points_mm[region.points])
             relative = torch.as_tensor(gy / self.reference_gy, dtype=torch.float32)
             aims.append(aim(region, relative.clamp_min(self.weights.least_aim)))
         return replace(self, aims=tuple(aims))
@@ -135,37 +126,22 @@ class Objective:
 
     def hinge(self, term: GoalTerm, dose: Tensor) -> Tensor:
         """Zero where the goal is met with a small margin, growing quadratically beyond."""
-        weights, goal, region = self.weights, term.goal, term.region
-        bound = self._bound(goal)
+        goal, region = term.physical, term.region
+        want = self._wanted(goal, region)
         d = dose[region.points]
-        if goal.structure not in self.target_gy:
+        if not self.weighing.of_target(goal):
             d = d * self.normalization_factor
-        kind, at_least = goal.metric.kind, goal.comparator == ">="
-        limit = goal.limit / self.reference_gy
-        level = None if bound is None else bound.level_gy / self.reference_gy
-        if goal.priority > 1 and not at_least:
-            d = self._fixed_in_targets(region, d, level if kind in ("D%", "V") else None)
-        if kind in ("mean", "gEUD"):
-            exponent = goal.metric.value or 1.0
-            mean = d.mean() if kind == "mean" else _power_mean(d, exponent, weights.least_dose)
-            gap = limit * weights.mean_at_least - mean if at_least else mean - limit * weights.mean_at_most
-            excess = gap.clamp_min(0) / weights.mean_knee
-            return weights.mean * weights.mean_knee**2 * ((1 + excess.square()).sqrt() - 1)
-        if kind == "min" or goal.metric.is_near_maximum:
-            # Near-maximum and near-minimum: all points beyond the limit, a little early.
-            gap = (limit * weights.min_at_least - d) if at_least else (d - limit * weights.max_at_most)
-            if kind == "min" or not at_least:
-                return gap.clamp_min(0).square().sum() / max(weights.hot_points, weights.hot_share * len(d))
-            return gap.min().clamp_min(0).square()
-        if bound is None or level is None:
-            return d.new_zeros(())
-        ordered = torch.sort(d, descending=True).values
-        first = int(np.clip(round(bound.share(region.volume_cc) * len(d)), 0, len(d)))
-        if at_least:
-            below = (level * weights.histogram_at_least - ordered[:first]).clamp_min(0)
-            return below.square().sum() / max(len(d), 1) * weights.histogram
-        above = (ordered[first:] - level * weights.histogram_at_most).clamp_min(0)
-        return above.square().sum() / max(len(d) - first, 1) * weights.histogram
+        if term.goal.priority > 1 and not want.more:
+            d = self._fixed_in_targets(region, d, want.level if self._acts_in_targets(goal) else None)
+        return goal_hinge(want, d, self.weights)
+
+    def _wanted(self, goal: Goal, region: Region) -> Wanted:
+        whole = self.regions.get(goal.structure, region)
+        return wanted(goal, region.volume_cc, whole.volume_cc, self.target_gy, self.reference_gy)
+
+    def _acts_in_targets(self, goal: Goal) -> bool:
+        """Whether an organ's goal may push points inside targets: it bounds a point of the histogram."""
+        return goal.metric.kind in ("D%", "V", "CV") or goal.structure not in self.regions
 
     def _fixed_in_targets(self, region: Region, d: Tensor, level: float | None = None) -> Tensor:
         """Normalised dose of a region's points, with the fixed dose at those inside targets.
@@ -180,63 +156,39 @@ class Objective:
             fixed = fixed & (self.ceiling[region.points] * self.weights.near_target > level)
         return torch.where(fixed, fixed_dose, d)
 
-    def _bound(self, goal: Goal) -> Bound | None:
-        return goal.bound(self.target_gy)
-
     def value(self, goal: Goal, region: Region, dose: NDArray) -> float | None:
-        """The goal's metric on relative dose at the sampled points, in the goal's unit."""
+        """The metric of a goal in physical Gy on relative dose at its points, in the goal's unit."""
         gy = dose[region.points] * self.reference_gy
+        if goal.metric.kind == "Dcm":
+            return float(gy.max())
         level_gy = goal.metric.level_gy(self.target_gy.get(goal.structure))
-        return histogram_value(goal.metric, Dvh.of(gy, region.volume_cc / len(gy)), level_gy)
+        dvh = Dvh.of(gy, region.volume_cc / len(gy))
+        if goal.metric.kind == "R":
+            target_cc = self.regions[goal.structure].volume_cc
+            return None if level_gy is None else float(dvh.volume_at_dose_cc(level_gy)) / target_cc
+        return histogram_value(goal.metric, dvh, level_gy)
+
+    @cached_property
+    def weighing(self) -> GoalWeighing:
+        """How the goals are weighed."""
+        return GoalWeighing(self.weights, frozenset(self.target_gy), self.groups)
 
     def adapt(self, dose: NDArray) -> tuple[Objective, int]:
         """The objective with goals weighed anew for a dose, and how many goals miss their limit.
 
-        Goals rank by priority; the musts are of one rank, below them targets come before organs. A goal fails
-        that misses what is still acceptable as well. As long as one fails, goals of the first rank with such
-        a goal grow; failed goals of lower ranks weaken, so that they do not stand in the way; organ goals of
-        higher ranks that are acceptable stay as they are. Where none fails, all that miss their limit grow by
-        the same rule. Goals met with room ease.
+        By the rules of `goal_weights`, on the normalised dose.
         """
         objective = self._normalized_for(dose)
-        scaled = dose * np.float32(objective.normalization_factor)
-        standings = [self._standing(term, scaled) for term in self.terms]
-        fails = [s.rank for s in standings if s.status == "fail"]
-        first = min(fails or (s.rank for s in standings if s.status not in ("pass", None)), default=None)
-        weights = [
-            objective._weight_for_level(term)
-            if term.is_normalization
-            else self._weight(term, standing, first, any_fails=bool(fails))
-            for term, standing in zip(self.terms, standings, strict=True)
-        ]
-        values = zip(self.terms, (s.value for s in standings), strict=True)
-        missed = sum(t.goal.status(value) != "pass" for t, value in values if value is not None)
-        return objective.with_goal_weights(weights), missed
+        factor = objective.normalization_factor
+        terms, missed = self.weighing.adapted(
+            self.terms, self._values(dose, factor), level_met=factor <= self.weights.level_factor
+        )
+        return replace(objective, terms=terms), missed
 
-    def _standing(self, term: GoalTerm, dose: NDArray) -> _Standing:
-        """How a term's goal stands on a normalised dose; the normalisation itself is not judged."""
-        goal = term.goal
-        rank = goal.priority, goal.priority > 1 and goal.structure not in self.target_gy
-        value = None if term.is_normalization else self.value(goal, term.region, dose)
-        return _Standing(rank, value, None if value is None else self._status(goal, value))
-
-    def _weight(self, term: GoalTerm, standing: _Standing, first: _Rank | None, *, any_fails: bool) -> float:
-        """The new weight of a goal's term, where goals of rank `first` come first."""
-        if standing.value is None:
-            return term.weight
-        if self._met_with_room(term.goal, standing.value):
-            return self._eased(term)
-        if first is not None and standing.rank > first:
-            yielding = max(term.weight * self.weights.yielding, self.weights.least)
-            return term.weight if standing.status == "pass" else yielding
-        if any_fails and standing.status == "acceptable" and term.goal.structure not in self.target_gy:
-            return term.weight
-        return self._grown(term)
-
-    def _weight_for_level(self, term: GoalTerm) -> float:
-        """The new weight of the normalisation's term."""
-        met = self.normalization_factor <= self.weights.level_factor
-        return self._eased(term) if met else self._grown(term)
+    def _values(self, dose: NDArray, factor: float) -> list[float | None]:
+        """The value of each term's goal on the normalised dose; None for the normalisation itself."""
+        scaled = dose * np.float32(factor)
+        return [None if t.is_normalization else self.value(t.physical, t.region, scaled) for t in self.terms]
 
     def with_goal_weights(self, weights: Sequence[float]) -> Objective:
         """The objective with a weight for each term, in order."""
@@ -245,8 +197,10 @@ class Objective:
 
     def weighted_as(self, other: Objective) -> Objective:
         """The objective at the point where another of the same terms was last adapted."""
+        pairs = zip(self.terms, other.terms, strict=True)
         return replace(
-            self.with_goal_weights(other.goal_weights),
+            self,
+            terms=tuple(replace(t, goal=o.goal, weight=o.weight, pressed=o.pressed) for t, o in pairs),
             normalization_factor=other.normalization_factor,
             fixed_dose=other.fixed_dose,
         )
@@ -254,6 +208,10 @@ class Objective:
     def resume(self, weights: Sequence[float], dose: NDArray) -> Objective:
         """The objective with the weights of an earlier search, raised for goals that `dose` misses."""
         objective = self.with_goal_weights(weights)._normalized_for(dose)
+        values = objective._values(
+            dose, objective._factor_for(dose, self.weights.normalization_while_judging)
+        )
+        objective = replace(objective, terms=self.weighing.pressed(objective.terms, values))
         missed = {str(goal) for goal in objective.missed_goals(dose)}
         largest = self.weights.largest_by_priority
         return objective.with_goal_weights(
@@ -267,10 +225,8 @@ class Objective:
 
     def missed_goals(self, dose: NDArray) -> list[Goal]:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
-        scaled = dose * np.float32(self._factor_for(dose, self.weights.normalization_while_judging))
-        terms = [t for t in self.terms if not t.is_normalization]
-        values = ((t.goal, self.value(t.goal, t.region, scaled)) for t in terms)
-        return [goal for goal, value in values if value is not None and self._status(goal, value) == "fail"]
+        factor = self._factor_for(dose, self.weights.normalization_while_judging)
+        return self.weighing.failed(self.terms, self._values(dose, factor))
 
     def _normalized_for(self, dose: NDArray) -> Objective:
         """The objective with the normalisation factor of a dose, and that dose as the fixed one."""
@@ -286,35 +242,6 @@ class Objective:
             return 1.0
         now_gy = self.value(_as_goal(normalization), region, dose)
         return float(np.clip(normalization.gy / now_gy, 1 - most, 1 + most)) if now_gy else 1.0
-
-    def _eased(self, term: GoalTerm) -> float:
-        return max(term.weight * self.weights.eased, self.weights.least)
-
-    def _grown(self, term: GoalTerm) -> float:
-        index = term.goal.priority - 1
-        largest = self.weights.largest_by_priority[index]
-        if index > 0 and term.goal.structure in self.target_gy:
-            largest *= self.weights.largest_of_target
-        return min(term.weight * self.weights.growth_by_priority[index], largest)
-
-    def _met_with_room(self, goal: Goal, value: float) -> bool:
-        """Whether a value is a little inside the limit: the search sees samples, the report every voxel."""
-        if goal.comparator == "<=":
-            return value <= goal.limit * self.weights.room_at_most
-        return value >= goal.limit * self.weights.room_at_least
-
-    def _status(self, goal: Goal, value: float) -> Status:
-        """How a value on samples stands to a goal, with room for what the report will find beyond it."""
-        if goal.comparator == "<=":
-            return goal.status(value * (1 + self.weights.report_above))
-        return goal.status(value * (1 - self.weights.report_below))
-
-
-def _power_mean(d: Tensor, exponent: float, least_dose: float) -> Tensor:
-    """The generalised equivalent uniform dose, scaled so that no power over- or underflows."""
-    d = d.clamp_min(least_dose)
-    top = (d.max() if exponent > 0 else d.min()).detach()
-    return top * (d / top).pow(exponent).mean().pow(1 / exponent)
 
 
 def _as_goal(normalization: Normalization) -> Goal:
@@ -352,11 +279,11 @@ def build_objective(
                 f"objective term {extra.name}: goal sheet {sheet.name} has nothing on {extra.structure}, "
                 f"so it is not sampled; name one of {', '.join(regions)} or add a goal on it"
             )
-    terms = [GoalTerm(g, samples.region_of(g)) for g in sheet.goals if g.structure in regions]
+    terms = _goal_terms(sheet, samples)
     normalization = sheet.normalization
     if normalization.structure in regions:
-        region = regions[normalization.structure]
-        terms.append(GoalTerm(_as_goal(normalization), region, is_normalization=True))
+        norm = _as_goal(normalization)
+        terms.append(GoalTerm(norm, norm, regions[normalization.structure], is_normalization=True))
     return Objective(
         points_mm,
         regions,
@@ -367,5 +294,19 @@ def build_objective(
         reference,
         torch.as_tensor(fixed_dose / BORDER, dtype=torch.float32),
         tuple(terms),
+        groups=sheet.groups,
         extra_terms=tuple(extra_terms),
     )
+
+
+def _goal_terms(sheet: GoalSheet, samples: Samples) -> list[GoalTerm]:
+    """A term for each goal whose structure is sampled; members of a group have its priority to begin with."""
+    terms = []
+    for goal, physical in zip(sheet.goals, sheet.in_gy().goals, strict=True):
+        region = samples.region_of(goal)
+        if region is None:
+            continue
+        group = sheet.groups.get(goal.group or "")
+        ranked = goal if group is None else replace(goal, priority=group.priority)
+        terms.append(GoalTerm(ranked, physical, region))
+    return terms

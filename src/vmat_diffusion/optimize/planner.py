@@ -203,7 +203,8 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
 def _conflicts(task: PlanningTask, state: SearchState, dose: Dose) -> tuple[Conflict, ...]:
     """The goals that fail on the final dose, each with the goals that oppose it, observed or proven."""
     observed = {str(conflict.goal): conflict for conflict in state.conflicts}
-    failed = [r.goal for r in evaluate(task.sheet, task.case, dose) if r.status == "fail"]
+    results = evaluate(task.sheet, task.case, dose)
+    failed = [r.goal for r in results if r.status == "fail" and not r.excused]
     still_open = [observed.get(str(goal), Conflict(goal, ())) for goal in failed]
     return merge_conflicts(proven_conflicts(task.case, task.sheet), still_open)
 

@@ -189,8 +189,7 @@ def prepare(task: PlanningTask) -> Prepared:
     frames = _frames(task, isocenter)
     boxes = np.array([f.jaws_mm for f in frames])
     box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
-    # The report reads doses between the nodes of the dose grid, which blurs them like h^2/6 does.
-    model = fluence_model(machine, box, _NODES_MM, settings.grid_mm**2 / 6)
+    model = fluence_model(machine, box, _NODES_MM)
     fraction_gy = objective.reference_gy / task.sheet.prescription.fractions
     return Prepared(
         task,

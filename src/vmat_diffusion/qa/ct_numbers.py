@@ -1,4 +1,4 @@
-"""Whether CT numbers look like those of a patient: soft tissue near water, the air outside near -1000 HU."""
+"""Whether the densities behind a dose are the patient's: what CT numbers look like, what overrides them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from vmat_diffusion.qa.verdict import Check, warning
 # 41:111, 1996, table 3). The peak is that of the soft tissue between fat and bone. Ours: room for phantoms of
 # water and for obese patients, whose peak is that of fat.
 _SOFT_HU, _SOFT_EXPECTED_HU = (-250.0, 250.0), (-130.0, 90.0)
-_AIR_BELOW_HU, _AIR_EXPECTED_HU = -500.0, (-1100.0, -900.0)
+_AIR_BELOW_HU, _AIR_EXPECTED_HU = -500.0, (-1050.0, -950.0)
 _BIN_HU = 10.0
 _FEWEST_VOXELS = 500
+_SHOWN = 3  # overrides named in a sentence; the case's steps name all
 
 
 def ct_numbers(case: Case) -> Check | None:
@@ -47,6 +48,15 @@ def ct_numbers(case: Case) -> Check | None:
     if sentences:
         sentences = ["; ".join(sentences) + ": check rescale slope, intercept and calibration of the CT"]
     return warning("CT numbers", sentences, ", ".join(said))
+
+
+def ignored_overrides(case: Case) -> list[str]:
+    """A sentence where the structure set prescribes densities, which a dose from CT numbers does not have."""
+    told = case.source.density_overrides
+    if not told:
+        return []
+    listed = ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+    return [f"the densities that the structure set prescribes were ignored, those of the CT hold: {listed}"]
 
 
 def _peak_hu(hu: NDArray, low: float, high: float) -> float | None:

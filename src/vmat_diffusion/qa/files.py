@@ -23,6 +23,8 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.qa.verdict import Check, Verdict, warning
 
 _ONE_PATIENT = "one patient, one plan"
+# How the step of a case begins that names a file of it without a record number.
+_UNSAID = "unsaid-patient: "
 # Numbers read again may differ by the rounding of DICOM's decimal strings and 32-bit doses.
 _POSITION_MM, _ANGLE_DEG, _MU_SHARE, _DOSE_SHARE = 0.02, 0.001, 1e-4, 1e-4
 
@@ -102,8 +104,10 @@ def belonging(
     found = compare(case_origin(case), of_plan, of_dose)
     numbers = case.source.roi_numbers
     prescribed = prescription_against(of_plan, prescription, numbers)
+    unsaid = (s.removeprefix(_UNSAID) for s in case.source.steps if s.startswith(_UNSAID))
     return Comparison(
-        (*found.contradictions, *prescribed.contradictions), (*found.silences, *prescribed.silences)
+        (*found.contradictions, *prescribed.contradictions),
+        (*found.silences, *unsaid, *prescribed.silences),
     )
 
 
@@ -111,11 +115,28 @@ def plan_remarks(plan: Plan, machine: Machine) -> list[str]:
     """What a person must know of a plan file: its state, what it leaves unsaid, another machine's name."""
     said = plan.provenance.get("remarks")
     out = [str(remark) for remark in said] if isinstance(said, tuple) else []
+    out += _absent_jaws(plan, machine)
     name = plan.provenance.get("machine_in_plan")
     base = machine.name.partition(" behind ")[0]
     if isinstance(name, str) and name != base:
         out.append(f"the plan is for machine {name}, it is judged as machine {machine.name}")
     return out
+
+
+def _absent_jaws(plan: Plan, machine: Machine) -> list[str]:
+    """Axes on which the machine has jaws and the plan file lists none, so that the field is open there."""
+    listed = plan.provenance.get("jaws")
+    if not isinstance(listed, tuple):
+        return []
+    axes = [axis for axis in "XY" if any(jaw.endswith(axis) for jaw in machine.jaws)]
+    lost = [axis for axis in axes if not any(str(jaw).endswith(axis) for jaw in listed)]
+    return [f"the plan lists no jaws along {axis}, machine {machine.name} has them" for axis in lost]
+
+
+def dose_remarks(dose: Dose) -> list[str]:
+    """What a person must know of a dose file: another medium, a moved dose, what was repaired on reading."""
+    said = dose.provenance.get("remarks")
+    return [str(remark) for remark in said] if isinstance(said, tuple) else []
 
 
 def round_trip(files: PlanFiles, case: Case, plan: Plan, machine: Machine, dose: Dose) -> Check:

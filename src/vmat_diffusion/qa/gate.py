@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,15 @@ from vmat_diffusion.qa.agreement import (
     uncertainty_percent,
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
-from vmat_diffusion.qa.ct_numbers import ct_numbers
-from vmat_diffusion.qa.dose_points import dose_points, regions, target_means
-from vmat_diffusion.qa.files import PlanFiles, plan_remarks, round_trip, same_patient
+from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
+from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
+from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
-from vmat_diffusion.qa.motion import fitted_motion
+from vmat_diffusion.qa.motion import Motion, fitted_motion
+from vmat_diffusion.qa.outline import body_outline, contours_left_out
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
+
+_ROUNDING_MM = 1e-3  # spacings are read from decimal strings and differences of them
 
 
 def judge(
@@ -50,6 +54,7 @@ def judge(
     """
     settings = settings or GateSettings()
     checks = [*earlier_checks, _deliverable(plan, machine), *_coverage(case, dose, settings)]
+    checks.append(_dose_grid(dose, check, settings))
     if looser := settings.looser():
         why = "the gate's limits are looser than the shipped ones: " + ", ".join(looser)
         checks.insert(0, warning(LOOSER_LIMITS, [why], ""))
@@ -57,10 +62,20 @@ def judge(
         checks.append(origin)
     if said := plan_remarks(plan, machine):
         checks.append(warning("plan file", said, ""))
+    if said := dose_remarks(dose):
+        checks.append(warning("dose file", said, ""))
+    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
+        checks.append(prescribed)
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
     if (numbers := ct_numbers(case)) is not None:
         checks.append(numbers)
+    if ignored := ignored_overrides(case):
+        checks.append(warning("density overrides", ignored, ""))
+    if (outline := body_outline(case)) is not None:
+        checks.append(outline)
+    if lost := contours_left_out(case):
+        checks.append(warning("contours without an image", lost, ""))
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
@@ -74,6 +89,7 @@ def judge(
     engines += target_means(case, sheet, pair, settings)
     engines += dose_points(case, pair, settings)
     engines += regions(pair, settings)
+    engines += voxels(case, pair, settings)
     engines += _motion(plan, pair, settings)
     results: tuple[GoalResult, ...] = ()
     if sheet is not None:
@@ -115,16 +131,7 @@ def _noise(pair: Compared, settings: GateSettings) -> Check | None:
 
 def _motion(plan: Plan, pair: Compared, settings: GateSettings) -> list[Check]:
     """How far the planned dose must be moved and turned to lie on the independent one."""
-    if not pair.reference_gy > 0:
-        return []
-    motion = fitted_motion(
-        pair.grid,
-        pair.planned_gy,
-        pair.check.gy,
-        pair.tissue,
-        plan.isocenter_mm,
-        reference_gy=pair.reference_gy,
-    )
+    motion = _fitted(plan, pair) if pair.reference_gy > 0 else None
     if motion is None:
         return []
     shift, turn = (", ".join(f"{v:+.2f}" for v in values) for values in (motion.shift_mm, motion.turn_deg))
@@ -148,6 +155,19 @@ def _motion(plan: Plan, pair: Compared, settings: GateSettings) -> list[Check]:
     ]
 
 
+def _fitted(plan: Plan, pair: Compared, **options: Any) -> Motion | None:
+    """The motion of the planned dose that explains the independent one best; `options` of `fitted_motion`."""
+    return fitted_motion(
+        pair.grid,
+        pair.planned_gy,
+        pair.check.gy,
+        pair.tissue,
+        plan.isocenter_mm,
+        reference_gy=pair.reference_gy,
+        **options,
+    )
+
+
 def _collimation(
     case: Case, plan: Plan, machine: Machine, pair: Compared, settings: GateSettings
 ) -> list[Check]:
@@ -157,16 +177,8 @@ def _collimation(
     """
     if machine.beam is None or np.allclose(pair.planned_gy, pair.check.gy, atol=1e-3 * pair.reference_gy):
         return []
-    motion = fitted_motion(
-        pair.grid,
-        pair.planned_gy,
-        pair.check.gy,
-        pair.tissue,
-        plan.isocenter_mm,
-        reference_gy=pair.reference_gy,
-        least_percent=20.0,
-        changes=collimation_changes(plan, case, machine, pair.grid),
-    )
+    changes = collimation_changes(plan, case, machine, pair.grid)
+    motion = _fitted(plan, pair, least_percent=20.0, changes=changes)
     out = []
     for name, (value, sigma) in (motion.changes if motion else {}).items():
         limit = {COLLIMATOR: settings.turn_deg, LEAVES: settings.leaf_mm}.get(name, settings.jaw_mm)
@@ -214,6 +226,26 @@ def _coverage(case: Case, dose: Dose, settings: GateSettings) -> list[Check]:
             f"{body:.2f} % of {case.body.name} lies outside the dose grid",
         ),
     ]
+
+
+def _dose_grid(dose: Dose, check: Dose | None, settings: GateSettings) -> Check:
+    """Whether the coarser of the two dose grids is fine enough for a verdict; undecided where it is not.
+
+    A coarser grid smooths gamma and histograms, so that the same plan may pass on one and fail on another.
+    """
+    grids = {"planned": dose.grid}
+    if check is not None:
+        grids["independent"] = check.grid
+    spacings = {what: max(grid.spacing_mm) for what, grid in grids.items()}
+    value, limit = max(spacings.values()), settings.grid_mm
+    fine = value <= limit + _ROUNDING_MM
+    why = " and ".join(f"the {what} dose is on voxels of {mm:g} mm" for what, mm in spacings.items())
+    if not fine:
+        why += (
+            f"; the limits of the gate hold up to {limit:g} mm: compute with --grid-mm {limit:g}, and export "
+            "the dose of another planning system as finely"
+        )
+    return Check("dose grid", fine, value, limit, "mm", why, undecided=not fine)
 
 
 def _turned_couch(plan: Plan) -> list[str]:

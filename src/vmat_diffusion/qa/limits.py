@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml, why_no_file
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -45,10 +40,12 @@ class GateSettings:
     organ_dvh_percent: Annotated[float, Field(ge=0.1, le=8.0)] = 4.0
     organ_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
     region_percent: Annotated[float, Field(ge=0.1, le=6.0)] = 4.0
+    voxel_percent: Annotated[float, Field(ge=1.0, le=20.0)] = 15.0
     shift_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
     leaf_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    grid_mm: Annotated[float, Field(ge=0.5, le=4.0)] = 3.0
     target_outside_percent: Annotated[float, Field(ge=0, le=1.0)] = 0.0
     body_outside_percent: Annotated[float, Field(ge=0, le=5.0)] = 1.0
     uncertainty_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.5
@@ -77,11 +74,13 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
         return GateSettings()
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"gate file {path} does not exist; give an existing TOML file or none")
+        raise InputError(f"gate file {path} {why_no_file(path)}; give an existing TOML file or none")
     try:
-        return TypeAdapter(GateSettings).validate_python(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"gate file {path}: not valid TOML ({error}); correct the file") from None
+    try:
+        return TypeAdapter(GateSettings).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -148,7 +148,7 @@ class Verdict:
         if not self.passed:
             names = ", ".join(check.name for check in self.failed or self.undecided)
             if self.outcome is Outcome.INCONCLUSIVE:
-                raise PlanError(f"the gate could not decide on the plan ({names}); check it for longer")
+                raise PlanError(f"the gate could not decide on the plan ({names}); do what its checks say")
             raise PlanError(f"the plan did not pass the gate ({names}); plan the case anew")
 
 

@@ -19,6 +19,7 @@ from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.prepare import target_middle_mm
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import mask_bounds_mm
+from vmat_diffusion.lettering import legend_label
 from vmat_diffusion.report.charts import INK, line_style, png
 from vmat_diffusion.report.content import Look, looks, reference_gy
 from vmat_diffusion.report.planes import Plane, draw_contours, draw_ct, draw_letters, plane_at
@@ -147,7 +148,7 @@ def _draw_keys(axes: Axes, shown: Sequence[Look]) -> None:
     axes.set_axis_off()
     rest = len(shown) - _KEYS_MOST
     axes.legend(
-        handles=[Line2D([], [], label=s.name, **line_style(s)) for s in shown[:_KEYS_MOST]],
+        handles=[Line2D([], [], label=legend_label(s.name), **line_style(s)) for s in shown[:_KEYS_MOST]],
         title=f"Structures ({rest} more)" if rest > 0 else "Structures",
         loc="upper left",
         bbox_to_anchor=(0.0, 1.0),

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MultipleLocator
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.evaluate.complexity import OPEN_GAP_MM
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.lettering import legend_label, legible
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.content import Look, Shown
@@ -51,10 +53,19 @@ def svg(figure: Figure) -> bytes:
 
 def _saved(figure: Figure, kind: str, dpi: int) -> bytes:
     FigureCanvasAgg(figure)
+    _as_written(figure)
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
+
+
+def _as_written(figure: Figure) -> None:
+    """Every text of a figure letter by letter: a name between dollar signs is no formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
+        text.set_text(legible(text.get_text()))
 
 
 def dvh_figure(shown: Sequence[Shown], prescription: Prescription | None) -> Figure:
@@ -77,7 +88,7 @@ def draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: P
         style = line_style(s)
         gy, percent = s.dvh.curve(500, top)
         axes.plot(gy, percent, **style)
-        handles.append(Line2D([], [], label=s.name, **style))
+        handles.append(Line2D([], [], label=legend_label(s.name), **style))
     for level in sorted(set(prescription.target_gy.values())) if prescription else ():
         axes.axvline(level, color=FAINT, lw=0.8, ls=(0, (2, 3)), zorder=0)
         axes.annotate(

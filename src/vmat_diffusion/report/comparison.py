@@ -23,6 +23,7 @@ from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Point, bounding_box, resample
+from vmat_diffusion.lettering import one_line
 from vmat_diffusion.report.charts import FAINT, GRID, INK, LIMIT, LINE, draw_dvh, plain_axes, png, write_png
 from vmat_diffusion.report.content import Shown, shown_structures
 from vmat_diffusion.report.planes import draw_letters, window_hu
@@ -234,7 +235,7 @@ def _draw_boxes(axes: Axes, side: Differences) -> None:
             )
         across = column + (np.linspace(-0.18, 0.18, gy.size) if gy.size > 1 else np.zeros(1))
         axes.scatter(across, gy, s=14, c=np.where(better, _BETTER, LIMIT), alpha=0.75, lw=0, zorder=3)
-    labels = [f"{name} {metric}" for name, metric in side]
+    labels = [one_line(f"{name} {metric}") for name, metric in side]
     axes.set_xticks(range(len(side)), labels, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.7, max(len(side), 1) - 0.3)
     axes.set_ylabel("Gy")
@@ -278,7 +279,7 @@ def trade_off_figure(
     for own in axes[len(panels) :]:
         own.set_visible(False)
     keys = [
-        _point(done, label=f"{k}  {name}" + ("" if done else ", not complete"))
+        _point(done, label=f"{k}  {one_line(name)}" + ("" if done else ", not complete"))
         for k, (name, done) in enumerate(zip(names, complete, strict=True), start=1)
     ]
     keys.append(Line2D([], [], color=LIMIT, lw=0.9, ls=(0, (4, 3)), label="limit of the goal"))

@@ -17,7 +17,9 @@ from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
+from vmat_diffusion.lettering import legible
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.origin import without_uids
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
 from vmat_diffusion.qa import Verdict, denoised
 from vmat_diffusion.report import charts
@@ -99,11 +101,16 @@ def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("vmat_diffusion", "report"),
         autoescape=True,
+        finalize=_legible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
+
+
+def _legible(value: Any) -> Any:
+    return legible(value) if type(value) is str else value
 
 
 def _image(data: bytes, kind: str) -> str:
@@ -274,14 +281,18 @@ def _statistics(s: Shown) -> dict[str, Any]:
 def _inputs(case: Case) -> list[tuple[str, str]]:
     source = case.source
     pairs = [
-        ("Study", source.study_uid),
-        ("Frame of reference", source.frame_of_reference_uid),
-        ("CT series", source.series_uid),
+        ("Study", _coded(source.study_uid)),
+        ("Frame of reference", _coded(source.frame_of_reference_uid)),
+        ("CT series", _coded(source.series_uid)),
         ("CT images", str(len(source.image_uids)) if source.image_uids else ""),
-        ("Structure set", source.structure_set_uid),
-        ("Steps on the case", "; ".join(source.steps)),
+        ("Structure set", _coded(source.structure_set_uid)),
+        ("Steps on the case", without_uids("; ".join(source.steps))),
     ]
     return [(name, value) for name, value in pairs if value]
+
+
+def _coded(uid: str) -> str:
+    return f"code {without_uids(uid)}" if uid else ""
 
 
 def _resolved(plan: Plan, machine: Machine, dose: Dose, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,10 +309,10 @@ def _provenance(tree: Mapping[str, Any]) -> dict[str, Any]:
     plain, nested = [], []
     for key, value in tree.items():
         if isinstance(value, str | int | float | bool) or value is None:
-            plain.append((key, "–" if value is None else str(value)))
+            plain.append((key, "–" if value is None else without_uids(str(value))))
         else:
             text = json.dumps(value, indent=2, default=_jsonable, ensure_ascii=False)
-            nested.append((key, text))
+            nested.append((key, without_uids(text)))
     return {"plain": plain, "nested": nested}
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.case import Case, Dose, Prescription
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, subgrid
+from vmat_diffusion.lettering import legend_label
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, write_png
 from vmat_diffusion.report.content import Look, Shown, ShownDose, shown_dose
@@ -305,7 +306,7 @@ def _draw_keys(axes: Axes, shown: Sequence[Shown], reference: float, height_in: 
     axes.add_artist(first)
     columns = 1 if len(shown) <= 12 else 2
     axes.legend(
-        handles=[Line2D([], [], label=s.name, **line_style(s)) for s in shown],
+        handles=[Line2D([], [], label=legend_label(s.name), **line_style(s)) for s in shown],
         title="Structures",
         bbox_to_anchor=(0.0, 1.0 - _ISODOSE_KEYS_IN / height_in),
         fontsize=8 if columns == 1 else 7,

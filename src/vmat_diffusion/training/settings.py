@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,13 +15,9 @@ from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import SIZES, Size
 from vmat_diffusion.diffusion.process import STEPS, Process
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import parse_toml
 from vmat_diffusion.training.losses import LOSSES, RESIDUAL
 from vmat_diffusion.training.samples import AugmentationSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 StageRole = Literal["mean", "residual"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -134,13 +129,13 @@ def load_settings(name_or_path: str | Path) -> TrainingSettings:
     Raises InputError with one sentence for what is wrong in it.
     """
     try:
-        raw = tomllib.loads(_text_of(str(name_or_path)))
+        raw = parse_toml(_text_of(str(name_or_path)))
     except OSError as fault:
         raise InputError(
             f"training settings {name_or_path} cannot be read ({fault.strerror}); give a shipped recipe "
             f"({', '.join(recipe_names())}) or the path of a .toml file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except ValueError as fault:
         raise InputError(
             f"training settings {name_or_path} are no TOML ({fault}); correct the file"
         ) from None

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmat_diffusion.workflow.checks import check_plan, dose_statistics, machine_table
+    from vmat_diffusion.workflow.checks import check_plan, check_sheet, dose_statistics, machine_table
     from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
     from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, plan_case, run_demo
     from vmat_diffusion.workflow.search_and_check import PlanningTools
     from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
 
 _HOMES = {
-    "checks": ("check_plan", "dose_statistics", "machine_table"),
+    "checks": ("check_plan", "check_sheet", "dose_statistics", "machine_table"),
     "recompute": ("check_references", "compare_doses", "compute_dose", "second_check"),
     "run": ("FILES", "STAGES", "PlanRun", "plan_case", "run_demo"),
     "search_and_check": ("PlanningTools",),
@@ -29,6 +29,7 @@ __all__ = [
     "PlanningTools",
     "check_plan",
     "check_references",
+    "check_sheet",
     "compare_doses",
     "compute_dose",
     "dose_statistics",

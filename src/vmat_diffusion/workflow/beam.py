@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import shipped_or_code, written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.workflow.coding import machine_code
+from vmat_diffusion.workflow.output import require_apart
 
 if TYPE_CHECKING:
     from vmat_diffusion.commissioning.beam_fit import Scan
@@ -60,6 +62,8 @@ def fit_machine(
     """
     picture = out.with_name(f"{out.stem}_fit.png")
     for path in (out, picture):
+        require_apart(path, *pdd, *profiles, output_factors, template)
+    for path in (out, picture):
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; choose another name or pass --overwrite")
     if out.suffix != ".toml":
@@ -73,11 +77,13 @@ def fit_machine(
     start = load_machine(template).require_beam()
     start = replace(start, energy=energy or start.energy, fluence_mode=fluence_mode or start.fluence_mode)
     fit = fit_beam(scan, start, progress=progress)
-    source = "fit to " + ", ".join(dict.fromkeys(p.name for p in (*pdd, *profiles, output_factors)))
+    scans = [str(p) for p in dict.fromkeys((*pdd, *profiles, output_factors))]
+    source = "fit to " + ", ".join(str(shipped_or_code(scan)) for scan in scans)
     head = machine_text(template).split("\n[beam]")[0]
     lines = [line for line in head.splitlines() if not line.startswith(("name =", "title =", "#"))]
-    named = [f'name = "{out.stem}"', f'title = "{out.stem}, beam fitted to scans, geometry of {template}"']
-    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source, f"as in {template}")])
+    geometry = machine_code(template)
+    named = [f'name = "{out.stem}"', f'title = "{out.stem}, beam fitted to scans, geometry of {geometry}"']
+    text = "\n".join([*named, *lines, "", beam_toml(fit.beam, source, f"as in {geometry}")])
     for path, data in ((picture, beam_fit_png(scan, fit.dose)), (out, text.encode())):
         with written_whole(path) as part:
             part.write_bytes(data)

@@ -1,4 +1,4 @@
-"""`check`, `dvh` and `machine show`: deliverability of a plan file, figures of a dose."""
+"""`check`, `goals check`, `dvh`, `machine show`: what can be said of a plan file, a goal sheet, a dose."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.reading import Reading, read_contoured
 from vmat_diffusion.workflow.run import arc_delivery_s
 from vmat_diffusion.workflow.run_files import write_trajectories
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.optimize.sheet_findings import Finding
 
 # Dose in Gy to these relative volumes is listed for every structure.
 _DOSE_AT_PERCENT = (98, 95, 50, 2)
@@ -77,7 +80,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
 
     machine = load_machine(machine_name)
     if not file.is_file():
-        raise PlanError(f"plan file {file} does not exist; give an RTPLAN")
+        raise PlanError(f"plan file {file} {why_no_file(file)}; give an RTPLAN")
     if trajectories is not None:
         require_apart(trajectories, file)
     plan = read_plan(file, machine)
@@ -185,12 +188,12 @@ class DoseStatistics:
 def dose_statistics(
     case_folder: Path,
     dose_file: Path,
+    how: Reading | None = None,
     *,
     goals: str | None = None,
     conditions: Sequence[str] = (),
     eqd2: float | None = None,
     eqd2_fractions: int | None = None,
-    mapping: Path | None = None,
     force: bool = False,
 ) -> DoseStatistics:
     """Volumes and doses of every contoured structure for any RTDOSE, and a sheet's goals.
@@ -201,7 +204,7 @@ def dose_statistics(
     Raises CaseError or GoalError where a file cannot be used or a target is missing, and CaseError for the
     dose of another patient or frame of reference unless `force` lets it be.
     """
-    from vmat_diffusion.dicom import read_case, read_dose
+    from vmat_diffusion.dicom import read_dose
     from vmat_diffusion.evaluate.goals import (
         add_structures,
         evaluate,
@@ -213,10 +216,11 @@ def dose_statistics(
     sheet = with_conditions(load_goals(goals), conditions) if goals else None
     asked = _eqd2_asked(eqd2, eqd2_fractions, sheet)
     if not dose_file.is_file():
-        raise CaseError(f"dose file {dose_file} does not exist; give an RTDOSE")
-    # A target that leaves the body is no reason not to look at its dose.
-    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
+        raise CaseError(f"dose file {dose_file} {why_no_file(dose_file)}; give an RTDOSE")
+    case = read_contoured(case_folder, how or Reading())
     dose = read_dose(dose_file)
+    if not float(dose.gy.max()) > 0:
+        raise CaseError(f"{dose_file.name} is zero everywhere; export the dose of the calculated plan")
     remarks = compare(case_origin(case), dose_origin(dose)).require(force=force)
     if sheet:
         sheet = fit_to_case(sheet, case)
@@ -290,3 +294,30 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{path}[{k}]")
     elif node is not None:
         yield path, node
+
+
+def check_sheet(
+    sheet: str,
+    case: Path | None = None,
+    how: Reading | None = None,
+    *,
+    conditions: tuple[str, ...] = (),
+) -> tuple[GoalSheet, tuple[Finding, ...]]:
+    """A goal sheet and what is wrong with it; with a case's folder what that case cannot reach as well.
+
+    Goals with one of the `conditions` count for the case; without a case every condition is looked at.
+    Raises GoalError for a sheet that cannot be read or a case without its targets, CaseError for a folder
+    that cannot be read.
+    """
+    from vmat_diffusion.dicom.names import load_table
+    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
+    from vmat_diffusion.evaluate.task import fit_to_each_other
+    from vmat_diffusion.optimize.sheet_findings import sheet_findings
+
+    loaded, table = with_conditions(load_goals(sheet), conditions), load_table(how.mapping if how else None)
+    if case is None:
+        return loaded, sheet_findings(loaded, table=table)
+    # What a sheet asks for can be looked at before the contours are settled.
+    patient = read_contoured(case, how or Reading(), site=loaded.site)
+    patient, fitted = fit_to_each_other(patient, loaded)
+    return fitted, sheet_findings(fitted, patient, table)

@@ -21,7 +21,10 @@ _KEY_BYTES_MIN = 16
 
 @dataclass(frozen=True)
 class DeidentifiedFolder:
-    """What became of a folder: files by pseudonym and kind, what was done, and what was left out."""
+    """What became of a folder: files by pseudonym and kind, what was done, and what was left out.
+
+    `remarks` say where files that belong together went to several patients.
+    """
 
     out: Path
     cases: Mapping[str, Mapping[str, int]]
@@ -30,6 +33,7 @@ class DeidentifiedFolder:
     others: tuple[int, ...]
     key_given: bool
     method: str = field(repr=False)
+    remarks: tuple[str, ...] = ()
 
     @property
     def written(self) -> int:
@@ -59,6 +63,7 @@ class DeidentifiedFolder:
             ],
             "left_out": [{"file": n, "reason": reason} for n, reason in sorted(self.left_out.items())],
             "not_dicom": list(self.others),
+            "remarks": list(self.remarks),
             "scan": "no word or number of the patients found in any file written",
         }
 
@@ -91,6 +96,11 @@ def deidentify_folder(
     table = load_table(mapping)
     require_apart(out, folder)
     found = survey(folder, _stage(progress, "reading"))
+    if not found.originals and not found.left_out:
+        raise CaseError(
+            f"the input folder holds no DICOM file among {len(found.others)} files; give the folder that "
+            "holds the DICOM files"
+        )
     patients = _patients(found.identities, secret)
     left_out = dict(found.left_out)
     written: dict[Path, str] = {}
@@ -107,12 +117,30 @@ def deidentify_folder(
             report(k / len(found.originals))
         if not written:
             why = f", the first because {next(iter(left_out.values()))}" if left_out else ""
-            raise CaseError(f"no file could be de-identified: {len(left_out)} DICOM files left out{why}")
+            raise CaseError(
+                f"no file could be de-identified: {len(left_out)} DICOM files left out{why}; "
+                "export them again"
+            )
         result = DeidentifiedFolder(
-            out, _counted(written), done, left_out, found.others, key is not None, METHOD
+            out,
+            _counted(written),
+            done,
+            left_out,
+            found.others,
+            key is not None,
+            METHOD,
+            tuple(map(_torn, found.torn)),
         )
         write_json(partial / REPORT, result.summary())
     return result
+
+
+def _torn(numbers: tuple[int, ...]) -> str:
+    named = " and ".join(str(n) for n in numbers[:3]) + (" and others" if len(numbers) > 3 else "")
+    return (
+        f"files {named} are of one study or frame of reference but bear {len(numbers)} patients' IDs, and "
+        "became different patients; give them one PatientID (0010,0020) if they belong together"
+    )
 
 
 class _FileLeftOut(Exception):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.case import Case, load_ct_table
+from vmat_diffusion.case import Case
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, average_onto
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, under_name
 from vmat_diffusion.workflow.output import require_apart
-from vmat_diffusion.workflow.settings import require_case_folder
+from vmat_diffusion.workflow.reading import read_for_dose
+from vmat_diffusion.workflow.settings import InfluenceSettings
 
 _INSIDE = 0.5  # share of a voxel that a structure must cover
 
@@ -46,56 +47,46 @@ class InfluenceFile:
 def write_influence(
     case_folder: Path,
     out: Path,
+    settings: InfluenceSettings,
     *,
-    machine: str = "generic_6mv",
-    arcs: int = 2,
-    spacing_deg: float = 4.0,
-    grid_mm: float = 3.0,
-    beamlet_mm: float = 5.0,
-    voxels_per_structure: int = 2000,
-    cut: float = 0.005,
-    max_gb: float = 4.0,
-    seed: int = 0,
-    mapping: Path | None = None,
-    ct_table: Path | None = None,
     overwrite: bool = False,
     announce: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> InfluenceFile:
     """Dose per MU of every beamlet of full arcs around the case's targets, at sampled voxels, as npz.
 
-    At most `voxels_per_structure` voxels of each structure are drawn. Raises InputError before anything is
-    built where the matrix would exceed `max_gb`, CaseError for a case without target.
+    `announce` gets a sentence on the memory, and one on densities that were ignored. Raises InputError before
+    anything is built where the matrix would exceed `settings.max_gb`, CaseError for a case without target.
     """
-    linac = load_machine(machine)
+    linac = load_machine(settings.machine)
     linac.require_beam()
     require_apart(out, case_folder)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; choose another name or pass --overwrite")
     if out.suffix != ".npz":
         raise InputError(f"{out} does not end in .npz; an influence file does")
-    require_case_folder(case_folder)
-    from vmat_diffusion.dicom import read_case, refuse_density_overrides
+    case = read_for_dose(case_folder, settings, allow_outside_body=settings.allow_outside_body)
     from vmat_diffusion.dose.delivery import jaw_box
     from vmat_diffusion.dose.pencil_beam.influence_matrix import influence_matrix
     from vmat_diffusion.dose.tissue import density_of, dose_grid
     from vmat_diffusion.optimize.arcs import arc_frames, isocenter_of
     from vmat_diffusion.optimize.deliverable_set import beam_directions, control_points
+    from vmat_diffusion.qa.ct_numbers import ignored_overrides
 
-    table = load_ct_table(ct_table)
-    case = replace(read_case(case_folder, mapping=mapping), ct_table=table)
-    refuse_density_overrides(case)
+    if announce:
+        for sentence in ignored_overrides(case):
+            announce(f"Warning: {sentence}")
     targets = tuple(name for name, s in case.structures.items() if s.role == "target")
     if not targets:
         raise CaseError("the case has no target, so there is nothing to aim at; contour one or map its name")
     isocenter = isocenter_of(case, targets)
     frames = arc_frames(
-        case, targets, isocenter, linac, arcs=arcs, start_deg=181.0, stop_deg=179.0,
-        spacing_deg=spacing_deg, collimators_deg=None,
+        case, targets, isocenter, linac, arcs=settings.arcs, start_deg=181.0, stop_deg=179.0,
+        spacing_deg=settings.spacing_deg, collimators_deg=None,
     )  # fmt: skip
     exposed = beam_directions(control_points(frames, 1))
-    grid = dose_grid(case, grid_mm)
-    voxels = sampled_voxels(case, grid, voxels_per_structure, seed)
+    grid = dose_grid(case, settings.grid_mm)
+    voxels = sampled_voxels(case, grid, settings.voxels_per_structure, settings.seed)
     built = influence_matrix(
         linac,
         density_of(case, grid),
@@ -104,9 +95,9 @@ def write_influence(
         jaw_box(exposed),
         isocenter_mm=isocenter,
         patient_position=case.patient_position,
-        beamlet_mm=beamlet_mm,
-        cut=cut,
-        max_gb=max_gb,
+        beamlet_mm=settings.beamlet_mm,
+        cut=settings.cut,
+        max_gb=settings.max_gb,
         announce=announce,
         progress=None if progress is None else under_name(progress, "influence"),
     )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
+from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.provenance import case_provenance
+from vmat_diffusion.workflow.provenance import case_provenance, settings_record
+from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.run_files import write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refused before
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -45,11 +48,14 @@ class PredictRun:
 
     def summary(self) -> dict[str, Any]:
         """The object that `predict --json` prints."""
+        from vmat_diffusion.qa.ct_numbers import ignored_overrides
+
         done = self.prediction
         return {
             "chosen": done.chosen,
             "reason": done.reason,
             "unusual": list(done.warnings),
+            "remarks": ignored_overrides(self.case),
             "told": _plain(done.conditioning),
             "goals": [goal_record(r) for r in done.results[0]],
             "groups": [group_record(g) for g in group_results(done.results[0])],
@@ -104,7 +110,16 @@ def predict_case(
         prediction = predict_input(source, model, settings, progress)
         lap("predict")
         progress("write", 0.0, "")
-        names = _write_doses(folder, source, prediction)
+        coding = coding_of(
+            source.case,
+            load_machine(model.description.encoding.machine),
+            machine_file=model.description.encoding.machine,
+            folder=path if path.is_dir() else None,
+            files=[path if path.is_file() else None],
+            mapping=settings.mapping,
+            shareable=settings.shareable,
+        )
+        names = _write_doses(folder, source, prediction, coding)
         lap("write")
         run = PredictRun(
             case=source.case,
@@ -113,13 +128,13 @@ def predict_case(
             files=tuple(out.resolve() / name for name in (*names, "prediction.json")),
             provenance={
                 **case_provenance(path, source.case),
-                "settings": asdict(settings),
+                "settings": settings_record(settings),
                 "model": {"card": dict(model.description.card), "spread": model.description.spread},
             },
             sheet=source.sheet,
         )
         record = {**run.provenance, **run.summary(), "files": [f.name for f in run.files]}
-        write_json(folder / "prediction.json", record)
+        write_json(folder / "prediction.json", coding.record(record))
         progress("write", 1.0, "")
     return run
 
@@ -176,7 +191,9 @@ def _sample_name(k: int) -> str:
     return f"sample_{k}.dcm"
 
 
-def _write_doses(folder: Path, source: PredictionInput, prediction: CasePrediction) -> list[str]:
+def _write_doses(
+    folder: Path, source: PredictionInput, prediction: CasePrediction, coding: Coding
+) -> list[str]:
     """The doses as RTDOSE (of a DICOM case), as npz, and as bands of histograms; the names of the files."""
     from vmat_diffusion.report.comparison import bands_picture
 
@@ -196,12 +213,12 @@ def _write_doses(folder: Path, source: PredictionInput, prediction: CasePredicti
     _write_npz(folder / "prediction.npz", prediction)
     bands_picture(
         folder / "dvh.png",
-        case=source.case,
+        case=coding.case(source.case),
         mean=prediction.mean,
         samples=prediction.samples,
         chosen=prediction.chosen,
-        results=prediction.results[0],
-        prescription=source.sheet.prescription,
+        results=coding.results(prediction.results[0]),
+        prescription=coding.prescription(source.sheet.prescription),
     )
     return [*names, "prediction.npz", "dvh.png"]
 

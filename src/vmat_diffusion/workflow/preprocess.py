@@ -20,6 +20,7 @@ from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase, load_case, save_c
 from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case
 from vmat_diffusion.dataset.prepare import Extent, common_shape, cut_to
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
+from vmat_diffusion.dataset.splits import shared_patients
 from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, write_table
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.distance import signed_distance_mm
@@ -55,7 +56,7 @@ class PreprocessRun:
     """The result of `preprocess`: cases and rejections, voxels that were cut off, and the time.
 
     `without_raw` are cases of an earlier run whose id no raw folder has any more: the folder is gone, or its
-    files have changed and so its id.
+    files have changed and so its id. `remarks` name patients that may be several people.
     """
 
     out: Path
@@ -66,6 +67,7 @@ class PreprocessRun:
     without_raw: tuple[str, ...]
     made: int
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The object that `preprocess --json` prints."""
@@ -77,6 +79,7 @@ class PreprocessRun:
             "rejected": [asdict(r) for r in self.rejections],
             "cut_percent": {case: dict(lost) for case, lost in self.cut_percent.items()},
             "without_raw": list(self.without_raw),
+            "remarks": list(self.remarks),
             "seconds": round(self.seconds, 1),
             "cases_per_minute": round(60 * self.made / self.seconds, 2) if self.made else 0.0,
         }
@@ -130,6 +133,7 @@ def preprocess(
         without_raw=tuple(name for name in done if name not in work.cases),
         made=work.made,
         seconds=time.perf_counter() - started,
+        remarks=shared_patients([state["record"] for state in done.values()]),
     )
 
 
@@ -145,7 +149,7 @@ def preparation_record(settings: Preparation, shape: VolumeShape | None) -> dict
     return {
         **asdict(settings),
         "mapping": _text_hash(settings.mapping, "vmat_diffusion.dicom", "oar_mapping.json"),
-        "goals": f"{Path(settings.goals).name} {_text_hash(Path(settings.goals))}" if own else settings.goals,
+        "goals": f"file {_text_hash(Path(settings.goals))}" if own else settings.goals,
         "spacing_mm": list(settings.spacing_mm),
         "require": list(settings.require),
         "shape": list(shape) if shape else "auto",

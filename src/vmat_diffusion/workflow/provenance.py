@@ -1,4 +1,4 @@
-"""What made a plan: versions, settings, inputs and the memory it took. UIDs and hashes, no names."""
+"""What made a plan: versions, settings, inputs and the memory it took. Codes and hashes, no names."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case
-from vmat_diffusion.files import content_hash
-from vmat_diffusion.workflow.settings import PlanSettings
+from vmat_diffusion.evaluate.goals import goal_sheet_names
+from vmat_diffusion.files import content_hash, shipped_or_code
+from vmat_diffusion.machine import machine_names
+from vmat_diffusion.origin import uid_code
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 _PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "matplotlib")
 
 
 def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[str, Any]:
     """What is needed to make a planning run again."""
-    return {**case_provenance(case_folder, case), "settings": asdict(settings)}
+    return {**case_provenance(case_folder, case), "settings": settings_record(settings)}
+
+
+def settings_record(settings: PlanSettings | PredictSettings) -> dict[str, Any]:
+    """Settings as plain data: what is shipped by name, files of the user by the hash of their contents."""
+    shipped = {"machine": machine_names(), "goals": goal_sheet_names(), "weights": ("shipped",)}
+    values = asdict(settings)
+    for name in ("mapping", "ct_table", "gate", "improve", *shipped):
+        if name in values:
+            values[name] = shipped_or_code(values[name], shipped.get(name, ()))
+    return values
 
 
 def case_provenance(source: Path, case: Case) -> dict[str, Any]:
-    """Versions and inputs; `source` is a file or a folder. UIDs and hashes, never names or dates of birth."""
+    """Versions and inputs; `source` is a file or a folder. Codes and hashes, no names or dates of birth."""
     return {
         "program": program_record(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -35,10 +48,12 @@ def case_provenance(source: Path, case: Case) -> dict[str, Any]:
         "inputs": {
             "case": case.id,
             "patient_position": case.patient_position,
-            "study_uid": case.source.study_uid,
-            "frame_of_reference_uid": case.source.frame_of_reference_uid,
-            "series_uid": case.source.series_uid,
-            "structure_set_uid": case.source.structure_set_uid,
+            "uid_hashes": {
+                "study": uid_code(case.source.study_uid),
+                "series": uid_code(case.source.series_uid),
+                "structure_set": uid_code(case.source.structure_set_uid),
+                "frame_of_reference": uid_code(case.source.frame_of_reference_uid),
+            },
             "sha256": content_hash(source),
             "steps": list(case.source.steps),
             "ct_table": {"hu": list(case.ct_table.hu), "g_cm3": list(case.ct_table.g_cm3)},

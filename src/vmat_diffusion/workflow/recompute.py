@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
-from vmat_diffusion.case import Case, Dose, load_ct_table
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
-from vmat_diffusion.dose.engines import ENGINES, dose_engine
+from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import goal_details, group_record, group_results, sheet_record
+from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
+from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
 from vmat_diffusion.workflow.run_files import write_json
-from vmat_diffusion.workflow.settings import require_case_folder
+from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.gamma import GammaResult
@@ -87,15 +90,19 @@ def compare_doses(
 ) -> GammaResult:
     """Gamma between two RTDOSE files, whose grids may differ; of two planes, or a plane in a volume.
 
-    `announce` gets each sentence on what the files leave unsaid of belonging together. Raises CaseError for
-    doses of different patients or frames of reference unless `force` lets it be.
+    `announce` gets each sentence on what the files leave unsaid of belonging together, and, for planes, on
+    what contradicts. Raises CaseError for volumes of different patients or frames of reference unless `force`
+    lets it be.
     """
     from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
     first, second = (read_plane_or_volume(_existing(file, "RTDOSE")) for file in (reference, evaluated))
     together = compare(dose_origin(first, "reference dose"), dose_origin(second, "evaluated dose"))
-    for remark in together.require(force=force):
+    # A film or a portal image is of a phantom, or of a device with IDs of its own.
+    flat = any(1 in dose.grid.shape for dose in (first, second))
+    said = (*together.contradictions, *together.silences) if flat else together.require(force=force)
+    for remark in said:
         if announce:
             announce(remark)
     return gamma(
@@ -113,15 +120,8 @@ def compute_dose(
     plan_file: Path,
     case_folder: Path,
     out: Path,
+    settings: DoseSettings,
     *,
-    engine: str,
-    machine: str = "generic_6mv",
-    uncertainty: float = 0.02,
-    check_minutes: float | None = None,
-    grid_mm: float = 3.0,
-    seed: int = 0,
-    mapping: Path | None = None,
-    ct_table: Path | None = None,
     force: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -136,16 +136,18 @@ def compute_dose(
     require_apart(out, case_folder, plan_file)
     if out.exists() and not overwrite:
         raise CaseError(f"dose file {out} exists; name another one or pass --overwrite")
-    plan, case, linac = _read(plan_file, case_folder, load_machine(machine), mapping, ct_table)
+    plan, case, linac = _read(plan_file, case_folder, settings)
     from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.qa.ct_numbers import ignored_overrides
     from vmat_diffusion.qa.files import belonging, plan_remarks
 
     together = belonging(case, plan, None) or Comparison()
-    remarks = (*together.require(force=force), *plan_remarks(plan, linac))
-    compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
+    belong = together.require(force=force)
+    remarks = (*belong, *plan_remarks(plan, linac), *ignored_overrides(case))
+    compute = _engine(linac, settings)
     from vmat_diffusion.dose.tissue import dose_grid
 
-    grid = dose_grid(case, grid_mm)
+    grid = dose_grid(case, settings.grid_mm)
     dose = compute(plan, case, grid, progress=report)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     linked = plan_file if belongs(plan, case) else None
@@ -157,19 +159,9 @@ def second_check(
     plan_file: Path,
     case_folder: Path,
     out: Path,
+    settings: QaSettings | None = None,
     *,
     dose_file: Path | None = None,
-    machine: str = "generic_6mv",
-    goals: str | None = None,
-    conditions: Sequence[str] = (),
-    engine: str = "monte-carlo",
-    uncertainty: float = 0.02,
-    check_minutes: float | None = None,
-    grid_mm: float = 3.0,
-    seed: int = 0,
-    gate: Path | None = None,
-    mapping: Path | None = None,
-    ct_table: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SecondCheck:
@@ -181,24 +173,24 @@ def second_check(
     """
     from vmat_diffusion.qa import PlanFiles, judge
 
-    report = progress or silent
+    settings, report = settings or QaSettings(), progress or silent
     require_apart(out, case_folder, plan_file, dose_file)
-    asked = uncertainty if engine == "monte-carlo" else 0.0
-    limits, base = gate_limits(gate, asked), load_machine(machine)
-    if dose_file is None and engine == "pencil-beam":
+    asked = settings.uncertainty if settings.engine == "monte-carlo" else 0.0
+    limits = gate_limits(settings.gate, asked)
+    if dose_file is None and settings.engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
         _existing(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
-        plan, case, linac = _read(plan_file, case_folder, base, mapping, ct_table)
-        compute = dose_engine(engine, linac, uncertainty=uncertainty, max_minutes=check_minutes, seed=seed)
-        case, sheet = _asked(case, plan, goals, conditions)
+        plan, case, linac = _read(plan_file, case_folder, settings)
+        compute = _engine(linac, settings)
+        case, sheet = _asked(case, plan, settings.goals, settings.conditions)
         from vmat_diffusion.dose.tissue import dose_grid
 
-        grid = dose_grid(case, grid_mm)
+        grid = dose_grid(case, settings.grid_mm)
         require_isocenter_near_body(plan, case)
-        dose = _planned_dose(dose_file, engine)
+        dose = _planned_dose(dose_file, settings.engine)
         if dose is not None and not float(dose.gy.max()) > 0:
             raise CaseError("the planned dose is zero everywhere; export the dose of the calculated plan")
         if dose is None:
@@ -210,16 +202,30 @@ def second_check(
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)
-        _write(folder, done, plan_file, asdict(limits))
+        coding = coding_of(
+            case,
+            linac,
+            machine_file=settings.machine,
+            folder=case_folder,
+            files=[plan_file, dose_file],
+            plans=[plan],
+            mapping=settings.mapping,
+            shareable=settings.shareable,
+        )
+        _write(folder, done, plan_file, asdict(limits), coding=coding)
     return done
 
 
 def _planned_dose(file: Path | None, engine: str) -> Dose | None:
-    """The dose in the file; None where there is no file or it cannot be read."""
+    """The dose in the file; None where none is given, or the RTDOSE cannot be read."""
     if file is None:
         return None
     from vmat_diffusion.dicom import read_dose
+    from vmat_diffusion.dicom.attributes import about
+    from vmat_diffusion.dicom.folder import open_one
 
+    with about(file.name):
+        open_one(file, "RTDOSE")  # another kind of file was given by mistake
     try:
         return read_dose(file)
     except InputError:
@@ -229,7 +235,9 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
         return None
 
 
-def _write(folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, Any]) -> None:
+def _write(
+    folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, Any], *, coding: Coding
+) -> None:
     from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.plan import violations
@@ -238,20 +246,26 @@ def _write(folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, A
     report, record, dose = QA_FILES
     write_report(
         folder / report,
-        case=done.case,
-        plan=done.plan,
-        machine=done.machine,
-        dose=done.dose,
-        results=evaluate(done.sheet, done.case, done.dose) if done.sheet else (),
-        sheet=done.sheet,
-        violations=violations(done.plan, done.machine),
-        verdict=done.verdict,
-        check=done.check,
-        provenance={"program": f"vmat-diffusion {__version__}", "gate": limits, "check": _plain(done.check)},
+        **coding.report(
+            case=done.case,
+            plan=done.plan,
+            machine=done.machine,
+            provenance={
+                "program": f"vmat-diffusion {__version__}",
+                "gate": limits,
+                "check": _plain(done.check),
+            },
+        ),
+        dose=coding.dose(done.dose),
+        results=coding.results(evaluate(done.sheet, done.case, done.dose) if done.sheet else ()),
+        sheet=coding.sheet(done.sheet),
+        violations=list(map(coding.shown, violations(done.plan, done.machine))),
+        verdict=coding.verdict(done.verdict),
+        check=coding.dose(done.check),
     )
     linked = plan_file if belongs(done.plan, done.case) else None
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
-    write_json(folder / record, {**done.summary(), "gate": limits, "files": list(QA_FILES)})
+    write_json(folder / record, coding.record({**done.summary(), "gate": limits, "files": list(QA_FILES)}))
 
 
 def belongs(plan: Plan, case: Case) -> bool:
@@ -262,23 +276,26 @@ def belongs(plan: Plan, case: Case) -> bool:
 def _existing(file: Path, kind: str) -> Path:
     if not file.is_file():
         error = PlanError if kind == "RTPLAN" else CaseError
-        raise error(f"{kind} file {file} does not exist; give an {kind}")
+        raise error(f"{kind} file {file} {why_no_file(file)}; give an {kind}")
     return file
 
 
-def _read(
-    plan_file: Path, case_folder: Path, base: Machine, mapping: Path | None, ct_table: Path | None
-) -> tuple[Plan, Case, Machine]:
+def _read(plan_file: Path, case_folder: Path, settings: DoseSettings) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
+    base = load_machine(settings.machine)
     require_case_folder(case_folder)
-    from vmat_diffusion.dicom import read_case, refuse_density_overrides
-
-    table = load_ct_table(ct_table)
     plan, machine = plan_and_machine(plan_file, base)
-    # What is planned already is looked at even if a target leaves the body.
-    case = read_case(case_folder, mapping=mapping, allow_outside_body=True)
-    refuse_density_overrides(case)
-    return plan, replace(case, ct_table=table), machine
+    return plan, read_for_dose(case_folder, settings), machine
+
+
+def _engine(machine: Machine, settings: DoseSettings) -> DoseEngine:
+    return dose_engine(
+        settings.engine,
+        machine,
+        uncertainty=settings.uncertainty,
+        max_minutes=settings.check_minutes,
+        seed=settings.seed,
+    )
 
 
 def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:

@@ -23,12 +23,16 @@ from vmat_diffusion.evaluate.goals import (
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.origin import Comparison
 from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.qa.verdict import warning
+from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.recompute import plan_and_machine
 from vmat_diffusion.workflow.run_files import (
     CONTROL_POINTS,
@@ -51,7 +55,7 @@ from vmat_diffusion.workflow.search_and_check import (
     plan_folder,
     search_and_check,
 )
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
@@ -64,6 +68,8 @@ if TYPE_CHECKING:
 # wrong input is refused at once.
 
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
+# The row of the verdict that names what --force let pass.
+IMPROVED = "plan to improve"
 FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
@@ -203,11 +209,13 @@ def plan_case(
         with clock.stage("read"):
             task = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
-            improve, task = _plan_to_improve(settings, task)
+            improve, task, forced = _plan_to_improve(settings, task)
         prior = Prior()
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
+        if forced:
+            prior = replace(prior, checks=(*prior.checks, warning(IMPROVED, forced, "")))
         judged = search_and_check(
             folder,
             task,
@@ -220,6 +228,16 @@ def plan_case(
             tools=tools,
         )
         before = _score(task, improve, judged[0].optimized.dose.grid) if improve else None
+        coding = coding_of(
+            task.case,
+            task.machine,
+            machine_file=settings.machine,
+            folder=case_folder,
+            files=[Path(settings.improve) if settings.improve else None],
+            plans=[improve],
+            mapping=settings.mapping,
+            shareable=settings.shareable,
+        )
         origin = {**provenance(case_folder, task.case, settings), "gate": asdict(gate), **prior.record()}
         runs = [_planning_run(task, one, clock, before=before, origin=origin) for one in judged]
         chosen, candidates = _choose(runs)
@@ -228,7 +246,7 @@ def plan_case(
         places = [plan_folder(folder, k, len(runs)) for k in range(len(runs))]
         for k, place in enumerate(places):
             home = out if k == chosen else out / place.name
-            runs[k] = _write(place, home, runs[k], settings, clock)
+            runs[k] = _write(place, home, runs[k], settings, clock, coding=coding)
         if len(runs) > 1:
             for file in places[chosen].iterdir():
                 file.replace(folder / file.name)
@@ -265,17 +283,21 @@ def _require_organs(case: Case, sheet: GoalSheet) -> None:
         )
 
 
-def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, Task]:
-    """The plan to start from, if one is named, and the task for the machine with its collimator."""
+def _plan_to_improve(settings: PlanSettings, task: Task) -> tuple[Plan | None, Task, tuple[str, ...]]:
+    """The plan to start from, if one is named, the task for the machine with its collimator, and what was
+    forced.
+    """
     if settings.improve is None:
-        return None, task
+        return None, task, ()
     plan, machine = plan_and_machine(Path(settings.improve), task.machine)
     from vmat_diffusion.qa.files import belonging
 
-    if (together := belonging(task.case, plan, None)) is not None:
-        # What the file leaves unsaid is harmless here: the improved plan is judged like any other.
-        together.require()
-    return plan, replace(task, machine=machine)
+    together = belonging(task.case, plan, None) or Comparison()
+    # What the file leaves unsaid is harmless here: the improved plan is judged like any other.
+    forced = replace(together, silences=()).require(force=settings.force)
+    # The arcs are a start; whatever position the file names, the plan is made and judged on this case.
+    plan = replace(plan, patient_position=task.case.patient_position)
+    return plan, replace(task, machine=machine), forced
 
 
 def _score(task: Task, plan: Plan, grid: Grid) -> GoalScore:
@@ -326,44 +348,48 @@ def _choose(runs: Sequence[PlanRun]) -> tuple[int, tuple[Candidate, ...]]:
     )
 
 
-def _write(folder: Path, home: Path, run: PlanRun, settings: PlanSettings, clock: Clock) -> PlanRun:
+def _write(
+    folder: Path, home: Path, run: PlanRun, settings: PlanSettings, clock: Clock, *, coding: Coding
+) -> PlanRun:
     """The run with its files in `folder`, which will be called `home`."""
-    plan, machine = run.plan, run.task.machine
+    plan, machine = coding.plan(run.plan), run.task.machine
     with clock.stage("write"):
         write_control_points(folder / CONTROL_POINTS, plan, machine)
         write_fluence(folder / FLUENCE, plan, machine, run.judged.optimized.fluence)
         if settings.trajectory and not run.violations:
             write_trajectories(folder, plan, machine)
     with clock.stage("report"):
-        _report(folder, run)
+        _report(folder, run, coding)
     asked = (trajectory_name(arc.number) for arc in plan.arcs)
     names = [name for name in (*FILES, *asked) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
-    write_json(folder / RECORD, _run_record(run))
+    write_json(folder / RECORD, coding.record(_run_record(run)))
     return run
 
 
-def _report(folder: Path, run: PlanRun) -> None:
+def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
     from vmat_diffusion.report import write_report
 
     history = run.judged.optimized.history
     write_report(
         folder / REPORT_FILE,
-        case=run.task.case,
-        plan=run.plan,
-        machine=run.task.machine,
-        dose=run.dose,
-        results=run.results,
-        sheet=run.task.sheet,
-        violations=run.violations,
-        verdict=run.verdict,
-        check=run.check,
-        provenance={
-            **run.provenance,
-            "outcome": run.outcome,
-            "normalization": str(run.task.sheet.normalization),
-        },
+        **coding.report(
+            case=run.task.case,
+            plan=run.plan,
+            machine=run.task.machine,
+            provenance={
+                **run.provenance,
+                "outcome": run.outcome,
+                "normalization": str(run.task.sheet.normalization),
+            },
+        ),
+        dose=coding.dose(run.dose),
+        results=coding.results(run.results),
+        sheet=coding.sheet(run.task.sheet),
+        violations=list(map(coding.shown, run.violations)),
+        verdict=coding.verdict(run.verdict),
+        check=coding.dose(run.check),
         history=[float(str(step["objective"])) for step in history if "objective" in step],
         seconds=run.seconds,
         candidates=[c.record() for c in run.candidates],
@@ -391,7 +417,7 @@ def _run_record(run: PlanRun) -> dict[str, Any]:
     }
 
 
-def run_demo(out: Path, *, progress: Progress | None = None) -> tuple[PlanRun, Path]:
+def run_demo(out: Path, *, shareable: bool = False, progress: Progress | None = None) -> tuple[PlanRun, Path]:
     """Plan the TG-119 C-shape phantom into `out/plan`; returns the run and the path of its picture."""
     from vmat_diffusion.dicom import files_of_case, write_case
     from vmat_diffusion.phantom import phantom
@@ -405,7 +431,7 @@ def run_demo(out: Path, *, progress: Progress | None = None) -> tuple[PlanRun, P
         write_case(folder, case)
     report("phantom", 1.0, "")
     # Within the default gate, for four fifths of the usual time.
-    settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022)
+    settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022, shareable=shareable)
     run = plan_case(out / "phantom", out / "plan", settings, overwrite=True, progress=progress)
     picture = plan_picture(
         out.resolve() / "plan.png", case=run.task.case, plan=run.plan, dose=run.dose, results=run.results

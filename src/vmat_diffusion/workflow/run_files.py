@@ -14,6 +14,7 @@ import numpy as np
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
 
@@ -45,7 +46,7 @@ def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
                 angles = (angle % 360.0, arc.collimator_deg, arc.couch_deg, cumulative[k])
                 timed = _rounded(segments[k]) if k < len(arc.mu) else [""] * len(segment_names)
                 positions = _rounded(np.concatenate([arc.jaws_mm[k], arc.leaves_mm[k].ravel()]))
-                table.writerow([arc.number, arc.name, k, *_rounded(angles), *timed, *positions])
+                table.writerow([arc.number, csv_cell(arc.name), k, *_rounded(angles), *timed, *positions])
     return path
 
 
@@ -128,8 +129,9 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> Path:
-    """Plain data as JSON; numpy values become lists and numbers."""
-    path.write_text(json.dumps(record, indent=1, default=_plain) + "\n", encoding="utf-8")
+    """Plain data as JSON; numpy values become lists and numbers, and numbers that are not finite null."""
+    plain = json.loads(json.dumps(record, default=_plain), parse_constant=lambda _: None)
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     return path
 
 

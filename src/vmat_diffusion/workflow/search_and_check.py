@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import DoseEngine, dose_engine
 from vmat_diffusion.evaluate.task import Task
-from vmat_diffusion.geometry import Grid
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
@@ -39,10 +38,6 @@ CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
 # difference found belongs to the plan before, and where it is large, as in the air of a target, one is not
 # enough.
 _CORRECTION_SHARE, _CORRECTIONS = 1 / 3, 2
-# The coarsest dose grid of a plan that may pass. The published plans of docs/benchmarks.md were all judged on
-# it; Dempsey et al., Med Phys 32 (2005) 380, find errors of fluence-modulated plans below 1 % up to 2.5 mm,
-# and growing from there.
-GRID_MM_MAX, _ROUNDING_MM = 3.0, 1e-6
 
 
 class Optimizer(Protocol):
@@ -182,7 +177,7 @@ def judge_files(
 ) -> JudgedPlan:
     """Write plan and dose into `folder`, recompute what the file says, and judge it with `earlier` checks.
 
-    The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan is
+    The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan
     becomes RP.dcm if every check passed, else it is removed; RD.dcm then refers to no plan. Until then both
     files are sealed. A plan that the machine cannot deliver is neither written nor recomputed; its dose is
     written. Limits looser than the shipped ones are named in the plan's label.
@@ -215,7 +210,7 @@ def judge_files(
         check=check,
         settings=gate,
         files=files,
-        earlier_checks=(*earlier, grid_check(dose.grid)),
+        earlier_checks=earlier,
     )
     if verdict.passed:
         release_plan(unjudged, plan_file, plan, case, verdict)
@@ -225,21 +220,6 @@ def judge_files(
             file.unlink(missing_ok=True)
         write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
     return JudgedPlan(optimized, verdict, check, plan)
-
-
-def grid_check(grid: Grid) -> Check:
-    """Whether the dose grid is fine enough for the verdict to mean anything: 3 mm and finer.
-
-    A coarser grid smooths gamma and DVH, so that the same plan may pass on one grid and fail on another.
-    """
-    from vmat_diffusion.qa import Check
-
-    value = max(grid.spacing_mm)
-    passed = value <= GRID_MM_MAX + _ROUNDING_MM
-    why = f"both doses were computed and judged on voxels of {value:g} mm"
-    if not passed:
-        why += f"; the limits of the gate hold up to {GRID_MM_MAX:g} mm: plan with --grid-mm {GRID_MM_MAX:g}"
-    return Check("dose grid", passed, value, GRID_MM_MAX, "mm", why)
 
 
 def search_plan(

@@ -6,19 +6,14 @@ line, `--config` files, the records of runs and the tables in `docs/commands.md`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vmat_diffusion.errors import CaseError, GoalError, InputError
+from vmat_diffusion.errors import GoalError, InputError
 from vmat_diffusion.options import Option, settings
-
-if TYPE_CHECKING:
-    from vmat_diffusion.case import Case
-    from vmat_diffusion.evaluate.goals import GoalSheet
+from vmat_diffusion.workflow.reading import DoseReading, TargetReading
 
 # Fields that several classes share: type, range and help are written here and nowhere else. The words
 # before a colon say what the option means and are the same everywhere.
@@ -26,10 +21,18 @@ if TYPE_CHECKING:
 GoalsName = Annotated[
     str, Field(description="Goal sheet: a shipped sheet's name or a TOML file."), Option(metavar="SHEET")
 ]
+JudgedGoals = Annotated[
+    str | None,
+    Field(description="Goal sheet: a shipped sheet's name or a TOML file; its goals are judged too."),
+    Option(metavar="SHEET"),
+]
 Conditions = Annotated[
     tuple[str, ...],
     Field(description="Condition of the goal sheet that holds for the patient; `goals show` lists them."),
     Option(long="--with", metavar="CONDITION"),
+]
+EngineName = Annotated[
+    Literal["pencil-beam", "monte-carlo"], Field(description="Dose engine that computes the dose.")
 ]
 MachineName = Annotated[
     str, Field(description="Machine: a shipped machine's name or a TOML file."), Option(metavar="NAME")
@@ -81,20 +84,6 @@ TrajectoryKind = Annotated[
 ]
 Angle = Annotated[float, Field(ge=-360, le=360)]
 VoxelMm = Annotated[float, Field(ge=1, le=6)]
-MappingFile = Annotated[
-    str | None,
-    Field(description="Structure names: a JSON file such as `mapping copy` prints."),
-    Option(metavar="FILE"),
-]
-CtTableFile = Annotated[
-    str | None,
-    Field(description="CT numbers to density: a CSV file with the columns hu,density_g_cm3."),
-    Option(metavar="FILE"),
-]
-PatientPosition = Annotated[
-    Literal["HFS", "HFP", "FFS", "FFP"] | None,
-    Field(description="Patient position where the CT does not state it."),
-]
 Force = Annotated[
     bool,
     Field(
@@ -102,62 +91,14 @@ Force = Annotated[
         "or plan; the output says so."
     ),
 ]
-AllowOutsideBody = Annotated[bool, Field(description="Accept targets that reach outside the body contour.")]
 
-IgnoreDensityOverrides = Annotated[
+Shareable = Annotated[
     bool,
     Field(
-        description="Compute with the CT's densities although the structure set prescribes others; the "
-        "record names them."
+        description="Report, record and tables without the day and without names of machines, beams and "
+        "structures as written."
     ),
 ]
-
-
-@settings
-class Reading:
-    """How a folder of DICOM files is read; `mapping` and `ct_table` are paths, None for what is shipped."""
-
-    mapping: MappingFile = None
-    ct_table: CtTableFile = None
-    patient_position: PatientPosition = None
-    allow_outside_body: AllowOutsideBody = False
-    ignore_density_overrides: IgnoreDensityOverrides = False
-
-
-def require_case_folder(folder: Path) -> None:
-    """Raise CaseError where a case's folder is a file or absent."""
-    if not folder.is_dir():
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
-
-
-def read_with_goals(
-    folder: Path, goals: str, how: Reading, conditions: Sequence[str] = ()
-) -> tuple[Case, GoalSheet]:
-    """The case in a DICOM folder and a goal sheet, fitted to each other; wrong names are refused first.
-
-    Goals with one of the `conditions` count. Raises InputError where the folder, the sheet or the table
-    cannot be used.
-    """
-    from vmat_diffusion.case import load_ct_table
-    from vmat_diffusion.evaluate.goals import load_goals, with_conditions
-
-    sheet = with_conditions(load_goals(goals), conditions)
-    table = load_ct_table(how.ct_table)
-    require_case_folder(folder)
-    from vmat_diffusion.dicom import read_case, refuse_density_overrides
-    from vmat_diffusion.evaluate.task import fit_to_each_other
-
-    case = read_case(
-        folder,
-        mapping=how.mapping,
-        site=sheet.site,
-        patient_position=how.patient_position,
-        allow_outside_body=how.allow_outside_body,
-    )
-    if not how.ignore_density_overrides:
-        refuse_density_overrides(case)
-    return fit_to_each_other(replace(case, ct_table=table), sheet)
 
 
 def _sector(given: Any) -> Any:
@@ -174,7 +115,29 @@ def _sector(given: Any) -> Any:
 
 
 @settings
-class PlanSettings(Reading):
+class Calculation:
+    """What the user chooses wherever a dose is computed or checked."""
+
+    machine: MachineName = "generic_6mv"
+    grid_mm: GridMm = 3.0
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    seed: Seed = 0
+
+
+@settings
+class Search(Calculation):
+    """What the user chooses wherever a plan is searched and judged, whatever the case."""
+
+    prior: PriorName = "goals"
+    weights: WeightsName = "shipped"
+    arcs: ArcCount = 2
+    search_minutes: SearchMinutes = 5.0
+    gate: GateFile = None
+
+
+@settings
+class PlanSettings(Search, TargetReading):
     """What the user chooses for one plan; the resolved copy is saved in `run.json`.
 
     Angles are IEC 61217, in degrees.
@@ -182,14 +145,10 @@ class PlanSettings(Reading):
 
     goals: GoalsName
     conditions: Conditions = ()
-    machine: MachineName = "generic_6mv"
-    prior: PriorName = "goals"
-    weights: WeightsName = "shipped"
     candidates: Annotated[
         int,
         Field(ge=1, le=16, description="Plans to choose from, each for one sample of the predicted dose."),
     ] = 1
-    arcs: ArcCount = 2
     arc_start_deg: Annotated[
         Angle | None,
         Field(description="Gantry angle at which the first arc starts; by default the optimiser chooses."),
@@ -235,25 +194,60 @@ class PlanSettings(Reading):
         Annotated[float, Field(gt=0)] | None,
         Field(description="Dose of the goal sheet's normalisation in place of its own, Gy."),
     ] = None
-    grid_mm: GridMm = 3.0
-    seed: Seed = 0
     device: Annotated[
         Literal["auto", "cpu"], Field(description="Computing device: today both mean the processor.")
     ] = "auto"
-    search_minutes: SearchMinutes = 5.0
-    uncertainty: Uncertainty = 0.02
-    check_minutes: CheckMinutes = None
-    gate: GateFile = None
     improve: Annotated[
         str | None,
         Field(description="Start from this RTPLAN, whoever made it; its arcs are kept."),
         Option(metavar="RP.dcm"),
     ] = None
+    force: Force = False
     trajectory: TrajectoryKind = None
+    shareable: Shareable = False
 
 
 @settings
-class PredictSettings(Reading):
+class DoseSettings(Calculation, DoseReading):
+    """What the user chooses where the dose of a finished plan is computed."""
+
+    engine: EngineName = "monte-carlo"
+
+
+@settings
+class QaSettings(DoseSettings):
+    """What the user chooses where a finished plan is judged; without `goals` none are checked."""
+
+    goals: JudgedGoals = None
+    conditions: Conditions = ()
+    gate: GateFile = None
+    shareable: Shareable = False
+
+
+@settings
+class InfluenceSettings(TargetReading):
+    """Which beamlets and voxels an influence matrix has."""
+
+    machine: MachineName = "generic_6mv"
+    arcs: ArcCount = 2
+    spacing_deg: Annotated[float, Field(description="Angle between control points, deg.")] = 4.0
+    grid_mm: GridMm = 3.0
+    beamlet_mm: Annotated[
+        float, Field(description="Size of a beamlet along the leaves, mm; across them it is the leaf.")
+    ] = 5.0
+    voxels_per_structure: Annotated[int, Field(description="Voxels drawn from each structure at most.")] = (
+        2000
+    )
+    cut: Annotated[
+        float,
+        Field(description="Doses below this share of a centred beamlet's dose are sampled, not all kept."),
+    ] = 0.005
+    max_gb: Annotated[float, Field(description="A matrix that needs more memory is refused, GB.")] = 4.0
+    seed: Seed = 0
+
+
+@settings
+class PredictSettings(TargetReading):
     """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`."""
 
     goals: GoalsName
@@ -275,6 +269,7 @@ class PredictSettings(Reading):
         Field(ge=0, le=1, description="Share of a missed goal that each step of the sampler corrects."),
     ] = 0.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Computing device.")] = "auto"
+    shareable: Shareable = False
 
 
 @settings
@@ -361,6 +356,10 @@ def plan_settings(**values: Any) -> PlanSettings:
         raise InputError(
             f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arc-start-deg, "
             "--arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg or --improve"
+        )
+    if settings.force and not settings.improve:
+        raise InputError(
+            "--force is for a plan that contradicts the case, which only --improve reads; leave it out"
         )
     if settings.candidates > 1 and settings.prior == "goals":
         raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,10 @@ from vmat_diffusion.jobs.case_states import (
     rejections_of,
     write_tables,
 )
-from vmat_diffusion.machine import Machine, load_machine, machine_text
+from vmat_diffusion.machine import Machine, load_machine, machine_names, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.coding import machine_code
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import Simulation
 
@@ -132,7 +133,7 @@ class PatientSource:
     site: str
     patient: str
     key: str
-    file: Path | None = None
+    file: Path | None = field(default=None, repr=False)  # logs of workers show arguments
     seed: int = 0
 
     def read(self, spacing_mm: Point) -> TrainingCase:
@@ -185,11 +186,12 @@ def plan_id(patient: PatientSource, number: int) -> str:
 
 
 def simulation_record(settings: Simulation) -> dict[str, Any]:
-    """The settings as `dataset.json` keeps them: the machine by name and contents, no paths."""
+    """The settings as `dataset.json` keeps them: a machine by its contents, a shipped one by name too."""
     digest = hashlib.sha256(machine_text(settings.machine).encode()).hexdigest()[:16]
+    shipped = settings.machine in machine_names()
     return {
         **asdict(settings),
-        "machine": f"{Path(settings.machine).name} {digest}",
+        "machine": f"{settings.machine if shipped else 'file'} {digest}",
         "spacing_mm": list(settings.spacing_mm),
         "schema": SCHEMA,
         "version": __version__,
@@ -268,13 +270,14 @@ def plan_variation(
         raise KeyboardInterrupt  # the best plan so far would depend on the time of the interrupt
     if wrong := violations(made.plan, machine):
         raise PlanError(f"{len(wrong)} violations of the machine's limits, the first: {wrong[0]}")
+    code = machine_code(settings.machine)
     dose, possible = dose_inside(made.dose, case.grid, case.body.mask)
     dosed = replace(case, reference_dose=dose)
     require_usable(sheet.prescription, dosed, dose)
     return TrainingCase(
         case=without_helpers(dosed, load_table()),
         possible_dose=possible,
-        plan=made.plan,
+        plan=replace(made.plan, machine=code),
         constraints=constraints_of(sheet, dosed),
         names=base.names,
         padding=base.padding,
@@ -282,14 +285,17 @@ def plan_variation(
             "source": "simulated",
             "program": f"vmat-diffusion {__version__}",
             "technique": "VMAT",
-            "machine": machine.name,
+            "machine": code,
             "goals": sheet.name,
             "normalization": str(sheet.normalization),
             "variation": asdict(variation),
             "optimiser": {**asdict(asked), "outcome": made.outcome.name, "iterations": len(made.history)},
             "figures": {**_figures(sheet, dosed, dose, made), "violations": len(wrong)},
             "gate": "not asked",
-            "dose": dict(made.dose.provenance),
+            "dose": {
+                **made.dose.provenance,
+                **({"machine": code} if "machine" in made.dose.provenance else {}),
+            },
             "steps": [*base.provenance.get("steps", ()), *case.source.steps],
             "base": dict(base.provenance),
         },

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vmat_diffusion.errors import InputError, PlanError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, written_whole
+from vmat_diffusion.origin import uid_code
 from vmat_diffusion.workflow.run_files import PLAN_FILE, RECORD
 
 # Inputs of a run that are the same for plans of one case: the images and the contours.
-_SAME_CASE = ("frame_of_reference_uid", "series_uid", "structure_set_uid")
+_SAME_CASE = ("frame_of_reference", "series", "structure_set")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _record(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{folder} holds no {RECORD}; name a folder that plan has written")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         needed = {"goals", "inputs", "verdict", "prescription_gy", "files", "mu", "delivery_s", "outcome"}
         if not needed <= set(record):
             raise ValueError
@@ -145,13 +145,20 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_different(first: Path, a: Mapping[str, Any], second: Path, b: Mapping[str, Any]) -> None:
-    if any(a["inputs"].get(name) != b["inputs"].get(name) for name in _SAME_CASE):
+    if _of_case(a) != _of_case(b):
         raise InputError(
             f"{first} and {second} are plans of different images or contours; name plans of one case"
         )
     asked = [[(g["structure"], g["goal"]) for g in record["goals"]] for record in (a, b)]
     if asked[0] != asked[1]:
         raise InputError(f"{first} and {second} were planned by different goals; plan both by one sheet")
+
+
+def _of_case(record: Mapping[str, Any]) -> list[Any]:
+    """The codes of the images and contours; records of earlier versions hold the UIDs themselves."""
+    inputs = record["inputs"]
+    codes = inputs.get("uid_hashes") or {name: uid_code(inputs.get(f"{name}_uid")) for name in _SAME_CASE}
+    return [codes.get(name) for name in _SAME_CASE]
 
 
 def _asked(goal: Mapping[str, Any], record: Mapping[str, Any]) -> AskedGoal:

@@ -105,11 +105,11 @@ def train_model(
     from vmat_diffusion.training.settings import load_settings
     from vmat_diffusion.training.weights import start_fresh, start_from
 
+    folders = _Folders.of(data, out, cache)
     settings = load_settings(config)
     start = _resumed(out, settings, resume=resume)
     if start is None:
         start = start_fresh(settings) if weights is None else start_from(load_model(weights), settings)
-    folders = _Folders(data, out, cache or out / "encoded")
     return _train(settings, start, folders, machinery, progress=progress)
 
 
@@ -133,10 +133,10 @@ def fine_tune(
     from vmat_diffusion.training.settings import load_settings
     from vmat_diffusion.training.weights import start_from, tuning_settings
 
+    folders = _Folders.of(data, out, cache)
     model = load_model(weights)
     settings = tuning_settings(model, site, load_settings(config) if config else None)
     start = _resumed(out, settings, resume=resume) or start_from(model, settings)
-    folders = _Folders(data, out, cache or out / "encoded")
     return _train(settings, start, folders, machinery, site=site, progress=progress)
 
 
@@ -178,6 +178,14 @@ class _Folders:
     out: Path
     cache: Path
 
+    @classmethod
+    def of(cls, data: Path, out: Path, cache: Path | None) -> _Folders:
+        """Without `cache` the encoded cases lie in the results. Raises InputError where one is an input."""
+        require_apart(out, data)
+        if cache is not None:
+            require_apart(cache, data, option="--cache")
+        return cls(data, out, cache or out / "encoded")
+
 
 def _train(
     settings: TrainingSettings,
@@ -195,7 +203,6 @@ def _train(
     from vmat_diffusion.training.settings import settings_record
 
     began, out = time.monotonic(), folders.out
-    require_apart(out, folders.data)
     out.mkdir(parents=True, exist_ok=True)
     parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
     _require_same_cases(parts, folders)

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_case import small_case
 
 from vmat_diffusion import cli
 from vmat_diffusion.cli.catalogue import SHELVES
 from vmat_diffusion.cli.goals_page import with_sources
+from vmat_diffusion.dicom import write_case
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.goals import goal_sheet_names, load_goals
@@ -123,3 +125,51 @@ def test_the_page_of_sources_is_that_of_todays_sheets() -> None:
         assert len(rows) == 1 + len(sheet.groups) + len(sheet.goals) + len(acceptable)
     with pytest.raises(InputError, match="needs the marks"):
         with_sources(page.replace("<!-- sources -->", ""))
+
+
+_SHEET = """
+format = 2
+title = "t"
+site = "any"
+source = "test"
+current_to = "2026-11"
+fractions = 25
+prescription_gy = { PTV = 50.0 }
+normalization = { PTV = "D95% = 50 Gy" }
+[[goals]]
+structure = "PTV"
+goal = "D98% >= 47.5 Gy"
+priority = 1
+source = "test"
+seen = "practice"
+[[goals]]
+structure = "Core"
+goal = "GOAL"
+priority = 2
+source = "test"
+seen = "practice"
+"""
+
+
+def test_a_sheet_is_checked_alone_and_for_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 without a finding, 1 with one, 2 for what cannot be read; one line each."""
+    case = small_case()
+    write_case(tmp_path / "case", case)
+    file = tmp_path / "mine.toml"
+    file.write_text(_SHEET.replace("GOAL", "CV10Gy >= 15 cc"))
+    code, out, _ = _run(monkeypatch, capsys, "goals", "check", file)
+    assert (code, out) == (0, "mine: 2 goals, 0 to settle, 0 remarks\n")
+    code, out, _ = _run(monkeypatch, capsys, "goals", "check", file, tmp_path / "case")
+    assert code == 1 and len(out.splitlines()) == 2
+    assert out.startswith("FINDING conflict: Core CV10Gy >= 15 cc cannot be met beside the volume of Core")
+    file.write_text(_SHEET.replace("GOAL", "CV10Gy >= 10 cc"))
+    code, out, _ = _run(monkeypatch, capsys, "goals", "check", file, tmp_path / "case", "--json")
+    assert code == 0 and json.loads(out) == {"sheet": "mine", "of_weight": 0, "findings": []}
+    file.write_text(_SHEET.replace("GOAL", "max <= 5 Gy").replace("Core", "Corre"))
+    code, out, _ = _run(monkeypatch, capsys, "goals", "check", file)
+    assert code == 1 and "no table knows Corre; write Core" in out
+    for wrong in (("no_such",), (file, tmp_path / "nowhere")):
+        code, out, error = _run(monkeypatch, capsys, "goals", "check", *wrong)
+        assert code == 2 and not out and error.startswith("Error: ")

@@ -359,7 +359,7 @@ def test_dose_and_qa_of_a_plan_file(
 ) -> None:
     """The fast engine checks the stand-in's uniform dose, which is none of this plan: it must not pass."""
     out, _ = planned
-    options = (out / "RP.dcm", case_folder, "--engine", "pencil-beam", "--grid-mm", 6)
+    options = (out / "RP.dcm", case_folder, "--engine", "pencil-beam", "--grid-mm", 3)
     made = command("dose", *options, "--out", tmp_path / "RD.dcm", "--json")
     assert made.code == 0 and json.loads(made.out)["max_gy"] > 0
     assert command("dose", *options, "--out", tmp_path / "RD.dcm").code == 2

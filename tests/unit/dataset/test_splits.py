@@ -175,3 +175,20 @@ def test_missing_and_changed_members_are_said(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(CaseError, match="cannot be read"):
         load_splits(path)
+
+
+def test_one_patient_id_over_many_studies_and_frames_is_said_so() -> None:
+    """Anonymised data often have one PatientID for all; a patient scanned anew once has two of each."""
+    from vmat_diffusion.dataset.splits import shared_patients
+
+    def lines(patient: str, studies: int, frames: int, cases: int = 6) -> list[dict[str, str]]:
+        return [
+            {"patient": patient, "study": f"s{k % studies}", "frame_of_reference": f"f{k % frames}"}
+            for k in range(cases)
+        ]
+
+    (said,) = shared_patients([*lines("one", 1, 1), *lines("again", 2, 2), *lines("anon", 5, 4)])
+    assert said.startswith(
+        "one PatientID (patient anon) covers 5 studies and 4 frames of reference; if these"
+    )
+    assert shared_patients([{"patient": "p"} for _ in range(9)]) == ()

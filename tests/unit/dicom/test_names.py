@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dicom_files import ct_series, square, structure_set, write_patient
 
@@ -98,6 +100,9 @@ def test_names_as_clinics_write_them(written: str, canonical: str, role: str) ->
         "PTV1-5mm",
         "PTV1-PTV2",
         "PTV-Rectum",
+        "PTV_Rectum",
+        "PTV_Ring_2000",
+        "PTV70_in",
         "zPTV1",
         "Lung",
         "Hotspot",
@@ -134,6 +139,21 @@ def test_helper_structures_and_unclear_names_are_not_guessed(written: str) -> No
         ("PTV_High_70", "PTV_High_70"),
         ("PTV_60_2Gy", "PTV_60_2Gy"),
         ("PTV_Eval", "PTV_Eval"),
+        ("PTVHigh", "PTV_High"),
+        ("CTV High Risk", "CTV_High"),
+        ("PTV intermediate", "PTV_Mid"),
+        ("GTV - 1", "GTV1"),
+        ("GTV12", "GTV12"),
+        ("GTV70", "GTV_70"),
+        ("ITV60", "ITV_60"),
+        ("PTV!", "PTV!"),
+        ("PTVp1_CT1PT1", "PTVp1_CT1PT1"),
+        ("CTV_Preop", "CTV_Preop"),
+        ("PTV_LN", "PTV_LN"),
+        ("PTV_Prostate", "PTV_Prostate"),
+        ("PTV_Liver_2000x3", "PTV_Liver_20_x3"),
+        ("PTV_Eval_7000-08", "PTV_Eval_70-08"),
+        ("PTV (70)", "PTV_70"),
     ],
 )
 def test_numbered_targets_of_tg263_keep_a_name_of_their_own(written: str, canonical: str) -> None:
@@ -144,6 +164,35 @@ def test_numbered_targets_of_tg263_keep_a_name_of_their_own(written: str, canoni
     for form in (canonical, canonical.upper(), canonical.replace("_", " ")):
         again = load_table().match(form)
         assert again is not None and (again.name, again.role) == (canonical, "target")
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_targets_by_the_grammar_are_targets_and_their_helpers_are_not(seed: int) -> None:
+    """Type, class, number, level and dose in any spelling; a helper's word anywhere undoes it."""
+    rng = np.random.default_rng(seed)
+
+    def one(*parts: str) -> str:
+        return str(rng.choice(parts))
+
+    kind = one("GTV", "CTV", "PTV", "ITV", "IGTV", "ICTV")
+    tail = one("", "p", "n", "sb") + one("", "", "1", "2", "9")
+    level = one("", "", "High", "Low", "Mid")
+    dose = one("", "", "70", "5040", "50.4", "66Gy", "5600cGy", "60 Gy")
+    gap = one("_", "-", " ")
+    name = gap.join(part for part in (kind + one("", gap) + tail if tail else kind, level, dose) if part)
+    spelled = one(name, name.lower(), name.upper(), f" {name} ")
+    match = load_table().match(spelled)
+    assert match is not None and match.role == "target" and match.name.startswith(kind), spelled
+    stated = re.fullmatch(r".*_(\d+(?:\.\d+)?)", match.name)
+    assert bool(stated) == bool(dose), (spelled, match)
+    if stated:
+        value = float(re.sub(r"[^\d.]", "", dose))
+        assert float(stated[1]) == (value / 100 if value >= 1000 else value)
+    word = one("ring", "opt", "shell", "dummy", "helper")
+    helper = one(
+        f"z{name}", f"_{name}", f"{name}{gap}{word}", f"{word}{gap}{name}", f"Lung-{name}", f"{name}-5mm"
+    )
+    assert (found := load_table().match(helper)) is None or found.role == "organ", helper
 
 
 def test_own_table_adds_to_the_shipped_one_and_wins() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,60 @@ def test_planes_are_for_gamma_alone_and_never_oblique(tmp_path: Path) -> None:
     tilted = rt_dose(GY[:1], orientation=(0.8, 0.6, 0, -0.6, 0.8, 0))
     with pytest.raises(CaseError, match="neither axial, coronal nor sagittal"):
         read_plane_or_volume(save(tilted, tmp_path / "tilted.dcm"))
+
+
+def test_planes_of_two_patients_or_frames_are_compared_and_said_so(tmp_path: Path) -> None:
+    """A film or portal image is of a phantom or a device with IDs of its own; volumes are refused."""
+    from vmat_diffusion.workflow import compare_doses
+
+    other = rt_dose(GY[:1])
+    other.PatientID, other.FrameOfReferenceUID = "film", "1.2.3.77"
+    files = [save(rt_dose(GY[:1]), tmp_path / "a.dcm"), save(other, tmp_path / "b.dcm")]
+    said: list[str] = []
+    assert compare_doses(files[0], files[1], announce=said.append).pass_percent == 100
+    assert [s.split(" than ")[0] for s in said[:2]] == [
+        "the evaluated dose has another patient ID",
+        "the evaluated dose has another frame of reference",
+    ]
+    volume = rt_dose(GY)
+    volume.PatientID = "film"
+    with pytest.raises(CaseError, match="another patient ID"):
+        compare_doses(save(rt_dose(GY), tmp_path / "c.dcm"), save(volume, tmp_path / "d.dcm"))
+
+
+def _set(keyword: str, value: object) -> Callable[[Dataset], None]:
+    return lambda dataset: setattr(dataset, keyword, value)
+
+
+def _second_plan(dataset: Dataset) -> None:
+    dataset.ReferencedRTPlanSequence = [*dataset.ReferencedRTPlanSequence, Dataset()]
+
+
+def _part(dataset: Dataset) -> None:
+    group, item = Dataset(), Dataset()
+    item.ReferencedBeamNumber = 1
+    group.ReferencedFractionGroupNumber, group.ReferencedBeamSequence = 1, [item]
+    dataset.ReferencedRTPlanSequence[0].ReferencedFractionGroupSequence = [group]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("TissueHeterogeneityCorrection", "IMAGE"), ""),
+        (_set("TissueHeterogeneityCorrection", "WATER"), "TissueHeterogeneityCorrection .* is WATER"),
+        (_set("TissueHeterogeneityCorrection", ["IMAGE", "ROI_OVERRIDE"]), "IMAGE and ROI_OVERRIDE"),
+        (_set("SpatialTransformOfDose", "NON_RIGID"), "SpatialTransformOfDose .* is NON_RIGID"),
+        (_set("DoseType", None), "DoseType .* is missing, PHYSICAL is assumed"),
+        (_second_plan, "refers to 2 plans"),
+        (_part, "is PLAN, but the dose refers to single beams"),
+        (_set("GridFrameOffsetVector", [0.0, 3.0, 6.0, 10.0]), "even-slices: slice spacings of 3.00 to 4.00"),
+    ],
+)
+def test_what_a_person_must_know_of_a_dose_is_said(
+    tmp_path: Path, change: Callable[[Dataset], None], words: str
+) -> None:
+    dataset = rt_dose(GY)
+    change(dataset)
+    remarks = read_dose(save(dataset, tmp_path / "rd")).provenance["remarks"]
+    assert isinstance(remarks, tuple) and len(remarks) == bool(words)
+    assert not words or re.search(words, remarks[0])

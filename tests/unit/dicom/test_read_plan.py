@@ -250,6 +250,39 @@ def test_counts_that_are_wrong_are_said(tmp_path: Path) -> None:
         assert any(words in remark for remark in remarks), words
 
 
+def reference(keyword: str, *relations: str) -> list[Dataset]:
+    """Items of a sequence that refers to other objects."""
+    out = []
+    for k, relation in enumerate(relations):
+        item = Dataset()
+        item.ReferencedSOPInstanceUID = f"1.2.9.{k}"
+        if keyword == "ReferencedRTPlanSequence":
+            item.RTPlanRelationship = relation
+        out.append(item)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("keyword", "relations", "words"),
+    [
+        ("ReferencedRTPlanSequence", ("PRIOR",), ()),
+        ("ReferencedRTPlanSequence", ("VERIFIED_PLAN",), ("VERIFIED_PLAN: this plan verifies",)),
+        ("ReferencedRTPlanSequence", ("CONCURRENT", "PRIOR"), ("CONCURRENT: that plan is delivered",)),
+        ("ReferencedStructureSetSequence", ("", ""), ("2 structure sets, the first is taken",)),
+    ],
+)
+def test_references_to_other_objects_are_said(
+    tmp_path: Path, keyword: str, relations: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    sound = plan_of(tmp_path, rt_plan()).provenance["remarks"]
+    dataset = rt_plan()
+    setattr(dataset, keyword, reference(keyword, *relations))
+    remarks = plan_of(tmp_path, dataset).provenance["remarks"]
+    assert isinstance(sound, tuple) and isinstance(remarks, tuple)
+    more = set(remarks) - set(sound)
+    assert len(more) == len(words) and all(any(w in remark for remark in more) for w in words)
+
+
 @pytest.mark.parametrize("indices", [(6, 5, 4, 3, 2, 1, 0), (0, 1, 2, 3, 5, 6, 7), (0, 1, 1, 2, 3, 4, 5)])
 def test_control_points_out_of_order_are_refused(tmp_path: Path, indices: tuple[int, ...]) -> None:
     item = beam()

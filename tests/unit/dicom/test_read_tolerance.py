@@ -200,7 +200,7 @@ def test_dose_without_a_frame_is_followed_to_the_ct_and_one_of_another_frame_is_
     dose.FrameOfReferenceUID = FRAME + ".404"
     folder = write_patient(tmp_path / "c", images, structure_set(images), dose, rt_plan())
     found = inspect(folder)
-    assert says(found.steps, "leave-out-dose: file007 is in another frame of reference than the CT")
+    assert says(found.steps, "leave-out-dose: file007: the dose has another frame of reference than the CT")
     assert found.doses[0].endswith("not the dose of the case, see the steps")
 
 
@@ -236,13 +236,13 @@ def test_files_of_two_patients_do_not_meet(tmp_path: Path, kind: str) -> None:
     (structures if kind == "RTSTRUCT" else dose).PatientID = "ANOTHER"
     folder = write_patient(tmp_path, images, structures, dose)
     if kind == "RTSTRUCT":
-        with pytest.raises(CaseError, match="bears another patient's ID") as refusal:
+        with pytest.raises(CaseError, match="has another patient ID") as refusal:
             read_case(folder)
         assert "ANOTHER" not in str(refusal.value)
     else:
         case = read_case(folder)
         assert case.reference_dose is None
-        assert says(case.source.steps, "leave-out-dose: file007 bears another PatientID")
+        assert says(case.source.steps, "leave-out-dose: file007: the dose has another patient ID than the CT")
 
 
 @pytest.mark.parametrize("lowest", [-0.1, -30.0])
@@ -303,3 +303,78 @@ def test_multi_frame_ct_and_a_file_for_a_folder_are_said_so(tmp_path: Path) -> N
         read_case(folder)
     with pytest.raises(CaseError, match="file000 is a file; give the folder"):
         open_folder(folder / "file000")
+
+
+@pytest.mark.parametrize("by", ["dose", "plan"])
+def test_what_a_dose_names_itself_decides_between_structure_sets(tmp_path: Path, by: str) -> None:
+    """ReferencedStructureSetSequence of the dose, or else that of its plan."""
+    images = ct_series()
+    first, second = structure_set(images), structure_set(images, uid="1.2.3.44")
+    dose, plan = rt_dose(), rt_plan()
+    (dose if by == "dose" else plan).ReferencedStructureSetSequence = [Dataset()]
+    named = (dose if by == "dose" else plan).ReferencedStructureSetSequence[0]
+    named.ReferencedSOPClassUID, named.ReferencedSOPInstanceUID = second.SOPClassUID, "1.2.3.44"
+    others = (dose,) if by == "dose" else (dose, plan)
+    case = read_case(write_patient(tmp_path, images, first, second, *others))
+    assert case.source.structure_set_uid == "1.2.3.44" and case.reference_dose is not None
+    assert says(case.source.steps, "follow-references: the dose belongs to structure set")
+
+
+def test_of_two_plans_the_dose_decides_what_is_prescribed(tmp_path: Path) -> None:
+    images = ct_series()
+    other = rt_plan()
+    other.SOPInstanceUID, other.DoseReferenceSequence[0].TargetPrescriptionDose = "1.2.3.99", 66
+    without = read_case(write_patient(tmp_path / "a", images, structure_set(images), rt_plan(), other))
+    assert without.prescription is None
+    assert says(without.source.steps, "leave-out-prescription: 2 plans are made on the structure set")
+    dose = rt_dose()
+    dose.ReferencedRTPlanSequence[0].ReferencedSOPInstanceUID = "1.2.3.99"
+    case = read_case(write_patient(tmp_path / "b", images, structure_set(images), rt_plan(), other, dose))
+    assert case.prescription is not None and dict(case.prescription.target_gy) == {"PTV_70": 66.0}
+
+
+def test_only_targets_are_prescribed_to_and_only_by_a_plan_of_the_patient(tmp_path: Path) -> None:
+    images = ct_series()
+    plan = rt_plan()
+    extra = deepcopy(plan.DoseReferenceSequence[0])
+    extra.DoseReferenceNumber, extra.ReferencedROINumber, extra.TargetPrescriptionDose = 2, 3, 45
+    plan.DoseReferenceSequence.append(extra)
+    case = read_case(write_patient(tmp_path / "a", images, structure_set(images), plan))
+    assert case.prescription is not None and dict(case.prescription.target_gy) == {"PTV_70": 60.0}
+    assert says(case.source.steps, "leave-out-prescription: 45 Gy to SpinalCord, which is no target")
+    plan.PatientID = "somebody else"
+    case = read_case(write_patient(tmp_path / "b", images, structure_set(images), plan))
+    assert case.prescription is None
+    assert any("bears another patient's ID than the CT" in step for step in case.source.steps)
+    assert not any("somebody" in step for step in case.source.steps)
+
+
+def test_of_several_external_regions_the_one_named_so_is_the_body(tmp_path: Path) -> None:
+    images = ct_series()
+    rois = {"Couch": PTV, "BODY": BODY, "PTV60": PTV}
+    structures = structure_set(images, rois, declared={"Couch": "EXTERNAL", "BODY": "EXTERNAL"})
+    case = read_case(write_patient(tmp_path, images, structures))
+    assert case.structures["BODY"].role == "body" and case.structures["Couch"].role == "other"
+    assert says(case.source.steps, "prefer-name: 'BODY' is BODY, 'Couch' keeps its own name")
+
+
+def test_a_target_made_for_evaluation_steps_back_behind_its_own(tmp_path: Path) -> None:
+    images = ct_series()
+    rois = {"PTV70_eval": PTV, "BODY": BODY, "PTV_7000": PTV}
+    case = read_case(write_patient(tmp_path, images, structure_set(images, rois)))
+    assert case.structures["PTV_70"].alias == "PTV_7000" and case.structures["PTV70_eval"].role == "other"
+
+
+@pytest.mark.parametrize("slope", [0, -1])
+def test_a_slope_that_is_no_factor_is_refused_on_any_slice(tmp_path: Path, slope: int) -> None:
+    images = ct_series()
+    images[4].RescaleSlope = slope
+    with pytest.raises(CaseError, match=rf"RescaleSlope \(0028,1053\) is {slope}; a positive factor"):
+        read_case(write_patient(tmp_path, images))
+
+
+def test_one_image_of_another_patient_is_said_so(tmp_path: Path) -> None:
+    images = ct_series()
+    images[3].PatientID = "somebody else"
+    with pytest.raises(CaseError, match="the CT bears the IDs of two patients"):
+        read_case(write_patient(tmp_path, images))

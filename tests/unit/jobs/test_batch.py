@@ -44,10 +44,10 @@ def calls(folder: Path, key: str) -> int:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Done]]:
-    """One local cluster with everything that can happen to a job."""
+    """One local cluster with everything that can happen to a job, but for too little memory."""
     folder = tmp_path_factory.mktemp("calls")
     before = dict(os.environ)
-    results = finished(folder, LOCAL, "killed", "large", "threads")
+    results = finished(folder, LOCAL, "threads")
     assert dict(os.environ) == before
     return folder, results
 
@@ -80,24 +80,39 @@ def test_failure_is_tried_again_and_then_a_defect(
     assert calls(tmp_path, "broken_2") == calls(tmp_path, "once_3") == 2
 
 
-@pytest.mark.parametrize("key", ["killed_20", "large_21"])
-def test_dead_worker_is_replaced(local: tuple[Path, dict[str, Done]], key: str) -> None:
-    folder, results = local
-    assert results[key].defect
-    for word in (key, "worker", "0.8 GB", "--memory-gb"):
-        assert word in results[key].reason
-    assert calls(folder, key) == 2
+def stopped(folder: Path, cluster: Cluster, kind: str) -> tuple[dict[str, Done], str]:
+    """The answers before a job of that kind, which comes first, stops the batch, and the sentence."""
+    jobs = {f"{kind}_9": (kind, 9, folder), **{f"fine_{n}": ("fine", n, folder) for n in range(3)}}
+    done: dict[str, Done] = {}
+    results = run_jobs(work, jobs, cluster=cluster)
+    with pytest.raises(LimitError) as stop, closing(results):
+        for one in results:
+            done[one.key] = one
+    return done, str(stop.value)
 
 
-def test_memory_that_is_refused_is_told_as_such(tmp_path: Path) -> None:
-    done = next(run_jobs(work, {"case_7": ("memory", 7, tmp_path)}, cluster=Cluster(kind="serial")))
-    assert done.defect
-    assert done.reason.startswith("case_7: ")
-    assert "--memory-gb" in done.reason
+@pytest.mark.parametrize(
+    ("kind", "cluster", "words"),
+    [
+        ("killed", LOCAL, ("worker", "0.8 GB", "higher --memory-gb, or leave the case out")),
+        ("large", LOCAL, ("worker", "0.8 GB", "higher --memory-gb, or leave the case out")),
+        ("memory", Cluster(kind="serial"), ("memory", "ulimit -v", "or leave the case out")),
+    ],
+)
+def test_too_little_memory_for_a_case_stops_the_batch_after_the_others(
+    tmp_path: Path, kind: str, cluster: Cluster, words: tuple[str, ...]
+) -> None:
+    done, sentence = stopped(tmp_path, cluster, kind)
+    assert {key: one.result for key, one in done.items()} == {"fine_0": 0, "fine_1": 1, "fine_2": 4}
+    assert sentence.startswith(f"{kind}_9: ") and "What is done is kept" in sentence
+    for word in words:
+        assert word in sentence
+    assert "defect" not in sentence
+    assert calls(tmp_path, f"{kind}_9") == 2
 
 
 def test_workers_use_one_thread(local: tuple[Path, dict[str, Done]]) -> None:
-    assert local[1]["threads_22"].result == (1, "1")
+    assert local[1]["threads_20"].result == (1, "1")
 
 
 def test_chatter_of_jobs_stays_off_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -225,10 +240,10 @@ def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a queueing system of shell scripts")
 def test_jobs_run_through_a_queue(queue: None, tmp_path: Path) -> None:
-    results = finished(tmp_path, Cluster(kind="slurm", workers=1, memory_gb=0.8), "killed")
-    assert results["fine_0"].result == 0
-    assert results["once_3"].result == 9
-    assert "--memory-gb" in results["killed_20"].reason
+    cluster = Cluster(kind="slurm", workers=1, memory_gb=0.8)
+    done, sentence = stopped(tmp_path, cluster, "killed")
+    assert [done[f"fine_{n}"].result for n in range(3)] == [0, 1, 4]
+    assert sentence.startswith("killed_9: ") and "--memory-gb" in sentence
 
 
 @pytest.mark.slow
@@ -341,9 +356,9 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(tmp_path: Path, cluster: Clu
     assert not (tmp_path / "8").exists()
 
 
-def test_memory_that_is_too_small_is_the_case_s_own_reason(tmp_path: Path) -> None:
+def test_what_libraries_say_of_memory_is_understood(tmp_path: Path) -> None:
     jobs = {"large": (0,), "small": (1,)}
-    with closing(run_jobs(batch_jobs.want_memory, jobs, cluster=Cluster(kind="serial"))) as results:
-        done = {one.key: one for one in results}
-    assert "--memory-gb" in done["large"].reason and "defect" not in done["large"].reason
-    assert done["small"].result == 1
+    results = run_jobs(batch_jobs.want_memory, jobs, cluster=Cluster(kind="serial"))
+    assert next(results).result == 1
+    with pytest.raises(LimitError, match=r"^large: .*memory.*What is done is kept$"):
+        next(results)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vmat_diffusion.errors import GoalError, PlanError
+from vmat_diffusion.errors import GoalError, LimitError, PlanError
 from vmat_diffusion.jobs import together as candidates
 from vmat_diffusion.jobs.together import Job, made_together, turns_of, workers_for
 from vmat_diffusion.progress import Progress
@@ -50,6 +52,24 @@ def refusing(report: Progress) -> str:
 def crashing(report: Progress) -> str:
     """A job that ends without a word to its caller."""
     raise ValueError("no such thing")
+
+
+def killed(report: object) -> None:
+    """As the system ends a process when the memory is used up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_memory(report: object) -> None:
+    raise MemoryError
+
+
+def with_a_full_disk(report: object) -> None:
+    raise OSError(28, "No space left on device", "/full")
+
+
+def aborted_by_a_library(report: object) -> None:
+    print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
+    os.abort()
 
 
 @pytest.fixture
@@ -118,3 +138,20 @@ def test_cores_are_shared_out_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "cores", lambda: 4)
     assert (workers_for(2), workers_for(9)) == (2, 4)
     assert (turns_of(4), turns_of(5), turns_of(9)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (killed, r"^candidate 1: its process was killed by SIGKILL, probably .*fewer --candidates"),
+        (without_memory, r"^candidate 1: the memory of this computer or its limit .*was too small"),
+        (with_a_full_disk, r"^candidate 1: /full: the disk is full; free some space"),
+        (aborted_by_a_library, r"^candidate 1: the memory of this computer"),
+    ],
+)
+def test_a_limit_of_the_computer_is_a_sentence_with_its_remedy(
+    two_cores: None, job: Callable, words: str
+) -> None:
+    with pytest.raises(LimitError, match=words) as refusal:
+        made_together([Job(job, (), {})], lambda *said: None)
+    assert "\n" not in str(refusal.value) and "defect" not in str(refusal.value)

@@ -6,7 +6,12 @@ import pytest
 from vmat_diffusion.case import Case, Prescription, Structure
 from vmat_diffusion.evaluate.goals import parse_goals
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.optimize.conflicts import merge_conflicts, observed_conflicts, proven_conflicts
+from vmat_diffusion.optimize.conflicts import (
+    contradictions,
+    merge_conflicts,
+    observed_conflicts,
+    proven_conflicts,
+)
 
 SHEET = """
 title = "t"
@@ -112,3 +117,62 @@ def test_a_proof_stands_before_what_was_seen(case):
     own = sheet("mean <= 26 Gy")
     proven, seen = proven_conflicts(case, own), observed_conflicts([own.goals[1]], {})
     assert merge_conflicts(proven, seen) == proven == merge_conflicts(proven, ())
+
+
+@pytest.mark.parametrize(
+    ("goal", "best"),
+    [
+        ("CV50Gy >= 60 cc", "50.0 cc at the most"),
+        ("CV50Gy >= 51 %", "50.0 % at the most"),
+        ("CV50Gy >= 120 cc", "beside the volume of Organ, 100 cc"),
+        ("meanhot20% <= 50 Gy", "57.0 Gy at the least"),
+        ("meancold60% <= 5 Gy", "9.5 Gy at the least"),
+        ("D0.03cc <= 90 %", "95.0 % at the least"),
+        ("mean <= 40 %", "47.5 % at the least"),
+        ("V50Gy <= 0 cc", "50.0 cc at the least"),
+    ],
+)
+def test_new_forms_are_bounded_as_well(case, goal, best):
+    (found,) = proven_conflicts(case, sheet(goal))
+    assert best in str(found)
+
+
+@pytest.mark.parametrize("goal", ["CV50Gy >= 50 cc", "meancold50% <= 1 Gy", "D0.03cc <= 96 %"])
+def test_new_forms_that_can_be_met_are_no_conflict(case, goal):
+    assert proven_conflicts(case, sheet(goal)) == ()
+
+
+def of_target(goal, priority=1):
+    return parse_goals(SHEET.replace('"Organ"', '"PTV"').format(goal=goal, priority=priority), "test")
+
+
+@pytest.mark.parametrize(
+    ("goal", "best"),
+    [
+        ("D2% <= 56 Gy", "60.0 Gy at the least"),
+        ("max <= 55 Gy", "60.0 Gy at the least"),
+        ("D60% >= 61 Gy", "60.0 Gy at the most"),
+        ("V57Gy <= 90 %", "95.0 % at the least"),
+        ("R100% <= 0.4", "0.5"),
+    ],
+)
+def test_goals_on_one_target_contradict_each_other_in_any_patient(case, goal, best):
+    own = of_target(goal)
+    (found,) = contradictions(own)
+    assert best in str(found) and str(own.goals[1]) in str(found)
+    assert str(found) in {str(conflict) for conflict in proven_conflicts(case, own)}
+
+
+@pytest.mark.parametrize("goal", ["D2% <= 60 Gy", "mean <= 56 Gy", "min >= 50 Gy", "homogeneity <= 0.1"])
+def test_goals_on_one_target_that_go_together(goal):
+    assert contradictions(of_target(goal)) == ()
+
+
+def test_a_limit_that_outranks_a_coverage_goal_puts_it_out_of_reach(case):
+    """60 of 200 voxels may have 40 Gy at the most, so no more than 70 % can have 57 Gy."""
+    text = SHEET.replace("D50% = 60", "D40% = 60").format(goal="max <= 40 Gy", priority=1)
+    own = parse_goals(text.replace("priority = 1", "priority = 2", 1), "test")
+    (found,) = proven_conflicts(case, own)
+    assert str(found).startswith(
+        "PTV D95% >= 57 Gy cannot be met beside Organ max <= 40 Gy: 40.0 Gy at the most"
+    )

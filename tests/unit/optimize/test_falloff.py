@@ -7,7 +7,9 @@ import pytest
 from scipy import ndimage
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
+from vmat_diffusion.evaluate.goals import Goal, GoalSheet, load_goals
+from vmat_diffusion.evaluate.metrics import Metric
+from vmat_diffusion.evaluate.spillage import rtog_limit
 from vmat_diffusion.optimize.falloff import Falloff, ceiling_of, falloff_of
 from vmat_diffusion.phantom import phantom
 
@@ -57,3 +59,17 @@ def test_larger_targets_fall_off_more_slowly(case: Case, sheet: GoalSheet) -> No
     large = replace(case.structures["PTV_50"], mask=grown)
     bigger = replace(case, structures={**case.structures, "PTV_50": large})
     assert falloff_of("PTV_50", sheet, bigger).length_mm > falloff_of("PTV_50", sheet, case).length_mm
+
+
+def test_a_goal_on_the_isodose_says_how_steep_the_falloff_is(case: Case, sheet: GoalSheet) -> None:
+    """The table's own limit changes nothing; a stricter one is followed."""
+    target = next(iter(sheet.prescription.target_gy))
+    without = replace(sheet, goals=tuple(g for g in sheet.goals if g.metric.kind != "R"))
+    own = falloff_of(target, without, case)
+    cc = case.structures[target].voxels * case.grid.voxel_cc
+
+    def asked(limit: float) -> GoalSheet:
+        return replace(without, goals=(*without.goals, Goal(target, Metric.parse("R50%"), "<=", limit, "")))
+
+    assert falloff_of(target, asked(rtog_limit("R50%", cc).limit), case) == own
+    assert falloff_of(target, asked(3.0), case).length_mm < own.length_mm

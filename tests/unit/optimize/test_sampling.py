@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from vmat_diffusion.dose import dose_grid
-from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
+from vmat_diffusion.evaluate.goals import Goal, fit_to_case, load_goals
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.optimize import sampling
 from vmat_diffusion.optimize.objectives import build_objective
@@ -62,3 +63,62 @@ def test_an_organ_that_is_sampled_whole_needs_no_other_points():
     objective = build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
     term = next(t for t in objective.terms if t.goal.structure == "SpinalCord")
     assert term.region is objective.regions["SpinalCord"]
+
+
+@pytest.fixture(scope="module")
+def around():
+    """The C-shape with goals that are judged in the body."""
+    case = phantom("tg119_cshape")
+    sheet = load_goals("tg119_cshape_easy")
+    forms = (("PTV", "R50%", 3.0), ("PTV", "D2cm[%]", 60.0), ("BODY", "max", 55.0), ("BODY", "mean", 5.0))
+    goals = tuple(Goal(s, Metric.parse(m), "<=", v, Metric.parse(m).result_unit) for s, m, v in forms)
+    sheet = fit_to_case(replace(sheet, goals=(*sheet.goals, *goals)), case)
+    return case, build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
+
+
+def test_an_isodose_is_looked_for_in_twice_the_volume_that_it_may_have(around):
+    case, objective = around
+    target = case.structures["PTV"]
+    region = next(t.region for t in objective.terms if t.goal.metric.kind == "R")
+    target_cc = target.voxels * case.grid.voxel_cc
+    assert region.volume_cc == pytest.approx(2 * 3.0 * target_cc, rel=0.01)
+    # The target's own nodes are among them, as many as a grid of 4 mm has.
+    assert region.in_target.mean() * region.volume_cc == pytest.approx(target_cc, rel=0.1)
+
+
+def test_the_points_beyond_a_distance_are_where_the_report_looks(around):
+    case, objective = around
+    region = next(t.region for t in objective.terms if t.goal.metric.kind == "Dcm")
+    points = objective.points_mm[region.points]
+    target = case.grid.points_mm(np.flatnonzero(case.structures["PTV"].mask))
+    nearest = cKDTree(target).query(points)[0]
+    assert 20.0 < nearest.min() < 22.5 and nearest.max() < 40.0
+    assert not region.in_target.any() and len(points) > 1000
+
+
+def test_a_goal_on_the_body_itself_is_sampled_where_it_may_be_hottest(around):
+    case, objective = around
+    hot, fair = (
+        next(t.region for t in objective.terms if t.goal.structure == "BODY" and t.goal.metric.kind == kind)
+        for kind in ("max", "mean")
+    )
+    assert hot.in_target.mean() > 5 * fair.in_target.mean() > 0
+    assert fair.volume_cc == pytest.approx(case.body.voxels * case.grid.voxel_cc, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "near"),
+    [
+        ("V50Gy[cc]", 0.0, True),
+        ("V50Gy[cc]", 0.2, True),
+        ("V50Gy[cc]", 1.0, False),
+        ("V50Gy", 0.0, True),
+        ("V50Gy", 1.0, False),
+        ("D2cm", 50.0, True),
+        ("D0.03cc[%]", 50.0, True),
+        ("CV50Gy[cc]", 0.0, False),
+    ],
+)
+def test_a_goal_on_hardly_any_volume_is_one_on_the_hottest_spot(text, limit, near):
+    metric = Metric.parse(text)
+    assert sampling.is_near_maximum(Goal("Core", metric, "<=", limit, metric.result_unit)) is near

@@ -35,7 +35,10 @@ def test_synthetic_patients_have_plausible_numbers(site: str) -> None:
 
 @pytest.mark.parametrize(
     ("slope", "offset"),
-    [(1.0, 1024.0), (1.0, -1024.0), (1.15, 0.0), (0.8, 0.0), (1.0, 200.0), (1.0, -250.0), (0.1, 0.0)],
+    [
+        *((1.0, offset) for offset in (1024.0, -1024.0, 200.0, -250.0)),
+        *((slope, 0.0) for slope in (1.15, 0.8, 0.1)),
+    ],
 )
 def test_a_wrong_slope_or_intercept_is_a_warning(slope: float, offset: float) -> None:
     """Stored values count from -1024 HU, as scanners write them."""
@@ -50,3 +53,11 @@ def test_sound_numbers_are_said() -> None:
     check = ct_numbers(patient())
     assert check is not None and not check.warns
     assert check.why == "soft tissue peaks at 40 HU"  # its air is but a rim
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1.1, 0.0), (0.9, 0.0), (1.0, 1000.0), (1.0, -60.0)])
+def test_air_that_is_not_at_minus_1000_is_a_warning(slope: float, offset: float) -> None:
+    """Even where soft tissue is water, at 0 HU, which no slope changes."""
+    case = phantom("tg119_cshape")
+    check = ct_numbers(replace(case, hu=case.hu * slope + offset * (case.hu < -500)))
+    assert check is not None and check.warns and "air outside" in check.why

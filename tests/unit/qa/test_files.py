@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.errors import InvalidDicomError
+from scipy import ndimage
 from small_case import open_arc, small_case
 
 from vmat_diffusion.case import Case, Dose
@@ -20,6 +21,8 @@ from vmat_diffusion.errors import PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.qa import Outcome, Verdict, judge, plan_differences, release_plan, write_plan
+from vmat_diffusion.qa.dose_points import prescribed_doses
+from vmat_diffusion.qa.files import plan_remarks
 
 MACHINE = load_machine("generic_6mv")
 
@@ -31,7 +34,7 @@ def case(case_folder: Path) -> Case:
 
 def verdict_on(plan: Plan, case: Case, factor: float = 1.0) -> Verdict:
     """What the gate says of 50 Gy everywhere where the second engine finds `factor` times as much."""
-    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
     dose, check = (Dose(grid, np.full(grid.shape, 50.0 * f, np.float32)) for f in (1.0, factor))
     return judge(case, None, plan, MACHINE, dose=dose, check=check)
 
@@ -114,7 +117,7 @@ def test_an_unjudged_plan_is_no_dicom_for_anybody(case: Case, tmp_path: Path) ->
 
 
 def test_an_inconclusive_verdict_keeps_its_plan_back(case: Case, tmp_path: Path) -> None:
-    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
     gy = np.full(grid.shape, 50.0, np.float32)
     check = Dose(grid, gy, std_gy=0.05 * gy, provenance={"seconds": 60.0})
     verdict = judge(case, None, open_arc(), MACHINE, dose=Dose(grid, gy), check=check)
@@ -123,3 +126,53 @@ def test_an_inconclusive_verdict_keeps_its_plan_back(case: Case, tmp_path: Path)
     with pytest.raises(PlanError, match=r"could not decide on the plan \(statistical uncertainty\)"):
         write_plan(tmp_path / "RP.dcm", open_arc(), case, MACHINE, verdict)
     assert not list(tmp_path.iterdir())
+
+
+def test_jaws_that_the_plan_does_not_list_are_said() -> None:
+    for listed, axes in ((("ASYMX", "ASYMY"), ""), (("X", "Y"), ""), (("ASYMX",), "Y"), ((), "XY")):
+        said = plan_remarks(replace(open_arc(), provenance={"jaws": listed}), MACHINE)
+        assert said == [f"the plan lists no jaws along {a}, machine generic_6mv has them" for a in axes]
+    agility = load_machine("generic_agility")
+    assert not plan_remarks(replace(open_arc(), provenance={"jaws": ("ASYMY",)}), agility)
+
+
+@pytest.mark.parametrize(
+    ("stated", "gy", "warns"),
+    [
+        ({2: 50.0}, 50.0, False),
+        ({2: 60.0}, 50.0, True),
+        ({-1: 60.0}, 50.0, True),
+        ({-1: 50.0, -2: 20.0}, 50.0, False),
+        ({3: 60.0}, 50.0, True),
+        ({2: 50.0}, 46.0, True),
+        ({2: 50.0}, 70.0, False),
+    ],
+)
+def test_the_planned_dose_is_held_against_the_prescription_in_the_plan(
+    case: Case, stated: dict[int, float], gy: float, warns: bool
+) -> None:
+    """Without a goal sheet too; ROI 2 is the target, 3 an organ, negative numbers name no region."""
+    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    dose = Dose(grid, np.full(grid.shape, gy, np.float32))
+    plan = replace(open_arc(), provenance={"prescribed_gy": stated})
+    check = prescribed_doses(case, plan, dose)
+    assert check is not None and check.passed and check.warns == warns, check
+    assert prescribed_doses(case, open_arc(), dose) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_target_that_was_moved_after_planning_warns(seed: int) -> None:
+    """Both engines agree on the dose of a target that lies elsewhere; the plan's prescription does not."""
+    rng = np.random.default_rng(seed)
+    small = small_case()
+    planned = ndimage.gaussian_filter(small.structures["PTV"].mask.astype(np.float32), 0.4) * 50.0
+    case = replace(small, source=replace(small.source, roi_numbers={"PTV": 2}))
+    plan = replace(open_arc(), provenance={"prescribed_gy": {2: 30.0}})
+    dose = Dose(case.grid, planned)
+    sound = prescribed_doses(case, plan, dose)
+    assert sound is not None and not sound.warns, sound.why
+    shift = int(rng.choice([-1, 1])) * int(rng.integers(1, 4))
+    moved = np.roll(small.structures["PTV"].mask, shift, axis=int(rng.integers(3)))
+    structures = {**case.structures, "PTV": replace(case.structures["PTV"], mask=moved)}
+    check = prescribed_doses(replace(case, structures=structures), plan, dose)
+    assert check is not None and check.warns and "PTV: 30 Gy prescribed" in check.why

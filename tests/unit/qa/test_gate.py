@@ -31,12 +31,21 @@ from vmat_diffusion.qa import (
     PlanFiles,
     Verdict,
     denoised,
-    judge,
     load_gate,
     uncertainty_percent,
 )
+from vmat_diffusion.qa import judge as judge_of_the_gate
 
 GATE_FILE = Path(str(resources.files("vmat_diffusion.qa") / "gate.toml"))
+
+# The doses below lie on 6 mm, which no gate file may ask for: what is tested here does not depend on it.
+QUICK = GateSettings()
+object.__setattr__(QUICK, "grid_mm", 6.0)
+LOOSER = "the gate's limits are looser than the shipped ones: grid_mm 6 (3)"
+
+
+def judge(*what: object, settings: GateSettings = QUICK, **options: object) -> Verdict:
+    return judge_of_the_gate(*what, settings=settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +99,13 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
     verdict = judge(case, None, plan, machine, dose, check=dose)
     assert verdict.passed, [c for c in verdict.failed]
     assert [c.name for c in verdict.checks] == [
+        "limits of the gate",
         "deliverable",
         "dose grid covers the targets",
         "dose grid covers the body",
+        "dose grid",
         "CT numbers",
+        "outline of the body",
         "highest planned dose",
         "gamma 3 %/3 mm",
         "gamma 3 %/2 mm",
@@ -102,6 +114,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "D2%, D0.03cc of organs",
         "mean doses of organs",
         "dose of any region",
+        "dose of any voxel",
         "shift between the doses",
         "turn between the doses",
     ]
@@ -366,11 +379,32 @@ def test_no_file_goes_below_a_floor_and_what_is_looser_is_named(tmp_path: Path, 
 
 
 def test_looser_limits_are_a_banner(case: Case, plan: Plan, machine: Machine, dose: Dose) -> None:
-    verdict = judge(
-        case, None, plan, machine, dose, check=dose, settings=GateSettings(uncertainty_percent=3.0)
-    )
-    assert verdict.passed and "uncertainty_percent 3 (2.5)" in verdict.looser
-    assert judge(case, None, plan, machine, dose, check=dose).looser == ""
+    def looser(**limits: float) -> str:
+        return judge(case, None, plan, machine, dose, check=dose, settings=GateSettings(**limits)).looser
+
+    assert "uncertainty_percent 3 (2.5)" in looser(uncertainty_percent=3.0)
+    assert "grid_mm 4 (3)" in looser(grid_mm=4.0)
+    assert looser() == ""
+    assert judge(case, None, plan, machine, dose, check=dose).looser == LOOSER
+
+
+@pytest.mark.parametrize("spacing_mm", [2.5, 3.0, 3.00001, 3.1, 6.0])
+@pytest.mark.parametrize("coarse", ["planned", "independent", "both"])
+def test_every_verdict_names_its_dose_grids_and_a_coarse_one_decides_nothing(
+    case: Case, plan: Plan, machine: Machine, spacing_mm: float, coarse: str
+) -> None:
+    def uniform(which: str) -> Dose:
+        mm = (3.0, 3.0, spacing_mm) if coarse in (which, "both") else (3.0, 3.0, 3.0)
+        grid = case.grid.around((-6.0, -6.0, -6.0), (6.0, 6.0, 6.0), mm)
+        return Dose(grid, np.full(grid.shape, 50.0, np.float32))
+
+    planned, independent = uniform("planned"), uniform("independent")
+    verdict = judge(case, None, plan, machine, planned, check=independent, settings=GateSettings())
+    (row,) = (c for c in verdict.checks if c.name == "dose grid")
+    fine = spacing_mm < 3.01
+    assert (row.passed, row.undecided, row.limit) == (fine, not fine, 3.0)
+    assert row.value == pytest.approx(max(spacing_mm, 3.0), abs=1e-6)
+    assert ("--grid-mm 3" in row.why) is not fine
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vmat_diffusion.evaluate.goals import Goal, GoalResult
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.origin import uid_code
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.report import plan_picture, write_report
 from vmat_diffusion.report.charts import control_points_figure, png
@@ -121,7 +122,7 @@ def test_report_is_one_file_that_refers_to_nothing_else(
     assert not re.search(r"https?://|@import|url\(", page)
     assert "<script" not in page
     assert "ptv &lt;script&gt;" in page and "is &lt;too&gt; fast" in page
-    assert "/secret/place" not in page
+    assert "/secret/place" not in page and "1.2.3.4" not in page
     for expected in (
         "For research. Not for clinical use.",
         "Modulation complexity score",
@@ -141,7 +142,7 @@ def test_report_is_one_file_that_refers_to_nothing_else(
         "clockwise, 18°",
         "static",
         "9.8.7",
-        "1.2.3.4",
+        f"code {uid_code('1.2.3.4')}",
         "a named step",
         "optimise 12.3 s",
         "&#34;engine&#34;: &#34;analytic&#34;",

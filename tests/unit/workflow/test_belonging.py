@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.cli import app
-from vmat_diffusion.dicom import inspect, read_case, write_dose, write_unjudged_plan
+from vmat_diffusion.dicom import inspect, read_case, read_dose, read_plan, write_dose, write_unjudged_plan
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.qa.files import belonging
 from vmat_diffusion.workflow import check_plan, compare_doses, compute_dose, dose_statistics, second_check
+from vmat_diffusion.workflow.settings import DoseSettings
 
 Change = Callable[[Dataset], None]
 
@@ -72,7 +74,7 @@ def test_no_dose_of_a_plan_on_another_case(
 ) -> None:
     rp = changed(export(tmp_path, case_folder)[0], change)
     with pytest.raises(CaseError, match=words) as refusal:
-        compute_dose(rp, case_folder, tmp_path / "out.dcm", engine="pencil-beam", grid_mm=8.0)
+        compute_dose(rp, case_folder, tmp_path / "out.dcm", DoseSettings(engine="pencil-beam", grid_mm=8.0))
     assert "OTHER-1" not in str(refusal.value) and not (tmp_path / "out.dcm").exists()
 
 
@@ -120,9 +122,41 @@ def test_structure_set_and_ct_of_two_patients_make_no_case(case_folder: Path, tm
         if dataset.Modality == "RTSTRUCT":
             dataset.PatientID = "TEST-2"
             dataset.save_as(file)
-    with pytest.raises(CaseError, match="the structure set bears another patient's ID than the CT"):
+    with pytest.raises(CaseError, match="the structure set has another patient ID than the CT"):
         read_case(folder)
-    assert any("another patient's ID" in row for row in inspect(folder).refused)
+    assert any("another patient ID" in row for row in inspect(folder).refused)
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "words"),
+    [("CT", "", "the CT does not say its patient ID"), ("RTSTRUCT", "", "the structure set does not say")],
+)
+def test_one_file_of_a_case_without_patient_id_is_said(
+    case_folder: Path, tmp_path: Path, kind: str, record: str, words: str
+) -> None:
+    """One image is enough."""
+    rp, rd = export(tmp_path / "plan", case_folder)
+    folder = _one_changed(case_folder, tmp_path / "case", kind, record)
+    together = belonging(read_case(folder), read_plan(rp), read_dose(rd))
+    assert together is not None and not together.contradictions
+    assert [s for s in together.silences if s.startswith(words)] == list(together.silences)
+
+
+def test_images_of_two_patients_make_no_case(case_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="the CT bears the IDs of two patients"):
+        read_case(_one_changed(case_folder, tmp_path / "case", "CT", "TEST-2"))
+
+
+def _one_changed(case_folder: Path, folder: Path, kind: str, record: str) -> Path:
+    """A copy of the case in which one file of a kind bears another record number."""
+    shutil.copytree(case_folder, folder)
+    for file in sorted(folder.rglob("*.dcm"))[1:]:
+        dataset = pydicom.dcmread(file)
+        if dataset.Modality == kind:
+            dataset.PatientID = record
+            dataset.save_as(file)
+            return folder
+    raise AssertionError(kind)
 
 
 def test_check_warns_of_what_a_person_must_know(case_folder: Path, tmp_path: Path) -> None:
@@ -176,7 +210,7 @@ def test_a_plan_that_misses_the_patient_is_refused_at_once(
     rp, rd = export(tmp_path, case_folder, open_arc((far_mm, 0.0, 0.0)))
     for engine in ("pencil-beam", "monte-carlo"):
         with pytest.raises(PlanError, match="mm outside the body, the limit is 100 mm"):
-            compute_dose(rp, case_folder, tmp_path / "out.dcm", engine=engine)
+            compute_dose(rp, case_folder, tmp_path / "out.dcm", DoseSettings(engine=engine))
     with pytest.raises(PlanError, match="mm outside the body"):
         second_check(rp, case_folder, tmp_path / "out", dose_file=rd)
 

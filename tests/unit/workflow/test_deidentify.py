@@ -109,6 +109,19 @@ def test_patients_are_kept_apart_and_files_without_one_go_with_their_study(tmp_p
     assert sorted(map(dict, done.cases.values()), key=len) == [{"CT": 6}, {"CT": 6, "RTSTRUCT": 1}]
 
 
+def test_a_structure_set_of_another_patient_is_said_to_be_torn_from_its_images(tmp_path: Path) -> None:
+    images = files.ct_series()
+    structures = files.structure_set(images)
+    structures.PatientID = "OTHER-9"
+    folder = files.write_patient(tmp_path / "in", images, structures)
+    done = deidentify_folder(folder, tmp_path / "out")
+    (said,) = done.remarks
+    assert said.startswith("files 1 and 7 are of one study or frame of reference but bear 2 patients' IDs")
+    assert "OTHER" not in (tmp_path / "out" / "deidentification.json").read_text()
+    alone = deidentify_folder(files.write_patient(tmp_path / "in2"), tmp_path / "out2")
+    assert alone.remarks == ()
+
+
 def test_intervals_between_dates_stay(tmp_path: Path) -> None:
     images = files.ct_series()
     for k, image in enumerate(images):
@@ -220,7 +233,7 @@ def test_folders_that_cannot_be_used_are_refused(patient: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="not empty"):
         deidentify_folder(patient, tmp_path / "full")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CaseError, match="no file could be"):
+    with pytest.raises(CaseError, match="holds no DICOM file"):
         deidentify_folder(tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

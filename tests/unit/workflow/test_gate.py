@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dicom import read_dose, read_plan, write_dose, write_unjudged_plan
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import CaseError, GoalError, InputError, MachineError, PlanError
-from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.workflow import (
@@ -27,8 +27,9 @@ from vmat_diffusion.workflow import (
     plan_settings,
     second_check,
 )
+from vmat_diffusion.workflow.influence import write_influence
 from vmat_diffusion.workflow.recompute import QA_FILES
-from vmat_diffusion.workflow.search_and_check import grid_check
+from vmat_diffusion.workflow.settings import DoseSettings, InfluenceSettings, QaSettings
 
 SETTINGS = plan_settings(goals="tg119_cshape_easy")
 
@@ -132,9 +133,12 @@ def test_monte_carlo_itself_judges_a_plan_in_the_run(
 def test_monte_carlo_agrees_with_the_fast_engine_on_an_open_arc(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], noisy: dict
 ) -> None:
-    rp, gate = exported[0], Path(noisy["gate"])
-    done = second_check(rp, case_folder, tmp_path / "out", uncertainty=0.029, gate=gate, grid_mm=6.0)
-    assert done.verdict.passed, done.verdict.failed
+    rp, _ = exported
+    done = second_check(rp, case_folder, tmp_path / "out", QaSettings(grid_mm=6.0, **noisy))
+    assert not done.verdict.failed, done.verdict.failed
+    # Quick to compute, and too coarse for a verdict.
+    assert [c.name for c in done.verdict.undecided] == ["dose grid"]
+    assert done.verdict.outcome.value == "INCONCLUSIVE"
 
 
 def test_limits_come_from_a_file_and_are_recorded(
@@ -193,7 +197,7 @@ def exported(tmp_path: Path, case_folder: Path) -> tuple[Path, Path]:
     prescription = small_case().prescription
     assert prescription is not None
     rp = write_unjudged_plan(tmp_path / "RP.dcm", open_arc(), case, machine, prescription=prescription)
-    grid = case.grid.around(*case.grid.bounds_mm, (6.0, 6.0, 6.0))
+    grid = case.grid.around(*case.grid.bounds_mm, (3.0, 3.0, 3.0))
     dose = Dose(grid, np.full(grid.shape, 50.0, np.float32))
     return rp, write_dose(tmp_path / "RD.dcm", dose, case, plan_file=rp)
 
@@ -202,7 +206,7 @@ def test_a_plan_from_elsewhere_is_checked_a_second_time(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
 ) -> None:
     rp, rd = exported
-    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, uncertainty=0.015)
+    done = second_check(rp, case_folder, tmp_path / "out", QaSettings(uncertainty=0.015), dose_file=rd)
     assert done.verdict.passed, done.verdict.failed
     assert [a["name"] for a in stand_in] == ["monte-carlo"] and stand_in[0]["uncertainty"] == 0.015
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(QA_FILES)
@@ -217,7 +221,7 @@ def test_a_plan_from_elsewhere_is_checked_a_second_time(
 def test_without_a_dose_the_fast_engine_stands_in(
     case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict]
 ) -> None:
-    done = second_check(exported[0], case_folder, tmp_path / "out", goals="tg119_cshape_easy")
+    done = second_check(exported[0], case_folder, tmp_path / "out", QaSettings(goals="tg119_cshape_easy"))
     assert {a["name"] for a in stand_in} == {"monte-carlo", "pencil-beam"}
     assert done.verdict.results and done.verdict.passed
 
@@ -233,9 +237,9 @@ def test_a_second_check_refuses_what_it_cannot_use(
     with pytest.raises(CaseError, match="case folder"):
         second_check(rp, tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(InputError, match="cannot check itself"):
-        second_check(rp, case_folder, tmp_path / "out", engine="pencil-beam")
+        second_check(rp, case_folder, tmp_path / "out", QaSettings(engine="pencil-beam"))
     with pytest.raises((PlanError, GoalError)):
-        second_check(rp, case_folder, tmp_path / "out", goals="prostate_60_20")
+        second_check(rp, case_folder, tmp_path / "out", QaSettings(goals="prostate_60_20"))
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +255,7 @@ def test_a_truncated_dose_file_fails_the_second_check(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Gate not passed" in page and failed.why in page
     with pytest.raises(CaseError, match=r"RD\.dcm"):  # nothing is left for the fast engine to check
-        second_check(rp, case_folder, tmp_path / "other", dose_file=rd, engine="pencil-beam")
+        second_check(rp, case_folder, tmp_path / "other", QaSettings(engine="pencil-beam"), dose_file=rd)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +283,8 @@ def test_the_second_check_asks_for_one_patient_and_one_plan(
     else:
         dataset.DoseReferenceSequence[0].TargetPrescriptionDose = 60
     dataset.save_as(rp)
-    sheet = {} if keyword else {"goals": "tg119_cshape_easy"}
-    done = second_check(rp, case_folder, tmp_path / "out", dose_file=rd, **sheet)
+    asked = QaSettings(goals=None if keyword else "tg119_cshape_easy")
+    done = second_check(rp, case_folder, tmp_path / "out", asked, dose_file=rd)
     check = next(c for c in done.verdict.checks if c.name == "one patient, one plan")
     assert check.passed == passes and check.warns == passes and words in check.why
     page = (tmp_path / "out" / "report.html").read_text()
@@ -294,7 +298,7 @@ def test_an_uncertainty_that_no_plan_could_pass_with_is_refused(
     with pytest.raises(InputError, match=r"limit of 2\.5 %"):
         plan_case(case_folder, tmp_path / "out", replace(SETTINGS, uncertainty=0.025), tools=optimiser.tools)
     with pytest.raises(InputError, match=r"limit of 2\.5 %"):
-        second_check(exported[0], case_folder, tmp_path / "out", uncertainty=0.03)
+        second_check(exported[0], case_folder, tmp_path / "out", QaSettings(uncertainty=0.03))
     file = tmp_path / "gate.toml"
     file.write_text("uncertainty_percent = 3.0\n")
     loose = replace(SETTINGS, uncertainty=0.029, gate=str(file))
@@ -320,12 +324,12 @@ def test_a_dose_is_computed_and_written(
 ) -> None:
     rp, _ = exported
     out = tmp_path / "new" / "RD.dcm"
-    made = compute_dose(rp, case_folder, out, engine="pencil-beam", grid_mm=6.0)
+    made = compute_dose(rp, case_folder, out, DoseSettings(engine="pencil-beam", grid_mm=6.0))
     back = read_dose(out)
     np.testing.assert_allclose(back.gy, made.gy, atol=1e-6)
     assert back.provenance["plan_uid"] == read_plan(rp).provenance["sop_instance_uid"]
     with pytest.raises(CaseError, match="exists"):
-        compute_dose(rp, case_folder, out, engine="pencil-beam")
+        compute_dose(rp, case_folder, out, DoseSettings(engine="pencil-beam"))
     result = compare_doses(out, out)
     assert result.pass_percent == 100.0 and result.mean < 1e-6
     with pytest.raises(CaseError, match="does not exist"):
@@ -341,10 +345,81 @@ def test_reference_check_refuses_other_engines_and_folders(tmp_path: Path) -> No
         check_references(tmp_path)
 
 
-@pytest.mark.parametrize(("spacing_mm", "passed"), [(2.5, True), (3.0, True), (3.01, False), (6.0, False)])
-def test_the_verdict_names_its_dose_grid_and_no_plan_passes_on_a_coarse_one(
-    spacing_mm: float, passed: bool
+@pytest.fixture
+def overridden(case_folder: Path, tmp_path: Path) -> Path:
+    """The small case with densities prescribed for all of its regions, as XiO exports them."""
+    folder = tmp_path / "overridden"
+    shutil.copytree(case_folder, folder)
+    for file in folder.rglob("*.dcm"):
+        dataset = pydicom.dcmread(file)
+        if dataset.Modality == "RTSTRUCT":
+            for seen in dataset.RTROIObservationsSequence:
+                item = pydicom.Dataset()
+                item.ROIPhysicalProperty, item.ROIPhysicalPropertyValue = "REL_ELEC_DENSITY", "1.02"
+                seen.ROIPhysicalPropertiesSequence = [item]
+            dataset.save_as(file)
+    return folder
+
+
+def test_every_command_names_the_densities_that_it_ignored(
+    overridden: Path, tmp_path: Path, exported: tuple[Path, Path], stand_in: list[dict], optimiser: StandIn
 ) -> None:
-    check = grid_check(Grid((2, 2, 2), (2.0, 2.0, spacing_mm), (0.0, 0.0, 0.0)))
-    assert check.passed is passed and check.value == spacing_mm and check.limit == 3.0
-    assert ("--grid-mm 3" in check.why) is not passed
+    rp, rd = exported
+    asked = QaSettings(goals="tg119_cshape_easy")
+    ignoring = replace(asked, ignore_density_overrides=True)
+    influence = InfluenceSettings(spacing_deg=120.0, grid_mm=10.0, beamlet_mm=20.0, voxels_per_structure=5)
+    runs = {
+        "qa": lambda settings: second_check(rp, overridden, tmp_path / "qa", settings, dose_file=rd),
+        "dose": lambda settings: compute_dose(rp, overridden, tmp_path / "dose.dcm", settings),
+        "influence": lambda settings: write_influence(
+            overridden,
+            tmp_path / "d.npz",
+            replace(influence, ignore_density_overrides=settings.ignore_density_overrides),
+            announce=heard.append,
+        ),
+        "plan": lambda settings: plan_case(
+            overridden,
+            tmp_path / "plan",
+            replace(SETTINGS, ignore_density_overrides=settings.ignore_density_overrides),
+            tools=optimiser.tools,
+        ),
+    }
+    heard: list[str] = []
+    for run in runs.values():
+        with pytest.raises(CaseError, match="or pass --ignore-density-overrides"):
+            run(asked)
+    done = {name: run(ignoring) for name, run in runs.items()}
+    words = "the densities that the structure set prescribes were ignored"
+    for verdict in (done["qa"].verdict, done["plan"].verdict):
+        (row,) = (c for c in verdict.checks if c.name == "density overrides")
+        assert row.warns and words in row.why and "REL_ELEC_DENSITY 1.02" in row.why
+    for page in ("qa", "plan"):
+        assert words in (tmp_path / page / "report.html").read_text()
+    assert any(words in remark for remark in done["dose"].provenance["remarks"])
+    assert any(words in sentence for sentence in heard)
+
+
+def test_a_plan_of_another_patient_is_improved_by_force_alone_and_named(
+    case_folder: Path, tmp_path: Path, exported: tuple[Path, Path], optimiser: StandIn
+) -> None:
+    rp, _ = exported
+    dataset = pydicom.dcmread(rp)
+    dataset.PatientID = "OTHER-1"
+    dataset.PatientSetupSequence[0].PatientPosition = "FFS"
+    del dataset.ReferencedStructureSetSequence
+    dataset.save_as(rp)
+    settings = replace(SETTINGS, improve=str(rp))
+    calls = optimiser()
+    with pytest.raises(CaseError, match=r"another patient ID.*or pass --force"):
+        plan_case(case_folder, tmp_path / "out", settings, tools=optimiser.tools)
+    assert not calls and not (tmp_path / "out").exists()
+    run = plan_case(case_folder, tmp_path / "out", replace(settings, force=True), tools=optimiser.tools)
+    assert calls[0]["improve"].patient_position == "HFS"
+    (row,) = (c for c in run.verdict.checks if c.name == "plan to improve")
+    assert row.warns and "forced in spite of: the plan has another patient ID" in row.why
+    assert "another patient position" in row.why and "refers to no structure set" not in row.why
+    for file in ("report.html", "run.json"):
+        text = (tmp_path / "out" / file).read_text()
+        assert "forced in spite of: the plan has another patient ID" in text and "OTHER-1" not in text
+    with pytest.raises(InputError, match="--improve"):
+        plan_settings(goals="tg119_cshape_easy", force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from scipy import sparse
 
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.workflow.influence import write_influence
+from vmat_diffusion.workflow.settings import InfluenceSettings
 
-COARSE = {"spacing_deg": 60.0, "grid_mm": 8.0, "beamlet_mm": 10.0, "voxels_per_structure": 60}
+COARSE = InfluenceSettings(spacing_deg=60.0, grid_mm=8.0, beamlet_mm=10.0, voxels_per_structure=60)
 
 
 def test_the_file_holds_the_matrix_and_what_its_numbers_mean(case_folder: Path, tmp_path: Path) -> None:
     heard: list[str] = []
-    done = write_influence(case_folder, tmp_path / "d.npz", **COARSE, announce=heard.append)
+    done = write_influence(case_folder, tmp_path / "d.npz", COARSE, announce=heard.append)
     with np.load(done.path) as file:
         parts = {name: file[name] for name in file.files}
     matrix = sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), parts["shape"])
@@ -34,11 +36,11 @@ def test_the_file_holds_the_matrix_and_what_its_numbers_mean(case_folder: Path, 
 def test_nothing_is_overwritten_or_built_beyond_the_limit(case_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.npz"
     with pytest.raises(InputError, match="--max-gb"):
-        write_influence(case_folder, out, **COARSE, max_gb=1e-6)
+        write_influence(case_folder, out, replace(COARSE, max_gb=1e-6))
     assert not out.exists()
     out.write_bytes(b"mine")
     with pytest.raises(InputError, match="--overwrite"):
-        write_influence(case_folder, out, **COARSE)
+        write_influence(case_folder, out, COARSE)
     assert out.read_bytes() == b"mine"
     with pytest.raises(InputError, match=r"\.npz"):
-        write_influence(case_folder, tmp_path / "d.mat", **COARSE)
+        write_influence(case_folder, tmp_path / "d.mat", COARSE)

@@ -26,7 +26,7 @@ from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
 from vmat_diffusion.dicom import read_case
 from vmat_diffusion.dicom.names import default_table
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError, InputError, LimitError
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.workflow.preprocess import PreprocessRun, preprocess
 
@@ -412,7 +412,6 @@ def test_a_defect_costs_its_case_and_is_tried_again(tmp_path: Path, monkeypatch:
     [
         ("open", PermissionError(13, "Permission denied"), "file 1: the file cannot be opened"),
         ("is_file", OSError(5, "Input/output error"), "a file cannot be read"),
-        ("open", MemoryError(), "needs more than the limit"),
     ],
 )
 def test_what_is_not_the_cases_fault_is_tried_again(
@@ -434,6 +433,27 @@ def test_what_is_not_the_cases_fault_is_tried_again(
     rejected = (tmp_path / "out" / "rejected.csv").read_text()
     assert reason in rejected and "Doe" not in rejected
     assert _run(raw, tmp_path / "out", resume=True).made == 1
+
+
+def test_too_little_memory_for_a_case_stops_the_run_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = _raw(tmp_path / "raw", 2)
+    (raw / "case_0001" / "file000").rename(raw / "case_0001" / "large")
+    real = Path.open
+
+    def failing(path: Path, *options: object, **more: object) -> object:
+        if path.name == "large":
+            raise MemoryError
+        return real(path, *options, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", failing)
+        with pytest.raises(LimitError, match=r"case_0001: the memory .*or leave the case out"):
+            _run(raw, tmp_path / "out")
+    assert (tmp_path / "out" / ".work" / "case_0002.state").is_file()
+    again = _run(raw, tmp_path / "out", resume=True)
+    assert (len(again.records), again.rejections) == (2, ())
 
 
 def test_a_raw_folder_may_be_a_case_itself(tmp_path: Path) -> None:

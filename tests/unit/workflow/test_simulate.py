@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from vmat_diffusion.dataset.tables import case_record, write_index
 from vmat_diffusion.dataset.variation import apply_variation
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.machine import load_machine
+from vmat_diffusion.machine import load_machine, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.workflow.simulate import (
     Simulation,
@@ -312,3 +313,17 @@ def test_a_synthetic_prostate_is_planned(tmp_path: Path) -> None:
     assert dose.gy[read.case.body.mask & ~inside].mean() < 0.2 * gy
     achieved = {(c.structure, c.goal): c.achieved for c in read.constraints}
     assert achieved[target, read.constraints[0].goal] == pytest.approx(gy, rel=0.1)
+
+
+def test_the_name_of_a_clinic_s_machine_is_not_kept(tmp_path: Path, optimiser: StandIn) -> None:
+    optimiser()
+    text = re.sub(r"(?m)^(name|title) = .*$", r'\1 = "Nordklinik_TB7"', machine_text("generic_6mv"))
+    own = tmp_path / "Nordklinik.toml"
+    own.write_text(text)
+    folder = _data_set(tmp_path / "in", _training())
+    _run(folder, tmp_path / "out", replace(QUICK, machine=str(own)), plans=1)
+    read = load_case(tmp_path / "out" / "case_1_p01.npz")
+    assert read.plan is not None and read.plan.machine == read.provenance["machine"]
+    assert re.fullmatch("machine [0-9a-f]{8}", read.plan.machine)
+    texts = [json.dumps(read.provenance), (tmp_path / "out" / "dataset.json").read_text()]
+    assert not [t for t in texts if "nordklinik" in t.lower()]

@@ -84,7 +84,7 @@ def test_the_candidates_of_a_run_are_plans_of_their_own(runs: list[Path]) -> Non
 
 def test_different_cases_goals_and_folders_are_refused(runs: list[Path], tmp_path: Path) -> None:
     same = (runs[1] / "run.json").read_text()
-    change(runs[1], lambda r: r["inputs"].update(structure_set_uid="1.2.3"))
+    change(runs[1], lambda r: r["inputs"]["uid_hashes"].update(structure_set="0"))
     with pytest.raises(InputError, match="are plans of different images or contours; name plans of one"):
         read_trade_off(runs)
     (runs[1] / "run.json").write_text(same)

@@ -27,9 +27,11 @@ from vmat_diffusion.dicom.confidential.identity import (
     Identity,
     Key,
     Patient,
+    are_numbers,
     digits_joined,
     is_date,
     is_time,
+    stored_bytes,
     vr_of,
 )
 from vmat_diffusion.dicom.confidential.profile import (
@@ -54,15 +56,26 @@ _DECLARED_ANEW = word_set(
     LongitudinalTemporalInformationModified"""
 )
 _AGE_YEARS_MAX = 90
-# What pixels mean; in items numbers are those of structures, beams and doses.
+# What pixels mean, and what contours, beams and doses consist of.
 _NEEDED_NUMBERS = word_set(
     """RescaleIntercept RescaleSlope PixelSpacing ImagePositionPatient ImageOrientationPatient SliceThickness
-    NumberOfFrames DoseGridScaling GridFrameOffsetVector"""
+    NumberOfFrames DoseGridScaling GridFrameOffsetVector SpacingBetweenSlices Rows Columns BitsAllocated
+    BitsStored HighBit PixelRepresentation SamplesPerPixel PixelPaddingValue PixelPaddingRangeLimit
+    FrameIncrementPointer ContourData NumberOfContourPoints ROINumber ReferencedROINumber ObservationNumber
+    ROIPhysicalPropertyValue BeamNumber ReferencedBeamNumber ControlPointIndex NumberOfControlPoints
+    ReferencedControlPointIndex NumberOfLeafJawPairs LeafPositionBoundaries LeafJawPositions GantryAngle
+    GantryPitchAngle BeamLimitingDeviceAngle PatientSupportAngle TableTopEccentricAngle TableTopPitchAngle
+    TableTopRollAngle TableTopVerticalPosition TableTopLongitudinalPosition TableTopLateralPosition
+    IsocenterPosition CumulativeMetersetWeight FinalCumulativeMetersetWeight BeamMeterset BeamDose
+    NominalBeamEnergy DoseRateSet SourceAxisDistance NumberOfFractionsPlanned NumberOfBeams
+    TargetPrescriptionDose DoseReferenceNumber ReferencedDoseReferenceNumber PatientSetupNumber
+    ReferencedPatientSetupNumber FractionGroupNumber ReferencedFractionGroupNumber NumberOfWedges
+    NumberOfCompensators NumberOfBoli NumberOfBlocks"""
 )
+_BINARY_NUMBERS = ("AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV")
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _BYTES = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
 _BYTES_KEPT = frozenset({"PixelData", "LUTData"})
-_NUMBER = re.compile(rb"[0-9+\-.eE\\ \0]*")
 _CODE = re.compile(r"[A-Za-z0-9_ .\-]{0,32}")
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)([0-9.+\-]*)")
 _AGE = re.compile(r"(\d{3})([DWMY])")
@@ -78,6 +91,7 @@ def deidentify(dataset: Dataset, patient: Patient, key: Key, table: NameTable) -
     _refuse_drawn_text(dataset)
     job = _Job(patient, key, _roi_names(dataset, table, patient.identity))
     job.clean(dataset)
+    job.cut_pixels(dataset)
     _declare(dataset, patient)
     meta = FileMetaDataset()
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -166,13 +180,16 @@ class _Job:
         elif vr == "SQ":
             for item in dataset[tag].value:
                 self.clean(item, depth + 1)
-        elif vr in ("DS", "IS"):
+        elif vr in ("DS", "IS") or (vr[:2] in _BINARY_NUMBERS and keyword not in _BYTES_KEPT):
             self._number(dataset, tag, keyword, depth)
         elif vr[:2] in _BYTES or vr.endswith("OW"):
             if keyword not in _BYTES_KEPT or (depth and keyword == "PixelData"):
                 self._remove(dataset, tag, keyword)
         elif isinstance(_first(dataset, tag), str) and not self._is_harmless(dataset, tag, keyword, vr):
-            self._replace(dataset, tag, PLACEHOLDER)
+            if vr == "AS":  # for which the placeholder would be no age
+                self._replace(dataset, tag, "", "emptied")
+            else:
+                self._replace(dataset, tag, PLACEHOLDER)
 
     def _by_table(self, dataset: Dataset, tag: BaseTag, vr: str, rule: Rule, action: str) -> None:
         # No sequence of the table is required in the objects taken here, so none is left empty.
@@ -194,7 +211,7 @@ class _Job:
             )
         if vr == "AS":
             return all(_AGE.fullmatch(v) for v in values)
-        return keyword in TECHNICAL and not any(identity.is_in(v) for v in values)
+        return keyword in TECHNICAL and all(v in STANDARD_CODES or not identity.is_in(v) for v in values)
 
     def _uids(self, dataset: Dataset, tag: BaseTag) -> None:
         """New UIDs for all but those that the standard itself defines: classes, syntaxes, code systems."""
@@ -204,9 +221,12 @@ class _Job:
             self._replace(dataset, tag, new if len(new) > 1 else new[0], "new UID")
 
     def _number(self, dataset: Dataset, tag: BaseTag, keyword: str, depth: int) -> None:
-        stored = _stored(dataset, tag)
-        telling = self.patient.identity.is_among(stored.decode("latin-1"))
-        if not telling and _NUMBER.fullmatch(stored):
+        stored, vr, identity = stored_bytes(dataset, tag), vr_of(dataset, tag), self.patient.identity
+        if vr in ("DS", "IS"):
+            valid, telling = are_numbers(stored), identity.is_number_among(stored)
+        else:
+            valid, telling = True, identity.is_binary_among(stored, vr)
+        if valid and not telling:
             return
         if keyword in _NEEDED_NUMBERS or (telling and depth):
             raise CaseError(
@@ -214,6 +234,18 @@ class _Job:
                 "and the object means nothing without it; correct it or leave the file out"
             )
         self._remove(dataset, tag, keyword)
+
+    def cut_pixels(self, dataset: Dataset) -> None:
+        """Cut off what follows the last pixel of an uncompressed image."""
+        rows, columns, bits = (integer(dataset, k, 0) for k in ("Rows", "Columns", "BitsAllocated"))
+        samples, frames = integer(dataset, "SamplesPerPixel", 1), integer(dataset, "NumberOfFrames", 1)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        size = rows * columns * samples * frames * bits // 8
+        if "PixelData" not in dataset or syntax.is_compressed or bits % 8 or size <= 0:
+            return
+        pixels = dataset.PixelData
+        if len(pixels) > size + size % 2:
+            self._replace(dataset, BaseTag(0x7FE00010), pixels[:size] + bytes(size % 2), "cut to its size")
 
     def _date(self, dataset: Dataset, tag: BaseTag, vr: str) -> None:
         if vr == "TM":
@@ -271,14 +303,6 @@ def _is_empty(dataset: Dataset, tag: BaseTag) -> bool:
     if isinstance(stored, RawDataElement):
         return not stored.value
     return stored is None or bool(stored.is_empty)
-
-
-def _stored(dataset: Dataset, tag: BaseTag) -> bytes:
-    """A number string as bytes, without making a number of each value."""
-    stored = dataset.get_item(tag)
-    if isinstance(stored, RawDataElement) and isinstance(stored.value, bytes):
-        return stored.value
-    return "\\".join(_texts(dataset, tag)).encode()
 
 
 def _first(dataset: Dataset, tag: BaseTag) -> object:

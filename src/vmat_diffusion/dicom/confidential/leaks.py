@@ -15,7 +15,14 @@ from pathlib import Path
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID_dictionary
 
-from vmat_diffusion.dicom.confidential.identity import Identity, Patient, folded, is_date, is_time
+from vmat_diffusion.dicom.confidential.identity import (
+    Identity,
+    Patient,
+    are_numbers,
+    folded,
+    is_date,
+    is_time,
+)
 from vmat_diffusion.dicom.confidential.profile import METHOD, OPTIONS, PLACEHOLDER, STANDARD_CODES
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.errors import CaseError
@@ -23,11 +30,10 @@ from vmat_diffusion.errors import CaseError
 _IMPLICIT = "1.2.840.10008.1.2"
 _LONG_FORM = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
 _BINARY = ("AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV")
-_NUMBERS = re.compile(rb"[0-9+\-.eE\\ \0]*")
 _UNDEFINED = 0xFFFFFFFF
 _IMAGE_BYTES = ((0x7FE0, 0x0010), (0x0028, 0x3006))  # PixelData, LUTData
 _ROI_NAME = (0x3006, 0x0026)
-# Words this long do not turn up in pixels by chance, so they are looked for in every byte.
+# Words and numbers this long do not turn up in pixels by chance, so they are looked for in every byte.
 _LONG_LETTERS_MIN = 6
 
 
@@ -81,9 +87,9 @@ def _tells(
     """Whether a value holds a word of the patient's or is not what its representation promises."""
     vr = element.vr
     if _is_binary(element):
-        return False
+        return element.tag not in _IMAGE_BYTES and identity.is_binary_among(value, vr)
     if vr in ("DS", "IS"):
-        return _NUMBERS.fullmatch(value) is None or identity.is_among(value.decode("latin-1"))
+        return not are_numbers(value) or identity.is_number_among(value)
     if vr in ("DA", "DT", "TM"):
         times = value.decode("latin-1").strip("\0 ")
         valid = is_time if vr == "TM" else is_date
@@ -93,7 +99,7 @@ def _tells(
     text = value.decode("utf-8", "replace").rstrip("\0 ")
     if vr == "CS":
         return any(c not in STANDARD_CODES and identity.is_in_code(c) for c in text.split("\\"))
-    if text in own or re.fullmatch(r"Beam -?\d+|ROI_-?\d+", text):
+    if text in own or text in STANDARD_CODES or re.fullmatch(r"Beam -?\d+|ROI_-?\d+", text):
         return False
     if element.tag == _ROI_NAME and (known := table.match(text)) and known.name == text:
         return False
@@ -119,12 +125,17 @@ def _is_known_or_new(uid: bytes) -> bool:
 
 
 def _in_bytes(rest: bytes, identity: Identity) -> bool:
-    """Whether a long word stands anywhere else in the file: pixels, binary numbers, between elements."""
+    """Whether a long word or number stands anywhere else in the file: pixels, binary numbers, in between."""
     lower = rest.lower()
+    numbers = [
+        n for n in (*identity.folded, *identity.dates) if n.isdecimal() and len(n) >= _LONG_LETTERS_MIN
+    ]
+    if any(n.encode(encoding) in rest for n in numbers for encoding in ("utf-8", "utf-16-le", "utf-16-be")):
+        return True
     for word in identity.written:
         if len(word) >= _LONG_LETTERS_MIN and any(c.isalpha() for c in word):
             for spelling in {word, word.lower(), word.upper(), folded(word)}:
-                for encoding in ("utf-8", "latin-1", "utf-16-le"):
+                for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
                     wanted = spelling.encode(encoding, "ignore").lower()
                     if len(wanted) >= _LONG_LETTERS_MIN and wanted in lower:
                         return True

@@ -44,12 +44,17 @@ class Original:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a folder: `left_out` says why a DICOM file cannot be taken, `others` are not DICOM."""
+    """What lies in a folder: `left_out` says why a DICOM file cannot be taken, `others` are not DICOM.
+
+    `torn` are, for each study or frame of reference whose files bear several patients' IDs, the numbers of
+    the first file of each patient.
+    """
 
     originals: tuple[Original, ...]
     identities: Mapping[str, Identity]
     left_out: Mapping[int, str]
     others: tuple[int, ...]
+    torn: tuple[tuple[int, ...], ...] = ()
 
 
 @quiet()
@@ -61,10 +66,12 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
     Raises CaseError where there is no such folder.
     """
     if not root.is_dir():
-        raise CaseError("the input folder does not exist; give the folder that holds the DICOM files")
+        what = "input is a file" if root.is_file() else "input folder does not exist"
+        raise CaseError(f"the {what}; give the folder that holds the DICOM files")
     paths = [Path(base) / name for base, _, names in os.walk(root) for name in names]
     paths.sort(key=lambda p: p.relative_to(root).as_posix())
     seen: list[tuple[Original, str, Identity]] = []
+    together: dict[str, dict[str, int]] = {}
     left_out: dict[int, str] = {}
     others: list[int] = []
     for number, path in enumerate(paths, start=1):
@@ -75,13 +82,17 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
             else:
                 patient = text(dataset, "PatientID") or text(dataset, "PatientName")
                 original = Original(number, path, SUPPORTED.get(text(dataset, "SOPClassUID"), ""), patient)
-                seen.append((original, text(dataset, "StudyInstanceUID"), _identity(dataset)))
+                study = text(dataset, "StudyInstanceUID")
+                seen.append((original, study, _identity(dataset)))
+                for uid in {study, text(dataset, "FrameOfReferenceUID")} - {""} if patient else ():
+                    together.setdefault(uid, {}).setdefault(patient, number)
                 _refuse_unsupported(dataset)
         except CaseError as fault:
             left_out[number] = str(fault)
         if progress is not None:
             progress(number / len(paths))
-    return _sorted_by_patient(seen, left_out, others)
+    torn = {tuple(first.values()) for first in together.values() if len(first) > 1}
+    return replace(_sorted_by_patient(seen, left_out, others), torn=tuple(sorted(torn)))
 
 
 def _sorted_by_patient(

@@ -85,12 +85,8 @@ def fluence_model(
     machine: Machine,
     jaws_low_high_mm: tuple[float, float, float, float],
     step_mm: float,
-    blur_mm2: float = 0.0,
 ) -> FluenceModel:
-    """The fluence model of a machine for fields inside a jaw box (x1, x2, y1, y2) in mm.
-
-    `blur_mm2` is a variance added to every kernel, for doses that will be read through a coarse grid.
-    """
+    """The fluence model of a machine for fields inside a jaw box (x1, x2, y1, y2) in mm."""
     x1, x2, y1, y2 = jaws_low_high_mm
     sigma = kernel_sigma_mm(machine.require_beam())
     margin = max(2 * step_mm, _PENUMBRA_MM)
@@ -100,7 +96,7 @@ def fluence_model(
     return FluenceModel(
         rows=slice(first, last),
         row_edges_mm=edges[first : last + 1],
-        sigma_mm=np.sqrt(np.maximum(sigma**2 + blur_mm2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
+        sigma_mm=np.sqrt(np.maximum(sigma**2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
         u=nodes(x1 - margin, x2 + margin, step_mm),
         v=nodes(y1 - margin, y2 + margin, step_mm),
         transmission=machine.mlc.transmission,
