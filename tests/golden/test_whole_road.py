@@ -111,7 +111,7 @@ def test_real_head_and_neck_patients(
     summary = plan(case, "head_neck_70_63_56", out, *noisy)
     minutes = sum(s for stage, s in summary["seconds"].items() if not stage.startswith("check")) / 60
     found = doses_gy(case, out)
-    assert found["PTV_70"]["d95_gy"] >= 66.5 - 1e-3
+    assert found["PTV_70"]["d95_gy"] >= 69 - 1e-3
     assert found["PTV_70"]["d2_gy"] <= 77.0
     at_most = {"SpinalCord": 48.0, "Brainstem": 56.0}
     values = {g["structure"]: g["value"] for g in summary["goals"] if g["goal"].startswith("D0.03cc")}

@@ -9,8 +9,10 @@ from typing import Literal
 
 from vmat_diffusion.benchmark.plan_comparison import PlanComparison, compare_plan
 from vmat_diffusion.dataset.cases import TrainingCase
+from vmat_diffusion.dataset.clinical_case import without_helpers
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dicom import files_of_case, write_case
+from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
@@ -70,7 +72,9 @@ def plan_patient(
     started = time.perf_counter()
     clinical = training.case.reference_dose
     assert clinical is not None  # as `read_plannable` makes sure
-    case, sheet = fit_to_each_other(training.case, load_goals(settings.goals))
+    fitted, sheet = fit_to_each_other(training.case, load_goals(settings.goals))
+    # Structures that only goals need, such as the body without targets, are no organs to compare.
+    case = without_helpers(fitted, load_table())
     if level == "clinical":
         highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
         settings = replace(settings, normalize_gy=highest)

@@ -285,7 +285,7 @@ def test_machine_show_gives_every_number_its_source(command: Command) -> None:
 def test_goals_are_listed_and_shown(command: Command) -> None:
     assert "head_neck_70_63_56" in command("goals", "list").out
     shown = command("goals", "show", "head_neck_70_63_56").out
-    assert "D95% >= 66.5 Gy" in shown
+    assert "D95% >= 70 Gy" in shown
     assert "35 fractions" in shown
 
 
