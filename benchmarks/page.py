@@ -8,7 +8,9 @@ import ablation
 import beam
 import commands
 import figures
+import kills
 import monte_carlo
+import mutations
 import patients
 import peer_plans
 import peers
@@ -32,6 +34,8 @@ SECTIONS = (
     commands.openkbp_section,
     ablation.section,
     priors.section,
+    mutations.section,
+    kills.section,
 )
 
 

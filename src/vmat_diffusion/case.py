@@ -140,7 +140,7 @@ def load_ct_table(path: str | Path | None) -> CtTable:
         return SCHNEIDER
     name = Path(path).name
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CaseError(f"CT table {path} cannot be read ({error}); give a CSV file") from None
     rows = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,11 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import MachineError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 # Strict: text is no number, so that none can stand in a file without its source.
@@ -259,8 +254,8 @@ def _is_file(name: str | Path) -> bool:
 def parse_machine(text: str, label: str) -> Machine:
     """The machine that a TOML text describes. Raises MachineError naming the key at fault."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
     sources: dict[str, str] = {}
     plain = _strip_sources(tree, "", sources, label)

@@ -19,12 +19,8 @@ import typer
 from typer.core import TyperCommand
 
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import parse_toml
 from vmat_diffusion.options import Option, marks_of, range_of, range_text, spelled
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _T = TypeVar("_T")
 CONFIG_HELP = "Options from a TOML file, by their names with underscores; the command line goes first."
@@ -307,10 +303,10 @@ def _with_old_spellings(found: Sequence[Spelled], line: dict[str, Any]) -> dict[
 def _from_file(kind: type, file: Path) -> dict[str, Any]:
     """The options in a TOML file. Raises InputError for a file that cannot be read or an unknown key."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = parse_toml(file.read_text(encoding="utf-8"))
     except OSError as fault:
         raise InputError(f"options {file} cannot be read ({fault.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except ValueError as fault:
         raise InputError(f"options {file} are no TOML ({fault}); correct the file") from None
     known = [f.name for f in fields_of(kind)]
     for key in values:

@@ -292,6 +292,8 @@ def _from_npz(path: Path) -> OpenKbpPatient:
             )
     if not np.issubdtype(bits.dtype, np.integer):
         raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
+    if not all(values is None or values.dtype.kind in "fiu" for values in (ct, dose)):
+        raise CaseError(f"{path.name}: ct or dose_cGy hold other values than real numbers; fetch it again")
     masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
     return OpenKbpPatient(
         id=path.stem,
@@ -366,7 +368,7 @@ def _not_empty(values: NDArray, label: str) -> Mask:
 
 def _voxel_mm(values: NDArray, label: str) -> Point:
     low, high = _VOXEL_MM
-    if values.shape != (3,) or not all(low <= v <= high for v in values):
+    if values.shape != (3,) or values.dtype.kind not in "fiu" or not all(low <= v <= high for v in values):
         raise CaseError(f"{label}: voxel dimensions {values} mm are not three of {low:g} to {high:g} mm")
     a, b, c = (round(float(v), 4) for v in values)
     return a, b, c

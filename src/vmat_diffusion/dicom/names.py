@@ -27,6 +27,7 @@ from typing import Any
 
 from vmat_diffusion.case import ROLES, Role
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import parse_json
 
 # Prescribed doses of targets: below 10 Gy a number in a name counts targets, above 100 it is cGy.
 _DOSE_GY = (10.0, 100.0)
@@ -146,7 +147,7 @@ def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTab
         return _added(parse_table(_with_sides(mapping), "the mapping"))
     path = Path(mapping)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise CaseError(f"name mapping {path.name} cannot be opened; give an existing JSON file") from None
     except ValueError as fault:

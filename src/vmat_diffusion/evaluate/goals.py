@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -22,11 +21,7 @@ from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.errors import CaseError, GoalError
 from vmat_diffusion.evaluate.dvh import Dvh, isodose_volume_cc, outside_percent, structure_dvh
 from vmat_diffusion.evaluate.metrics import Bound, Metric, histogram_value, homogeneity, paddick
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml
 
 Comparator = Literal[">=", "<="]
 Status = Literal["pass", "acceptable", "fail", "not evaluated"]
@@ -214,9 +209,11 @@ def parse_goals(text: str, name: str) -> GoalSheet:
     """The goal sheet that a TOML text describes; GoalError names the goal and the key at fault."""
     label = f"goal sheet {name}"
     try:
-        raw = TypeAdapter(_SheetText).validate_python(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         raise GoalError(f"{label}: not valid TOML ({error}); correct the file") from None
+    try:
+        raw = TypeAdapter(_SheetText).validate_python(tree)
     except ValidationError as error:
         # A misspelt key also leaves the right one missing; the misspelt one is what the user can see.
         first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from vmat_diffusion.files import parse_toml
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -79,9 +74,11 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
     if not path.is_file():
         raise InputError(f"gate file {path} does not exist; give an existing TOML file or none")
     try:
-        return TypeAdapter(GateSettings).validate_python(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"gate file {path}: not valid TOML ({error}); correct the file") from None
+    try:
+        return TypeAdapter(GateSettings).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -180,7 +180,7 @@ def test_head_and_neck_numbers() -> None:
         ("priority = 1\n", 'priority = "1"\n', "goals 1 priority"),
         ("priority = 1\n", "priority = 1\nlimit = 3\n", "goals 1 limit"),
         ("variation = 55", "variation = 58", "variation 58 is stricter"),
-        ("variation = 55", "variation = nan", "goals 1 variation"),
+        ("variation = 55", "variation = nan", "goals.1.variation"),
         ("D95% >= 57 Gy", "D95% > 57 Gy", "cannot read"),
         ("D95% >= 57 Gy", "D95% >= 57", "needs Gy"),
         ("D95% >= 57 Gy", "D95% >= 57 %", "needs Gy"),
