@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
 NUMBERS = {"dicom": 10_000, "arrays": 2_000, "texts": 2_000}
 GB_MAX = 2.0
-_CHUNK = 500
+_CHUNK = 250
 
 
 def chunk(group: str, first: int, count: int) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def _status_gb(name: str) -> float:
     return 0.0
 
 
-def measure(group: str, count: int, first: int) -> dict[str, Any]:
-    """All files of a group, chunk by chunk."""
+def measure(group: str, count: int, first: int) -> Iterator[dict[str, Any]]:
+    """What became of the files of a group so far, chunk by chunk."""
     found: dict[str, Any] = {"tally": {}, "defects": [], "slowest_s": 0.0, "peak_gb": 0.0}
     for start in range(first, first + count, _CHUNK):
         size = min(_CHUNK, first + count - start)
@@ -80,6 +80,7 @@ def measure(group: str, count: int, first: int) -> dict[str, Any]:
         if done.returncode or not lines:
             last = done.stderr.strip().splitlines()[-1:]
             found["defects"].append(f"{group} {start} to {start + size}: exit code {done.returncode}, {last}")
+            yield found
             continue
         part = json.loads(lines[-1])
         found["tally"] = dict(Counter(found["tally"]) + Counter(part["tally"]))
@@ -87,7 +88,7 @@ def measure(group: str, count: int, first: int) -> dict[str, Any]:
         for key in ("slowest_s", "peak_gb"):
             found[key] = round(max(found[key], part[key]), 2)
         print(f"{group}: {start + size - first} of {count}, {len(found['defects'])} defects", flush=True)
-    return found
+        yield found
 
 
 def section() -> Iterator[str]:
@@ -130,12 +131,12 @@ def main() -> None:
     broken = False
     for group in NUMBERS:
         if count := getattr(given, group):
-            found = measure(group, count, given.seed)
+            for found in measure(group, count, given.seed):  # kept at once: a stopped run has its part
+                kept = load("mutations")
+                kept = {**kept, **stamp(), "groups": {**kept.get("groups", {}), group: found}}
+                save("mutations", kept)
             broken = broken or bool(found["defects"]) or found["peak_gb"] > GB_MAX
             print("\n".join(found["defects"]), flush=True)
-            kept = load("mutations")  # now: another part may have been measured meanwhile
-            kept = {**kept, **stamp(), "groups": {**kept.get("groups", {}), group: found}}
-            save("mutations", kept)
     sys.exit(int(broken))
 
 

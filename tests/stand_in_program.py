@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from small_case import StandIn
+from typing import Any
 
 from vmat_diffusion import cli, workflow
-from vmat_diffusion.workflow.run import plan_case
+
+
+def plan_case(*arguments: Any, **options: Any) -> Any:
+    """As the program's own; what takes memory is imported here, as there."""
+    from small_case import StandIn
+
+    from vmat_diffusion.workflow.run import plan_case
+
+    return plan_case(*arguments, tools=StandIn().tools, **options)
+
 
 if __name__ == "__main__":
-    workflow.plan_case = partial(plan_case, tools=StandIn().tools)
+    workflow.plan_case = plan_case
     cli.main()

@@ -20,6 +20,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import AIR_HU
+from vmat_diffusion.dataset.schema import check_sizes
 from vmat_diffusion.dataset.splits import SPLITS, Split
 from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
@@ -279,6 +280,7 @@ def _grid(voxel_mm: Point) -> Grid:
 
 def _from_npz(path: Path) -> OpenKbpPatient:
     try:
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         bits, voxel = arrays["structures"], arrays["voxel_mm"]
@@ -286,14 +288,11 @@ def _from_npz(path: Path) -> OpenKbpPatient:
         raise CaseError(f"{path.name} is no readable OpenKBP npz ({fault}); fetch it again") from None
     ct, dose = arrays.get("ct"), arrays.get("dose_cGy")
     for name, values in (("structures", bits), ("dose_cGy", dose), ("ct", ct)):
-        if values is not None and values.shape != SHAPE:
-            raise CaseError(
-                f"{path.name}: {name} has shape {values.shape}, {SHAPE} is needed; fetch it again"
-            )
+        if values is not None and (values.shape != SHAPE or values.dtype.kind not in "fiu"):
+            found = f"{values.dtype} {values.shape}"
+            raise CaseError(f"{path.name}: {name} is {found}, numbers {SHAPE} are needed; fetch it again")
     if not np.issubdtype(bits.dtype, np.integer):
         raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
-    if not all(values is None or values.dtype.kind in "fiu" for values in (ct, dose)):
-        raise CaseError(f"{path.name}: ct or dose_cGy hold other values than real numbers; fetch it again")
     masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
     return OpenKbpPatient(
         id=path.stem,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -148,11 +147,9 @@ def save_encoded(path: Path, training: TrainingCase, encoding: Encoding) -> Path
 def read_encoded(path: Path, encoding: Encoding) -> dict[str, NDArray]:
     """The arrays of `save_encoded`. Raises CaseError for a file that is damaged or of another encoding."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n.removesuffix(".npy") for n in archive.namelist()]
-        check_sizes(path, names)
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
+            arrays = {name: file[name] for name in file.files}
         fits = _fits(arrays, encoding)
     except UNREADABLE:
         fits = False

@@ -114,7 +114,8 @@ def appearing_whole(
                 parent.rmdir()  # only while it is empty
         if isinstance(error, Exception) and (limit := limit_of(error)):
             # The hidden folder is gone: the file is named where the user would look for it.
-            raise LimitError(limit.replace(str(partial / _FILES), str(out))) from error
+            sentence = limit.replace(str(partial / _FILES), str(out))
+            raise LimitError(sentence if str(out) in sentence else f"{out}: {sentence}") from error
         raise
     try:
         if out.is_dir():
