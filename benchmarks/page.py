@@ -9,7 +9,9 @@ import beam
 import commands
 import figures
 import goal_forms
+import kills
 import monte_carlo
+import mutations
 import patients
 import peer_plans
 import peers
@@ -36,6 +38,8 @@ SECTIONS = (
     commands.openkbp_section,
     ablation.section,
     priors.section,
+    mutations.section,
+    kills.section,
 )
 
 

@@ -151,7 +151,7 @@ def load_ct_table(path: str | Path | None) -> CtTable:
     if not Path(path).is_file():
         raise CaseError(f"CT table {path} {why_no_file(Path(path))}; give a CSV file")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CaseError(f"CT table {path} is no readable text ({type(error).__name__}); give a CSV") from None
     rows = [

@@ -8,6 +8,7 @@ in any exception the limits of the computer: disk, memory, open files, rights.
 from __future__ import annotations
 
 import errno
+import math
 import re
 from collections.abc import Iterator
 
@@ -88,6 +89,16 @@ def limit_of(error: BaseException) -> str:
                 if pattern.search(str(one)):
                     return f"{file}{sentence}"
     return ""
+
+
+def memory_limit_gb() -> float:
+    """The most memory that this process may take (ulimit -v); infinite where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.inf
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return math.inf if soft == resource.RLIM_INFINITY else soft / 1e9
 
 
 def is_memory(sentence: str) -> bool:

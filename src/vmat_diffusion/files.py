@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import uuid
 from collections.abc import Collection, Iterator
@@ -21,7 +22,10 @@ else:
     import tomli as tomllib
 
 _FIRST_PRINTABLE = 32
+_PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.part")
 _NAME_BYTES_MAX = 255  # of a name on every common file system
+# Larger whole numbers fit no array; Python itself would read millions of digits in minutes.
+_WHOLE_MAX, _DIGITS_MAX = 2**63 - 1, 40
 # What `fsync` says of a disk that did not take the contents; other answers mean that it cannot flush.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
@@ -39,7 +43,7 @@ def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     is not to be overwritten, even where another writer has just made it. An OSError of the system carries
     the name of `path`.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{path.name}.{_host()[:8]}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         with system_errors_name(path):
             yield part
@@ -50,6 +54,20 @@ def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 _publish(part, path)
     finally:
         with suppress(OSError):  # a folder that can no longer be written must not hide the first error
+            part.unlink(missing_ok=True)
+
+
+def remove_dead_parts(folder: Path) -> None:
+    """Remove what `written_whole` left in a folder and the folders in it when its process was killed.
+
+    Parts of other computers and of living processes stay.
+    """
+    for part in folder.rglob(".*.part"):
+        writer = _PART.fullmatch(part.name)
+        if writer is None or writer[1] != _host()[:8]:
+            continue
+        pid = int(writer[2])
+        if is_dead({"pid": pid, "host": _host(), "started": _start_of(pid)}):
             part.unlink(missing_ok=True)
 
 
@@ -184,33 +202,56 @@ def read_json(file: Path) -> object:
         return None
 
 
-def parse_json(text: str, *, characters: int = 64_000_000) -> Any:
+def parse_json(text: str, *, characters: int = 64_000_000, finite: bool = True) -> Any:
     """JSON from a file that anybody may have written.
 
     Raises ValueError for text that is too long, no JSON, nested too deeply for the reader, or that holds a
-    number which is not finite.
+    number which is not finite (unless `finite` is false) or too large for any use.
     """
+    _refuse_long(text, characters)
+    try:
+        real = _finite if finite else float
+        return json.loads(text, parse_constant=real, parse_float=real, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_toml(text: str, *, characters: int = 4_000_000) -> dict[str, Any]:
+    """TOML from a file that anybody may have written; ValueError as from `parse_json`."""
+    _refuse_long(text, characters)
+    try:
+        tree = tomllib.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        key, node = waiting.pop()
+        if isinstance(node, dict | list):
+            items = node.items() if isinstance(node, dict) else enumerate(node, start=1)
+            waiting += [(f"{key}.{name}".lstrip("."), value) for name, value in items]
+        elif isinstance(node, int) and abs(node) > _WHOLE_MAX:
+            raise ValueError(f"{key} is a whole number beyond those of 64 bits")
+        elif isinstance(node, float) and not math.isfinite(node):
+            raise ValueError(f"{key} is {node}, which is not finite")
+    return tree
+
+
+def _refuse_long(text: str, characters: int) -> None:
     if len(text) > characters:
         raise ValueError(f"{len(text)} characters, more than {characters}")
-    try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """TOML from a file that anybody may have written, also one that Windows saved with a byte-order mark.
-
-    Raises ValueError for text that is no TOML or nested too deeply for the reader.
-    """
-    try:
-        return tomllib.loads(text.removeprefix("\ufeff"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS_MAX:
+        raise ValueError(f"the number {text[:20]} has {len(text)} digits, more than {_DIGITS_MAX}")
+    value = int(text)
+    if abs(value) > _WHOLE_MAX:
+        raise ValueError(f"the number {text} is outside those of 64 bits")
     return value

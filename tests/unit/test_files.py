@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vmat_diffusion.files import parse_json, parse_toml, read_json, written_whole
+from vmat_diffusion.files import parse_json, parse_toml, read_json, remove_dead_parts, written_whole
 from vmat_diffusion.workflow.run_files import write_json
 
 
@@ -68,3 +70,32 @@ def test_records_hold_no_number_that_readers_refuse(tmp_path: Path) -> None:
     record = {"value": float("nan"), "list": [np.float32("inf"), np.arange(2)], "fine": 1.5}
     read = read_json(write_json(tmp_path / "run.json", record))
     assert read == {"value": None, "list": [None, [0, 1]], "fine": 1.5}
+
+
+def test_parts_of_killed_writers_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from vmat_diffusion.files import written_whole\n"
+        "with written_whole(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    (tmp_path / "below").mkdir()
+    for file in (tmp_path / "a.txt", tmp_path / "below" / "b.txt"):
+        subprocess.run([sys.executable, "-c", code, str(file)])
+    foreign = tmp_path / ".c.txt.00000000-1-00000000.part"
+    foreign.write_text("of another computer")
+    assert len(list(tmp_path.rglob("*.part"))) == 3
+    with written_whole(tmp_path / "d.txt") as part:
+        part.write_text("x")
+        remove_dead_parts(tmp_path)
+        assert sorted(tmp_path.rglob("*.part")) == sorted([foreign, part])
+
+
+@pytest.mark.parametrize("text", ["a = 1", "\ufeffa = 1", "[b]\na = 1.5"])
+def test_toml_is_read_with_and_without_a_byte_order_mark(text: str) -> None:
+    assert list(parse_toml(text))
+
+
+@pytest.mark.parametrize("text", ["[b]\nc = [1.0, nan]", "[b]\nc = [1, 9223372036854775808]"])
+def test_numbers_of_no_use_are_named_by_their_key(text: str) -> None:
+    with pytest.raises(ValueError, match=r"b\.c\.2"):
+        parse_toml(text)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from vmat_diffusion import __version__
 from vmat_diffusion.dataset.raw_cases import files_key, listing
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import parse_json, written_whole
 from vmat_diffusion.workflow.output import require_apart
 
 
@@ -82,10 +82,10 @@ class Journal(Generic[Result]):
 
 
 def _read(path: Path, head: Mapping[str, Any], kind: type[Result]) -> dict[tuple[str, str], Result]:
-    """The results in a journal; a line that was cut off by a crash ends them and is taken away."""
+    """The results in a journal; a last line that was cut off by a crash is taken away."""
     try:
         first, _, rest = path.read_text(encoding="utf-8").partition("\n")
-        before = dict(json.loads(first))
+        before = dict(parse_json(first, finite=False))
         if not {"version", "weights"} <= set(before):
             raise ValueError
     except (ValueError, TypeError):
@@ -103,13 +103,18 @@ def _read(path: Path, head: Mapping[str, Any], kind: type[Result]) -> dict[tuple
         )
     results: dict[tuple[str, str], Result] = {}
     whole = [first]
-    for line in rest.splitlines():
+    lines = rest.splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line, finite=False)
             found = TypeAdapter(kind).validate_python(record["result"])
-            results[found.id, record["key"]] = found
+            results[found.id, str(record["key"])] = found
         except (ValueError, KeyError, TypeError, ValidationError):
-            break
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path.name}, line {number + 1} is damaged; remove that line, and its patient is done again"
+            ) from None
         whole.append(line)
     with written_whole(path) as part:
         part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")

@@ -12,7 +12,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.benchmark.settings import Tg119Settings
 from vmat_diffusion.benchmark.tg119_cases import SOURCE, ScoredGoal, Tg119Case
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import content_hash
+from vmat_diffusion.files import content_hash, parse_json
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.output import appearing_whole
@@ -155,7 +155,7 @@ def _plan(
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "plan" / "run.json").read_text(encoding="utf-8")))
+    return dict(parse_json((folder / "plan" / "run.json").read_text(encoding="utf-8")))
 
 
 def _kept(case: Tg119Case, folder: Path, settings: PlanSettings) -> dict[str, Any] | None:

@@ -321,7 +321,9 @@ def mapping_show(options: ShowOneOptions) -> None:
 
     load_table(options.file)  # refuses a table with a wrong entry
     text = (
-        options.file.read_text(encoding="utf-8") if options.file else SHELVES["mapping"].text("oar_mapping")
+        options.file.read_text(encoding="utf-8-sig")
+        if options.file
+        else SHELVES["mapping"].text("oar_mapping")
     )
     structures = json.loads(text)["structures"]
     if options.json:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, LimitError, memory_limit_gb
 from vmat_diffusion.files import parse_toml
 from vmat_diffusion.options import Option, marks_of, range_of, range_text, spelled
 
@@ -26,6 +26,23 @@ _T = TypeVar("_T")
 CONFIG_HELP = "Options from a TOML file, by their names with underscores; the command line goes first."
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _CONFIG = "config_file"
+# Commands that load torch and numba; a process with both takes 1.1 to 1.3 GB of addresses before it computes.
+_COMPUTING = (
+    *(
+        "plan",
+        "predict",
+        "dose",
+        "qa",
+        "simulate",
+        "train",
+        "fine-tune",
+        "export-weights",
+        "demo",
+        "influence",
+    ),
+    *("reference-check", "tg119", "plans"),
+)
+_LEAST_GB = 1.5
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,7 @@ def command(function: Callable[[Any], None]) -> Callable[..., None]:
     found = fields_of(kind)
 
     def run(context: typer.Context, **given: Any) -> None:
+        _require_memory(str(context.info_name))
         function(resolved(kind, context, given))
 
     parameters = [_parameter("context", typer.Context)]
@@ -212,6 +230,15 @@ def command(function: Callable[[Any], None]) -> Callable[..., None]:
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.options = kind  # type: ignore[attr-defined]
     return run
+
+
+def _require_memory(name: str) -> None:
+    """Refuse a limit in which torch cannot be loaded: it would hang or fail in odd ways."""
+    if name in _COMPUTING and (given := memory_limit_gb()) < _LEAST_GB:
+        raise LimitError(
+            f"only {given:.2g} GB of memory are allowed here (ulimit -v), and {name} needs {_LEAST_GB:g} GB "
+            "to begin; raise the limit or take a computer with more"
+        )
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

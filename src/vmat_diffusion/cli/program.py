@@ -15,10 +15,12 @@ from typer.core import TyperGroup
 
 from vmat_diffusion import __version__
 from vmat_diffusion.cli.options import Command, command
-from vmat_diffusion.errors import InputError, limit_of
+from vmat_diffusion.errors import InputError, limit_of, memory_limit_gb
 from vmat_diffusion.lettering import legible
 
 _DEBUG = "VMAT_DEBUG"
+# Below, libraries that run out of memory raise exceptions that do not say so.
+_SHORT_GB = 4.0
 
 
 class _Stopped(BaseException):
@@ -181,6 +183,12 @@ def _sentence(error: Exception) -> tuple[str, int]:
         return f"{error.filename}: permission denied; change its permissions or name another place", 2
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2
+    if (given := memory_limit_gb()) < _SHORT_GB:
+        return (
+            f"{type(error).__name__}: {error}; only {given:.2g} GB of memory are allowed here (ulimit -v), "
+            "which is the likely reason; raise the limit, and report it if it comes again",
+            2,
+        )
     return (
         f"{type(error).__name__}: {error}. This is a defect of vmat-diffusion {__version__}: "
         "please report it with the output of the same command after `vmat-diffusion --debug`",

@@ -97,7 +97,7 @@ def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
 def _simulated_text(done: SimulationRun) -> str:
     """The plans in figures, and why the others are not there."""
     columns = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
-    rows = [[name, *(record[c] for c in columns)] for name, record in done.plans.items()]
+    rows = [[name, *(record.get(c, "") for c in columns)] for name, record in done.plans.items()]
     parts = [
         table(["plan", *(c.replace("_", " ") for c in columns)], rows, left=4),
         f"{len(rows)} plans in {done.out}, {done.made} of them made now in {done.seconds / 60:.1f} min",

@@ -17,7 +17,7 @@ _Text = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
 
 
 @dataclass(frozen=True)
-class _Line:
+class CaseLine:
     """What a line must hold; it may hold more."""
 
     id: _Text
@@ -35,7 +35,7 @@ class _Line:
     prescription_gy: dict[_Text, Annotated[float, Field(gt=0, le=200)]] | None = None
 
 
-_LINE = TypeAdapter(_Line)
+_LINE = TypeAdapter(CaseLine)
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:

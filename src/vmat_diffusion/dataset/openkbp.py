@@ -20,6 +20,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, constraints_of
 from vmat_diffusion.dataset.prepare import AIR_HU
+from vmat_diffusion.dataset.schema import check_sizes
 from vmat_diffusion.dataset.splits import SPLITS, Split
 from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
@@ -279,6 +280,7 @@ def _grid(voxel_mm: Point) -> Grid:
 
 def _from_npz(path: Path) -> OpenKbpPatient:
     try:
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         bits, voxel = arrays["structures"], arrays["voxel_mm"]
@@ -286,10 +288,9 @@ def _from_npz(path: Path) -> OpenKbpPatient:
         raise CaseError(f"{path.name} is no readable OpenKBP npz ({fault}); fetch it again") from None
     ct, dose = arrays.get("ct"), arrays.get("dose_cGy")
     for name, values in (("structures", bits), ("dose_cGy", dose), ("ct", ct)):
-        if values is not None and values.shape != SHAPE:
-            raise CaseError(
-                f"{path.name}: {name} has shape {values.shape}, {SHAPE} is needed; fetch it again"
-            )
+        if values is not None and (values.shape != SHAPE or values.dtype.kind not in "fiu"):
+            found = f"{values.dtype} {values.shape}"
+            raise CaseError(f"{path.name}: {name} is {found}, numbers {SHAPE} are needed; fetch it again")
     if not np.issubdtype(bits.dtype, np.integer):
         raise CaseError(f"{path.name}: structures are of type {bits.dtype}, whole numbers are needed")
     masks = {name: (bits >> k & 1).astype(bool) for k, name in enumerate(NAMES.values())}
@@ -366,7 +367,7 @@ def _not_empty(values: NDArray, label: str) -> Mask:
 
 def _voxel_mm(values: NDArray, label: str) -> Point:
     low, high = _VOXEL_MM
-    if values.shape != (3,) or not all(low <= v <= high for v in values):
+    if values.shape != (3,) or values.dtype.kind not in "fiu" or not all(low <= v <= high for v in values):
         raise CaseError(f"{label}: voxel dimensions {values} mm are not three of {low:g} to {high:g} mm")
     a, b, c = (round(float(v), 4) for v in values)
     return a, b, c

@@ -121,13 +121,13 @@ class _Meta:
 _META = TypeAdapter(_Meta)
 
 
-def check_sizes(path: Path, names: Sequence[str]) -> None:
+def check_sizes(path: Path, names: Sequence[str] | None = None) -> None:
     """Refuse arrays that would fill the memory or hold objects, from their headers alone.
 
-    Raises CaseError; errors of zipfile and numpy for what is no npz at all.
+    `names` None: all arrays in the file. Raises CaseError; errors of zipfile and numpy for what is no npz.
     """
     with zipfile.ZipFile(path) as archive:
-        for name in names:
+        for name in [n.removesuffix(".npy") for n in archive.namelist()] if names is None else names:
             with archive.open(f"{name}.npy") as stream:
                 version = np.lib.format.read_magic(stream)
                 read = np.lib.format.read_array_header_1_0

@@ -168,6 +168,26 @@ def domain_figures(cases: Iterable[TrainingCase], encoding: Encoding) -> dict[st
     }
 
 
+def are_figures(known: Mapping[str, Any]) -> bool:
+    """Whether plain data has the form of `domain_figures`."""
+    if not known:
+        return True
+    try:
+        names, count = known["features"], len(known["features"])
+        for name in names:
+            feature(name)
+        rows = [*(known[key] for key in ("mean", "low", "high")), *known["precision"]]
+        texts = [*known["sites"], *known.get("positions", _POSITIONS)]
+        return (
+            len(rows) == count + 3
+            and all(len(row) == count and np.isfinite(np.array(row, np.float64)).all() for row in rows)
+            and all(isinstance(text, str) for text in texts)
+            and math.isfinite(known["limit"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
 def _statistics(table: NDArray, least: NDArray) -> tuple[NDArray, NDArray]:
     """Mean and inverse covariance of `table[cases, features]`; missing values count as the mean."""
     there = np.isfinite(table)

@@ -30,8 +30,9 @@ from vmat_diffusion.dataset.tables import (
     write_text,
 )
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import is_plain_name, parse_json
+from vmat_diffusion.files import is_plain_name, parse_json, read_json
 from vmat_diffusion.jobs.batch import Cluster, Done, run_jobs
+from vmat_diffusion.jobs.state_schema import is_begun, is_state
 from vmat_diffusion.progress import Progress, silent
 
 WORK = ".work"
@@ -63,9 +64,7 @@ def begin_dataset(
     there = [p for p in out.glob("*") if not p.name.startswith(".")] if out.is_dir() else []
     if (there or begun.exists()) and not resume:
         raise InputError(f"{out} is not empty; pass --resume to go on with it or name another folder")
-    kept = read_dataset(out)
-    if kept is None and begun.is_file():
-        kept = _begun(begun)
+    kept = _begun(out)
     if kept is None and there:
         raise InputError(f"{out} holds other files and no data set; name another folder")
     more = False
@@ -81,6 +80,20 @@ def begin_dataset(
     elif not begun.is_file():
         write_run(out, record, shape)
     return shape
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """Settings and shape of a data set that was begun; None where none was. InputError for a damaged file."""
+    file = out / DATASET if (out / DATASET).is_file() else out / WORK / _RUN
+    if not file.is_file():
+        return None
+    kept = read_dataset(out) if file.name == DATASET else read_json(file)
+    if not isinstance(kept, dict) or not is_begun(kept):
+        raise InputError(
+            f"{file} is damaged, so the settings of the data set are not known; restore the file or make "
+            "the data set anew in another folder"
+        )
+    return kept
 
 
 def make_cases(
@@ -185,20 +198,16 @@ def read_states(out: Path) -> list[dict[str, Any]]:
 
 
 def read_state(out: Path, case: str) -> dict[str, Any] | None:
-    """The state of a case; None where there is none."""
+    """The state of a case; None where there is none or it is damaged, so that the case is made again."""
     try:
         state = parse_json((out / WORK / f"{case}.state").read_text(encoding="utf-8"), characters=1_000_000)
     except (OSError, ValueError):
         return None
     # A state under another's name would make that one's files this one's.
-    if not isinstance(state, dict) or state.get("id") != case or not isinstance(state.get("key"), str):
+    if not is_state(state) or state["id"] != case or state.get("record", {"id": case})["id"] != case:
         return None
-    files = state.get("files", {})
-    sound = isinstance(files, dict) and all(
-        isinstance(n, int) and not Path(f).is_absolute() and ".." not in Path(f).parts
-        for f, n in files.items()
-    )
-    return state if sound else None
+    plain = all(is_plain_name(f.removeprefix(f"{WORK}/")) for f in state.get("files", ()))
+    return dict(state) if plain else None
 
 
 def write_state(out: Path, case: str, key: str, **values: Any) -> None:
@@ -212,25 +221,13 @@ def is_made(out: Path, state: Mapping[str, Any] | None, key: str, wanted: Mappin
         return False
     files = state.get("files", {})
     return bool(files) and all(
-        is_plain_name(f.removeprefix(f"{WORK}/")) and (out / f).is_file() and (out / f).stat().st_size == n
-        for f, n in files.items()
+        (out / f).is_file() and (out / f).stat().st_size == n for f, n in files.items()
     )
 
 
 def staged_path(out: Path, case: str) -> Path:
     """The file of a case between its first and its second pass."""
     return out / WORK / f"{case}.npz"
-
-
-def _begun(file: Path) -> dict[str, Any]:
-    """The settings and the shape that `write_run` has written. Raises InputError for another file."""
-    try:
-        record = parse_json(file.read_text(encoding="utf-8"))
-        if isinstance(record["settings"], dict) and isinstance(record["shape"], list | None):
-            return dict(record)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{file} is no record of a data set's settings; remove the data set and begin it anew")
 
 
 def _admits_more(

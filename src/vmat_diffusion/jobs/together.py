@@ -203,9 +203,11 @@ def main() -> None:
 
 def _make() -> None:
     job = pickle.loads(Path(sys.argv[1]).read_bytes())
-    last = [0.0]
+    last, parent = [0.0], os.getppid()
 
     def report(stage: str, share: float, note: str) -> None:
+        if os.getppid() != parent:  # it was killed, so that nobody waits for this plan
+            os._exit(1)
         if time.monotonic() - last[0] > _TELL_S:
             last[0] = time.monotonic()
             print(json.dumps([share, f"{stage} {100 * share:.0f} %"]), flush=True)

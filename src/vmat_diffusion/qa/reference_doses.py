@@ -7,11 +7,11 @@ up. The caller hands in a reader of RTPLANs and a gamma, which are no part of a 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
 from vmat_diffusion.dose.pencil_beam import point_dose
 from vmat_diffusion.dose.tissue import MEDIA, Density
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.files import parse_json, read_json
 from vmat_diffusion.geometry import Grid, Point, beam_axes
 from vmat_diffusion.machine import BeamModel, Machine, load_machine
 from vmat_diffusion.plan import Arc, Plan
@@ -165,7 +166,7 @@ def reference_check(
         raise InputError(f"{folder} holds no case; one folder per case with case.json and dose.npz is needed")
     results = []
     for path in folders:
-        if "plan" in json.loads((path / "case.json").read_text(encoding="utf-8")) and read_plan is None:
+        if read_plan is None and "plan" in (read_json(path / "case.json") or ()):  # type: ignore[operator]
             continue
         case = read_reference_case(path, read_plan)
         started = time.perf_counter()
@@ -176,8 +177,20 @@ def reference_check(
 
 
 def read_reference_case(path: Path, read_plan: ReadPlan | None = None) -> ReferenceCase:
-    """One case folder. Raises InputError for a medium or a source that is not known."""
-    text = json.loads((path / "case.json").read_text(encoding="utf-8"))
+    """One case folder. Raises InputError for files that hold no case, and for an unknown medium or source."""
+    try:
+        return _read_reference_case(path, read_plan)
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as fault:
+        raise InputError(
+            f"case {path.name} is no readable reference case ({type(fault).__name__}: {fault}); restore its "
+            "case.json, dose.npz and spectrum"
+        ) from None
+
+
+def _read_reference_case(path: Path, read_plan: ReadPlan | None) -> ReferenceCase:
+    text = parse_json((path / "case.json").read_text(encoding="utf-8"))
     with np.load(path / "dose.npz") as data:
         arrays = {name: data[name] for name in data.files}
     density, media = arrays["density_g_cm3"].astype(float), np.zeros(arrays["medium"].shape, np.uint8)

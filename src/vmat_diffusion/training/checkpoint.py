@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.errors import InputError, LimitError, limit_of
+from vmat_diffusion.files import parse_json, written_whole
+from vmat_diffusion.training.checkpoint_schema import fault_of, is_metric, refuse_packed
 
 CHECKPOINT, METRICS = "last.ckpt", "metrics.jsonl"
 _FORMAT = 1
@@ -54,19 +54,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint into the memory of the CPU; only tensors and plain data are accepted.
 
-    Raises InputError for a file that is missing, damaged, no checkpoint or of another format.
+    Settings, counts and the names, shapes and values of all weights are checked. Raises InputError for a file
+    that is missing, damaged, no checkpoint or of another format.
     """
     if not path.is_file():
         raise InputError(f"{path.parent} holds no {path.name}; name the folder of a training")
+    remedy = "train again or restore the file"
     try:
+        refuse_packed(path)
         record = torch.load(path, map_location="cpu", weights_only=True)
-        if record.pop("format") != _FORMAT:
-            raise InputError(
-                f"{path} is a checkpoint of another version; go on with the version that made it"
-            )
-        return Checkpoint(**record)
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError):
-        raise InputError(f"{path} is no readable checkpoint; train again or restore the file") from None
+        stated = record.pop("format", None) if isinstance(record, dict) else None
+    except Exception as fault:  # the reader of such files raises whatever a damaged one makes it stumble on
+        if limit := limit_of(fault):
+            raise LimitError(f"{path}: {limit}") from None
+        raise InputError(f"{path} is no readable checkpoint; {remedy}") from None
+    if stated != _FORMAT:
+        raise InputError(f"{path} is a checkpoint of another version; go on with the version that made it")
+    if wrong := fault_of(record):
+        raise InputError(f"{path} is no checkpoint that a training can go on from: {wrong}; {remedy}")
+    return Checkpoint(**record)
 
 
 class TrainingRecords:
@@ -104,14 +110,26 @@ class TrainingRecords:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run so far, without an incomplete last line."""
+    """All records of a run so far, without an incomplete last line.
+
+    Raises InputError for a damaged file: to go on would drop its records.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    *lines, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, *([last] if last else [])], start=1):
         try:
-            records.append(json.loads(line))
+            record = parse_json(line.decode("utf-8"), characters=1_000_000, finite=False)
+            if not is_metric(record):
+                raise ValueError("another record")
         except ValueError:
-            break
+            if number > len(lines):  # cut off by a crash while it was written
+                break
+            raise InputError(
+                f"{path}, line {number} is no record of a training; move the file away, then the training "
+                "goes on without its earlier records"
+            ) from None
+        records.append(record)
     return records

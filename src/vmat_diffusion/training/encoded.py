@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vmat_diffusion.dataset.cases import TrainingCase, load_case, read_arrays
+from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, load_case, read_arrays
 from vmat_diffusion.dataset.index import Entry, entries_of
+from vmat_diffusion.dataset.schema import check_sizes
 from vmat_diffusion.dataset.splits import Split, split_ids
 from vmat_diffusion.diffusion.encode import Encoding, achieved_goals, encode
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.progress import Progress, silent
 
+# As in training cases: prescriptions up to 200 Gy, voxels of up to 5 cm on each side.
+_TOP_GY_MAX, _VOXEL_CC_MAX = 200.0, 125.0
 # Part of each key: another layout of the file is another file.
 _LAYOUT = 1
 
@@ -137,6 +142,52 @@ def save_encoded(path: Path, training: TrainingCase, encoding: Encoding) -> Path
     with written_whole(path) as part, part.open("wb") as stream:
         np.savez(stream, **arrays)
     return path
+
+
+def read_encoded(path: Path, encoding: Encoding) -> dict[str, NDArray]:
+    """The arrays of `save_encoded`. Raises CaseError for a file that is damaged or of another encoding."""
+    try:
+        check_sizes(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        fits = _fits(arrays, encoding)
+    except UNREADABLE:
+        fits = False
+    if not fits:
+        raise CaseError(
+            f"the encoded case {path.parent.name}/{path.name} is damaged; remove it and go on with --resume"
+        )
+    return arrays
+
+
+def _fits(arrays: dict[str, NDArray], encoding: Encoding) -> bool:
+    """Whether the arrays have the types, shapes and ranges of `save_encoded`. KeyError for a missing one."""
+    channels, *shape = arrays["volume"].shape
+    bits, count = -(-math.prod(shape) // 8), len(arrays["names"])
+    organs = (len(encoding.organs),)
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "volume": ("f2", (len(encoding.channels), *shape)),
+        "vector": ("f4", (encoding.layout.size,)),
+        "mask": ("u1", (bits,)),
+        "dose": ("u2", tuple(shape)),
+        "top_gy": ("f8", ()),
+        "voxel_cc": ("f8", ()),
+        "targets": ("b1", (count,)),
+        "masks": ("u1", (count, bits)),
+        "mean_gy": ("f8", organs),
+        "hot_gy": ("f8", organs),
+    }
+    return (
+        len(shape) == 3
+        and channels > 0
+        and math.prod(shape) > 0
+        and arrays["names"].dtype.kind == "U"
+        and arrays["names"].shape == (count,)
+        and all(arrays[n].dtype == np.dtype(kind) and arrays[n].shape == s for n, (kind, s) in wanted.items())
+        and bool(np.isfinite(arrays["volume"]).all() and np.isfinite(arrays["vector"]).all())
+        and 0 < float(arrays["top_gy"]) <= _TOP_GY_MAX
+        and 0 < float(arrays["voxel_cc"]) <= _VOXEL_CC_MAX
+    )
 
 
 def spacing_mm(path: Path) -> tuple[float, float, float]:

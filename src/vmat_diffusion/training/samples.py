@@ -24,7 +24,9 @@ from vmat_diffusion.diffusion.encode import (
     padded,
     turn_slices,
 )
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import hot_voxels
+from vmat_diffusion.training.encoded import read_encoded
 
 # What ends a training after the current step; not every system has all of them.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -149,8 +151,7 @@ class EncodedCases(Dataset):
         return len(self.files)
 
     def __getitem__(self, i: int) -> Sample:
-        with np.load(self.files[i]) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_encoded(self.files[i], self.encoding)
         rng = np.random.default_rng([self.seed, self.epoch, i])
         shape = arrays["volume"].shape[1:]
         drawn = draw_augmentation(rng, self.settings, self.encoding, shape, self.multiple)
@@ -252,11 +253,15 @@ class SampleStream(Dataset):
         self.cases = EncodedCases(tuple(files), encoding, multiple=multiple, settings=settings, seed=seed)
         self.order_seed = order_seed
 
-    def __getitem__(self, n: int) -> tuple[int, Sample]:
+    def __getitem__(self, n: int) -> tuple[int, Sample | InputError]:
+        """The sample of that number, or an InputError: raised, a loading process would wrap its sentence."""
         epoch, place = divmod(n, len(self.cases))
         order = np.random.default_rng([self.order_seed, epoch]).permutation(len(self.cases))
         self.cases.epoch = epoch
-        return n, self.cases[int(order[place])]
+        try:
+            return n, self.cases[int(order[place])]
+        except InputError as fault:
+            return n, fault
 
 
 def stream_loader(stream: SampleStream, numbers: range, *, workers: int) -> DataLoader:

@@ -19,6 +19,8 @@ from vmat_diffusion.files import parse_toml
 from vmat_diffusion.training.losses import LOSSES, RESIDUAL
 from vmat_diffusion.training.samples import AugmentationSettings
 
+# Several times the largest network that was ever trained here; beyond, no memory holds it.
+_LEVELS_MAX, _WIDTH_MAX, _BLOCKS_MAX, _CONDITION_MAX, _ORGANS_MAX = 8, 2048, 32, 8192, 200
 StageRole = Literal["mean", "residual"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -178,20 +180,26 @@ def training_settings(values: Mapping[str, Any]) -> TrainingSettings:
 
 def _check_network(size: Size) -> None:
     if (
-        not size.widths
-        or any(w < 8 or w % 8 for w in size.widths)
+        not 1 <= len(size.widths) <= _LEVELS_MAX
+        or any(not 8 <= w <= _WIDTH_MAX or w % 8 for w in size.widths)
         or size.heads < 1
         or size.widths[-1] % size.heads
     ):
         raise InputError(
-            f"network widths {list(size.widths)} with {size.heads} heads cannot be built; give multiples of "
-            "8, the last of them also of the heads"
+            f"network widths {list(size.widths)} with {size.heads} heads cannot be built; give 1 to "
+            f"{_LEVELS_MAX} multiples of 8 up to {_WIDTH_MAX}, the last of them also one of the heads"
+        )
+    if not (1 <= size.blocks <= _BLOCKS_MAX and 1 <= size.condition <= _CONDITION_MAX):
+        raise InputError(
+            f"a network of {size.blocks} blocks with a condition of {size.condition} cannot be built; give 1 "
+            f"to {_BLOCKS_MAX} blocks and a condition of 1 to {_CONDITION_MAX}"
         )
 
 
 def _check_numbers(settings: TrainingSettings) -> None:
     """Raises InputError for values at which the training would fail only later."""
-    changes, process, organs = settings.changes, settings.process, settings.encoding.organs
+    changes, process, encoding = settings.changes, settings.process, settings.encoding
+    levels, voxel = encoding.levels, encoding.voxel_mm
     shares = ("flip", "turn", "without_ct", "without_organ", "goals", "goal")
     angle = changes.turn_deg
     for name, value, right, remedy in (
@@ -200,7 +208,20 @@ def _check_numbers(settings: TrainingSettings) -> None:
         ("process.scale", process.scale, 0 < process.scale <= 1, "above 0 and up to 1"),
         ("process.largest", process.largest, process.largest > 0, "above 0"),
         ("process.smooth_voxels", process.smooth_voxels, process.smooth_voxels >= 0, "0 or more"),
-        ("encoding.organs", organs, len(organs) > 0, "one organ at least"),
+        (
+            "encoding.organs",
+            encoding.organs,
+            0 < len(set(encoding.organs)) == len(encoding.organs) <= _ORGANS_MAX,
+            f"1 to {_ORGANS_MAX} organs, each once",
+        ),
+        (
+            "encoding.levels",
+            levels,
+            0 < len(set(levels)) == len(levels) <= _ORGANS_MAX and all(0 < v <= 1 for v in levels),
+            "shares of the highest prescription, each once",
+        ),
+        ("encoding.reach_mm", encoding.reach_mm, 0 < encoding.reach_mm <= 1000, "above 0 and up to 1000"),
+        ("encoding.voxel_mm", voxel, all(0.1 <= v <= 20 for v in voxel), "three of 0.1 to 20"),
     ):
         if not right:
             raise InputError(f"training setting {name} is {value}; give {remedy}")

@@ -67,10 +67,13 @@ class StageModule(LightningModule):
         return stream_loader(self.stream, numbers, workers=self.workers)
 
     def transfer_batch_to_device(
-        self, batch: tuple[int, Sample], device: torch.device, dataloader_idx: int
+        self, batch: tuple[int, Sample | InputError], device: torch.device, dataloader_idx: int
     ) -> tuple[int, Sample]:
-        """The tensors of a sample on the device."""
-        return batch[0], on_device(batch[1], device)
+        """The tensors of a sample on the device. Raises InputError where its file could not be read."""
+        number, sample = batch
+        if isinstance(sample, InputError):
+            raise sample
+        return number, on_device(sample, device)
 
     def training_step(self, batch: tuple[int, Sample], batch_idx: int) -> Tensor:
         """The weighted losses of one sample."""

@@ -112,8 +112,10 @@ def appearing_whole(
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()  # only while it is empty
-        if isinstance(error, OSError) and (limit := limit_of(error)):
-            raise LimitError(limit) from error
+        if isinstance(error, Exception) and (limit := limit_of(error)):
+            # The hidden folder is gone: the file is named where the user would look for it.
+            sentence = limit.replace(str(partial / _FILES), str(out))
+            raise LimitError(sentence if str(out) in sentence else f"{out}: {sentence}") from error
         raise
     try:
         if out.is_dir():
@@ -191,7 +193,9 @@ def _publish(partial: Path, out: Path) -> None:
     if files.is_dir() and record["phase"] == _WHOLE:
         # First the old files go, so that old and new never stand side by side.
         known = set(record["known"])
-        for old in {path for name in record["names"] for path in out.glob(name) if path.name in known}:
+        gone = {path for name in record["names"] for path in out.glob(name) if path.name in known}
+        # Records last: a plan file never stands there without the record of its verdict.
+        for old in sorted(gone, key=lambda path: (path.name in RECORDS, path.name)):
             _remove(old)
         _state(partial, _MOVING)
     written = list(files.iterdir()) if files.is_dir() else []

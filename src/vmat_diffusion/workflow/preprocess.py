@@ -129,7 +129,7 @@ def preprocess(
         shape=shape,
         records=tuple(state["record"] for state in done.values()),
         rejections=tuple(sorted(rejections, key=lambda r: (r.case, r.reason))),
-        cut_percent={name: state["cut_percent"] for name, state in done.items() if state["cut_percent"]},
+        cut_percent={name: state["cut_percent"] for name, state in done.items() if state.get("cut_percent")},
         without_raw=tuple(name for name in done if name not in work.cases),
         made=work.made,
         seconds=time.perf_counter() - started,
@@ -168,9 +168,7 @@ def _text_hash(path: Path | None, package: str = "", name: str = "") -> str:
 
 def _common(work: _Work, spacing_mm: Point, no_case: Sequence[Rejection]) -> VolumeShape:
     """The shape for all cases of the first pass. Raises CaseError, after `rejected.csv`, for none."""
-    extents = [
-        Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] != "rejected"
-    ]
+    extents = [Extent(*map(_point, state["extent"])) for state in work.states() if state["state"] == "staged"]
     if not extents:
         rejections = work.rejections()
         write_rejected(work.out, [*no_case, *rejections])
@@ -225,7 +223,7 @@ class _Work:
 
     def finished(self, shape: VolumeShape) -> dict[str, dict[str, Any]]:
         """The states of all cases in the data set, by id."""
-        return {s["id"]: s for s in self.states() if s["state"] == "done" and s["shape"] == list(shape)}
+        return {s["id"]: s for s in self.states() if s["state"] == "done" and s.get("shape") == list(shape)}
 
     def rejections(self) -> list[Rejection]:
         """The rejected cases, without those whose raw folder is gone."""

@@ -117,7 +117,7 @@ def simulate(
     write_tables(out, record, None, done, rejections)
     if not done:
         raise PlanError(f"none of {len(jobs)} plans could be made; read {out / REJECTED} for the reasons")
-    plans = {s["id"]: {**s["figures"], "minutes": round(s["seconds"] / 60, 2)} for s in done}
+    plans = {s["id"]: {**s.get("figures", {}), "minutes": round(s.get("seconds", 0) / 60, 2)} for s in done}
     return SimulationRun(out, plans, rejections, made, time.perf_counter() - started)
 
 

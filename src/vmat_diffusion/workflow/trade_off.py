@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, StrictBool, StrictFloat, StrictStr, TypeAdapter
 
 from vmat_diffusion.errors import InputError, PlanError
-from vmat_diffusion.files import parse_json, written_whole
+from vmat_diffusion.files import is_plain_name, parse_json, written_whole
 from vmat_diffusion.origin import uid_code
 from vmat_diffusion.workflow.run_files import PLAN_FILE, RECORD
 
 # Inputs of a run that are the same for plans of one case: the images and the contours.
 _SAME_CASE = ("frame_of_reference", "series", "structure_set")
+
+
+def _plain_name(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError("a file outside the folder of the run")
+    return name
 
 
 @dataclass(frozen=True)
@@ -130,16 +138,51 @@ def write_trade_off(path: Path, found: TradeOff, *, overwrite: bool = False) -> 
     return path.resolve()
 
 
+@dataclass(frozen=True)
+class _GoalOfRun:
+    structure: StrictStr
+    goal: StrictStr
+    value: StrictFloat | None
+    limit: StrictFloat
+    unit: StrictStr
+
+
+@dataclass(frozen=True)
+class _CheckOfRun:
+    name: StrictStr
+    passed: StrictBool
+
+
+@dataclass(frozen=True)
+class _VerdictOfRun:
+    checks: list[_CheckOfRun]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is used of the record of a run; it holds more."""
+
+    goals: list[_GoalOfRun]
+    inputs: dict[StrictStr, Any]
+    verdict: _VerdictOfRun
+    prescription_gy: dict[StrictStr, StrictFloat]
+    files: list[Annotated[StrictStr, AfterValidator(_plain_name)]]
+    mu: StrictFloat
+    delivery_s: StrictFloat
+    outcome: StrictStr
+
+
+_RUN = TypeAdapter(_Run)
+
+
 def _record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
     if not file.is_file():
         raise InputError(f"{folder} holds no {RECORD}; name a folder that plan has written")
     try:
         record = parse_json(file.read_text(encoding="utf-8"))
-        needed = {"goals", "inputs", "verdict", "prescription_gy", "files", "mu", "delivery_s", "outcome"}
-        if not needed <= set(record):
-            raise ValueError
-    except (ValueError, TypeError):
+        _RUN.validate_python(record)
+    except ValueError:  # of pydantic too
         raise InputError(f"{file} is no record of a planning run; plan the case again") from None
     return dict(record)
 

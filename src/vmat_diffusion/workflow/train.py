@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import read_json, remove_dead_parts, written_whole
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.provenance import git_revision
@@ -151,6 +151,7 @@ def export_weights(run: Path, file: Path | None = None, spread: float = 1.0) -> 
 
 
 def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) -> Path:
+    from vmat_diffusion.diffusion.domain import are_figures
     from vmat_diffusion.diffusion.model import save_model
     from vmat_diffusion.training.checkpoint import read_metrics
     from vmat_diffusion.training.weights import model_of
@@ -164,7 +165,11 @@ def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) 
         "settings": checkpoint.settings,
     }
     model = model_of(checkpoint, card)
-    known = json.loads((run / KNOWN).read_text(encoding="utf-8")) if (run / KNOWN).exists() else {}
+    known = read_json(run / KNOWN) if (run / KNOWN).exists() else {}
+    if not isinstance(known, dict) or not are_figures(known):
+        raise InputError(
+            f"{run / KNOWN} is damaged; remove it and train on with --resume, which makes it again"
+        )
     return save_model(
         file, replace(model, description=replace(model.description, known=known, spread=spread))
     )
@@ -204,6 +209,8 @@ def _train(
 
     began, out = time.monotonic(), folders.out
     out.mkdir(parents=True, exist_ok=True)
+    for folder in {out, folders.cache}:
+        remove_dead_parts(folder)
     parts = {split: entries_with_dose(folders.data, split, site) for split in _SPLITS}
     _require_same_cases(parts, folders)
     with written_whole(out / SETTINGS) as part:
@@ -342,8 +349,10 @@ def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoi
     found = load_checkpoint(out / CHECKPOINT)
     begun = found.stage + 1  # later stages may still be chosen
     for name, value in settings_record(settings).items():
-        before = found.settings[name]
-        same = before[:begun] == value[:begun] if name == "stages" else before == value
+        before = found.settings.get(name)
+        same = before == value
+        if name == "stages" and isinstance(before, list):
+            same = before[:begun] == value[:begun]
         if name not in _FREE and not same:
             raise InputError(
                 f"{out} was begun with another setting {name}; see {SETTINGS} in it and go on with "

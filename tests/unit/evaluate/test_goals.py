@@ -132,7 +132,7 @@ def test_unknown_metrics_are_refused(text: str) -> None:
         ("priority = 1\n", 'priority = "1"\n', "goals 1 priority"),
         ("priority = 1\n", "priority = 1\nlimit = 3\n", "goals 1 limit"),
         ("variation = 55", "variation = 58", "variation 58 is stricter"),
-        ("variation = 55", "variation = nan", "goals 1 variation"),
+        ("variation = 55", "variation = nan", "goals.1.variation"),
         ("D95% >= 57 Gy", "D95% > 57 Gy", "cannot read"),
         ("D95% >= 57 Gy", "D95% >= 57", "needs Gy"),
         ("D95% >= 57 Gy", "D95% >= 57 cc", "needs Gy or %"),

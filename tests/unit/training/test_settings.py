@@ -47,7 +47,7 @@ def test_a_size_of_its_own_survives_as_plain_data() -> None:
         ({"encoding": {"organ": []}}, r"encoding\.organ is unknown"),
         ({"network": {"width": [8]}}, r"network\.Size\.width is unknown"),
         ({"network": "tiny"}, "'small' or 'base'"),
-        ({"network": {"widths": [8, 12]}}, "give multiples of 8"),
+        ({"network": {"widths": [8, 12]}}, "multiples of 8 up to"),
         ({"network": {"widths": [8, 16], "heads": 3}}, "with 3 heads cannot be built"),
         ({"stages": []}, "at least 1 item"),
         ({"stages": [{"learning_rate": 0}]}, r"learning_rate: .* \(given: 0\)"),

@@ -358,8 +358,21 @@ def _refuse_drawn_text(dataset: Dataset) -> None:
             raise CaseError("an overlay lies in spare bits of the pixels; export the image without overlays")
 
 
+_DECLARED = (
+    "PatientName",
+    "PatientID",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "LongitudinalTemporalInformationModified",
+)
+
+
 def _declare(dataset: Dataset, patient: Patient) -> None:
     """What the profile asks to be said of the result, and a patient where the original had none."""
+    for keyword in _DECLARED:  # an element that is there would keep the type that its file gave it
+        if keyword in dataset:
+            del dataset[keyword]
     dataset.PatientName, dataset.PatientID = patient.pseudonym, patient.pseudonym
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = METHOD
