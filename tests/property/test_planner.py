@@ -10,7 +10,7 @@ from small_case import small_case
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import dose_grid
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, fit_to_case, load_goals
-from vmat_diffusion.geometry import sample
+from vmat_diffusion.geometry import sample_dose
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize import Optimized, Settings, optimize
 from vmat_diffusion.optimize.objectives import build_objective
@@ -75,7 +75,7 @@ def test_slower_leaves_never_make_a_better_plan(
     objective = build_objective(case, sheet, dose_grid(case, QUICK.grid_mm), np.random.default_rng(0))
 
     def judged(plan: Optimized) -> float:
-        gy = sample(plan.dose.gy, plan.dose.grid, objective.points_mm)
+        gy = sample_dose(plan.dose.gy, plan.dose.grid, objective.points_mm)
         return float(objective(torch.as_tensor(gy / objective.reference_gy, dtype=torch.float32)))
 
     assert judged(optimize(case, sheet, slow, settings=QUICK)) > 0.98 * judged(made)

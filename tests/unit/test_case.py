@@ -106,5 +106,5 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, named: str) 
 
 
 def test_a_table_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="cannot be read"):
+    with pytest.raises(CaseError, match="does not exist"):
         load_ct_table(tmp_path / "none.csv")

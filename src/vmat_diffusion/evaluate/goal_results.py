@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names
 from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Status
 
 
@@ -174,9 +175,12 @@ def group_record(result: GroupResult) -> dict[str, Any]:
 
 
 def sheet_record(sheet: GoalSheet) -> dict[str, Any]:
-    """What a fitted sheet is and how it was read, as plain data, without its goals."""
+    """What a fitted sheet is and how it was read, as plain data, without its goals.
+
+    `name` is that of a shipped sheet, None for a sheet of one's own: the name of its file is not for sharing.
+    """
     return {
-        "name": sheet.name,
+        "name": sheet.name if sheet.name in goal_sheet_names() else None,
         "title": sheet.title,
         "format": sheet.format,
         "source": sheet.source,

@@ -151,7 +151,7 @@ def parse_goals(text: str, name: str) -> GoalSheet:
     )
     _check_targets(label, sheet)
     _check_language(label, sheet)
-    return replace(sheet, remarks=_remarks(label, sheet, raw))
+    return replace(sheet, remarks=_remarks(sheet, raw))
 
 
 def _raw_sheet(label: str, text: str) -> _SheetText:
@@ -166,22 +166,22 @@ def _raw_sheet(label: str, text: str) -> _SheetText:
         raise GoalError(f"{label}: not valid TOML ({error}); correct the file") from None
 
 
-def _remarks(label: str, sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
-    """What a person should know of the sheet as a file."""
+def _remarks(sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
+    """What a person should know of the sheet as a file, without its name: records are shared."""
     if sheet.format < NEWEST_FORMAT:
         unions = "; its [unions] are read as [structures]" if raw.unions else ""
         return (
-            f"{label} is of format {sheet.format}{unions}; it means what it meant, but does not say how the "
-            f"source of each number was seen: with that added, write format = {NEWEST_FORMAT}",
+            f"the goal sheet is of format {sheet.format}{unions}; it means what it meant, but does not say how "
+            f"the source of each number was seen: with that added, write format = {NEWEST_FORMAT}",
         )
     stated: list[Goal | Group] = [*sheet.goals, *sheet.groups.values()]
     unsourced = [str(goal) for goal in stated if not goal.source.strip()]
     unseen = [str(goal) for goal in stated if goal.source.strip() and not goal.seen]
     out = []
     if unsourced:
-        out.append(f"{label}: no source is stated for {_some(unsourced)}; state it with source")
+        out.append(f"no source is stated for {_some(unsourced)}; state it with source")
     if unseen:
-        out.append(f"{label}: it is not said how the source of {_some(unseen)} was seen; state it with seen")
+        out.append(f"it is not said how the source of {_some(unseen)} was seen; state it with seen")
     return tuple(out)
 
 

@@ -55,6 +55,9 @@ class _Record(CaseLine):
     has_ct: Annotated[bool, Field(strict=True)]
     technique: _Name
     spacing_mm: _Triple
+    # Hashes of where a case of DICOM comes from.
+    study: _Text | None = None
+    frame_of_reference: _Text | None = None
 
 
 @checked(frozen=True, config=_STRICT)

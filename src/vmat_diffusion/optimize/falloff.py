@@ -59,7 +59,10 @@ def falloff_of(target: str, sheet: GoalSheet, case: Case) -> Falloff:
         return Falloff()
     cc = case.structures[target].voxels * case.grid.voxel_cc
     goals = [g for g in sheet.in_gy().goals if g.structure == target and g.comparator == "<="]
-    r50 = min((g.limit for g in goals if str(g.metric) == "R50%"), default=rtog_limit("R50%", cc).limit)
+    r50 = min(
+        (g.limit for g in goals if str(g.metric) == "R50%" and not math.isnan(g.limit)),
+        default=rtog_limit("R50%", cc).limit,
+    )
     half_mm = 10.0 * (3.0 * cc / (4.0 * math.pi)) ** (1 / 3) * (r50 ** (1 / 3) - 1.0)
     far = _STEREOTACTIC_FAR
     length = (half_mm - _STEREOTACTIC_GRACE_MM) / math.log((BORDER - far) / (0.5 - far))

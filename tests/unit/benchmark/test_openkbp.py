@@ -276,13 +276,15 @@ def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_pat
     for name in ("train/pt_1", "validation/pt_201"):
         write_npz(tmp_path / "data" / f"{name}.npz", parts)
     settings = BenchmarkSettings(data=tmp_path / "data", weights=weights, gamma=False, baseline="boosting")
-    done = benchmark_openkbp(settings, csv_out=tmp_path)
+    done = benchmark_openkbp(settings, csv_out=tmp_path / "csv")
     assert done.ways == ["boosting", "regression"]
     ways = done.scored[0].ways
     # A voxel's target level tells its dose, and random weights do not know it.
     assert ways["boosting"].dose < 1 < 5 < ways["regression"].dose
     patient = read_patient(tmp_path / "data" / "validation" / "pt_201.npz")
-    error = np.abs(_csv_gy(tmp_path / "pt_201.csv") - patient.dose_gy).sum() / patient.possible_dose.sum()
+    error = (
+        np.abs(_csv_gy(tmp_path / "csv" / "pt_201.csv") - patient.dose_gy).sum() / patient.possible_dose.sum()
+    )
     assert ways["regression"].dose == pytest.approx(error, rel=1e-9)
 
 

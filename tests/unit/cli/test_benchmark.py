@@ -63,7 +63,7 @@ def test_scores_are_shown_as_tables_and_as_json(
         (["--patients", "9-3"], "'9-3' is no number and no range"),
         (["--patients", "201-999999999"], "no range of the challenge's 1 to 340; write 201-210,215"),
         (["--patients", "0"], "'0' is no number and no range"),
-        (["--out", "."], "--out . is a folder; name a file in it"),
+        (["--out", "."], "--out is an input of the same command"),
         (["--steer", "Parotid_L"], "steer 'Parotid_L' is no organ with a change of its mean"),
         (["--steer", "Parotid_L:-5000"], "of -70 to 70 Gy; write Parotid_L:-5"),
         (["--data", "absent"], "folder absent does not exist"),

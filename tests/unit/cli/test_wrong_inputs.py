@@ -38,6 +38,7 @@ CALLS: Mapping[str, str] = {
     "machine show": "{machine}",
     "machine copy": "{name?} --out OUT",
     "goals show": "{sheet}",
+    "goals check": "{sheet} {case} --mapping {mapping?}",
     "goals copy": "{name?} --out OUT",
     "mapping show": "{mapping?}",
     "mapping copy": "{name?} --out OUT",

@@ -278,7 +278,7 @@ def test_wrong_tables_are_refused_by_name(tree: dict, says: str) -> None:
 
 
 def test_missing_or_broken_table_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="cannot be opened"):
+    with pytest.raises(CaseError, match="does not exist"):
         load_table(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(CaseError, match="not valid JSON"):

@@ -389,7 +389,7 @@ def test_an_old_sheet_loads_with_one_line() -> None:
     old = parse_goals(text, "mine")
     assert old.format == 1 and dict(old.structures) == {"Lungs": "Lung_L + Lung_R"}
     (remark,) = old.remarks
-    assert remark.startswith("goal sheet mine is of format 1; its [unions] are read as [structures]")
+    assert remark.startswith("the goal sheet is of format 1; its [unions] are read as [structures]")
     assert "format = 2" in remark and "\n" not in remark
 
 

@@ -32,7 +32,7 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.workflow import plan_case, second_check
 from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.predict import predict_case
-from vmat_diffusion.workflow.settings import PredictSettings, plan_settings
+from vmat_diffusion.workflow.settings import PredictSettings, QaSettings, plan_settings
 from vmat_diffusion.workflow.trade_off import read_trade_off
 
 NAME, NUMBER, BIRTH, STUDY = "Zachariasson", "PAT-7744119", "19310203", "20230415"
@@ -185,10 +185,8 @@ def test_a_second_check_says_nothing_of_its_patient(
             rp,
             folder,
             tmp_path / "out",
+            QaSettings(machine=own_files[0], goals=own_files[1], shareable=shareable),
             dose_file=rd,
-            machine=own_files[0],
-            goals=own_files[1],
-            shareable=shareable,
             progress=progress,
         )
     show(verdict_text(done.verdict))
