@@ -171,8 +171,8 @@ def _remarks(sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
     if sheet.format < NEWEST_FORMAT:
         unions = "; its [unions] are read as [structures]" if raw.unions else ""
         return (
-            f"the goal sheet is of format {sheet.format}{unions}; it means what it meant, but does not say how "
-            f"the source of each number was seen: with that added, write format = {NEWEST_FORMAT}",
+            f"the goal sheet is of format {sheet.format}{unions}; it means what it meant, but does not say "
+            f"how the source of each number was seen: with that added, write format = {NEWEST_FORMAT}",
         )
     stated: list[Goal | Group] = [*sheet.goals, *sheet.groups.values()]
     unsourced = [str(goal) for goal in stated if not goal.source.strip()]
