@@ -406,8 +406,8 @@ def test_numbers_without_source_are_remarked() -> None:
     assert _sheet("Rectum | mean <= 1 Gy").remarks == ()
     without = _sheet("Rectum | mean <= 1 Gy | source = ''", "Rectum | mean <= 2 Gy | source = 'x'")
     assert without.remarks == (
-        "goal sheet mine: no source is stated for Rectum mean <= 1 Gy; state it with source",
-        "goal sheet mine: it is not said how the source of Rectum mean <= 2 Gy was seen; state it with seen",
+        "no source is stated for Rectum mean <= 1 Gy; state it with source",
+        "it is not said how the source of Rectum mean <= 2 Gy was seen; state it with seen",
     )
 
 
