@@ -159,7 +159,8 @@ def test_the_geometry_the_dose_and_the_plan_stay_exactly(
             dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = f"{NAME}^Q", number, BIRTH
             if k == kind % len(all_files):
                 own = {e.tag for e in dataset}
-                free = [tag for tag in PUBLIC[vr] if tag not in own]
+                # Tables of compressed pixels (7FE0) beside plain ones: no reader takes such an image.
+                free = [tag for tag in PUBLIC[vr] if tag not in own and tag >> 16 != 0x7FE0]
                 value = planted(vr, number, spelling)
                 if free:
                     dataset.add_new(data.draw(st.sampled_from(free)), vr, value)

@@ -28,7 +28,8 @@ ALLOWED = {
     # Dataclasses of which each field goes into a table or a record.
     "achieved_gy free_gy other_organs_gy": "steering of the dose model",
     "dose_medium": "the schema of a training case",
-    "goals_judged goals_met source_spacing_mm targets_extent_mm volumes_cc": "the schema of a case's state",
+    "frame_of_reference goals_judged goals_met source_spacing_mm": "the schema of a case's state",
+    "targets_extent_mm volumes_cc": "the schema of a case's state",
     "eps lr": "the schema of an optimiser's state in a checkpoint",
     "shift_sigma_mm turn_sigma_deg": "standard errors of the motion between two doses, for its tests",
     "edge_per_mm leaf_travel_mm leaf_travel_mm_deg mean_area_cm2 mean_dose_rate_mu_min": "complexity",

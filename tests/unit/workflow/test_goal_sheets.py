@@ -117,7 +117,10 @@ def test_a_run_shows_groups_conditions_sources_and_made_structures(
         assert said in page, said
     text = goals_text(run.results, run.task.sheet)
     assert "excused" in text and "Group either, priority 1: pass, 1 of 2 met" in text
-    assert "Left out, as concurrent chemotherapy does not hold" in text and "Warning: goal sheet mine" in text
+    assert (
+        "Left out, as concurrent chemotherapy does not hold" in text
+        and "Warning: no source is stated" in text
+    )
 
 
 def test_a_group_that_is_missed_keeps_the_plan_back_and_is_named_once(
