@@ -305,6 +305,15 @@ def without_spare_bits(dataset: Dataset, stored: NDArray) -> NDArray:
 
 
 def compressed(dataset: Dataset) -> bool:
-    """Whether the pixels are in a compressed transfer syntax, whose decoders align the bits themselves."""
+    """Whether the pixels are in a compressed transfer syntax, whose decoders align the bits themselves.
+
+    Raises CaseError where the file names something else than a transfer syntax.
+    """
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    return bool(getattr(syntax, "is_compressed", False))
+    try:
+        return bool(getattr(syntax, "is_compressed", False))
+    except ValueError:
+        raise CaseError(
+            f"{name_of('TransferSyntaxUID')} is {str(syntax)[:64]}, which is no transfer syntax; export the "
+            "file again"
+        ) from None

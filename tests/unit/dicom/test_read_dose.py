@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import beam, rt_dose, rt_plan, save
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from vmat_diffusion.dicom import read_dose, read_plane_or_volume
+from vmat_diffusion.dicom.attributes import compressed
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
 
@@ -165,6 +166,15 @@ def test_planes_are_for_gamma_alone_and_never_oblique(tmp_path: Path) -> None:
     tilted = rt_dose(GY[:1], orientation=(0.8, 0.6, 0, -0.6, 0.8, 0))
     with pytest.raises(CaseError, match="neither axial, coronal nor sagittal"):
         read_plane_or_volume(save(tilted, tmp_path / "tilted.dcm"))
+
+
+def test_a_transfer_syntax_that_is_none_is_named() -> None:
+    dataset = rt_dose(GY)
+    assert not compressed(dataset)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.5.1.4"
+    with pytest.raises(CaseError, match=r"^TransferSyntaxUID \(0002,0010\) is 1\.2\.840\.10008\.5"):
+        compressed(dataset)
 
 
 def test_planes_of_two_patients_or_frames_are_compared_and_said_so(tmp_path: Path) -> None:

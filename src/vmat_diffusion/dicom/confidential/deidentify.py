@@ -22,7 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, UID_dictionary
 
-from vmat_diffusion.dicom.attributes import integer, items, text
+from vmat_diffusion.dicom.attributes import compressed, integer, items, text
 from vmat_diffusion.dicom.confidential.identity import (
     Identity,
     Key,
@@ -239,9 +239,8 @@ class _Job:
         """Cut off what follows the last pixel of an uncompressed image."""
         rows, columns, bits = (integer(dataset, k, 0) for k in ("Rows", "Columns", "BitsAllocated"))
         samples, frames = integer(dataset, "SamplesPerPixel", 1), integer(dataset, "NumberOfFrames", 1)
-        syntax = dataset.file_meta.TransferSyntaxUID
         size = rows * columns * samples * frames * bits // 8
-        if "PixelData" not in dataset or syntax.is_compressed or bits % 8 or size <= 0:
+        if "PixelData" not in dataset or compressed(dataset) or bits % 8 or size <= 0:
             return
         pixels = dataset.PixelData
         if len(pixels) > size + size % 2:
