@@ -286,12 +286,10 @@ def section() -> Iterator[str]:
         yield f"|---|{'---|' * (len(question.shown) + 1)}"
         for row in rows:
             yield f"| {row['plan']} | {' | '.join(_shown(row, question))} | {row['mu']} |"
-        groups = {
-            group: row["plan"] for row in rows for group, status in row["groups"].items() if status == "pass"
-        }
-        for group, plan in groups.items():
+        for group in rows[0]["groups"]:
+            met = [row["plan"] for row in rows if row["groups"][group] == "pass"]
             yield ""
-            yield f"*{group}* is met by the plan {plan}."
+            yield f"*{group}* is met by: {', '.join(met) or 'none'}."
 
 
 def _shown(row: Mapping[str, Any], question: Question) -> Iterator[str]:
