@@ -35,6 +35,11 @@ def why_no_file(path: Path) -> str:
     return "is a folder" if path.is_dir() else "does not exist"
 
 
+def why_no_folder(path: Path) -> str:
+    """Why there is no folder at `path`: what follows its name in a sentence."""
+    return "is a file" if path.is_file() else "does not exist"
+
+
 @contextmanager
 def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name beside `path` to write to; the file is renamed to `path` at the end.

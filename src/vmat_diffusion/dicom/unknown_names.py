@@ -12,6 +12,7 @@ from vmat_diffusion.dicom.folder import each_file
 from vmat_diffusion.dicom.names import UNDECIDED, cleaned, load_table, squeezed
 from vmat_diffusion.dicom.structures import region_names
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import why_no_folder
 
 _ABOUT = (
     "Structure names that the mapping does not know. `seen` says in how many structure sets. Give an entry "
@@ -30,8 +31,7 @@ def unknown_names(root: str | Path, mapping: str | Path | None = None) -> Mappin
     """
     root = Path(root)
     if not root.is_dir():
-        what = "is a file" if root.is_file() else "does not exist"
-        raise CaseError(f"{root.name or root} {what}; give the folder with the DICOM files")
+        raise CaseError(f"{root.name or root} {why_no_folder(root)}; give the folder with the DICOM files")
     table = load_table(mapping)
     sets: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import why_no_folder
 from vmat_diffusion.options import Option, settings
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class TargetReading(DoseReading):
 def require_case_folder(folder: Path) -> None:
     """Raise CaseError where a case's folder is a file or absent."""
     if not folder.is_dir():
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise CaseError(f"case folder {folder} {what}; give a folder of DICOM files")
+        raise CaseError(f"case folder {folder} {why_no_folder(folder)}; give a folder of DICOM files")
 
 
 def read_contoured(folder: Path, how: Reading, *, site: str = "", allow_outside_body: bool = True) -> Case:
