@@ -102,13 +102,57 @@ class Layer:
 
 @checked(frozen=True, config=_STRICT)
 class Mlc:
-    """The multileaf collimator. Most have one layer; stacked ones list two, leaves concatenated."""
+    """The multileaf collimator. Most have one layer; stacked ones list two, leaves concatenated.
+
+    `gap_offset_mm` is how much wider than its leaf positions say a gap acts on the axis, as rounded leaf ends
+    let photons through; `gap_growth_mm` is added where leaf ends are `gap_growth_at_mm` off the axis, linear
+    in between. Between neighbour leaves `tongue_mm` at the isocentre is covered by the side of one leaf alone where only
+    the other is open, which passes `tongue_transmission`; 0 mm has no tongues.
+    """
 
     layers: tuple[Layer, ...]
     interdigitation: bool
     transmission: _Share
     gap_offset_mm: _Number
     source_distance_mm: _Positive
+    gap_growth_at_mm: tuple[_NotNegative, ...] = ()
+    gap_growth_mm: tuple[_Number, ...] = ()
+    tongue_mm: _NotNegative = 0.0
+    tongue_transmission: _Share = 0.0
+
+    def __post_init__(self) -> None:
+        at = self.gap_growth_at_mm
+        if len(at) != len(self.gap_growth_mm) or len(at) == 1 or np.any(np.diff(at) <= 0):
+            raise ValueError("gap_growth_at_mm must ascend and hold one value per gap_growth_mm, two or more")
+        if self.tongue_mm and len(self.layers) > 1:
+            raise ValueError(
+                "tongue_mm must be 0 where layers are stacked: each shades the other's boundaries"
+            )
+        narrowest = min(float(np.diff(layer.boundaries_mm).min()) for layer in self.layers)
+        if self.tongue_mm >= narrowest:
+            raise ValueError(f"tongue_mm must be below the narrowest leaf's {narrowest:g} mm")
+        if self.tongue_mm and self.tongue_transmission < self.transmission:
+            raise ValueError("tongue_transmission must be at least the transmission of a whole leaf")
+
+    @property
+    def tongue_shade(self) -> float:
+        """What a tongue takes from an open strip whose neighbour is open as well and closes: 1 - 2 t + T.
+
+        Half of it is missing, against the mean of both leaves, where one alone is open.
+        """
+        return 1.0 - 2.0 * self.tongue_transmission + self.transmission
+
+    def gap_offset_of(self, position_mm: NDArray) -> NDArray[np.float64]:
+        """The gap offset in mm of leaf ends at these positions."""
+        if not self.gap_growth_mm:
+            return np.full(np.shape(position_mm), self.gap_offset_mm)
+        growth = np.interp(np.abs(position_mm), self.gap_growth_at_mm, self.gap_growth_mm)
+        return np.asarray(self.gap_offset_mm + growth)
+
+    @property
+    def ideal(self) -> bool:
+        """Whether leaves are opaque and sharp, as in no linac."""
+        return not (self.transmission or self.gap_offset_mm or self.gap_growth_mm or self.tongue_mm)
 
     @property
     def pairs(self) -> int:

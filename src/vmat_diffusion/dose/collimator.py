@@ -28,13 +28,13 @@ def machine_for(plan: Plan, base: Machine) -> Machine:
     layers = plan_layers(plan)
     if layers is None or _same_leaves(base, layers):
         return base
-    if _ideal(base):
+    if base.mlc.ideal:
         return replace(
             base, name=f"{base.name} behind the plan's leaves", mlc=replace(base.mlc, layers=layers)
         )
     for name in machine_names():
         other = load_machine(name)
-        if _same_leaves(other, layers) and not _ideal(other):
+        if _same_leaves(other, layers) and not other.mlc.ideal:
             return replace(
                 other,
                 name=f"{base.name} behind {other.name}",
@@ -75,10 +75,6 @@ def _same_leaves(machine: Machine, layers: tuple[Layer, ...]) -> bool:
         np.allclose(a.boundaries_mm, b.boundaries_mm, rtol=0, atol=_SAME_MM)
         for a, b in zip(stated, layers, strict=True)
     )
-
-
-def _ideal(machine: Machine) -> bool:
-    return machine.mlc.transmission == 0 and machine.mlc.gap_offset_mm == 0
 
 
 def _collimator_sources(machine: Machine) -> dict[str, str]:

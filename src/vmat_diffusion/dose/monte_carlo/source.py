@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.geometry import Point, beam_axes
-from vmat_diffusion.machine import BeamModel, Machine
+from vmat_diffusion.machine import BeamModel, Machine, Mlc
 
 _OFF_AXIS_STEP_CM = 0.2
 
@@ -54,28 +54,68 @@ def frames(
 
 def plan_openings(exposed: Exposures, machine: Machine, patient_position: str = "HFS") -> Openings:
     """The openings of a delivered plan: open gaps with weight 1, closed leaves between the jaws with
-    the transmission, nothing behind a jaw. Leaves stand back by half the gap offset on each side."""
-    shift = machine.mlc.gap_offset_mm / 2
-    jaws, leaves = exposed.jaws_mm, exposed.leaves_mm
-    n, rows = len(exposed.mu), leaves.shape[3]
-    x1, x2 = jaws[:, :, 0, None], jaws[:, :, 1, None]
-    low = np.clip(leaves[:, :, 0] - shift, x1, x2)
-    high = np.clip(np.maximum(leaves[:, :, 1] + shift, leaves[:, :, 0] - shift), x1, x2)
-    edges = machine.row_edges_mm()
-    y1, y2 = jaws[:, :, 2].mean(1)[:, None], jaws[:, :, 3].mean(1)[:, None]
-    bottom, top = np.clip(edges[None, :-1], y1, y2), np.clip(edges[None, 1:], y1, y2)
+    the transmission, tongues beside an open gap with theirs, nothing behind a jaw. Leaves stand back by half
+    the gap offset on each side."""
+    mlc, edges, jaws = machine.mlc, machine.row_edges_mm(), exposed.jaws_mm
+    low, high = _seen_edges(exposed, mlc)
+    half = np.full(len(edges), mlc.tongue_mm / 2)
+    half[[0, -1]] = 0.0  # beyond the outermost leaves is nothing to disagree with
+    strips = [(_row_parts(low, high, jaws, mlc.transmission), edges[:-1] + half[:-1], edges[1:] - half[1:])]
+    if mlc.tongue_mm:
+        inner = edges[1:-1]
+        strips.append((_tongue_parts(low, high, jaws, mlc), inner - half[1:-1], inner + half[1:-1]))
     # Rows outside the leaf banks but inside the jaws do not exist on the machines known here.
-    parts = ((low, high, 1.0), (np.broadcast_to(x1, low.shape), low, machine.mlc.transmission),
-             (high, np.broadcast_to(x2, high.shape), machine.mlc.transmission))  # fmt: skip
+    y1, y2 = jaws[:, :, 2].mean(1)[:, None], jaws[:, :, 3].mean(1)[:, None]
     boxes, fluence, frame = [], [], []
-    for a, b, share in parts:
-        box = np.stack([a[:, 0], b[:, 0], a[:, 1], b[:, 1], bottom, top], axis=-1)
-        boxes.append(box.reshape(n * rows, 6))
-        fluence.append(np.repeat(share * exposed.mu, rows))
-        frame.append(np.repeat(np.arange(n), rows))
+    for parts, from_mm, to_mm in strips:
+        bottom, top = np.clip(from_mm[None], y1, y2), np.clip(to_mm[None], y1, y2)
+        for a, b, share in parts:
+            box = np.stack([a[:, 0], b[:, 0], a[:, 1], b[:, 1], bottom, top], axis=-1)
+            boxes.append(box.reshape(-1, 6))
+            fluence.append(np.repeat(share * exposed.mu, len(from_mm)))
+            frame.append(np.repeat(np.arange(len(exposed.mu)), len(from_mm)))
     axes = frames(exposed.gantry_deg, exposed.collimator_deg, exposed.couch_deg, patient_position)
     return _without_empty(
         Openings(np.concatenate(boxes), np.concatenate(fluence), np.concatenate(frame), axes)
+    )
+
+
+_Part = tuple[
+    NDArray[np.float64], NDArray[np.float64], float
+]  # from, to [n, start|end, strips] and its weight
+
+
+def _seen_edges(exposed: Exposures, mlc: Mlc) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high edges `[n, start|end, rows]` of the gaps in mm as the dose sees them, between the X jaws."""
+    leaves = exposed.leaves_mm
+    x1, x2 = exposed.jaws_mm[:, :, 0, None], exposed.jaws_mm[:, :, 1, None]
+    shift = mlc.gap_offset_of(leaves) / 2
+    low, high = leaves[:, :, 0] - shift[:, :, 0], leaves[:, :, 1] + shift[:, :, 1]
+    return np.clip(low, x1, x2), np.clip(np.maximum(high, low), x1, x2)
+
+
+def _row_parts(low: NDArray, high: NDArray, jaws: NDArray, transmission: float) -> tuple[_Part, ...]:
+    """A leaf row from X1 to X2: behind the one leaf, open, behind the other."""
+    x1, x2 = np.broadcast_to(jaws[:, :, 0, None], low.shape), np.broadcast_to(jaws[:, :, 1, None], low.shape)
+    return (low, high, 1.0), (x1, low, transmission), (high, x2, transmission)
+
+
+def _tongue_parts(low: NDArray, high: NDArray, jaws: NDArray, mlc: Mlc) -> tuple[_Part, ...]:
+    """A boundary between two rows from X1 to X2: closed, open in one row, in both (or in none), in one, closed."""
+    first, last = np.minimum(low[..., :-1], low[..., 1:]), np.maximum(high[..., :-1], high[..., 1:])
+    begin, end = np.maximum(low[..., :-1], low[..., 1:]), np.minimum(high[..., :-1], high[..., 1:])
+    x1, x2 = (
+        np.broadcast_to(jaws[:, :, 0, None], first.shape),
+        np.broadcast_to(jaws[:, :, 1, None], first.shape),
+    )
+    inner, outer = np.minimum(begin, end), np.maximum(begin, end)
+    return (
+        (x1, first, mlc.transmission),
+        (first, inner, mlc.tongue_transmission),
+        (begin, outer, 1.0),  # empty where the two gaps do not meet
+        (end, outer, mlc.transmission),  # empty where they do
+        (outer, last, mlc.tongue_transmission),
+        (last, x2, mlc.transmission),
     )
 
 

@@ -2,7 +2,9 @@
 
 A leaf row is open between two edges, so its convolution with a Gaussian is a difference of error
 functions: exact at any leaf position, smooth, and differentiable without a pixel grid. An edge
-that moves at constant speed during a segment is averaged over the segment in closed form.
+that moves at constant speed during a segment is averaged over the segment in closed form. Where neighbour
+leaves disagree, the tongue of one shades the opening of the other: a strip at their boundary, of which only
+the intersection of both openings is open.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from vmat_diffusion.dose.pencil_beam.beam_tables import kernel_sigma_mm
 from vmat_diffusion.dose.pencil_beam.loops import LUT_PER_MM
-from vmat_diffusion.machine import Machine
+from vmat_diffusion.machine import Machine, Mlc
 
 # Nodes stay dense for this far beyond the jaws, where the narrowest kernel falls off, then thin out at
 # these distances: the dose outside a jaw is within 0.5 % of the maximum.
@@ -65,8 +67,7 @@ class FluenceModel:
     sigma_mm: NDArray[np.float64]
     u: Nodes
     v: Nodes
-    transmission: float
-    gap_offset_mm: float
+    mlc: Mlc
     reach_mm: float
 
     @property
@@ -99,8 +100,7 @@ def fluence_model(
         sigma_mm=np.sqrt(np.maximum(sigma**2 - step_mm**2 / 6, (0.3 * sigma) ** 2)),
         u=nodes(x1 - margin, x2 + margin, step_mm),
         v=nodes(y1 - margin, y2 + margin, step_mm),
-        transmission=machine.mlc.transmission,
-        gap_offset_mm=machine.mlc.gap_offset_mm,
+        mlc=machine.mlc,
         reach_mm=reach_mm(jaws_low_high_mm),
     )
 
@@ -251,7 +251,8 @@ class JawParts:
     """What the jaws alone decide, for n exposures: worth keeping while only leaves and MU change.
 
     `leaked[n, kernels, rows, u]` is the fluence through the leaves between the X jaws;
-    `shares[n, kernels, v, rows]` how much of each leaf row, cut by the Y jaws, reaches each node.
+    `shares[n, kernels, v, strips]` how much of each strip, cut by the Y jaws, reaches each node: the leaf
+    rows, and after them the tongues at the boundaries between rows, where the machine has tongues.
     """
 
     leaked: Tensor
@@ -262,8 +263,13 @@ def jaw_parts(model: FluenceModel, jaws_mm: Tensor) -> JawParts:
     """The parts that follow from `jaws_mm[n, 2, 4]`; the Y jaws stand at their mean of the exposure."""
     rows = model.rows.stop - model.rows.start
     between = opening(jaws_mm[:, :, :2, None], *model.across)
-    shares = row_shares(model, jaws_mm[:, :, 2].mean(1), jaws_mm[:, :, 3].mean(1))
-    return JawParts(model.transmission * between.expand(-1, -1, rows, -1), shares)
+    y1_mm, y2_mm = jaws_mm[:, :, 2].mean(1), jaws_mm[:, :, 3].mean(1)
+    shares = row_shares(model, y1_mm, y2_mm)
+    if model.mlc.tongue_mm:
+        inner, half = model.row_edges_mm[1:-1], model.mlc.tongue_mm / 2
+        tongues = _strip_shares(model, (inner - half, inner + half), y1_mm, y2_mm)
+        shares = torch.cat([shares, tongues], dim=-1)
+    return JawParts(model.mlc.transmission * between.expand(-1, -1, rows, -1), shares)
 
 
 def convolved_fluence(
@@ -272,17 +278,43 @@ def convolved_fluence(
     """Fluence times MU, convolved with each kernel, at the nodes: shape (n, v, u, kernels).
 
     `leaves_mm[n, 2, 2, rows]` (the rows of the model only) and `jaws_mm[n, 2, 4]` hold start and end.
-    Open areas count 1, leaves inside the jaws the transmission, everything behind a jaw 0.
+    Open areas count 1, leaves inside the jaws the transmission, what only the tongue of one leaf covers its
+    transmission, everything behind a jaw 0.
     Differentiable in all three arguments, in float32 or float64, on any device; `parts` saves work where
     the jaws stay.
     """
     fixed = parts or jaw_parts(model, jaws_mm)
-    shift = model.gap_offset_mm / 2
     x1, x2 = jaws_mm[:, :, None, 0, None], jaws_mm[:, :, None, 1, None]
-    widened = leaves_mm + leaves_mm.new_tensor([-shift, shift])[:, None]
-    seen = opening(torch.minimum(torch.maximum(widened, x1), x2), *model.across)
-    rows = torch.add(fixed.leaked, seen, alpha=1 - model.transmission) * mu[:, None, None, None]
-    return torch.matmul(fixed.shares, rows).permute(0, 2, 3, 1).contiguous()
+    seen_mm = torch.minimum(torch.maximum(_widened(model.mlc, leaves_mm), x1), x2)
+    rows = seen_mm.shape[-1]
+    if model.mlc.tongue_mm:
+        seen_mm = torch.cat([seen_mm, _common(seen_mm)], dim=-1)
+    seen = opening(seen_mm, *model.across)
+    strips = torch.add(fixed.leaked, seen[:, :, :rows], alpha=1 - model.mlc.transmission)
+    if model.mlc.tongue_mm:
+        apart = seen[:, :, rows:] - (seen[:, :, : rows - 1] + seen[:, :, 1:rows]) / 2
+        strips = torch.cat([strips, model.mlc.tongue_shade * apart], dim=2)
+    return torch.matmul(fixed.shares, strips * mu[:, None, None, None]).permute(0, 2, 3, 1).contiguous()
+
+
+def _widened(mlc: Mlc, leaves_mm: Tensor) -> Tensor:
+    """Edges `[..., bank, row]` in mm as the dose sees them: each leaf stands back by half the gap offset."""
+    outward = leaves_mm.new_tensor([-0.5, 0.5])[:, None]
+    if not mlc.gap_growth_mm:
+        return leaves_mm + outward * mlc.gap_offset_mm
+    at, growth = (leaves_mm.new_tensor(table) for table in (mlc.gap_growth_at_mm, mlc.gap_growth_mm))
+    off_axis = leaves_mm.abs().clamp(at[0], at[-1])
+    above = torch.searchsorted(at, off_axis.detach().contiguous()).clamp(1, len(at) - 1)
+    slope = (growth[1:] - growth[:-1]) / (at[1:] - at[:-1])
+    more = growth[above - 1] + slope[above - 1] * (off_axis - at[above - 1])
+    return leaves_mm + outward * (mlc.gap_offset_mm + more)
+
+
+def _common(edges_mm: Tensor) -> Tensor:
+    """What both neighbours leave open: `edges_mm[n, 2, low|high, rows]` to `[n, 2, low|high, rows - 1]`."""
+    low = torch.maximum(edges_mm[:, :, 0, :-1], edges_mm[:, :, 0, 1:])
+    high = torch.minimum(edges_mm[:, :, 1, :-1], edges_mm[:, :, 1, 1:])
+    return torch.stack([low, torch.maximum(low, high)], dim=2)
 
 
 def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
@@ -290,12 +322,21 @@ def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
 
     The Y jaws stand at their mean position of the exposure.
     """
-    at, edges, sigma = (
+    return _strip_shares(model, (model.row_edges_mm[:-1], model.row_edges_mm[1:]), y1_mm, y2_mm)
+
+
+def _strip_shares(
+    model: FluenceModel, low_high_mm: tuple[NDArray, NDArray], y1_mm: Tensor, y2_mm: Tensor
+) -> Tensor:
+    """How much of strips between two edges, cut by the Y jaws, reaches each node: (n, kernels, v, strips)."""
+    at, low, high, sigma = (
         torch.as_tensor(a, dtype=y1_mm.dtype, device=y1_mm.device)
-        for a in (model.v.position_mm, model.row_edges_mm, model.sigma_mm)
+        for a in (model.v.position_mm, *low_high_mm, model.sigma_mm)
     )
-    clipped = torch.minimum(torch.maximum(edges, y1_mm[:, None]), y2_mm[:, None])
-    step = 0.5 * torch.erf(
-        (at[:, None] - clipped[:, None, None, :]) / (sigma[:, None, None] * math.sqrt(2.0))
-    )
-    return step[..., :-1] - step[..., 1:]
+
+    def step(edge: Tensor) -> Tensor:
+        clipped = torch.minimum(torch.maximum(edge, y1_mm[:, None]), y2_mm[:, None])
+        distance = at[:, None] - clipped[:, None, None, :]
+        return 0.5 * torch.erf(distance / (sigma[:, None, None] * math.sqrt(2.0)))
+
+    return step(low) - step(high)
