@@ -106,8 +106,8 @@ class Mlc:
 
     `gap_offset_mm` is how much wider than its leaf positions say a gap acts on the axis, as rounded leaf ends
     let photons through; `gap_growth_mm` is added where leaf ends are `gap_growth_at_mm` off the axis, linear
-    in between. Between neighbour leaves `tongue_mm` at the isocentre is covered by the side of one leaf alone where only
-    the other is open, which passes `tongue_transmission`; 0 mm has no tongues.
+    in between. Between neighbour leaves `tongue_mm` at the isocentre is covered by the side of one leaf alone
+    where only the other is open, which passes `tongue_transmission`; 0 mm has no tongues.
     """
 
     layers: tuple[Layer, ...]

@@ -18,7 +18,7 @@ from vmat_diffusion.plan import Plan
 
 # No transmission and no gap offset: the edges are the nominal ones.
 GENERIC = load_machine("generic_6mv")
-MACHINE = replace(GENERIC, mlc=replace(GENERIC.mlc, transmission=0.0, gap_offset_mm=0.0))
+MACHINE = replace(GENERIC, mlc=replace(GENERIC.mlc, transmission=0.0, gap_offset_mm=0.0, tongue_mm=0.0))
 ISOCENTER: Point = (12.0, -8.0, 20.0)
 
 # The aperture in the device's axes at the isocentre plane: x 10 to 40 mm, y -20 to 80 mm.

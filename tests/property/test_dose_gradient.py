@@ -63,7 +63,7 @@ def apertures(model: FluenceModel, *, at_borders: bool) -> Arrays:
     leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(4, 40, (n, rows))
     jaws = np.tile([-55.0, 52.0, *Y_JAWS], (n, 2, 1))
     if at_borders:
-        shift = np.array([-1, 1])[:, None] * model.gap_offset_mm / 2
+        shift = np.array([-1, 1])[:, None] * model.mlc.gap_offset_mm / 2
         nearest = np.abs(model.u.position_mm - (leaves[:, 0] + shift)[..., None]).argmin(axis=-1)
         leaves[:, 0] = model.u.position_mm[nearest] - shift
         leaves[:, 0, 0, ::5] = jaws[:, 0, :1] - shift[0]

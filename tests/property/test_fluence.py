@@ -39,7 +39,7 @@ def apertures(seed: int, motion_mm: float, *, on_nodes: bool = False, n: int = 2
     leaves[:, 0, 1] = leaves[:, 0, 0] + rng.uniform(1, 30, (n, ROWS))
     if on_nodes:  # leaf ends, after the gap offset, stand exactly at nodes
         at = MODEL.u.position_mm
-        shift = np.array([-1, 1])[:, None] * MODEL.gap_offset_mm / 2
+        shift = np.array([-1, 1])[:, None] * MODEL.mlc.gap_offset_mm / 2
         nearest = np.abs(at - (leaves[:, 0] + shift)[..., None]).argmin(axis=-1)
         leaves[:, 0] = at[nearest] - shift
     leaves[:, 1] = leaves[:, 0] + rng.uniform(-motion_mm, motion_mm, (n, 2, ROWS))
@@ -112,7 +112,7 @@ def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float) -> No
 
 def test_blurred_aperture_equals_a_blurred_raster() -> None:
     """0.5 mm pixels blurred by scipy, at the nodes between the jaws, for each kernel."""
-    model = replace(MODEL, gap_offset_mm=0.0)
+    model = replace(MODEL, mlc=replace(MODEL.mlc, gap_offset_mm=0.0, tongue_mm=0.0))
     leaves, jaws, mu = apertures(6, 0.0, n=1)
     leaves, jaws = (leaves * 2).round() / 2, (jaws * 2).round() / 2
     jaws = jaws[:, :1].expand(-1, 2, -1)

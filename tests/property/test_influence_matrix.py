@@ -23,7 +23,7 @@ GANTRY = np.arange(0.0, 360.0, 15.0)
 def opaque() -> Machine:
     """No transmission and no gap offset, so that an aperture is a set of beamlets."""
     machine = load_machine("generic_6mv")
-    return replace(machine, mlc=replace(machine.mlc, transmission=0.0, gap_offset_mm=0.0))
+    return replace(machine, mlc=replace(machine.mlc, transmission=0.0, gap_offset_mm=0.0, tongue_mm=0.0))
 
 
 def apertures(machine: Machine) -> tuple[Exposures, np.ndarray]:

@@ -18,11 +18,10 @@ from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, conv
 from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.evaluate.goals import Goal
 from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliverableSet, jaws_of
+from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
 
-# Of MU in units of what an open field would need: small beside any goal, enough to keep apertures wide.
-_MU_PENALTY = 0.008
 # Adam's decay of the mean and of the mean square of the gradient: shorter memories than the usual 0.9 and
 # 0.999, as a stage has few iterations.
 _MEAN_DECAY, _SQUARE_DECAY = 0.85, 0.97
@@ -36,15 +35,17 @@ _MU_STEP_FALL = 0.8
 
 @dataclass(frozen=True)
 class Score:
-    """The goals that a state misses, and the objective."""
+    """The goals that a state misses, whether it misses the limit of MU, and the objective."""
 
     missed: tuple[Goal, ...]
     objective: float
+    within_mu: bool = True
 
     @property
     def missed_by_priority(self) -> tuple[int, ...]:
-        """How many of each priority, must, should and wish; the first difference decides."""
-        return by_priority(self.missed)
+        """How many of each priority, must, should and wish; the first difference decides. MU are a should."""
+        musts, shoulds, wishes = by_priority(self.missed)
+        return musts, shoulds + (not self.within_mu), wishes
 
 
 def by_priority(missed: Iterable[Goal]) -> tuple[int, ...]:
@@ -70,6 +71,7 @@ class ApertureProblem:
     correction: Tensor
     jaws: JawParts
     penalties: ModulationPenalties
+    mu_price: MuPrice
 
     @property
     def points(self) -> ControlPoints:
@@ -85,9 +87,9 @@ class ApertureProblem:
         pair = torch.stack([leaves[self.points.first], leaves[self.points.last]], dim=1)
         return convolved_fluence(self.model, pair, jaws_of(self.points).to(leaves.dtype), mu, self.jaws)
 
-    def mu_penalty(self, mu: Tensor) -> Tensor:
-        """A small penalty on MU, in units of what an open field would need, so that apertures stay wide."""
-        return _MU_PENALTY * mu.sum() * self.relative_per_mu
+    def mu_penalty(self, dose: Tensor, mu: Tensor) -> Tensor:
+        """The price of the MU for the dose that they give the highest target."""
+        return self.mu_price(mu.sum(), self.objective.highest_level(dose))
 
     def modulation_penalty(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """The penalty on narrow gaps, ragged edges and travelling leaves."""
@@ -101,7 +103,7 @@ class ApertureProblem:
 
     def value(self, dose: Tensor, leaves: Tensor, mu: Tensor) -> Tensor:
         """What the search minimises, for the relative dose of leaves and MU."""
-        return self.objective(dose) + self.mu_penalty(mu) + self.modulation_penalty(leaves, mu)
+        return self.objective(dose) + self.mu_penalty(dose, mu) + self.modulation_penalty(leaves, mu)
 
     def score(self, apertures: Apertures) -> Score:
         """The goals that apertures miss, and their objective."""
@@ -109,7 +111,18 @@ class ApertureProblem:
             leaves, mu = apertures.tensors()
             dose = self.relative_dose(leaves, mu)
             missed = self.objective.missed_goals(dose.numpy())
-            return Score(tuple(missed), float(self.value(dose, leaves, mu)))
+            within = self.mu_price.met(mu.sum(), self.objective.highest_level(dose))
+            return Score(tuple(missed), float(self.value(dose, leaves, mu)), within)
+
+    def adapted(self, dose: Tensor, mu: Tensor) -> tuple[ApertureProblem, int]:
+        """The problem with goals and MU weighed anew for a state, and how many goals miss their limit."""
+        relative = dose.detach().numpy()
+        objective, missed = self.objective.adapt(relative)
+        hold = any(
+            g.priority == 1 or g.structure in objective.target_gy for g in objective.missed_goals(relative)
+        )
+        price = self.mu_price.adapted(mu.detach().sum(), objective.highest_level(dose.detach()), hold=hold)
+        return replace(self, objective=objective, mu_price=price), missed
 
     def dose(self, apertures: Apertures) -> NDArray[np.float32]:
         """Relative dose at the objective's points."""
@@ -178,6 +191,7 @@ class SearchStep:
     leader: Apertures
     missed: int
     objective: Objective
+    mu_price: MuPrice
 
 
 def search(problem: ApertureProblem, stage: Stage, start: Apertures) -> Iterator[SearchStep]:
@@ -197,15 +211,23 @@ def search(problem: ApertureProblem, stage: Stage, start: Apertures) -> Iterator
         if value.item() < best_value:
             best, best_value = apertures, value.item()
         yield SearchStep(
-            k, round_number, apertures, value.item(), best, best_value, leader, missed, problem.objective
+            k,
+            round_number,
+            apertures,
+            value.item(),
+            best,
+            best_value,
+            leader,
+            missed,
+            problem.objective,
+            problem.mu_price,
         )
         if (k + 1) % stage.adapt_every == 0 and k + 1 < stage.iterations:
             relative = dose.detach().numpy()
             failed = by_priority(problem.objective.missed_goals(relative))
             if fewest is None or failed <= fewest:
                 leader, fewest = apertures, failed
-            objective, missed = problem.objective.adapt(relative)
-            problem = replace(problem, objective=objective)
+            problem, missed = problem.adapted(dose, mu)
             best_value, round_number = np.inf, round_number + 1
         assert leaves.grad is not None and mu.grad is not None
         gradients = (leaves.grad.double().numpy(), (mu.grad.double().numpy() * apertures.mu))
@@ -265,7 +287,8 @@ def refine_mu(problem: ApertureProblem, apertures: Apertures, iterations: int = 
     # Steps of 3 % of the mean MU, and short memories: 40 iterations have to do.
     adam = torch.optim.Adam([mu], lr=0.03 * float(apertures.mu.mean()), betas=(0.8, 0.95))
     for _ in range(iterations):
-        value = problem.objective(per_mu @ mu + problem.correction) + problem.mu_penalty(mu)
+        dose = per_mu @ mu + problem.correction
+        value = problem.objective(dose) + problem.mu_penalty(dose, mu)
         if value.item() < best_value:
             best, best_value = mu.detach().clone(), value.item()
         adam.zero_grad()

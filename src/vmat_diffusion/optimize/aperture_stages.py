@@ -23,6 +23,7 @@ from vmat_diffusion.optimize.deliverable_set import (
     interpolated,
 )
 from vmat_diffusion.optimize.jaws import with_tracking_jaws
+from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.preparation import Prepared
 
@@ -52,6 +53,7 @@ class SearchStart:
     objective: Objective
     stages: tuple[Stage, ...]
     tracking_jaws: bool
+    mu_price: MuPrice
     history: tuple[Mapping[str, object], ...] = ()
     goal_weights: tuple[float, ...] = ()
     continues: bool = False
@@ -69,6 +71,7 @@ class SearchState:
     apertures: Apertures
     objective: Objective
     history: tuple[Mapping[str, object], ...]
+    mu_price: MuPrice
     conflicts: tuple[Conflict, ...] = ()
     out_of_time: bool = False
     interrupted: bool = False
@@ -83,7 +86,7 @@ def search_apertures(prepared: Prepared, start: SearchStart) -> SearchState:
     """The last state of all stages, or the newest one at Ctrl-C or the time limit, at all control points."""
     points = control_points(prepared.frames, start.stages[0].every)
     allowed, apertures = _deliverable(prepared, points, start.apertures, tracking_jaws=start.tracking_jaws)
-    newest = SearchState(allowed, apertures, start.objective, start.history)
+    newest = SearchState(allowed, apertures, start.objective, start.history, start.mu_price)
     try:
         for state in _states(prepared, start, newest):
             newest = state
@@ -105,7 +108,7 @@ def _states(prepared: Prepared, start: SearchStart, state: SearchState) -> Itera
             continue
         yield state
         if stage.every > 1:
-            problem = prepared.problem(state.allowed, state.objective, stage.name)
+            problem = prepared.problem(state.allowed, state.objective, state.mu_price, stage.name)
             state, _ = yield from _searched(prepared, state, problem, stage)
         else:
             state = yield from _refined(prepared, state, stage)
@@ -121,7 +124,13 @@ def _searched(
     while limit.leaves_time(stage.time_share) and (step := next(steps, None)) is not None:
         leader, iterations = step.leader, iterations + 1
         row = _history_row(stage, step, limit.spent_s)
-        state = replace(state, apertures=step.best, objective=step.objective, history=(*state.history, row))
+        state = replace(
+            state,
+            apertures=step.best,
+            objective=step.objective,
+            mu_price=step.mu_price,
+            history=(*state.history, row),
+        )
         yield state
         prepared.task.progress(
             stage.name,
@@ -155,14 +164,14 @@ def _refined(
     refined. The state that fails fewest goals is kept, higher priorities first. `goal_weights` are the
     weights to begin with.
     """
-    problem = prepared.problem(state.allowed, state.objective, stage.name)
+    problem = prepared.problem(state.allowed, state.objective, state.mu_price, stage.name)
     problem = replace(problem, correction=_correction(prepared, problem, state.apertures))
     if goal_weights:
         objective = problem.objective.resume(goal_weights, problem.dose(state.apertures))
         problem, state = replace(problem, objective=objective), replace(state, objective=objective)
     before = state.apertures
     state, leader = yield from _searched(prepared, state, problem, stage)
-    problem, last = replace(problem, objective=state.objective), state.apertures
+    problem, last = replace(problem, objective=state.objective, mu_price=state.mu_price), state.apertures
     candidates = [before, leader, refine_mu(problem, leader), last, refine_mu(problem, last)]
     state = replace(state, apertures=_best(problem, candidates)[0])
     yield state

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.delivery import Exposures
-from vmat_diffusion.machine import Machine
+from vmat_diffusion.machine import Limits, Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.result import Settings
 from vmat_diffusion.optimize.sequence import project_leaves
 
 # Gaps, MU and travel keep a little away from their limits, so that rounding for a file breaks none.
@@ -101,10 +102,19 @@ class Apertures:
 
 @dataclass(frozen=True)
 class DeliveryRates:
-    """Most MU per degree, and the dose rate at which segments of the most MU last as long as they may."""
+    """Most MU per degree, and the dose rate at which segments of the most MU last as long as they may.
+
+    `leaf_mm_per_deg` is the furthest that a leaf may travel per degree; None for no limit but its speed.
+    """
 
     mu_cap_per_deg: float
     dose_rate_mu_min: float
+    leaf_mm_per_deg: float | None = None
+
+    def travel_mm_per_deg(self, limits: Limits) -> float:
+        """How far a leaf may travel per degree while the gantry turns at full speed."""
+        by_speed = limits.leaf_speed_mm_s / limits.gantry_speed_deg_s
+        return by_speed if self.leaf_mm_per_deg is None else min(by_speed, self.leaf_mm_per_deg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +134,10 @@ class DeliverableSet:
         limits = self.machine.limits
         turning = self.points.rotation_deg / limits.gantry_speed_deg_s
         seconds = np.maximum(turning, 60 * mu / self.rates.dose_rate_mu_min)
-        return TRAVEL_MARGIN * limits.leaf_speed_mm_s * seconds
+        travel = TRAVEL_MARGIN * limits.leaf_speed_mm_s * seconds
+        if self.rates.leaf_mm_per_deg is None:
+            return travel
+        return np.minimum(travel, TRAVEL_MARGIN * self.rates.leaf_mm_per_deg * self.points.rotation_deg)
 
     @property
     def mu_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -181,16 +194,17 @@ _MU_OF_OPEN_FIELD = 4.5
 
 
 def delivery_rates(
-    frames: tuple[ArcFrame, ...], machine: Machine, fraction_gy: float, seconds_per_turn: float
+    frames: tuple[ArcFrame, ...], machine: Machine, fraction_gy: float, settings: Settings
 ) -> DeliveryRates:
     """The rates of arcs that are to give `fraction_gy` in each fraction.
 
     The MU are those that full gantry speed allows, or more for doses that need a slower gantry; a full turn
-    takes `seconds_per_turn` where they do not ask for longer.
+    takes the settings' `seconds_per_turn` where they do not ask for longer.
     """
     limits = machine.limits
     at_full_speed = limits.dose_rate_mu_min / 60 / limits.gantry_speed_deg_s
     rotation = sum(abs(f.gantry_deg[-1] - f.gantry_deg[0]) for f in frames)
     needed = _MU_OF_OPEN_FIELD * fraction_gy / machine.require_beam().gy_per_mu / rotation
     cap = min(max(at_full_speed, needed), limits.mu_per_deg_max * _MU_CAP_MARGIN)
-    return DeliveryRates(cap, min(60 * cap * 360 / seconds_per_turn, limits.dose_rate_mu_min))
+    rate = min(60 * cap * 360 / settings.seconds_per_turn, limits.dose_rate_mu_min)
+    return DeliveryRates(cap, rate, settings.leaf_mm_per_deg)

@@ -19,7 +19,8 @@ from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.geometry import BeamAxes, Point, beam_axes, project
 from vmat_diffusion.machine import Limits
 from vmat_diffusion.optimize.arcs import ArcFrame
-from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints
+from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliveryRates
+from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.sequence import Sector, sweep_arc
 from vmat_diffusion.progress import Progress, silent
@@ -28,6 +29,8 @@ from vmat_diffusion.progress import Progress, silent
 _COLUMN_MM = 5.0
 # On the mean rise of fluence along the leaves, in units of a uniform field: small beside any missed goal.
 _RISE_PENALTY = 1e-3
+# Width of the smooth maximum over the rows of a map, as a share of the row that rises most.
+_SMOOTH_MAXIMUM = 0.05
 # The weights of the goals change between rounds, in each of which L-BFGS-B begins anew.
 _ROUNDS = 6
 # No bixel gives more than this many times what a uniform field would: sweeps have little time for peaks.
@@ -87,7 +90,8 @@ class FluenceProblem:
     """What the fluence maps minimise.
 
     `y_jaws_mm[maps, 2]`; `open_bixels[maps, leaf rows, columns]` says which bixels exist;
-    `relative_per_mu` converts MU times `gy_per_mu` to relative dose.
+    `relative_per_mu` converts MU times `gy_per_mu` to relative dose. `crossing[maps, leaf rows]` is the share
+    of a sector's time in which leaves cross the row, and cannot modulate.
     """
 
     objective: Objective
@@ -96,6 +100,8 @@ class FluenceProblem:
     y_jaws_mm: NDArray
     open_bixels: NDArray
     relative_per_mu: float
+    mu_price: MuPrice
+    crossing: NDArray
 
     @cached_property
     def _shares(self) -> tuple[Tensor, Tensor]:
@@ -122,6 +128,15 @@ class FluenceProblem:
         full[np.flatnonzero(self.open_bixels.ravel())] = x
         return torch.from_numpy(full.reshape(self.open_bixels.shape) * np.float32(self.uniform_mu))
 
+    def _mu_of_sweeps(self, step: Tensor) -> Tensor:
+        """MU that sweeping leaves need, smooth: the row of each map that rises most decides.
+
+        `step[maps, leaf rows, columns]` is the rise from column to column in units of `uniform_mu`.
+        """
+        per_row = step.clamp_min(0).sum(2) / torch.as_tensor(1 - self.crossing).float()
+        blur = _SMOOTH_MAXIMUM * per_row.detach().max().clamp_min(1e-6)
+        return blur * torch.logsumexp(per_row / blur, dim=1).sum() * self.uniform_mu
+
     def cost(self, x: NDArray, objective: Objective) -> tuple[float, NDArray]:
         """Objective and penalty on the rise of fluence, which sweeping leaves pay for in MU; the gradient."""
         mu = self.maps(x).requires_grad_(True)
@@ -130,6 +145,8 @@ class FluenceProblem:
         # The magnitude of the step, rounded off at 0.
         rise = (step.square() + 0.01).sqrt() - 0.1
         value = objective(dose) + _RISE_PENALTY * rise.sum() / len(self.open_bixels)
+        if self.mu_price.limit_mu_per_gy is not None:
+            value = value + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
         value.backward()
         assert mu.grad is not None
         gradient = mu.grad.numpy().ravel()[np.flatnonzero(self.open_bixels.ravel())]
@@ -180,7 +197,7 @@ def _convolved(mu: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 # Leaves can cross 170 mm in the time of such a sector, which is wider than most targets.
-_SECTOR_DEG = 45.0
+SECTOR_DEG = 45.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +236,7 @@ def cut_into_sectors(frames: tuple[ArcFrame, ...]) -> Sectors:
     each: list[Sector] = []
     for number, frame in enumerate(frames):
         count = len(frame.gantry_deg) - 1
-        parts = max(round(abs(frame.gantry_deg[-1] - frame.gantry_deg[0]) / _SECTOR_DEG), 1)
+        parts = max(round(abs(frame.gantry_deg[-1] - frame.gantry_deg[0]) / SECTOR_DEG), 1)
         # Every other arc is cut in between, so that the maps of both come from twice as many angles.
         between = np.concatenate([[0.0], np.arange(parts) + 0.5, [parts]])
         cuts = between if number % 2 else np.arange(parts + 1.0)
@@ -261,7 +278,7 @@ def open_bixels(
 
 
 def first_apertures(
-    sectors: Sectors, maps: FluenceMaps, limits: Limits, *, mu_cap_per_deg: float, every: int
+    sectors: Sectors, maps: FluenceMaps, limits: Limits, rates: DeliveryRates, *, every: int
 ) -> Apertures:
     """Every n-th control point of sweeps through all maps. The leaves may still break the travel limit."""
     leaves, mu = [], []
@@ -269,7 +286,8 @@ def first_apertures(
         of_arc = [k for k, s in enumerate(sectors.each) if s.arc == number]
         positions, meterset = sweep_arc(
             frame.gantry_deg, [sectors.each[k] for k in of_arc], maps.mu[of_arc], maps.column_edges_mm,
-            limits, mu_cap_per_deg=mu_cap_per_deg, rightward=number % 2 == 0,
+            limits, mu_cap_per_deg=rates.mu_cap_per_deg,
+            travel_mm_per_deg=rates.travel_mm_per_deg(limits), rightward=number % 2 == 0,
         )  # fmt: skip
         thin = frame.thinned(every)
         leaves.append(positions[thin])

@@ -67,6 +67,12 @@ class Objective:
         """The relative dose prescribed to each target."""
         return {name: gy / self.reference_gy for name, gy in self.target_gy.items()}
 
+    def highest_level(self, dose: Tensor) -> Tensor:
+        """Mean relative dose of the targets of the highest prescription, for relative dose at all points."""
+        highest = max(self.target_levels.values())
+        names = [name for name, level in self.target_levels.items() if level == highest]
+        return torch.cat([dose[self.regions[name].points] for name in names]).mean()
+
     @property
     def goal_weights(self) -> tuple[float, ...]:
         """The weight of each term, in order."""

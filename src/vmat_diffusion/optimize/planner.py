@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
@@ -22,9 +23,11 @@ from vmat_diffusion.optimize.arcs import target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merge_conflicts, proven_conflicts
 from vmat_diffusion.optimize.deliverable_set import Apertures
 from vmat_diffusion.optimize.fluence_map import (
+    SECTOR_DEG,
     FluenceMaps,
     FluenceProblem,
     Sectors,
+    columns_over_jaws,
     cut_into_sectors,
     first_apertures,
     fluence_record,
@@ -37,6 +40,7 @@ from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.plan_apertures import apertures_of
 from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, TimeLimit, prepare
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
+from vmat_diffusion.optimize.sequence import LARGEST_CROSSING
 from vmat_diffusion.plan import Plan, at_pace_of_leaves
 from vmat_diffusion.progress import Clock, Progress, silent
 
@@ -134,6 +138,8 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
         sectors.jaws_mm[:, 2:],
         bixels,
         prepared.relative_per_mu,
+        prepared.mu_price,
+        _crossing(bixels, prepared),
     )
     evaluations = int(_MAP_EVALUATIONS * min(task.settings.effort, _MOST_MAP_EFFORT))
     maps, objective = optimize_fluence(
@@ -142,17 +148,24 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
     return OptimizedMaps(sectors, maps, objective)
 
 
+def _crossing(open_bixels: NDArray[np.bool_], prepared: Prepared) -> NDArray[np.float64]:
+    """The share of a sector's time in which leaves cross each row's open bixels, `[maps, leaf rows]`."""
+    columns = columns_over_jaws(prepared.model)
+    travel_mm = prepared.rates.travel_mm_per_deg(prepared.task.machine.limits) * SECTOR_DEG
+    return np.minimum((open_bixels * np.diff(columns)).sum(axis=2) / travel_mm, LARGEST_CROSSING)
+
+
 def _start_from_maps(prepared: Prepared, maps: OptimizedMaps) -> SearchStart:
     """Sweeps through the fluence maps, with jaws around the targets."""
     sweeps = first_apertures(
         maps.sectors,
         maps.maps,
         prepared.task.machine.limits,
-        mu_cap_per_deg=prepared.rates.mu_cap_per_deg,
+        prepared.rates,
         every=FROM_MAPS[0].every,
     )
     objective = prepared.objective_for_leaves.weighted_as(maps.objective)
-    return SearchStart(sweeps, objective, FROM_MAPS, tracking_jaws=False)
+    return SearchStart(sweeps, objective, FROM_MAPS, tracking_jaws=False, mu_price=prepared.mu_price)
 
 
 def _start_from_plan(prepared: Prepared, plan: Plan) -> SearchStart:
@@ -161,12 +174,19 @@ def _start_from_plan(prepared: Prepared, plan: Plan) -> SearchStart:
     mu = apertures.mu * (plan.fractions / prepared.task.sheet.prescription.fractions)
     apertures, earlier = Apertures(apertures.leaves_mm, mu), prepared.task.start
     if earlier is None:
-        return SearchStart(apertures, prepared.objective_for_leaves, FROM_PLAN, tracking_jaws=True)
+        return SearchStart(
+            apertures,
+            prepared.objective_for_leaves,
+            FROM_PLAN,
+            tracking_jaws=True,
+            mu_price=prepared.mu_price,
+        )
     return SearchStart(
         apertures,
         prepared.objective_for_leaves,
         FROM_SEARCH,
         tracking_jaws=True,
+        mu_price=prepared.mu_price,
         history=earlier.history,
         goal_weights=earlier.goal_weights,
         continues=True,

@@ -30,6 +30,7 @@ from vmat_diffusion.optimize.deliverable_set import (
     jaws_of,
 )
 from vmat_diffusion.optimize.jaws import jaws_track
+from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.normalization import FullDose
 from vmat_diffusion.optimize.objective_terms import HistogramAim, ObjectiveTerm, PointwiseAim
 from vmat_diffusion.optimize.objectives import Objective, build_objective
@@ -144,7 +145,16 @@ class Prepared:
             progress=under_name(self.task.progress, stage),
         )
 
-    def problem(self, allowed: DeliverableSet, objective: Objective, stage: str) -> ApertureProblem:
+    @property
+    def mu_price(self) -> MuPrice:
+        """The price of MU as the search begins."""
+        gy_per_mu = self.task.machine.require_beam().gy_per_mu
+        fraction_gy = self.objective_for_maps.reference_gy / self.task.sheet.prescription.fractions
+        return MuPrice(fraction_gy, 1 / gy_per_mu, self.task.settings.mu_per_gy)
+
+    def problem(
+        self, allowed: DeliverableSet, objective: Objective, mu_price: MuPrice, stage: str
+    ) -> ApertureProblem:
         """The problem of one stage of the search, not yet corrected by the full dose."""
         return ApertureProblem(
             allowed,
@@ -155,6 +165,7 @@ class Prepared:
             self.full_dose.difference_at(objective.points_mm, objective.reference_gy),
             jaw_parts(self.model, jaws_of(allowed.points)),
             self.task.settings.penalties,
+            mu_price,
         )
 
     def plan(self, points: ControlPoints, apertures: Apertures) -> Plan:
@@ -198,7 +209,7 @@ def prepare(task: PlanningTask) -> Prepared:
         density,
         full_dose,
         model,
-        delivery_rates(frames, machine, fraction_gy, settings.seconds_per_turn),
+        delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
         objective_for_maps=objective.aiming_at(task.target, PointwiseAim),
         objective_for_leaves=objective.aiming_at(task.target, HistogramAim),

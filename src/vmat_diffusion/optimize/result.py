@@ -35,8 +35,10 @@ class Settings:
     the leaf span allows. `spacing_deg` is the distance of the control points in the plan. `seconds_per_turn`
     is how long a full turn of the gantry may take where the MU do not ask for more: the slower it turns, the
     further leaves can travel. With `jaw_tracking` the jaws follow the leaves; None means wherever the machine
-    can. `effort` scales all iterations. `penalties` weigh modulation. The search ends after `max_minutes` at
-    the latest; with None nothing but convergence ends it.
+    can. `mu_per_gy` is the most MU for each Gy of the highest prescription, and `leaf_mm_per_deg` how far a
+    leaf may travel per degree of gantry; None for no limit but the machine's. `effort` scales all iterations.
+    `penalties` weigh modulation. The search ends after `max_minutes` at the latest; with None nothing but
+    convergence ends it.
     """
 
     arcs: int = 2
@@ -48,6 +50,8 @@ class Settings:
     avoid_deg: tuple[tuple[float, float], ...] = ()
     spacing_deg: float = 2.0
     seconds_per_turn: float = 100.0
+    mu_per_gy: float | None = None
+    leaf_mm_per_deg: float | None = None
     jaw_tracking: bool | None = None
     grid_mm: float = 3.0
     seed: int = 0

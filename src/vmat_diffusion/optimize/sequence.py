@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.machine import Limits
 
+# The largest share of a sector's time in which leaves only cross the field.
+LARGEST_CROSSING = 0.7
+
 
 @dataclass(frozen=True)
 class Sector:
@@ -28,6 +31,7 @@ def sweep_arc(
     limits: Limits,
     *,
     mu_cap_per_deg: float,
+    travel_mm_per_deg: float,
     rightward: bool,
 ) -> tuple[NDArray, NDArray]:
     """Leaves `(control points, 2, leaf rows)` and MU per segment of one arc: sweeps that alternate.
@@ -44,7 +48,7 @@ def sweep_arc(
             column_edges_mm,
             np.linspace(0, 1, sector.last - sector.first + 1),
             rightward=(number % 2 == 0) is rightward,
-            travel_mm=limits.leaf_speed_mm_s / limits.gantry_speed_deg_s * rotation[segments].sum(),
+            travel_mm=travel_mm_per_deg * rotation[segments].sum(),
             mu_most=mu_cap_per_deg * rotation[segments].sum(),
         )
         known = ~np.isnan(positions)
@@ -61,7 +65,7 @@ def sweep(
     rightward: bool,
     travel_mm: float,
     mu_most: float,
-    fill: float = 0.7,
+    fill: float = LARGEST_CROSSING,
 ) -> tuple[NDArray, float]:
     """Sliding-window trajectories of one sector.
 

@@ -118,7 +118,7 @@ def test_leaf_ends_open_by_the_gap_offset(water: Case) -> None:
     """Nominally 60 mm between leaves are 60 mm + 1.4 mm at the isocentre plane's distance."""
     leaves = np.tile([[-30.0], [30.0]], (1, 60))
     plan = with_leaves(field(MACHINE, (-100.0, 100.0, -50.0, 50.0)), leaves)
-    sharp = replace(MACHINE, mlc=replace(MACHINE.mlc, gap_offset_mm=0.0))
+    sharp = replace(MACHINE, mlc=replace(MACHINE.mlc, gap_offset_mm=0.0, tongue_mm=0.0))
     x, depth = np.arange(-60.0, 60.5, 0.5), 50.0
     widths = []
     for machine in (MACHINE, sharp):
@@ -144,7 +144,8 @@ def test_both_layers_of_a_stacked_collimator_must_be_open(water: Case) -> None:
     """Layers open on opposite halves leave only their overlap, from -10 to 10 mm."""
     layer = MACHINE.mlc.layers[0]
     two = replace(
-        MACHINE, mlc=replace(MACHINE.mlc, layers=(layer, layer), transmission=0.0, gap_offset_mm=0.0)
+        MACHINE,
+        mlc=replace(MACHINE.mlc, layers=(layer, layer), transmission=0.0, gap_offset_mm=0.0, tongue_mm=0.0),
     )
     leaves = np.empty((2, 120))
     leaves[:, :60], leaves[:, 60:] = [[-40.0], [10.0]], [[-10.0], [40.0]]

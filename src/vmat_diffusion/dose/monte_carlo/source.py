@@ -86,7 +86,7 @@ _Part = tuple[
 
 
 def _seen_edges(exposed: Exposures, mlc: Mlc) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high edges `[n, start|end, rows]` of the gaps in mm as the dose sees them, between the X jaws."""
+    """Low and high edges `[n, start|end, rows]` of the gaps in mm as the dose sees them between the jaws."""
     leaves = exposed.leaves_mm
     x1, x2 = exposed.jaws_mm[:, :, 0, None], exposed.jaws_mm[:, :, 1, None]
     shift = mlc.gap_offset_of(leaves) / 2
@@ -101,7 +101,7 @@ def _row_parts(low: NDArray, high: NDArray, jaws: NDArray, transmission: float) 
 
 
 def _tongue_parts(low: NDArray, high: NDArray, jaws: NDArray, mlc: Mlc) -> tuple[_Part, ...]:
-    """A boundary between two rows from X1 to X2: closed, open in one row, in both (or in none), in one, closed."""
+    """A boundary from X1 to X2: closed, one neighbour open, both (or none), one, closed."""
     first, last = np.minimum(low[..., :-1], low[..., 1:]), np.maximum(high[..., :-1], high[..., 1:])
     begin, end = np.maximum(low[..., :-1], low[..., 1:]), np.minimum(high[..., :-1], high[..., 1:])
     x1, x2 = (
