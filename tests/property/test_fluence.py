@@ -41,6 +41,7 @@ def apertures(seed: int, motion_mm: float, *, on_nodes: bool = False, n: int = 2
         at = MODEL.u.position_mm
         shift = np.array([-1, 1])[:, None] * MODEL.mlc.gap_offset_mm / 2
         nearest = np.abs(at - (leaves[:, 0] + shift)[..., None]).argmin(axis=-1)
+        nearest += (nearest + np.arange(ROWS)) % 2  # neighbours apart: where they tie, tongues have a kink
         leaves[:, 0] = at[nearest] - shift
     leaves[:, 1] = leaves[:, 0] + rng.uniform(-motion_mm, motion_mm, (n, 2, ROWS))
     jaws = np.tile([-37.0, 36.0, -27.0, 23.0], (n, 2, 1)) + rng.uniform(-1, 1, (n, 2, 4))

@@ -52,7 +52,7 @@ def start(prepared):
 @pytest.fixture(scope="module")
 def steps(prepared, start):
     allowed, apertures = start
-    problem = prepared.problem(allowed, prepared.objective_for_leaves, "test")
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
     return list(search(problem, STAGE, apertures))
 
 
@@ -77,7 +77,7 @@ def test_every_state_on_the_way_is_deliverable(prepared, start, steps):
 def test_a_search_that_is_stopped_early_leaves_the_best_state_so_far(prepared, start, steps, count):
     """The states are those of the whole search, whether the weights have changed yet or not."""
     allowed, apertures = start
-    problem = prepared.problem(allowed, prepared.objective_for_leaves, "test")
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
     generator = search(problem, STAGE, apertures)
     last = list(islice(generator, count))[-1]
     generator.close()

@@ -100,10 +100,22 @@ def _row_parts(low: NDArray, high: NDArray, jaws: NDArray, transmission: float) 
     return (low, high, 1.0), (x1, low, transmission), (high, x2, transmission)
 
 
+def _lower_and_higher(one: NDArray, other: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lower and the higher of two moving edges `[n, start|end, ...]`, each right in its mean.
+
+    Edges that pass each other on the way bend both; the boxes have straight sides.
+    """
+    apart = np.abs(one - other)
+    passing = ((one - other)[:, 0] * (one - other)[:, 1]) < 0
+    size = np.maximum(2 * (apart[:, 0] + apart[:, 1]), 1e-9)
+    bend = np.where(passing, apart[:, 0] * apart[:, 1] / size, 0.0)[:, None]
+    return np.minimum(one, other) + bend, np.maximum(one, other) - bend
+
+
 def _tongue_parts(low: NDArray, high: NDArray, jaws: NDArray, mlc: Mlc) -> tuple[_Part, ...]:
     """A boundary from X1 to X2: closed, one neighbour open, both (or none), one, closed."""
-    first, last = np.minimum(low[..., :-1], low[..., 1:]), np.maximum(high[..., :-1], high[..., 1:])
-    begin, end = np.maximum(low[..., :-1], low[..., 1:]), np.minimum(high[..., :-1], high[..., 1:])
+    first, begin = _lower_and_higher(low[..., :-1], low[..., 1:])
+    end, last = _lower_and_higher(high[..., :-1], high[..., 1:])
     x1, x2 = (
         np.broadcast_to(jaws[:, :, 0, None], first.shape),
         np.broadcast_to(jaws[:, :, 1, None], first.shape),

@@ -312,9 +312,23 @@ def _widened(mlc: Mlc, leaves_mm: Tensor) -> Tensor:
 
 def _common(edges_mm: Tensor) -> Tensor:
     """What both neighbours leave open: `edges_mm[n, 2, low|high, rows]` to `[n, 2, low|high, rows - 1]`."""
-    low = torch.maximum(edges_mm[:, :, 0, :-1], edges_mm[:, :, 0, 1:])
-    high = torch.minimum(edges_mm[:, :, 1, :-1], edges_mm[:, :, 1, 1:])
+    one, other = edges_mm[..., :-1], edges_mm[..., 1:]
+    bend = _bend_mm(one - other)[:, None]
+    low = torch.maximum(one[:, :, 0], other[:, :, 0]) - bend[:, :, 0]
+    high = torch.minimum(one[:, :, 1], other[:, :, 1]) + bend[:, :, 1]
     return torch.stack([low, torch.maximum(low, high)], dim=2)
+
+
+def _bend_mm(apart_mm: Tensor) -> Tensor:
+    """How far the mean of the larger of two moving edges lies below the chord from its start to its end.
+
+    `apart_mm[n, start|end, ...]` is the one less the other. Edges that pass each other on the way bend the
+    larger of both; with this its mean is exact.
+    """
+    start, end = apart_mm[:, 0], apart_mm[:, 1]
+    size = start.abs() + end.abs()
+    passing = (start * end < 0).to(apart_mm.dtype)
+    return passing * start.abs() * end.abs() / (2 * size.clamp_min(1e-9))
 
 
 def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
