@@ -23,7 +23,7 @@ from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model
 from vmat_diffusion.dose.pencil_beam.influence_matrix import InfluenceMatrix, influence_matrix
-from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_doses
 from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
@@ -123,7 +123,7 @@ def gradients(repeats: int, machine: Machine, plan: Plan, case: Case, gy: np.nda
 
     def tabulate(part: np.ndarray) -> SampledDose:
         points = case.grid.points_mm(part)
-        return sampled_dose(machine, density, points, exposed, model, isocenter_mm=plan.isocenter_mm)
+        return sampled_doses(machine, density, points, exposed, [model], isocenter_mm=plan.isocenter_mm)[0]
 
     def gradient(sampled: SampledDose) -> np.ndarray:
         for tensor in variables:

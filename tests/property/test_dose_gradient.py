@@ -19,7 +19,7 @@ from vmat_diffusion.dose.pencil_beam.fluence import (
     opening,
     opening_in_torch,
 )
-from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, gathered_in_torch, sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, gathered_in_torch, sampled_doses
 from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
@@ -48,8 +48,8 @@ def sampled() -> tuple[SampledDose, FluenceModel]:
     assert len(exposed.mu) == len(MOTION_MM)
     model = fluence_model(MACHINE, BOX, 2.0)
     points = grid.points_mm(chosen)
-    found = sampled_dose(
-        MACHINE, density, points, exposed, model, isocenter_mm=(0.0, 0.0, 0.0), dtype=np.float64
+    (found,) = sampled_doses(
+        MACHINE, density, points, exposed, [model], isocenter_mm=(0.0, 0.0, 0.0), dtype=np.float64
     )
     return found, model
 

@@ -12,9 +12,9 @@ from synthetic_plans import conformal_arc
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import PencilBeam, dose_grid
 from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
-from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, convolved_fluence, fluence_model
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, convolved_fluence, fluence_model, split_models
 from vmat_diffusion.dose.pencil_beam.rays import same_beam_direction
-from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import ApertureDose, SampledDose, sampled_doses
 from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
@@ -56,7 +56,7 @@ def sampled(case: Case, plan: Plan, grid: Grid) -> tuple[SampledDose, FluenceMod
     exposed = exposures(plan, MACHINE)
     model = fluence_model(MACHINE, jaw_box(exposed), STEP_MM)
     points = grid.points_mm(chosen)
-    found = sampled_dose(MACHINE, density, points, exposed, model, isocenter_mm=plan.isocenter_mm)
+    (found,) = sampled_doses(MACHINE, density, points, exposed, [model], isocenter_mm=plan.isocenter_mm)
     return found, model, exposed, chosen
 
 
@@ -76,6 +76,28 @@ def test_sampled_dose_is_the_engine_s_dose(case: Case, plan: Plan, grid: Grid, s
     found = influence.dose(field(model, exposed)).numpy() * MACHINE.require_beam().gy_per_mu
     assert engine.max() > 0.5
     assert np.allclose(found, engine, rtol=2e-5, atol=1e-6 * engine.max())
+
+
+def test_narrow_and_wide_kernels_add_up_to_the_dose(case: Case, grid: Grid, sampled: tuple) -> None:
+    """Wide kernels on their coarse nodes: the dose of random apertures to 0.3 % of its maximum."""
+    whole, model, exposed, chosen = sampled
+    models = split_models(MACHINE, jaw_box(exposed), STEP_MM)
+    assert [m.kernels for m in models] == [slice(0, 2, 1), slice(2, 5, 1)]
+    assert models[1].u.step_mm > 3 * STEP_MM and len(models[0].u.position_mm) < len(model.u.position_mm)
+    density, points = density_of(case, grid), grid.points_mm(chosen)
+    maps = sampled_doses(MACHINE, density, points, exposed, models, isocenter_mm=(0.0, 0.0, 0.0))
+    jaws, mu = (torch.as_tensor(a, dtype=torch.float32) for a in (exposed.jaws_mm, exposed.mu))
+    leaves = torch.as_tensor(exposed.leaves_mm[..., model.rows], dtype=torch.float32)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        moved = leaves + torch.as_tensor(rng.normal(0, 8, tuple(leaves.shape)), dtype=torch.float32)
+        moved = torch.sort(moved, dim=2).values.requires_grad_()
+        parts = ApertureDose.between(jaws, models, maps)
+        found, expected = parts.dose(moved, mu), whole.dose(convolved_fluence(model, moved, jaws, mu))
+        assert float((found - expected).abs().max()) < 3e-3 * float(expected.max())
+        assert torch.allclose(parts.by_exposure(moved, mu).sum(1), found, rtol=1e-5)
+        (one,), (other,) = (torch.autograd.grad(d.square().sum(), moved) for d in (found, expected))
+        assert float((one - other).norm()) < 0.02 * float(other.norm())
 
 
 def test_doses_by_exposure_add_up(sampled: tuple) -> None:

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
-from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
+from vmat_diffusion.dose.pencil_beam.sampled import ApertureDose
 from vmat_diffusion.evaluate.goals import Goal
 from vmat_diffusion.optimize.deliverable_set import Apertures, ControlPoints, DeliverableSet, jaws_of
 from vmat_diffusion.optimize.mu_price import MuPrice
@@ -58,18 +57,17 @@ def by_priority(missed: Iterable[Goal]) -> tuple[int, ...]:
 class ApertureProblem:
     """What one stage of the search minimises, and over which apertures.
 
-    `correction` is added to the relative dose at the objective's points: the difference between the full
+    `doses` gives the dose of apertures at the objective's points in units of the output per MU.
+    `correction` is added to the relative dose at these points: the difference between the full
     dose on its grid and the sampled dose when they were last compared. `relative_per_mu` is the relative dose
     of the course for one MU per fraction at the reference point.
     """
 
     allowed: DeliverableSet
-    model: FluenceModel
-    sampled: SampledDose
+    doses: ApertureDose
     objective: Objective
     relative_per_mu: float
     correction: Tensor
-    jaws: JawParts
     penalties: ModulationPenalties
     mu_price: MuPrice
 
@@ -80,12 +78,11 @@ class ApertureProblem:
 
     def within(self, allowed: DeliverableSet) -> ApertureProblem:
         """The same problem with other jaws at the same control points."""
-        return replace(self, allowed=allowed, jaws=jaw_parts(self.model, jaws_of(allowed.points)))
+        return replace(self, allowed=allowed, doses=self.doses.with_jaws(jaws_of(allowed.points)))
 
-    def fluence(self, leaves: Tensor, mu: Tensor) -> Tensor:
-        """Convolved fluence of all segments."""
-        pair = torch.stack([leaves[self.points.first], leaves[self.points.last]], dim=1)
-        return convolved_fluence(self.model, pair, jaws_of(self.points).to(leaves.dtype), mu, self.jaws)
+    def ends(self, leaves: Tensor) -> Tensor:
+        """The leaves `[segments, start|end, bank, row]` at both ends of every segment."""
+        return torch.stack([leaves[self.points.first], leaves[self.points.last]], dim=1)
 
     def mu_penalty(self, dose: Tensor, mu: Tensor) -> Tensor:
         """The price of the MU for the dose that they give the highest target."""
@@ -99,7 +96,7 @@ class ApertureProblem:
 
     def relative_dose(self, leaves: Tensor, mu: Tensor) -> Tensor:
         """Relative dose at the objective's points, differentiable."""
-        return self.sampled.dose(self.fluence(leaves, mu)) * self.relative_per_mu + self.correction
+        return self.doses.dose(self.ends(leaves), mu) * self.relative_per_mu + self.correction
 
     def value(self, dose: Tensor, leaves: Tensor, mu: Tensor) -> Tensor:
         """What the search minimises, for the relative dose of leaves and MU."""
@@ -277,9 +274,8 @@ class _Adam:
 
 def refine_mu(problem: ApertureProblem, apertures: Apertures, iterations: int = 40) -> Apertures:
     """The MU alone with leaves at rest: a convex problem, solved on the dose per MU of each segment."""
-    with torch.no_grad():
-        unit = problem.fluence(torch.as_tensor(apertures.leaves_mm).float(), torch.ones(len(apertures.mu)))
-        per_mu = problem.sampled.by_exposure(unit) * problem.relative_per_mu
+    ends = problem.ends(torch.as_tensor(apertures.leaves_mm).float())
+    per_mu = problem.doses.by_exposure(ends, torch.ones(len(apertures.mu))) * problem.relative_per_mu
     bounds = problem.allowed.least_mu(apertures), problem.allowed.mu_bounds[1]
     low, high = (torch.as_tensor(bound).float() for bound in bounds)
     mu = torch.as_tensor(apertures.mu).float().requires_grad_(True)

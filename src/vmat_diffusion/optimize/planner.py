@@ -122,7 +122,7 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
     """The fluence maps at the middle of every sector."""
     task = prepared.task
     sectors = cut_into_sectors(prepared.frames)
-    sampled = prepared.sampled_dose(sectors.middles, "fluence maps")
+    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], "fluence maps")
     bixels = open_bixels(
         sectors,
         target_points(task.case, task.targets),

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, fluence_model, jaw_parts
-from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, sampled_dose
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, fluence_model, split_models
+from vmat_diffusion.dose.pencil_beam.sampled import ApertureDose, SampledDose, sampled_doses
 from vmat_diffusion.dose.tissue import Density, density_of, dose_grid
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet
@@ -100,7 +100,8 @@ class Prepared:
     """What stays the same during the search.
 
     `frames` are the arcs with the most that their jaws open. The two objectives differ in how they aim at a
-    predicted dose: point by point for fluence maps, by histogram for leaves.
+    predicted dose: point by point for fluence maps, by histogram for leaves. `model` is for fluence maps,
+    `split_models`, its parts, for leaves.
     """
 
     task: PlanningTask
@@ -109,6 +110,7 @@ class Prepared:
     density: Density
     full_dose: FullDose
     model: FluenceModel
+    split_models: tuple[FluenceModel, ...]
     rates: DeliveryRates
     tracking_jaws: bool
     objective_for_maps: Objective
@@ -132,14 +134,16 @@ class Prepared:
         """The leaf pair of each of the search's leaf rows; one layer, as stacked ones are refused."""
         return self.task.machine.row_pairs()[self.model.rows, 0]
 
-    def sampled_dose(self, points: ControlPoints, stage: str) -> SampledDose:
-        """The map from convolved fluence at the segments' middles to dose at the objective's points."""
-        return sampled_dose(
+    def sampled_doses(
+        self, points: ControlPoints, models: Sequence[FluenceModel], stage: str
+    ) -> tuple[SampledDose, ...]:
+        """The maps from convolved fluence at the segments' middles to dose at the objective's points."""
+        return sampled_doses(
             self.task.machine,
             self.density,
             self.objective_for_maps.points_mm,
             beam_directions(points),
-            self.model,
+            models,
             isocenter_mm=self.isocenter_mm,
             patient_position=self.task.case.patient_position,
             progress=under_name(self.task.progress, stage),
@@ -156,14 +160,13 @@ class Prepared:
         self, allowed: DeliverableSet, objective: Objective, mu_price: MuPrice, stage: str
     ) -> ApertureProblem:
         """The problem of one stage of the search, not yet corrected by the full dose."""
+        maps = self.sampled_doses(allowed.points, self.split_models, stage)
         return ApertureProblem(
             allowed,
-            self.model,
-            self.sampled_dose(allowed.points, stage),
+            ApertureDose.between(jaws_of(allowed.points), self.split_models, maps),
             objective,
             self.relative_per_mu,
             self.full_dose.difference_at(objective.points_mm, objective.reference_gy),
-            jaw_parts(self.model, jaws_of(allowed.points)),
             self.task.settings.penalties,
             mu_price,
         )
@@ -209,6 +212,7 @@ def prepare(task: PlanningTask) -> Prepared:
         density,
         full_dose,
         model,
+        split_models(machine, box, _NODES_MM),
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
         objective_for_maps=objective.aiming_at(task.target, PointwiseAim),

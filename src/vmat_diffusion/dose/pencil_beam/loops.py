@@ -199,8 +199,13 @@ def deliver(points, medium, axes, rays, tables, turn, at_u, at_v, field, out):  
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def tabulate(points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_v, out):  # type: ignore[no-untyped-def]
-    """Fill the rows of the influence map that belong to the exposures of one beam direction."""
+def tabulate(  # type: ignore[no-untyped-def]
+    points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_v, first_kernel, out
+):
+    """Fill the rows of the influence map that belong to the exposures of one beam direction.
+
+    `out[exposures, points, kernels]` takes the weights of so many kernels from the first on.
+    """
     cosine, sine = turn
     for b in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
         first = b * _BLOCK
@@ -214,7 +219,7 @@ def tabulate(points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u
                 index_u[s, first + j] = index[0, j] if within[j] else _F(-1)
                 index_v[s, first + j] = index[1, j] if within[j] else _F(-1)
                 for k in range(out.shape[2]):
-                    out[s, first + j, k] = weight[j, k]
+                    out[s, first + j, k] = weight[j, first_kernel + k]
 
 
 @numba.njit(inline="always")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.dose.pencil_beam.beam_tables import tables
-from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel
+from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
 from vmat_diffusion.dose.pencil_beam.loops import tabulate
 from vmat_diffusion.dose.pencil_beam.products import gather, gather_each, scatter
 from vmat_diffusion.dose.pencil_beam.rays import trace_directions
@@ -60,36 +61,84 @@ class SampledDose:
         return out
 
 
-def sampled_dose(
+def sampled_doses(
     machine: Machine,
     density: Density,
     points_mm: NDArray,
     exposed: Exposures,
-    model: FluenceModel,
+    models: Sequence[FluenceModel],
     *,
     isocenter_mm: Point,
     patient_position: str = "HFS",
     dtype: type[np.floating] = np.float32,
     progress: Progress | None = None,
-) -> SampledDose:
-    """Trace all beam directions of `exposed` to the points and tabulate the map; angles count, not leaves.
+) -> tuple[SampledDose, ...]:
+    """Trace all beam directions of `exposed` to the points and tabulate the map of each model.
 
-    `dtype` is that of the tables; float64 is for tests.
+    Of `exposed` the angles count, not the leaves. The models are for the same jaws, each with kernels of its
+    own; the dose is the sum over them. `dtype` is that of the tables; float64 is for tests.
     """
-    table = tables(machine.require_beam(), model.reach_mm)
-    n, m, kernels = len(exposed.gantry_deg), len(points_mm), len(model.sigma_mm)
+    table = tables(machine.require_beam(), models[0].reach_mm)
+    n, m = len(exposed.gantry_deg), len(points_mm)
     relative = (np.asarray(points_mm) - np.asarray(isocenter_mm)).astype(np.float32)
     medium = table.medium[medium_at(density, points_mm)]
-    index_u, index_v = np.empty((n, m), dtype), np.empty((n, m), dtype)
-    weight = np.empty((n, m, kernels), dtype)
+    maps = [
+        (np.empty((n, m), dtype), np.empty((n, m), dtype), np.empty((n, m, len(model.sigma_mm)), dtype))
+        for model in models
+    ]
     for members, axes, rays in trace_directions(
         density, exposed, isocenter_mm, table.sad_mm, patient_position, progress=progress
     ):
         angle = np.deg2rad(exposed.collimator_deg[members])
-        turn = (np.cos(angle), np.sin(angle))
-        at_u, at_v = model.u.lookup, model.v.lookup
-        tabulate(relative, medium, axes, rays, table, turn, at_u, at_v, members, index_u, index_v, weight)
-    return SampledDose(*(torch.from_numpy(part) for part in (index_u, index_v, weight)))
+        beam = (relative, medium, axes, rays, table, (np.cos(angle), np.sin(angle)))
+        for model, (index_u, index_v, weight) in zip(models, maps, strict=True):
+            nodes = (model.u.lookup, model.v.lookup)
+            tabulate(*beam, *nodes, members, index_u, index_v, model.kernels.start, weight)
+    return tuple(SampledDose(*(torch.from_numpy(part) for part in parts)) for parts in maps)
+
+
+@dataclass(frozen=True, eq=False)
+class ApertureDose:
+    """Dose of apertures at chosen points, for the jaws that were given; differentiable in leaves and MU.
+
+    The parts of `split_models` with the map of each; the doses of the parts add up.
+    """
+
+    models: tuple[FluenceModel, ...]
+    maps: tuple[SampledDose, ...]
+    jaws_mm: Tensor
+    jaws: tuple[JawParts, ...]
+
+    @classmethod
+    def between(
+        cls, jaws_mm: Tensor, models: tuple[FluenceModel, ...], maps: tuple[SampledDose, ...]
+    ) -> ApertureDose:
+        """For jaws `[exposures, start|end, x1|x2|y1|y2]` in mm."""
+        return cls(models, maps, jaws_mm, tuple(jaw_parts(model, jaws_mm) for model in models))
+
+    def with_jaws(self, jaws_mm: Tensor) -> ApertureDose:
+        """The same with other jaws."""
+        return ApertureDose.between(jaws_mm, self.models, self.maps)
+
+    def dose(self, leaves_mm: Tensor, mu: Tensor) -> Tensor:
+        """Dose in units of `gy_per_mu`, `[points]`, of `leaves_mm[exposures, start|end, bank, row]`."""
+        doses = [map_.dose(field) for map_, field in zip(self.maps, self._fields(leaves_mm, mu), strict=True)]
+        return torch.stack(doses).sum(0)
+
+    def by_exposure(self, leaves_mm: Tensor, mu: Tensor) -> Tensor:
+        """The same, kept apart for each exposure: `[points, exposures]`, without gradient."""
+        with torch.no_grad():
+            fields = self._fields(leaves_mm, mu)
+            return sum(  # type: ignore[return-value]
+                map_.by_exposure(field) for map_, field in zip(self.maps, fields, strict=True)
+            )
+
+    def _fields(self, leaves_mm: Tensor, mu: Tensor) -> list[Tensor]:
+        jaws_mm = self.jaws_mm.to(leaves_mm.dtype)
+        return [
+            convolved_fluence(model, leaves_mm, jaws_mm, mu, parts)
+            for model, parts in zip(self.models, self.jaws, strict=True)
+        ]
 
 
 class _Gather(torch.autograd.Function):
