@@ -126,7 +126,8 @@ def range_text(bounds: dict[str, float]) -> str:
 
 def _sentence(kind: type, error: ValidationError) -> str:
     """What is wrong with the first value at fault, and its remedy."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return str(cause)
@@ -135,6 +136,7 @@ def _sentence(kind: type, error: ValidationError) -> str:
         return f"setting {name} is not known; known are {', '.join(f.name for f in fields(kind))}"
     hint = get_type_hints(kind, include_extras=True).get(name)
     shown = f"{given:g}" if isinstance(given, float) else str(given)
+    option = marks_of(kind)[name][2].long or spelled(name) if hint is not None else spelled(name)
     if first["type"] in (
         "greater_than_equal",
         "greater_than",
@@ -144,9 +146,11 @@ def _sentence(kind: type, error: ValidationError) -> str:
     ):
         bounds = range_text(range_of(hint))
         if " to " in bounds:
-            return f"{spelled(name)} {shown} is outside {bounds}; choose one within"
-        return f"{spelled(name)} {shown} is not {bounds or 'a finite number'}; choose another"
+            return f"{option} {shown} is outside {bounds}; choose one within"
+        return f"{option} {shown} is not {bounds or 'a finite number'}; choose another"
     if first["type"] == "literal_error":
         words = first["ctx"]["expected"].replace("'", "")
-        return f"{spelled(name)} {shown} is not known; choose {words}"
-    return f"{spelled(name)} {shown}: {first['msg']}; correct it"
+        return f"{option} {shown} is not known; choose {words}"
+    if words := [word for e in errors if e["type"] == "literal_error" for word in [e["ctx"]["expected"]]]:
+        return f"{option} {shown} is neither a number nor {words[0]}; correct it"
+    return f"{option} {shown}: {first['msg']}; correct it"

@@ -132,11 +132,13 @@ def _text(value: Any) -> str:
 
 
 def _plain(hint: Any) -> Any:
-    """A type without its annotations and without None."""
+    """A type without its annotations, without None, and without a word that may stand for a number."""
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        (inner,) = [part for part in get_args(hint) if part is not type(None)]
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        numbers = [part for part in parts if get_origin(part) is not Literal]
+        (inner,) = numbers if len(parts) > 1 else parts
         return _plain(inner)
     return hint
 

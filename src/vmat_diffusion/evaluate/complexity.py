@@ -5,17 +5,20 @@ Equations and limits: `docs/complexity.md`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
+from vmat_diffusion.plan.timing import STILL_DEG
 
 # A leaf pair with a smaller gap counts as closed: it is parked, or at the minimum gap.
 OPEN_GAP_MM = 1.0
 _SMALL_MM = (5.0, 10.0)
+# An X jaw that stands before no leaf.
+_WIDE_MM = 1e4
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,10 @@ class Complexity:
     `mcs` is 1 for a steady rectangle and falls with modulation (Masi 2013). `edge_per_mm` is the length of
     leaf sides over the area (Younge 2012). `small_5mm` and `small_10mm` are the shares of open pairs that
     have no larger gap (Crowe 2014). `leaf_travel_mm` is the travel of a leaf in the field, mean over leaves
-    and beams. None where a metric has no meaning: without a dose, or with a static gantry.
+    and beams. `smallest_gap_mm` and `mean_gap_mm` are the distance of the two leaves of pairs that are open
+    in the field, the least of all and the mean; `leaf_motion_mm_deg` is the travel per degree of gantry of
+    the fastest leaf in any segment with MU; `beam_on_s` the time of all beams at the fastest delivery. None
+    where a metric has no meaning: without a dose, with a static gantry, or with no pair open.
     """
 
     mcs: float
@@ -33,9 +39,13 @@ class Complexity:
     edge_per_mm: float
     small_5mm: float
     small_10mm: float
+    smallest_gap_mm: float | None
+    mean_gap_mm: float | None
     leaf_travel_mm: float
     leaf_travel_mm_deg: float | None
+    leaf_motion_mm_deg: float | None
     mu_per_gy: float | None
+    beam_on_s: float
     mean_dose_rate_mu_min: float
     mean_gantry_speed_deg_s: float | None
 
@@ -66,9 +76,13 @@ PUBLISHED: dict[str, PublishedValues] = {
     ),
     "small_5mm": PublishedValues("Small apertures, up to 5 mm", "", f"0.15 to 0.21: {_PELVIS}"),
     "small_10mm": PublishedValues("Small apertures, up to 10 mm", "", ""),
+    "smallest_gap_mm": PublishedValues("Smallest open gap", "mm", ""),
+    "mean_gap_mm": PublishedValues("Mean open gap", "mm", ""),
     "leaf_travel_mm": PublishedValues("Leaf travel per beam", "mm", f"180 to 390: {_PELVIS}"),
     "leaf_travel_mm_deg": PublishedValues("Leaf travel per degree", "mm/°", ""),
+    "leaf_motion_mm_deg": PublishedValues("Fastest leaf per degree", "mm/°", ""),
     "mu_per_gy": PublishedValues("MU per Gy of the prescription", "MU/Gy", "203 to 225: tongue (2)"),
+    "beam_on_s": PublishedValues("Beam-on time", "s", ""),
     "mean_dose_rate_mu_min": PublishedValues("Mean dose rate", "MU/min", ""),
     "mean_gantry_speed_deg_s": PublishedValues("Mean gantry speed", "°/s", ""),
 }
@@ -89,22 +103,28 @@ def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = Non
     arcs = [arc for arc in plan.arcs if arc.total_mu > 0]
     mu = np.array([arc.total_mu for arc in arcs])
     if not arcs:
-        return Complexity(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, 0.0, None)
+        return Complexity(0.0, 0.0, 0.0, 0.0, 0.0, None, None, 0.0, None, None, None, 0.0, 0.0, None)
     shapes = np.array([_apertures(arc, machine) for arc in arcs])
     mcs, area_mm2, edge, *small = (float(v) for v in mu @ shapes / mu.sum())
     travel = np.array([_leaf_travel_mm(arc, machine) for arc in arcs])
     turn = np.array([np.abs(np.diff(arc.gantry_deg)).sum() for arc in arcs])
     seconds = sum(timing(arc, machine.limits, plan.dose_rate_mu_min).total_s for arc in arcs)
     turns = float(turn.sum()) > 0
+    motion = [found for arc in arcs if (found := _leaf_motion_mm_deg(arc, machine)) is not None]
+    smallest, mean_gap = _gaps_mm(arcs, machine)
     return Complexity(
         mcs=mcs,
         mean_area_cm2=area_mm2 / 100.0,
         edge_per_mm=edge,
         small_5mm=small[0],
         small_10mm=small[1],
+        smallest_gap_mm=smallest,
+        mean_gap_mm=mean_gap,
         leaf_travel_mm=float(travel.mean()),
         leaf_travel_mm_deg=float(travel.sum() / turn.sum()) if turns else None,
+        leaf_motion_mm_deg=max(motion, default=None),
         mu_per_gy=plan.total_mu / gy_per_fraction if gy_per_fraction else None,
+        beam_on_s=seconds,
         mean_dose_rate_mu_min=60.0 * plan.total_mu / seconds,
         mean_gantry_speed_deg_s=float(turn.sum() / seconds) if turns else None,
     )
@@ -125,6 +145,48 @@ def _leaf_rows(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
     height = np.clip(np.minimum(edges[1:], y2) - np.maximum(edges[:-1], y1), 0.0, None)
     is_open = (right - left > OPEN_GAP_MM) & (height > 0)
     return np.where(is_open, left, 0.0), np.where(is_open, right, 0.0), np.where(is_open, height, 0.0)
+
+
+def _gaps_mm(arcs: list[Arc], machine: Machine) -> tuple[float | None, float | None]:
+    """The smallest and the mean distance of the leaves of pairs open in the field, while there are MU.
+
+    The mean is weighted by MU. Where an X jaw stands before a leaf the leaf counts, not the jaw.
+    """
+    smallest, total, count = np.inf, 0.0, 0.0
+    for arc in arcs:
+        _, _, height = _leaf_rows(arc, machine)
+        wide = arc.jaws_mm.copy()
+        wide[:, 0], wide[:, 1] = -_WIDE_MM, _WIDE_MM
+        left, right, _ = _leaf_rows(replace(arc, jaws_mm=wide), machine)
+        gap, is_open = right - left, height > 0
+        weight = ((np.append(arc.mu, 0.0) + np.append(0.0, arc.mu)) / 2)[:, None] * is_open
+        if weight.any():
+            smallest = min(smallest, float(gap[weight > 0].min()))
+            total, count = total + float((weight * gap).sum()), count + float(weight.sum())
+    return (smallest, total / count) if count > 0 else (None, None)
+
+
+def _leaf_motion_mm_deg(arc: Arc, machine: Machine) -> float | None:
+    """Travel per degree of the fastest leaf in any segment with MU; None where the gantry stands still.
+
+    The leaves between the Y jaws count, also those that wait closed: they have to keep up as well.
+    """
+    turn = np.abs(np.diff(arc.gantry_deg))
+    used = (turn > STILL_DEG) & (arc.mu > 0)
+    if not used.any():
+        return None
+    between = _between_jaws(arc, machine)
+    counted = (between[1:] | between[:-1])[:, None, :]
+    travel = np.where(counted, np.abs(np.diff(arc.leaves_mm, axis=0)), 0.0).max(axis=(1, 2), initial=0.0)
+    return float((travel[used] / turn[used]).max())
+
+
+def _between_jaws(arc: Arc, machine: Machine) -> NDArray[np.bool_]:
+    """Which pairs lie between the Y jaws, wholly or in part, `[n, pairs]`."""
+    edges = [np.asarray(layer.boundaries_mm) for layer in machine.mlc.layers]
+    low, high = (np.concatenate([e[side] for e in edges]) for side in (slice(None, -1), slice(1, None)))
+    y1, y2 = arc.jaws_mm[:, 2, None], arc.jaws_mm[:, 3, None]
+    return (high > y1) & (low < y2)
 
 
 def _apertures(arc: Arc, machine: Machine) -> list[float]:
@@ -176,11 +238,8 @@ def _sides_mm(left: NDArray, right: NDArray) -> NDArray[np.float64]:
 
 def _leaf_travel_mm(arc: Arc, machine: Machine) -> float:
     """Travel of a leaf in the arc (Masi 2013), mean over both leaves of the pairs that open in the field."""
-    edges = [np.asarray(layer.boundaries_mm) for layer in machine.mlc.layers]
-    low, high = (np.concatenate([e[side] for e in edges]) for side in (slice(None, -1), slice(1, None)))
-    y1, y2 = arc.jaws_mm[:, 2, None], arc.jaws_mm[:, 3, None]
     wide = arc.leaves_mm[:, 1] - arc.leaves_mm[:, 0] > OPEN_GAP_MM
-    used = (wide & (high > y1) & (low < y2)).any(axis=0)
+    used = (wide & _between_jaws(arc, machine)).any(axis=0)
     if not used.any():
         return 0.0
     return float(np.abs(np.diff(arc.leaves_mm[:, :, used], axis=0)).sum(axis=0).mean())

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names
-from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Status
+from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group
+from vmat_diffusion.evaluate.goal_words import Status
 
 
 @dataclass(frozen=True)

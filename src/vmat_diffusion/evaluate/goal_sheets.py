@@ -24,8 +24,10 @@ from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.errors import CaseError, GoalError
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal, DeliveryText, parse_delivery
 from vmat_diffusion.evaluate.fractionation import eqd2_gy
-from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Normalization, Seen
+from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Normalization
+from vmat_diffusion.evaluate.goal_words import Seen
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.evaluate.spillage import TABLES, rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
@@ -83,6 +85,7 @@ class _SheetText:
     groups: dict[StrictStr, _GroupText] | None = None
     conditions: dict[StrictStr, StrictStr] | None = None
     plan: dict[StrictStr, Any] | None = None
+    delivery: list[DeliveryText] | None = None
 
 
 def goal_sheet_names() -> tuple[str, ...]:
@@ -148,6 +151,9 @@ def parse_goals(text: str, name: str) -> GoalSheet:
         },
         conditions=dict(raw.conditions or {}),
         plan=dict(raw.plan or {}),
+        delivery=tuple(
+            parse_delivery(f"{label}: delivery {i}", goal) for i, goal in enumerate(raw.delivery or (), 1)
+        ),
     )
     _check_targets(label, sheet)
     _check_language(label, sheet)
@@ -174,7 +180,7 @@ def _remarks(sheet: GoalSheet, raw: _SheetText) -> tuple[str, ...]:
             f"the goal sheet is of format {sheet.format}{unions}; it means what it meant, but does not say "
             f"how the source of each number was seen: with that added, write format = {NEWEST_FORMAT}",
         )
-    stated: list[Goal | Group] = [*sheet.goals, *sheet.groups.values()]
+    stated: list[Goal | Group | DeliveryGoal] = [*sheet.goals, *sheet.groups.values(), *sheet.delivery]
     unsourced = [str(goal) for goal in stated if not goal.source.strip()]
     unseen = [str(goal) for goal in stated if goal.source.strip() and not goal.seen]
     out = []

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vmat_diffusion.evaluate.goal_types import SEEN, Goal, GoalSheet
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet
+from vmat_diffusion.evaluate.goal_words import SEEN
 
 NOT_STATED = "not stated"
 # What each kind of looking means, for the pages and the terminal.
@@ -17,12 +19,13 @@ MEANING = {
     "template": "a clinic's public planning template that names the protocol was read",
     "practice": "no single source exists, or a secondary list alone was read",
     "recalled": "written down from memory or from texts that were not seen: verify",
+    "chosen": "chosen by the author of the sheet, for the reason that stands as its source",
 }
 
 
 @dataclass(frozen=True)
 class StatedNumber:
-    """A number of a sheet: `kind` is prescription, limit, acceptable or group.
+    """A number of a sheet: `kind` is prescription, limit, acceptable, group or delivery.
 
     `structure` and `statement` say what is limited, `seen` how the `source` was looked at ("not stated" where
     the sheet does not say), `applies_to` what the source speaks of.
@@ -37,7 +40,7 @@ class StatedNumber:
 
 
 def stated_numbers(sheet: GoalSheet) -> tuple[StatedNumber, ...]:
-    """All numbers of a sheet with their sources: prescription, groups, then each goal's limit and variation.
+    """All numbers of a sheet with their sources: prescription, groups, limits and variations, delivery.
 
     Goals that a condition leaves out are in it as well.
     """
@@ -50,7 +53,19 @@ def stated_numbers(sheet: GoalSheet) -> tuple[StatedNumber, ...]:
         out.append(StatedNumber("group", "", said, group.source or NOT_STATED, group.seen or NOT_STATED))
     for goal in (*sheet.goals, *sheet.left_out):
         out += _of_goal(goal)
+    for wish in sheet.delivery:
+        out += _of_delivery(wish)
     return tuple(out)
+
+
+def _of_delivery(goal: DeliveryGoal) -> list[StatedNumber]:
+    source, seen = goal.source or NOT_STATED, goal.seen or NOT_STATED
+    out = [StatedNumber("delivery", "", goal.statement, source, seen)]
+    if goal.variation is not None:
+        text = goal.statement_of(goal.variation)
+        own = goal.variation_source or source, goal.variation_seen or seen
+        out.append(StatedNumber("acceptable", "delivery", text, *own))
+    return out
 
 
 def _of_goal(goal: Goal) -> list[StatedNumber]:

@@ -5,39 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.errors import GoalError
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
 from vmat_diffusion.evaluate.fractionation import physical_gy
+from vmat_diffusion.evaluate.goal_words import Comparator, Seen, Status, meets, source_text
 from vmat_diffusion.evaluate.metrics import Bound, Metric
-
-Comparator = Literal[">=", "<="]
-Status = Literal["pass", "acceptable", "fail", "not evaluated"]
-# How the source of a number was seen; "" where the sheet does not say.
-Seen = Literal["publication", "transcription", "template", "practice", "recalled", ""]
-SEEN: tuple[Seen, ...] = ("publication", "transcription", "template", "practice", "recalled")
-
-# float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
-_ROUNDING = 1e-6
-
-
-# What a reader is told of a source; a publication needs no word.
-_SEEN_WORDS: Mapping[str, str] = {
-    "publication": "",
-    "transcription": "as transcribed by others",
-    "template": "a clinic's template",
-    "practice": "practice",
-    "recalled": "recalled, verify",
-    "": "how it was seen is not stated",
-}
-
-
-def _source_text(source: str, seen: Seen) -> str:
-    if not source.strip():
-        return "source not stated"
-    words = _SEEN_WORDS[seen]
-    return f"{source} ({words})" if words else source
 
 
 @dataclass(frozen=True)
@@ -151,16 +126,14 @@ class Goal:
         return "fail"
 
     def _meets(self, value: float, limit: float, *, opposite: bool = False) -> bool:
-        slack = _ROUNDING * max(abs(limit), 1.0)
-        at_least = (self.comparator == ">=") is not opposite
-        return value >= limit - slack if at_least else value <= limit + slack
+        return meets(value, limit, at_least=(self.comparator == ">=") is not opposite)
 
     @property
     def source_text(self) -> str:
         """The sources of limit and variation, what they speak of, and how they were seen if not in print."""
-        parts = [_source_text(self.source, self.seen)]
+        parts = [source_text(self.source, self.seen)]
         if self.variation_source or self.variation_seen:
-            variation = _source_text(self.variation_source or self.source, self.variation_seen or self.seen)
+            variation = source_text(self.variation_source or self.source, self.variation_seen or self.seen)
             parts.append(f"acceptable: {variation}")
         if self.applies_to:
             parts.append(f"applies to: {self.applies_to}")
@@ -206,7 +179,7 @@ class Group:
     @property
     def source_text(self) -> str:
         """Its source, and how that was seen if not in print."""
-        return _source_text(self.source, self.seen)
+        return source_text(self.source, self.seen)
 
     def __str__(self) -> str:
         return f"{self.rule} of {self.name}"
@@ -242,7 +215,8 @@ class GoalSheet:
     `conditions` says in words what each condition means; those in `conditions_on` hold for the patient, and
     `left_out` are the goals that `fit_to_case` left out as their condition does not. `plan` are the sheet's
     defaults for the command of that name. `remarks` are sentences on the sheet itself: an old format,
-    numbers without a source. `seen` is how the `source` of the prescription was seen.
+    numbers without a source. `seen` is how the `source` of the prescription was seen. `delivery` are goals on
+    how the plan is delivered: MU, leaf motion, gaps, edges, time.
     """
 
     name: str
@@ -264,6 +238,7 @@ class GoalSheet:
     plan: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     seen: Seen = ""
+    delivery: tuple[DeliveryGoal, ...] = ()
 
     @property
     def normalization(self) -> Normalization:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import GoalError
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.delivery_results import DeliveryResult, delivery_record, evaluate_delivery
 from vmat_diffusion.evaluate.dvh import Dvh, isodose_volume_cc, outside_percent, structure_dvh
 from vmat_diffusion.evaluate.fractionation import eqd2_gy, physical_gy
 from vmat_diffusion.evaluate.goal_fitting import (
@@ -30,20 +32,15 @@ from vmat_diffusion.evaluate.goal_results import (
     sheet_record,
 )
 from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names, load_goals, parse_goals
-from vmat_diffusion.evaluate.goal_types import (
-    Comparator,
-    Goal,
-    GoalSheet,
-    Group,
-    Normalization,
-    Seen,
-    Status,
-)
+from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group, Normalization
+from vmat_diffusion.evaluate.goal_words import Comparator, Seen, Status
 from vmat_diffusion.evaluate.metrics import histogram_value, homogeneity, paddick
 from vmat_diffusion.evaluate.spillage import rtog_limit, spilled_gy, with_table_limit
 
 __all__ = [
     "Comparator",
+    "DeliveryGoal",
+    "DeliveryResult",
     "Goal",
     "GoalResult",
     "GoalSheet",
@@ -53,7 +50,9 @@ __all__ = [
     "Seen",
     "Status",
     "add_structures",
+    "delivery_record",
     "evaluate",
+    "evaluate_delivery",
     "fit_to_case",
     "goal_details",
     "goal_record",

@@ -22,6 +22,7 @@ from vmat_diffusion.optimize.aperture_stages import (
 from vmat_diffusion.optimize.arcs import target_points
 from vmat_diffusion.optimize.conflicts import Conflict, merge_conflicts, proven_conflicts
 from vmat_diffusion.optimize.deliverable_set import Apertures
+from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.optimize.fluence_map import (
     SECTOR_DEG,
     FluenceMaps,
@@ -73,10 +74,10 @@ def optimize(
     `start`, made for the same case, sheet, machine and settings, is continued by the last stage of the
     search alone, which takes about a third of the time. `improve` is a plan from any system whose arcs
     and apertures the search begins with in place of fluence maps. `terms` are added to those that the sheet
-    makes.
+    makes. Without `settings` they are the defaults with the sheet's limits of the delivery.
     Raises GoalError for a case without the sheet's targets, PlanError for what cannot be planned.
     """
-    settings = settings or Settings()
+    settings = settings or with_delivery(Settings(), sheet, machine)
     task = PlanningTask(
         case=case,
         sheet=sheet,

@@ -49,7 +49,7 @@ class Settings:
     couch_deg: tuple[float, ...] | None = None
     avoid_deg: tuple[tuple[float, float], ...] = ()
     spacing_deg: float = 2.0
-    seconds_per_turn: float = 100.0
+    seconds_per_turn: float = 60.0
     mu_per_gy: float | None = None
     leaf_mm_per_deg: float | None = None
     jaw_tracking: bool | None = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.names import NameTable, default_table
 from vmat_diffusion.evaluate.fractionation import eqd2_gy
-from vmat_diffusion.evaluate.goal_types import SEEN
+from vmat_diffusion.evaluate.goal_words import SEEN
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Group, missing_required
 from vmat_diffusion.evaluate.spillage import rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression

@@ -29,6 +29,7 @@ from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
@@ -264,7 +265,7 @@ def _read(case_folder: Path, settings: PlanSettings) -> Task:
 
         sheet = normalized_at(sheet, settings.normalize_gy)
     _require_organs(case, sheet)
-    return Task(case, sheet, machine)
+    return Task(case, with_asked_delivery(sheet, settings), machine)
 
 
 def _require_organs(case: Case, sheet: GoalSheet) -> None:

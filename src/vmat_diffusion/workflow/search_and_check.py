@@ -240,7 +240,7 @@ def search_plan(
         task.case,
         task.sheet,
         task.machine,
-        settings=_optimizer_settings(settings),
+        settings=optimizer_settings(settings, task.sheet, task.machine),
         progress=progress,
         finalize=as_written,
         **start,
@@ -285,9 +285,10 @@ def _sum(dose: Dose, other: Dose) -> Dose:
     return replace(dose, gy=dose.gy + other.on(dose.grid))
 
 
-def _optimizer_settings(settings: PlanSettings) -> Settings:
-    """What the user chose, in the optimiser's words."""
+def optimizer_settings(settings: PlanSettings, sheet: GoalSheet, machine: Machine) -> Settings:
+    """What the user chose and what the sheet asks of the delivery, in the optimiser's words."""
     from vmat_diffusion.optimize import Settings
+    from vmat_diffusion.optimize.delivery import with_delivery
 
     def for_each_arc(angles: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return angles * settings.arcs if angles is not None and len(angles) == 1 else angles
@@ -298,12 +299,14 @@ def _optimizer_settings(settings: PlanSettings) -> Settings:
         collimator_deg=for_each_arc(settings.collimator_deg),
         couch_deg=for_each_arc(settings.couch_deg),
         avoid_deg=settings.avoid_deg,
-        seconds_per_turn=settings.seconds_per_turn,
         jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,
         max_minutes=settings.search_minutes,
     )
-    if settings.arc_start_deg is None or settings.arc_stop_deg is None:
+    if settings.arc_start_deg is not None and settings.arc_stop_deg is not None:
+        chosen = replace(chosen, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)
+    chosen = with_delivery(chosen, sheet, machine)
+    if settings.seconds_per_turn is None:
         return chosen
-    return replace(chosen, arc_start_deg=settings.arc_start_deg, arc_stop_deg=settings.arc_stop_deg)
+    return replace(chosen, seconds_per_turn=settings.seconds_per_turn)

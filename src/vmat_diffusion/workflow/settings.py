@@ -92,6 +92,8 @@ Force = Annotated[
     ),
 ]
 
+# A limit of the delivery: a number, "off" for none, or None for what the goal sheet says.
+DeliveryLimit = Annotated[float, Field(gt=0)] | Literal["off"] | None
 Shareable = Annotated[
     bool,
     Field(
@@ -179,11 +181,42 @@ class PlanSettings(Search, TargetReading):
         Option(metavar="FROM:TO", old=("--avoid",), text="each"),
     ] = ()
     seconds_per_turn: Annotated[
-        float,
+        Annotated[float, Field(ge=30, le=600)] | None,
         Field(
-            ge=30, le=600, description="Beam time of a full turn: the longer, the further leaves can move."
+            description="Beam time of a full turn: the longer, the further leaves can move; by default 60, "
+            "or less where the beam-on time is limited to less."
         ),
-    ] = 100.0
+    ] = None
+    mu_per_gy: Annotated[
+        DeliveryLimit,
+        Field(description="Most MU for each Gy of the highest prescription; by default as the goal sheet."),
+        Option(metavar="X|off", text="whole"),
+    ] = None
+    leaf_mm_per_deg: Annotated[
+        DeliveryLimit,
+        Field(
+            description="Most travel of a leaf for each degree of gantry, mm; by default as the goal sheet."
+        ),
+        Option(metavar="X|off", text="whole", long="--leaf-motion"),
+    ] = None
+    open_gap_mm: Annotated[
+        DeliveryLimit,
+        Field(description="Smallest gap of an open leaf pair, mm; by default as the goal sheet."),
+        Option(metavar="X|off", text="whole", long="--open-gap"),
+    ] = None
+    edge_per_mm: Annotated[
+        DeliveryLimit,
+        Field(
+            description="Most length of leaf sides for each area of the aperture, 1/mm; by default as the "
+            "goal sheet."
+        ),
+        Option(metavar="X|off", text="whole", long="--edge"),
+    ] = None
+    beam_on_s: Annotated[
+        DeliveryLimit,
+        Field(description="Most beam-on time of the plan, s; by default as the goal sheet."),
+        Option(metavar="X|off", text="whole", long="--beam-on-time"),
+    ] = None
     jaws: Annotated[
         Literal["tracking", "fixed"] | None,
         Field(

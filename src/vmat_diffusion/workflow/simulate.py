@@ -253,6 +253,7 @@ def plan_variation(
     from vmat_diffusion.dicom import as_written
     from vmat_diffusion.dicom.names import load_table
     from vmat_diffusion.optimize import Outcome, Settings, optimize
+    from vmat_diffusion.optimize.delivery import with_delivery
 
     case, sheet = apply_variation(variation, replace(base.case, reference_dose=None))
     asked = Settings(
@@ -265,6 +266,7 @@ def plan_variation(
         max_minutes=settings.search_minutes,
         effort=settings.effort,
     )
+    asked = with_delivery(asked, sheet, machine)
     made = optimize(case, sheet, machine, settings=asked, finalize=as_written)
     if made.outcome is Outcome.INTERRUPTED:
         raise KeyboardInterrupt  # the best plan so far would depend on the time of the interrupt

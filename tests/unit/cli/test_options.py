@@ -65,6 +65,8 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
         return [], True
     if field.words:
         return [field.words[-1]], field.words[-1]
+    if field.metavar == "X|off":
+        return ["250"], 250.0
     if field.mark.text:
         word = {"steer": "Larynx:-5", "avoid_deg": "80:120"}.get(field.name, "201-203")
         return [word], [word] if field.mark.text == "each" else word

@@ -1,0 +1,89 @@
+"""What a plan makes of the delivery goals of a sheet, in the words of the goals on dose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vmat_diffusion.evaluate.complexity import Complexity, complexity
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.goal_types import GoalSheet
+from vmat_diffusion.evaluate.goal_words import Status
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.plan import Plan
+
+
+@dataclass(frozen=True)
+class DeliveryResult:
+    """A delivery goal with its value on one plan; `value` is None where it has none, and `note` says why."""
+
+    goal: DeliveryGoal
+    value: float | None
+    status: Status
+    note: str = ""
+
+    @property
+    def missed(self) -> bool:
+        """Whether the goal is not met: it failed, or a must has no value."""
+        return self.status == "fail" or (self.status == "not evaluated" and self.goal.priority == 1)
+
+
+def evaluate_delivery(sheet: GoalSheet, plan: Plan, machine: Machine) -> tuple[DeliveryResult, ...]:
+    """Every delivery goal of the sheet judged on a plan, in the sheet's order.
+
+    MU per Gy refer to the highest prescription of the sheet, shared out over the plan's fractions. A goal
+    whose quantity the plan does not have is "not evaluated".
+    """
+    if not sheet.delivery:
+        return ()
+    if any(arc.leaves_mm.shape[2] != machine.mlc.pairs for arc in plan.arcs):
+        why = f"the plan has other leaves than machine {machine.name}"
+        return tuple(DeliveryResult(goal, None, "not evaluated", why) for goal in sheet.delivery)
+    gy = max(sheet.prescription.target_gy.values(), default=0.0) / plan.fractions
+    found = complexity(plan, machine, gy or None)
+    return tuple(judge_delivery(goal, found) for goal in sheet.delivery)
+
+
+def judge_delivery(goal: DeliveryGoal, found: Complexity) -> DeliveryResult:
+    """A delivery goal on the metrics of a plan."""
+    value = getattr(found, goal.metric)
+    if value is None or not found.mean_dose_rate_mu_min > 0:
+        return DeliveryResult(goal, None, "not evaluated", _why_none(goal, found))
+    return DeliveryResult(goal, float(value), goal.status(float(value)))
+
+
+def _why_none(goal: DeliveryGoal, found: Complexity) -> str:
+    if not found.mean_dose_rate_mu_min > 0:
+        return "the plan has no MU"
+    return {
+        "MU": "no prescription is known",
+        "leaf motion": "the gantry stands still",
+        "open gap": "no leaf pair is open",
+    }.get(goal.quantity, "the plan has no such quantity")
+
+
+def missed_delivery(results: Sequence[DeliveryResult], priority: int) -> tuple[DeliveryResult, ...]:
+    """The delivery goals of a priority that are missed."""
+    return tuple(r for r in results if r.missed and r.goal.priority == priority)
+
+
+def delivery_record(result: DeliveryResult) -> dict[str, Any]:
+    """A delivery goal and its result as plain data, with its sources."""
+    goal = result.goal
+    return {
+        "goal": goal.statement,
+        "quantity": goal.quantity,
+        "value": None if result.value is None else round(result.value, 4),
+        "limit": goal.limit,
+        "variation": goal.variation,
+        "unit": goal.unit,
+        "priority": goal.priority,
+        "status": result.status,
+        "missed": result.missed,
+        "note": result.note,
+        "source": goal.source,
+        "seen": goal.seen or "not stated",
+        "variation_source": goal.variation_source or None,
+        "variation_seen": goal.variation_seen or None,
+    }

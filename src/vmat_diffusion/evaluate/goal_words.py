@@ -1,0 +1,40 @@
+"""Words that all goals share: comparison, status, and how the source of a number was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Comparator = Literal[">=", "<="]
+Status = Literal["pass", "acceptable", "fail", "not evaluated"]
+# How the source of a number was seen; "chosen" where the author of the sheet chose it and says why; "" where
+# the sheet does not say.
+Seen = Literal["publication", "transcription", "template", "practice", "recalled", "chosen", ""]
+SEEN: tuple[Seen, ...] = ("publication", "transcription", "template", "practice", "recalled", "chosen")
+
+# float32 doses carry 1e-7; a result that equals its limit on paper must not fail by rounding.
+_ROUNDING = 1e-6
+# What a reader is told of a source; a publication needs no word.
+_SEEN_WORDS: Mapping[str, str] = {
+    "publication": "",
+    "transcription": "as transcribed by others",
+    "template": "a clinic's template",
+    "practice": "practice",
+    "recalled": "recalled, verify",
+    "chosen": "chosen",
+    "": "how it was seen is not stated",
+}
+
+
+def source_text(source: str, seen: Seen) -> str:
+    """A source, with how it was seen if not in print."""
+    if not source.strip():
+        return "source not stated"
+    words = _SEEN_WORDS[seen]
+    return f"{source} ({words})" if words else source
+
+
+def meets(value: float, limit: float, *, at_least: bool) -> bool:
+    """Whether a value keeps a limit."""
+    slack = _ROUNDING * max(abs(limit), 1.0)
+    return value >= limit - slack if at_least else value <= limit + slack
