@@ -102,7 +102,11 @@ def difference(function: Callable[..., torch.Tensor], arrays: Arrays, which: int
 def test_dose_gradients_equal_central_differences(
     sampled: tuple[SampledDose, FluenceModel], at_borders: bool
 ) -> None:
-    """In leaves, jaws and MU, each entry to 1e-5 of itself; the rest is rounding of the difference."""
+    """In leaves, jaws and MU, each entry to 1e-5 of itself; the rest is rounding of the difference.
+
+    Where neighbours start at one place, the difference itself is good to 5e-4: a leaf that moves by less than
+    a hundredth of a mm passes the other within its steps.
+    """
     influence, model = sampled
     leaves, jaws, mu = arrays = apertures(model, at_borders=at_borders)
     function = scalar(influence, model)
@@ -119,7 +123,9 @@ def test_dose_gradients_equal_central_differences(
             assert largest > 0
             for index in places[which]:
                 numeric = difference(function, arrays, which, index)
-                assert float(gradient[index]) == pytest.approx(numeric, rel=1e-5, abs=1e-7 * largest)
+                assert float(gradient[index]) == pytest.approx(
+                    numeric, rel=5e-4 if at_borders else 1e-5, abs=1e-7 * largest
+                )
 
 
 @pytest.mark.parametrize("motion_mm", [0.0, 0.3, 4.0, 12.0])

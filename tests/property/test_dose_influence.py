@@ -12,7 +12,12 @@ from synthetic_plans import conformal_arc
 from vmat_diffusion.case import Case
 from vmat_diffusion.dose import PencilBeam, dose_grid
 from vmat_diffusion.dose.delivery import Exposures, exposures, jaw_box
-from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, convolved_fluence, fluence_model, split_models
+from vmat_diffusion.dose.pencil_beam.fluence import (
+    FluenceModel,
+    convolved_fluence,
+    fluence_model,
+    split_models,
+)
 from vmat_diffusion.dose.pencil_beam.rays import same_beam_direction
 from vmat_diffusion.dose.pencil_beam.sampled import ApertureDose, SampledDose, sampled_doses
 from vmat_diffusion.dose.tissue import density_of

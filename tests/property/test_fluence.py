@@ -98,17 +98,23 @@ def test_fluence_is_proportional_to_mu() -> None:
 
 
 @pytest.mark.parametrize("motion_mm", [0.5, 2.0, 10.0])
-def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float) -> None:
-    """400 still apertures at the middles of equal parts of the motion."""
+@pytest.mark.parametrize("tongues", [False, True])
+def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float, tongues: bool) -> None:
+    """400 still apertures at the middles of equal parts of the motion.
+
+    Where edges of neighbours pass each other, what both leave open has the right mean, not the right shape:
+    0.3 % of the fluence, in the strip of the tongue.
+    """
     leaves, jaws, mu = apertures(4, motion_mm, n=1)
     jaws = jaws[:, :1].expand(-1, 2, -1)
-    moving = convolved_fluence(MODEL, leaves, jaws, mu)
+    model = MODEL if tongues else replace(MODEL, mlc=replace(MODEL.mlc, tongue_mm=0.0))
+    moving = convolved_fluence(model, leaves, jaws, mu)
     t = (torch.arange(400, dtype=torch.float64)[:, None, None, None] + 0.5) / 400
     still = leaves[:, :1] + (leaves[:, 1:] - leaves[:, :1]) * t
     brute = convolved_fluence(
-        MODEL, still.expand(-1, 2, -1, -1), jaws.expand(400, -1, -1), mu.expand(400)
+        model, still.expand(-1, 2, -1, -1), jaws.expand(400, -1, -1), mu.expand(400)
     ).mean(0)
-    assert torch.allclose(moving[0], brute, atol=5e-5 * float(mu))
+    assert torch.allclose(moving[0], brute, atol=(4e-3 if tongues else 5e-5) * float(mu))
 
 
 def test_blurred_aperture_equals_a_blurred_raster() -> None:
@@ -127,7 +133,7 @@ def test_blurred_aperture_equals_a_blurred_raster() -> None:
         row = ((centre > low) & (centre < high))[:, None]
         a, b = leaves[0, 0, :, k].numpy()
         between, seen = (centre > x1) & (centre < x2), (centre > a) & (centre < b)
-        raster += row * np.where(between, np.where(seen, 1.0, model.transmission), 0.0).astype(np.float32)
+        raster += row * np.where(between, np.where(seen, 1.0, model.mlc.transmission), 0.0).astype(np.float32)
     inside_u = np.abs(model.u.position_mm) < 45
     inside_v = np.abs(model.v.position_mm) < 35
     for kernel, sigma in enumerate(model.sigma_mm):

@@ -357,9 +357,9 @@ def _bend_mm(apart_mm: Tensor) -> Tensor:
     larger of both; with this its mean is exact.
     """
     start, end = apart_mm[:, 0], apart_mm[:, 1]
-    size = start.abs() + end.abs()
-    passing = (start * end < 0).to(apart_mm.dtype)
-    return passing * start.abs() * end.abs() / (2 * size.clamp_min(1e-9))
+    # maximum, not clamp: its derivative at 0 is a half, the mean of both sides.
+    passing = torch.maximum(-start * end, torch.zeros_like(start))
+    return passing / (2 * (start.abs() + end.abs()).clamp_min(1e-9))
 
 
 def row_shares(model: FluenceModel, y1_mm: Tensor, y2_mm: Tensor) -> Tensor:
