@@ -183,8 +183,10 @@ def test_a_machine_without_beam_says_that_it_has_no_dose() -> None:
         machine.require_beam()
 
 
-STACKED = HEAD[: HEAD.index("tongue_mm")] + "".join(
-    f'[[mlc.layers]]\ndevice = "{device}"\nboundaries_mm = {{ value = {edges}, source = "test" }}\n'
+STACKED = "\n".join(
+    line for line in HEAD[: HEAD.index("[[mlc.layers]]")].splitlines() if not line.startswith("tongue")
+) + "".join(
+    f'\n[[mlc.layers]]\ndevice = "{device}"\nboundaries_mm = {{ value = {edges}, source = "test" }}\n'
     for device, edges in (("MLCX1", [-20, -10, 0, 10, 20]), ("MLCX2", [-25, -15, -5, 5, 15, 25]))
 )
 
