@@ -250,7 +250,7 @@ def delivery_text(results: Sequence[DeliveryResult]) -> list[str]:
             "" if r.goal.variation is None else f"{r.goal.variation:g}",
             r.value_text,
             "FAIL" if r.status == "fail" else r.status,
-            "; ".join(part for part in (r.note, r.goal.source if "default" in r.goal.source else "") if part),
+            "; ".join(part for part in (r.note, r.goal.source if r.goal.of_run else "") if part),
         ]
         for r in results
     ]
