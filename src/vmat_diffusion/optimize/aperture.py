@@ -131,7 +131,10 @@ class ApertureProblem:
         leaves, mu = apertures.tensors(differentiable=True)
         dose = self.relative_dose(leaves, mu)
         out = {}
-        for name, part in self.objective.parts(dose).items():
+        parts = dict(self.objective.parts(dose))
+        if (limit := self.mu_price.goal) is not None:
+            parts[str(limit)] = self.mu_penalty(dose, mu)
+        for name, part in parts.items():
             if float(part.detach()) > 0:
                 by_leaf, by_mu = torch.autograd.grad(part, (leaves, mu), retain_graph=True)
                 # Per mm of leaf and per share of MU, as the search steps.

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+
 # In units of what an open field needs: small beside any goal, enough to keep apertures wide.
 _SLOPE = 0.008
 # The weight of the limit grows while the limit is missed and eases when it is met, within these bounds.
@@ -31,6 +33,11 @@ class MuPrice:
     open_mu_per_gy: float
     limit_mu_per_gy: float | None = None
     weight: float = 5.0
+
+    @property
+    def goal(self) -> DeliveryGoal | None:
+        """The limit as a goal; None where there is none."""
+        return None if self.limit_mu_per_gy is None else DeliveryGoal("MU", self.limit_mu_per_gy)
 
     def mu_per_gy(self, mu: Tensor, level: Tensor) -> Tensor:
         """MU per Gy, from the MU `mu` of a fraction and the mean relative dose of the highest target."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, evaluate_delivery
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture_stages import (
     FROM_MAPS,
@@ -20,7 +20,12 @@ from vmat_diffusion.optimize.aperture_stages import (
     search_apertures,
 )
 from vmat_diffusion.optimize.arcs import target_points
-from vmat_diffusion.optimize.conflicts import Conflict, merge_conflicts, proven_conflicts
+from vmat_diffusion.optimize.conflicts import (
+    Conflict,
+    delivery_conflicts,
+    merge_conflicts,
+    proven_conflicts,
+)
 from vmat_diffusion.optimize.deliverable_set import Apertures
 from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.optimize.fluence_map import (
@@ -208,7 +213,7 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
 
     plan = written(prepared.plan(state.points, state.apertures))
     plan, dose = normalized(plan, full_dose, task.case, task.sheet, task.machine.limits, finalize=written)
-    conflicts = _conflicts(task, state, dose)
+    conflicts = _conflicts(task, state, plan, dose)
     return Optimized(
         plan,
         dose,
@@ -221,13 +226,14 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
     )
 
 
-def _conflicts(task: PlanningTask, state: SearchState, dose: Dose) -> tuple[Conflict, ...]:
-    """The goals that fail on the final dose, each with the goals that oppose it, observed or proven."""
+def _conflicts(task: PlanningTask, state: SearchState, plan: Plan, dose: Dose) -> tuple[Conflict, ...]:
+    """The goals that fail on the final plan, each with the goals that oppose it, observed or proven."""
     observed = {str(conflict.goal): conflict for conflict in state.conflicts}
     results = evaluate(task.sheet, task.case, dose)
     failed = [r.goal for r in results if r.status == "fail" and not r.excused]
     still_open = [observed.get(str(goal), Conflict(goal, ())) for goal in failed]
-    return merge_conflicts(proven_conflicts(task.case, task.sheet), still_open)
+    delivered = delivery_conflicts(evaluate_delivery(task.sheet, plan, task.machine), state.conflicts)
+    return merge_conflicts(proven_conflicts(task.case, task.sheet), [*still_open, *delivered])
 
 
 def _outcome(task: PlanningTask, state: SearchState, conflicts: tuple[Conflict, ...]) -> Outcome:

@@ -24,6 +24,7 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
+from vmat_diffusion.qa.delivery import delivery_checks
 from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
@@ -68,6 +69,7 @@ def judge(
         checks.append(prescribed)
     if turned := _turned_couch(plan):
         checks.append(warning("couch", turned, ""))
+    checks += delivery_checks(case, sheet, plan, machine)
     if (numbers := ct_numbers(case)) is not None:
         checks.append(numbers)
     if ignored := ignored_overrides(case):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vmat_diffusion.evaluate.delivery_results import DeliveryResult
 from vmat_diffusion.evaluate.goal_results import (
     GoalResult,
     GroupResult,
@@ -48,6 +49,25 @@ def goal_tables(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[d
         if rows:
             tables.append({"title": title, "priority": priority, "rows": rows})
     return tables
+
+
+def delivery_rows(results: Sequence[DeliveryResult]) -> list[dict[str, Any]]:
+    """The goals on the delivery, each a row."""
+    return [
+        {
+            "priority": _PRIORITIES[r.goal.priority],
+            "statement": pretty(r.goal.statement),
+            "words": r.goal.words,
+            "variation": "–" if r.goal.variation is None else f"{r.goal.variation:g} {r.goal.unit}",
+            "value": r.value_text,
+            "status": r.status if r.value is not None else "acceptable",
+            "word": r.status,
+            "mark": _MARKS[r.status],
+            "note": r.note,
+            "source": r.goal.source_text,
+        }
+        for r in results
+    ]
 
 
 def _row(result: GoalResult, colour: str) -> dict[str, Any]:

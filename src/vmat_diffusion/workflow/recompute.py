@@ -13,7 +13,17 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.evaluate.goals import goal_details, group_record, group_results, sheet_record
+from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
+from vmat_diffusion.evaluate.delivery_results import complexity_of
+from vmat_diffusion.evaluate.goals import (
+    DeliveryResult,
+    delivery_record,
+    evaluate_delivery,
+    goal_details,
+    group_record,
+    group_results,
+    sheet_record,
+)
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
@@ -27,6 +37,7 @@ from vmat_diffusion.workflow.run_files import write_json
 from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.gamma import GammaResult
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.qa import Verdict
@@ -56,6 +67,23 @@ class SecondCheck:
     files: tuple[Path, ...]
     sheet: GoalSheet | None = None
 
+    @property
+    def delivery_results(self) -> tuple[DeliveryResult, ...]:
+        """The sheet's goals on the delivery, judged on the plan; none without a sheet."""
+        return evaluate_delivery(self.sheet, self.plan, self.machine) if self.sheet else ()
+
+    @property
+    def complexity(self) -> Complexity | None:
+        """The metrics of the plan, for the sheet's prescription or the case's or the plan's own."""
+        prescription = self.sheet.prescription if self.sheet else self.case.prescription
+        return complexity_of(self.plan, self.machine, prescription)
+
+    @property
+    def outside_published(self) -> tuple[str, ...]:
+        """Where the plan is more complex than published plans, a sentence each."""
+        found, site = self.complexity, self.sheet.site if self.sheet else self.case.site
+        return outside_ranges(found, site) if found else ()
+
     def summary(self) -> dict[str, Any]:
         """The object that `qa --json` prints."""
         return {
@@ -64,6 +92,9 @@ class SecondCheck:
             "verdict": self.verdict.summary(),
             "goals": [goal_details(r) for r in self.verdict.results],
             "groups": [group_record(g) for g in group_results(self.verdict.results)],
+            "delivery_goals": [delivery_record(r) for r in self.delivery_results],
+            "complexity": self.complexity.record() if self.complexity else None,
+            "outside_published": list(self.outside_published),
             "sheet": sheet_record(self.sheet) if self.sheet else None,
             "check": _plain(self.check),
             "files": [str(file) for file in self.files],

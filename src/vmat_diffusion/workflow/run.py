@@ -14,6 +14,9 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import (
+    DeliveryResult,
+    delivery_record,
+    evaluate_delivery,
     goal_details,
     goal_record,
     group_record,
@@ -127,6 +130,11 @@ class PlanRun:
         return self.judged.optimized.dose
 
     @property
+    def delivery_results(self) -> tuple[DeliveryResult, ...]:
+        """The sheet's goals on the delivery, judged on the plan."""
+        return evaluate_delivery(self.task.sheet, self.plan, self.task.machine)
+
+    @property
     def verdict(self) -> Verdict:
         """What the gate says of the plan."""
         return self.judged.verdict
@@ -164,6 +172,7 @@ class PlanRun:
             "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
             "groups": [group_record(g) for g in group_results(self.results)],
+            "delivery_goals": [delivery_record(r) for r in self.delivery_results],
             "remarks": list(self.task.sheet.remarks),
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),

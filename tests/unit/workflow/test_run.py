@@ -80,6 +80,7 @@ def test_summary_has_exactly_the_documented_keys(
     assert set(summary) == {
         "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
         "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
+        "delivery_goals",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {
         "goal", "structure", "value", "limit", "unit", "status", "missed", "group", "excused",
