@@ -85,7 +85,7 @@ def test_late_leaves_lie_between_where_they_were_and_where_they_go(
         assert np.array_equal(now.leaves_mm[0], was.leaves_mm[0])
         assert np.all(now.leaves_mm[:, 0] <= now.leaves_mm[:, 1] + 1e-9)
         time = timing(was, LIMITS).time_s
-        for k in np.flatnonzero(time > by_s):
+        for k in np.flatnonzero((time > by_s) & (was.mu > 0)):
             speed = (was.leaves_mm[k + 1] - was.leaves_mm[k]) / time[k]
             behind = was.leaves_mm[k + 1] - now.leaves_mm[k + 1]
             assert behind == pytest.approx(speed * by_s, abs=1e-9)
@@ -102,6 +102,22 @@ def test_leaves_that_stand_still_are_never_late(seed: int) -> None:
         ),
     )
     for was, now in zip(still.arcs, with_leaf_lag(still, 0.02, LIMITS).arcs, strict=True):
+        assert np.array_equal(now.leaves_mm, was.leaves_mm)
+
+
+@given(SEEDS)
+def test_a_beam_that_is_off_waits_for_the_leaves(seed: int) -> None:
+    """As in step and shoot: no leaf is late in a segment in which it stands still."""
+    before = plan(seed, static=True)
+    arcs = []
+    for arc in before.arcs:
+        shapes = np.repeat(arc.leaves_mm, 2, axis=0)
+        mu = np.ones(len(shapes) - 1)
+        mu[1::2] = 0.0
+        n = len(shapes)
+        arcs.append(replace(arc, gantry_deg=np.zeros(n), leaves_mm=shapes, jaws_mm=np.zeros((n, 4)), mu=mu))
+    before = replace(before, arcs=tuple(arcs))
+    for was, now in zip(before.arcs, with_leaf_lag(before, 0.02, LIMITS).arcs, strict=True):
         assert np.array_equal(now.leaves_mm, was.leaves_mm)
 
 

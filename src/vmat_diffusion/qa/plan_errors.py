@@ -42,12 +42,15 @@ def with_leaf_lag(plan: Plan, by_s: float, limits: Limits) -> Plan:
     """Every leaf where it should have been `by_s` seconds ago, at the plan's fastest pace.
 
     A leaf at speed v is v times `by_s` behind; one at rest is where it should be, and so is every leaf at the
-    start of a beam. Exact at control points; between them leaves move linearly.
+    start of a beam and after a segment without MU, as a beam that is off waits for the leaves. Exact at
+    control points; between them leaves move linearly.
     """
 
     def late(arc: Arc) -> Arc:
         moment = np.concatenate([[0.0], np.cumsum(timing(arc, limits, plan.dose_rate_mu_min).time_s)])
-        return replace(arc, leaves_mm=_at(arc.leaves_mm, moment, moment - by_s))
+        leaves = _at(arc.leaves_mm, moment, moment - by_s)
+        waited = np.append(True, arc.mu <= 0)
+        return replace(arc, leaves_mm=np.where(waited[:, None, None], arc.leaves_mm, leaves))
 
     return _every(plan, late)
 
