@@ -36,6 +36,7 @@ from vmat_diffusion.report.goals_table import (
     sheet_remarks,
 )
 from vmat_diffusion.report.planes import planes_figure, window_hu
+from vmat_diffusion.report.robustness_table import robustness_table
 
 # Leaf and jaw numbers in the beam table are rounded to what the linac console shows.
 _MM = "{:.1f}"
@@ -217,6 +218,7 @@ def _gate(
         "map": map_,
         "criteria": verdict.gamma.criteria if verdict.gamma else "",
         "dvh": both,
+        "robustness": robustness_table(verdict.robustness) if verdict.robustness else None,
         "engine": str(check.provenance.get("engine", "independent engine")) if check else "",
     }
 

@@ -90,6 +90,7 @@ class SecondCheck:
             "machine": self.machine.name,
             "mu": round(self.plan.total_mu, 2),
             "verdict": self.verdict.summary(),
+            "robustness": self.verdict.robustness.record() if self.verdict.robustness else None,
             "goals": [goal_details(r) for r in self.verdict.results],
             "groups": [group_record(g) for g in group_results(self.verdict.results)],
             "delivery_goals": [delivery_record(r) for r in self.delivery_results],
@@ -202,12 +203,12 @@ def second_check(
     cannot be read, which fails the check of the files. Raises InputError where the plan or the case cannot
     be read, a file does not exist or the machine cannot represent the plan.
     """
-    from vmat_diffusion.qa import PlanFiles, judge
+    from vmat_diffusion.qa import PlanFiles, judge, robustness_of, with_robustness
 
     settings, report = settings or QaSettings(), progress or silent
     require_apart(out, case_folder, plan_file, dose_file)
     asked = settings.uncertainty if settings.engine == "monte-carlo" else 0.0
-    limits = gate_limits(settings.gate, asked)
+    limits = gate_limits(settings.gate, asked, settings.robustness)
     if dose_file is None and settings.engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
@@ -230,6 +231,8 @@ def second_check(
         check = compute(plan, case, grid, progress=under_name(report, "check"))
         files = PlanFiles(plan_file, dose_file)
         verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
+        found = robustness_of(case, sheet, plan, linac, dose, progress=under_name(report, "robustness"))
+        verdict = with_robustness(verdict, found, stops=limits.robustness == "stop")
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)

@@ -180,6 +180,7 @@ class PlanRun:
             "complexity": self.complexity.record(),
             "violations": list(self.violations),
             "verdict": {**self.verdict.summary(), "corrected": self.corrected},
+            "robustness": self.verdict.robustness.record() if self.verdict.robustness else None,
             "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
@@ -218,7 +219,7 @@ def plan_case(
     ) as folder:
         with clock.stage("read"):
             task = _read(case_folder, settings)
-            gate = gate_limits(settings.gate, settings.uncertainty)
+            gate = gate_limits(settings.gate, settings.uncertainty, settings.robustness)
             improve, task, forced = _plan_to_improve(settings, task)
         prior = Prior()
         if settings.prior == "diffusion":

@@ -180,11 +180,12 @@ def judge_files(
     The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan
     becomes RP.dcm if every check passed, else it is removed; RD.dcm then refers to no plan. Until then both
     files are sealed. A plan that the machine cannot deliver is neither written nor recomputed; its dose is
-    written. Limits looser than the shipped ones are named in the plan's label.
+    written. What small errors of the linac do to the dose joins the verdict. Limits looser than the shipped
+    ones are named in the plan's label.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
     from vmat_diffusion.dicom.sealed import unseal
-    from vmat_diffusion.qa import PlanFiles, judge, release_plan
+    from vmat_diffusion.qa import PlanFiles, judge, release_plan, robustness_of, with_robustness
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
@@ -212,6 +213,9 @@ def judge_files(
         files=files,
         earlier_checks=earlier,
     )
+    # By the plan's own engine: a plan that the independent one corrects is asked anew.
+    found = robustness_of(case, sheet, plan, machine, dose, progress=progress)
+    verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
     if verdict.passed:
         release_plan(unjudged, plan_file, plan, case, verdict)
         unseal(unjudged_dose, dose_file)

@@ -78,6 +78,13 @@ GateFile = Annotated[
     Field(description="Limits of the gate: a TOML file such as `gate copy` prints."),
     Option(metavar="FILE"),
 ]
+RobustnessAction = Annotated[
+    Literal["warn", "stop"] | None,
+    Field(
+        description="What becomes of a plan that small errors of the linac change too much: by default what "
+        "the gate's limits say, which is warn."
+    ),
+]
 TrajectoryKind = Annotated[
     Literal["csv"] | None,
     Field(description="Also write the expected position of every axis over time, a file for each arc."),
@@ -136,6 +143,7 @@ class Search(Calculation):
     arcs: ArcCount = 2
     search_minutes: SearchMinutes = 5.0
     gate: GateFile = None
+    robustness: RobustnessAction = None
 
 
 @settings
@@ -254,6 +262,7 @@ class QaSettings(DoseSettings):
     goals: JudgedGoals = None
     conditions: Conditions = ()
     gate: GateFile = None
+    robustness: RobustnessAction = None
     shareable: Shareable = False
 
 
