@@ -71,7 +71,8 @@ def _best(goal: DeliveryGoal, sheet: GoalSheet, machine: Machine) -> tuple[float
     if goal.quantity == "MU":
         return open_mu, f"an open field needs {open_mu:.0f} MU/Gy at depth"
     if goal.quantity == "beam-on time":
-        arcs = int(sheet.plan.get("arcs", Settings.arcs))
+        stated = sheet.plan.get("arcs")
+        arcs = stated if isinstance(stated, int) else Settings.arcs  # a wrong one is refused by `plan`
         turn = _PARTIAL_DEG if {"arc_start_deg", "avoid_deg"} & set(sheet.plan) else _FULL_DEG
         turn = _PARTIAL_DEG if sheet.plan.get("span") == "partial" else turn
         turning, giving = arcs * turn / limits.gantry_speed_deg_s, 60 * open_mu * gy / limits.dose_rate_mu_min

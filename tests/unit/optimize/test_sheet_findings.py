@@ -249,6 +249,12 @@ def test_little_time_for_a_large_fraction_is_named() -> None:
     assert "2360 MU of an open field take 236 s" in finding.sentence
 
 
+def test_a_wrong_number_of_arcs_is_no_crash_here() -> None:
+    entry = '[[delivery]]\ngoal = "beam-on time <= 100 s"\npriority = 2\nsource = "t"\nseen = "chosen"\n'
+    (finding,) = sheet_findings_of(goals=entry, tables='[plan]\narcs = "two"')
+    assert "2 arcs of 356 deg" in finding.sentence
+
+
 def test_a_limit_of_delivery_without_a_source_is_named() -> None:
     (finding,) = sheet_findings_of(goals='[[delivery]]\ngoal = "MU <= 300 MU/Gy"\npriority = 2\n')
     assert (
