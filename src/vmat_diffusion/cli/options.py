@@ -40,7 +40,7 @@ _COMPUTING = (
         "demo",
         "influence",
     ),
-    *("reference-check", "tg119", "plans"),
+    *("reference-check", "tg119", "plans", "gap"),
 )
 _LEAST_GB = 1.5
 

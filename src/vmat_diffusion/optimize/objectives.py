@@ -234,6 +234,19 @@ class Objective:
         factor = self._factor_for(dose, self.weights.normalization_while_judging)
         return self.weighing.failed(self.terms, self._values(dose, factor))
 
+    def reached(self, dose: NDArray) -> dict[str, float | None]:
+        """The value of each goal, by its words, on relative dose scaled to the sheet's normalisation.
+
+        Physical, in the unit of the goal in Gy; None for a goal that has no value.
+        """
+        values = self._values(dose, self.factor_to_normalization(dose))
+        pairs = zip(self.terms, values, strict=True)
+        return {str(term.goal): value for term, value in pairs if not term.is_normalization}
+
+    def factor_to_normalization(self, dose: NDArray) -> float:
+        """By how much the sheet's normalisation multiplies a dose; 1 where it says nothing."""
+        return self._factor_for(dose, np.inf)
+
     def _normalized_for(self, dose: NDArray) -> Objective:
         """The objective with the normalisation factor of a dose, and that dose as the fixed one."""
         factor = self._factor_for(dose, self.weights.normalization_while_weighing)

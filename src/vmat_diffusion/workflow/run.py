@@ -52,6 +52,7 @@ from vmat_diffusion.workflow.search_and_check import (
     CANDIDATE_FOLDERS,
     JudgedPlan,
     PlanningTools,
+    measure,
     plan_folder,
     search_and_check,
 )
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
+    from vmat_diffusion.optimize.ideal import Yardstick
     from vmat_diffusion.qa import Verdict
 
 
@@ -99,7 +101,8 @@ class PlanRun:
     """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
 
     `results` are the goals on the plan's dose. `candidates` are the plans among which this one was chosen;
-    `before` says how the plan that the search started from met the goals.
+    `before` says how the plan that the search started from met the goals; `yardstick` what ideal fluence
+    makes of them, where that was asked for.
     """
 
     task: Task
@@ -111,6 +114,7 @@ class PlanRun:
     seconds: Mapping[str, float]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     before: GoalScore | None = None
+    yardstick: Yardstick | None = None
     candidates: tuple[Candidate, ...] = ()
     files: tuple[Path, ...] = ()
     peak_gb: float | None = None
@@ -160,6 +164,7 @@ class PlanRun:
         return {
             "outcome": self.outcome,
             "conflicts": list(self.conflicts),
+            "yardstick": self.yardstick.record() if self.yardstick else None,
             "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
             "groups": [group_record(g) for g in group_results(self.results)],
@@ -243,6 +248,9 @@ def plan_case(
         chosen, candidates = _choose(runs)
         if len(prior.doses) > 1:
             runs = [replace(run, candidates=candidates) for run in runs]
+        best = runs[chosen]
+        ideal = measure(task, best.judged, best.results, settings, clock=clock, tools=tools)
+        runs[chosen] = replace(best, yardstick=ideal)
         places = [plan_folder(folder, k, len(runs)) for k in range(len(runs))]
         for k, place in enumerate(places):
             home = out if k == chosen else out / place.name
@@ -393,6 +401,7 @@ def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
         history=[float(str(step["objective"])) for step in history if "objective" in step],
         seconds=run.seconds,
         candidates=[c.record() for c in run.candidates],
+        yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
     )
 
 

@@ -190,6 +190,13 @@ class PlanSettings(Search, TargetReading):
             description="Jaws follow the leaves or stay fixed during an arc; by default as the machine can."
         ),
     ] = None
+    yardstick: Annotated[
+        Literal["missed", "always", "never"],
+        Field(
+            description="Measure the plan against ideal fluence, 20 to 40 s beyond the search: where a goal "
+            "is missed, always or never."
+        ),
+    ] = "missed"
     normalize_gy: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Field(description="Dose of the goal sheet's normalisation in place of its own, Gy."),
