@@ -145,7 +145,7 @@ def benchmark_gap(
         require_apart(out, settings.data, settings.machine)
     report = progress or silent
     wanted = list(_wanted(settings))
-    asked = len(settings.cases) + (settings.count if settings.data else 0)
+    asked = len(settings.phantoms) + (settings.count if settings.data else 0)
     done: list[CaseGap] = []
     failed: list[Rejection] = []
     with kept_or_temporary(out) as folder:
@@ -193,7 +193,7 @@ def _wanted(settings: GapSettings) -> Iterator[_Wanted]:
     from vmat_diffusion.benchmark.tg119_cases import CASES
 
     machine = load_machine(settings.machine)
-    for name in settings.cases:
+    for name in settings.phantoms:
         case = CASES[name]
         yield name, case.phantom, case.goals, partial(_phantom_task, case, machine)
     if settings.data is None:

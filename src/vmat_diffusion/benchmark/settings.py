@@ -184,12 +184,16 @@ class Tg119Settings(Calculation):
 class GapSettings:
     """Which cases are planned and measured against ideal fluence, and how.
 
-    TG-119 cases by name, and `count` OpenKBP validation patients in `data` by number from `first` on.
+    TG-119 cases by name, and `count` OpenKBP validation patients in `data` by number from `first` on; all
+    five TG-119 cases where neither is named.
     """
 
     cases: Annotated[
         tuple[str, ...],
-        Field(description="TG-119 cases: multitarget, prostate, headneck, cshape_easy or cshape_hard."),
+        Field(
+            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
+            "neither a name nor --data is given."
+        ),
         Option(positional=True, metavar="NAME"),
     ] = ()
     data: Annotated[
@@ -213,8 +217,13 @@ class GapSettings:
         for name in self.cases:
             if name not in CASES:
                 raise InputError(f"benchmark gap: case {name!r} is not known; known are {', '.join(CASES)}")
-        if not self.cases and self.data is None:
-            raise InputError("benchmark gap: no case is named; name TG-119 cases or give --data")
+
+    @property
+    def phantoms(self) -> tuple[str, ...]:
+        """The TG-119 cases that are planned."""
+        from vmat_diffusion.benchmark.tg119_cases import CASES
+
+        return self.cases or (() if self.data else tuple(CASES))
 
     def of_plan(self, goals: str) -> dict[str, Any]:
         """What the plan of a case depends on."""

@@ -31,6 +31,7 @@ from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
+from vmat_diffusion.workflow.prior_file import prior_from_file, require_prior_file
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.recompute import plan_and_machine
@@ -207,7 +208,7 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
-    require_apart(out, case_folder, settings.improve)
+    require_apart(out, case_folder, settings.improve, settings.prior_file)
     with appearing_whole(
         out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, *CANDIDATE_FOLDERS)
     ) as folder:
@@ -215,7 +216,9 @@ def plan_case(
             task = _read(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty)
             improve, task, forced = _plan_to_improve(settings, task)
-        prior = Prior()
+            prior = Prior()
+            if settings.prior_file is not None:
+                prior = prior_from_file(settings.prior_file, task.case, task.sheet, force=settings.force)
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
@@ -238,7 +241,7 @@ def plan_case(
             task.machine,
             machine_file=settings.machine,
             folder=case_folder,
-            files=[Path(settings.improve) if settings.improve else None],
+            files=[Path(settings.improve) if settings.improve else None, settings.prior_file],
             plans=[improve],
             mapping=settings.mapping,
             shareable=settings.shareable,
@@ -264,6 +267,8 @@ def plan_case(
 
 def _read(case_folder: Path, settings: PlanSettings) -> Task:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
+    if settings.prior_file is not None:
+        require_prior_file(settings.prior_file)
     machine = load_machine(settings.machine)
     machine.require_beam()
     case, sheet = read_with_goals(case_folder, settings.goals, settings, settings.conditions)

@@ -116,8 +116,9 @@ def test_patients_come_by_number_and_those_without_ct_are_named(tmp_path: Path, 
         benchmark_gap(asked)
 
 
-def test_no_case_and_unknown_cases_are_refused() -> None:
-    with pytest.raises(InputError, match="no case is named"):
-        GapSettings()
+def test_without_a_name_all_phantoms_are_planned_and_unknown_ones_refused(tmp_path: Path) -> None:
+    assert len(GapSettings().phantoms) == 5
+    assert GapSettings(data=tmp_path).phantoms == ()
+    assert GapSettings(cases=("prostate",), data=tmp_path).phantoms == ("prostate",)
     with pytest.raises(InputError, match="case 'donut' is not known; known are"):
         GapSettings(cases=("donut",))
