@@ -27,6 +27,7 @@ SECTIONS = (
     patients.section,
     commands.tg119_section,
     commands.plans_section,
+    commands.gap_section,
     goal_forms.section,
     sites.section,
     beam.section,

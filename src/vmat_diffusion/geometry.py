@@ -90,6 +90,11 @@ class Grid:
         fractional = (np.asarray(points, float) - self.origin_mm) / self.spacing_mm
         return fractional[..., ::-1]
 
+    def holds(self, points: NDArray) -> NDArray[np.bool_]:
+        """Which points `(..., 3)` in mm lie in its voxels, borders included."""
+        index = self.index(points)
+        return np.all((index >= -0.5 - 1e-6) & (index <= np.array(self.shape) - 0.5 + 1e-6), axis=-1)
+
     def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same voxels, to within a tolerance."""
         return self.shape == other.shape and bool(
@@ -205,9 +210,8 @@ def resample_dose(values: NDArray, source: Grid, target: Grid) -> NDArray[np.flo
 
 def sample_dose(values: NDArray, grid: Grid, points: NDArray) -> NDArray[np.float64]:
     """Dose at points `(n, 3)` in mm, by the definition of `resample_dose`: what a report would read there."""
-    index = grid.index(points)
+    index, inside = grid.index(points), grid.holds(points)
     last = np.array(grid.shape) - 1
-    inside = np.all((index >= -0.5 - 1e-6) & (index <= last + 0.5 + 1e-6), axis=-1)
     within = np.clip(index, 0, last)
     below, above = np.floor(within + 1e-9).astype(int), np.ceil(within - 1e-9).astype(int)
     corners = [values[tuple(np.where(up, above, below).T)] for up in np.ndindex(2, 2, 2)]
@@ -280,8 +284,7 @@ def sample(values: NDArray, grid: Grid, points: NDArray, *, fill: float = 0.0) -
 
     The border value reaches half a voxel beyond the outermost centres, as in `resample`.
     """
-    index = grid.index(points)
-    inside = np.all((index >= -0.5 - 1e-6) & (index <= np.array(grid.shape) - 0.5 + 1e-6), axis=-1)
+    index, inside = grid.index(points), grid.holds(points)
     out = ndimage.map_coordinates(np.asarray(values, np.float64), index.T, order=1, mode="nearest")
     return np.where(inside, out, fill)
 

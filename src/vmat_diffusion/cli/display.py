@@ -150,6 +150,7 @@ def run_text(run: PlanRun) -> str:
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
         f"optimiser: {run.outcome.lower().replace('_', ' ')}",
         *(["\n".join(run.conflicts)] if run.conflicts else []),
+        *_far_from_ideal(run),
         *([f"The plan before: {run.before}"] if run.before else []),
         "Deliverable: no violations"
         if not run.violations
@@ -160,6 +161,12 @@ def run_text(run: PlanRun) -> str:
         "\n".join(str(file) for file in run.files),
     ]
     return "\n\n".join(parts)
+
+
+def _far_from_ideal(run: PlanRun) -> list[str]:
+    """What ideal fluence makes of the goals that the plan misses."""
+    missed = run.yardstick.missed if run.yardstick else ()
+    return ["\n".join(["How far from ideal:", *map(str, missed)])] if missed else []
 
 
 def _candidates(run: PlanRun) -> list[str]:

@@ -97,7 +97,7 @@ def _conflicts(sheet: GoalSheet, overlaps: _Overlaps | None) -> tuple[Conflict, 
             if physical.status(value) == "fail" and beyond:
                 worst = value, words
         if worst is not None:
-            best = _as_stated(goal, physical, worst[0], sheet)
+            best = as_stated(goal, physical, worst[0], sheet)
             found.append((goal, Conflict(goal, (worst[1],), proven=True, least=best)))
     spared = _needless(sheet, {str(goal) for goal, _ in found}, overlaps)
     return tuple(conflict for goal, conflict in found if str(goal) not in spared)
@@ -178,7 +178,7 @@ def _metric_known(metric: Metric) -> bool:
     return metric.result_unit != "cc" and metric.value_unit != "cc"
 
 
-def _as_stated(goal: Goal, physical: Goal, value: float, sheet: GoalSheet) -> float:
+def as_stated(goal: Goal, physical: Goal, value: float, sheet: GoalSheet) -> float:
     """A value of the goal in physical Gy in the unit of the goal as the sheet states it."""
     if goal.metric.is_dose_in_percent and physical.limit:
         return value * goal.limit / physical.limit

@@ -126,9 +126,22 @@ class OptimizedMaps:
 
 def optimize_maps(prepared: Prepared) -> OptimizedMaps:
     """The fluence maps at the middle of every sector."""
-    task = prepared.task
     sectors = cut_into_sectors(prepared.frames)
-    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], "fluence maps")
+    problem = fluence_problem(prepared, sectors, "fluence maps")
+    effort = min(prepared.task.settings.effort, _MOST_MAP_EFFORT)
+    maps, objective = optimize_fluence(
+        problem,
+        iterations=max(int(_MAP_EVALUATIONS * effort), _LEAST_MAP_EVALUATIONS),
+        progress=prepared.task.progress,
+    )
+    return OptimizedMaps(sectors, maps, objective)
+
+
+def fluence_problem(
+    prepared: Prepared, sectors: Sectors, stage: str, *, free: bool = False
+) -> FluenceProblem:
+    """The problem of the maps of some sectors; `free` for fluence that no leaves deliver."""
+    task = prepared.task
     bixels = open_bixels(
         sectors,
         target_points(task.case, task.targets),
@@ -137,7 +150,8 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
         patient_position=task.case.patient_position,
         sad_mm=task.machine.sad_mm,
     )
-    problem = FluenceProblem(
+    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], stage)
+    return FluenceProblem(
         prepared.objective_for_maps,
         sampled,
         prepared.model,
@@ -146,12 +160,8 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
         prepared.relative_per_mu,
         prepared.mu_price,
         _crossing(bixels, prepared),
+        free,
     )
-    evaluations = int(_MAP_EVALUATIONS * min(task.settings.effort, _MOST_MAP_EFFORT))
-    maps, objective = optimize_fluence(
-        problem, iterations=max(evaluations, _LEAST_MAP_EVALUATIONS), progress=task.progress
-    )
-    return OptimizedMaps(sectors, maps, objective)
 
 
 def _crossing(open_bixels: NDArray[np.bool_], prepared: Prepared) -> NDArray[np.float64]:

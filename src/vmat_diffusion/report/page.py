@@ -34,6 +34,7 @@ from vmat_diffusion.report.goals_table import (
     goals_without_value,
     pretty,
     sheet_remarks,
+    yardstick_table,
 )
 from vmat_diffusion.report.planes import planes_figure, window_hu
 from vmat_diffusion.report.robustness_table import robustness_table
@@ -59,6 +60,7 @@ def write_report(
     verdict: Verdict | None = None,
     check: Dose | None = None,
     candidates: Sequence[Mapping[str, Any]] = (),
+    yardstick: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of a plan and return its path; the file appears whole or not at all.
 
@@ -67,7 +69,7 @@ def write_report(
     `seconds` the time of each stage.
     `provenance` may nest: plain values become a table, the rest is shown as JSON. `verdict` is the
     gate's, and `check` the independent dose that it rests on. `candidates` are the records of the plans
-    among which this one was chosen.
+    among which this one was chosen, `yardstick` that of the goals on ideal fluence.
     """
     prescription = prescription or case.prescription
     shown = shown_dose(case, dose, results, prescription)
@@ -91,6 +93,7 @@ def write_report(
         statistics=[_statistics(s) for s in shown.structures],
         renamed=any(s.structure.alias not in ("", s.name) for s in shown.structures),
         candidates=candidates,
+        yardstick=yardstick_table(yardstick, shown.structures) if yardstick else None,
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
         provenance=_provenance(_resolved(plan, machine, dose, provenance)),

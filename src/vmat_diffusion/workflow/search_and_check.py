@@ -24,8 +24,9 @@ from vmat_diffusion.workflow.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from vmat_diffusion.evaluate.goals import GoalSheet
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.optimize import Optimized, Settings
+    from vmat_diffusion.optimize.ideal import Yardstick
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
 # Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
@@ -40,6 +41,10 @@ CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
 _CORRECTION_SHARE, _CORRECTIONS = 1 / 3, 2
 
 
+# The stage of a run in which its goals are measured against ideal fluence.
+YARDSTICK = "yardstick"
+
+
 class Optimizer(Protocol):
     """Searches a plan; the arguments are those of `vmat_diffusion.optimize.optimize`."""
 
@@ -52,6 +57,26 @@ def _own_optimizer(case: Case, sheet: GoalSheet, machine: Machine, **options: An
     from vmat_diffusion.optimize import optimize
 
     return optimize(case, sheet, machine, **options)
+
+
+def _ideal_fluence(
+    task: Task,
+    made: Optimized,
+    results: Sequence[GoalResult],
+    settings: PlanSettings,
+    progress: Progress,
+) -> Yardstick | None:
+    """What ideal fluence makes of the goals of a plan."""
+    from vmat_diffusion.optimize.ideal import yardstick
+
+    return yardstick(
+        task,
+        made,
+        results,
+        settings=optimizer_settings(settings, task.sheet, task.machine),
+        whole=settings.yardstick == "always",
+        progress=progress,
+    )
 
 
 def _monte_carlo(machine: Machine, settings: PlanSettings, correction: int) -> DoseEngine:
@@ -71,12 +96,16 @@ class PlanningTools:
 
     `check_engine(machine, settings, correction)` makes the independent engine for the first check
     (correction 0) and for those after corrections. `run_together(jobs, progress)` searches the candidates;
-    its default starts processes, which import `optimizer` by its name.
+    its default starts processes, which import `optimizer` by its name. `yardstick` measures a plan's goals
+    against ideal fluence.
     """
 
     optimizer: Optimizer = _own_optimizer
     check_engine: Callable[[Machine, PlanSettings, int], DoseEngine] = _monte_carlo
     run_together: Callable[[Sequence[Job], Progress], Sequence[Optimized | None]] = made_together
+    yardstick: Callable[[Task, Optimized, Sequence[GoalResult], PlanSettings, Progress], Yardstick | None] = (
+        _ideal_fluence
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +187,34 @@ def search_and_check(
         plans.append(replace(judged, first_verdict=first))
     _stop_unless_wanted([plan.optimized for plan in plans], keep_interrupted=keep_interrupted)
     return tuple(plans)
+
+
+def measure(
+    task: Task,
+    judged: JudgedPlan,
+    results: Sequence[GoalResult],
+    settings: PlanSettings,
+    *,
+    clock: Clock,
+    tools: PlanningTools | None = None,
+) -> Yardstick | None:
+    """What ideal fluence makes of the goals of a judged plan, where the settings ask for it; else None.
+
+    Not after Ctrl-C, unless it is always asked for: who ends a search does not wait. The time is beyond that
+    of the search.
+    """
+    made = judged.optimized
+    wanted = settings.yardstick == "always" or (
+        settings.yardstick == "missed"
+        and any(result.missed for result in results)
+        and made.outcome.name != "INTERRUPTED"
+    )
+    if not wanted:
+        return None
+    with clock.stage(YARDSTICK):
+        return (tools or PlanningTools()).yardstick(
+            task, made, results, settings, under_name(clock.report, YARDSTICK)
+        )
 
 
 def plan_folder(folder: Path, number: int, count: int) -> Path:

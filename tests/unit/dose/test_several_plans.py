@@ -14,7 +14,7 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.dose.delivery import exposures, jaw_box
 from vmat_diffusion.dose.pencil_beam import PencilBeam
 from vmat_diffusion.dose.pencil_beam.fluence import convolved_fluence, fluence_model
-from vmat_diffusion.dose.pencil_beam.sampled import sampled_dose
+from vmat_diffusion.dose.pencil_beam.sampled import sampled_doses
 from vmat_diffusion.dose.pencil_beam.several_plans import doses_of_plans
 from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.errors import PlanError
@@ -112,7 +112,7 @@ def test_a_small_gap_error_is_what_the_gradient_in_the_leaves_says() -> None:
     ).astype(float)
     exposed = exposures(plan, MACHINE)
     model = fluence_model(MACHINE, jaw_box(exposed), 1.5)
-    sampled = sampled_dose(MACHINE, density, points, exposed, model, isocenter_mm=plan.isocenter_mm)
+    (sampled,) = sampled_doses(MACHINE, density, points, exposed, [model], isocenter_mm=plan.isocenter_mm)
     leaves = torch.tensor(exposed.leaves_mm[..., model.rows], dtype=torch.float32, requires_grad=True)
     jaws, mu = (torch.tensor(a, dtype=torch.float32) for a in (exposed.jaws_mm, exposed.mu))
     mean = sampled.dose(convolved_fluence(model, leaves, jaws, mu)).mean()
