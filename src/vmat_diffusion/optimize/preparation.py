@@ -212,7 +212,7 @@ def prepare(task: PlanningTask) -> Prepared:
         density,
         full_dose,
         model,
-        split_models(machine, box, _NODES_MM),
+        split_models(machine, box, NODES_MM),
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
         objective_for_maps=objective.aiming_at(task.target, PointwiseAim),
