@@ -24,13 +24,21 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
-from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
+from vmat_diffusion.qa.dose_points import (
+    dose_points,
+    prescribed_doses,
+    regions,
+    scale_factor,
+    target_means,
+    voxels,
+)
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
-from vmat_diffusion.qa.outline import body_outline, contours_left_out
+from vmat_diffusion.qa.outline import body_outline, contours_left_out, outline_place
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
+_DOSE_GRID = "dose grid"
 _ROUNDING_MM = 1e-3  # spacings are read from decimal strings and differences of them
 
 
@@ -74,6 +82,7 @@ def judge(
         checks.append(warning("density overrides", ignored, ""))
     if (outline := body_outline(case)) is not None:
         checks.append(outline)
+    checks += outline_place(case, settings)
     if lost := contours_left_out(case):
         checks.append(warning("contours without an image", lost, ""))
     if files is not None:
@@ -99,7 +108,9 @@ def judge(
         checks.append(noise)
         if noise.undecided and near:
             engines = [c.left_open("the independent dose is too noisy") if c.fails else c for c in engines]
-    if all(c.passed for c in (*checks, *engines)):
+    engines += scale_factor(pair, settings)
+    # What a coarse grid leaves open is worth the cost all the same.
+    if all(c.passed or c.name == _DOSE_GRID for c in (*checks, *engines)):
         engines += _collimation(case, plan, machine, pair, settings)
     verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     sure = others_passed and near and not verdict.undecided
@@ -245,7 +256,7 @@ def _dose_grid(dose: Dose, check: Dose | None, settings: GateSettings) -> Check:
             f"; the limits of the gate hold up to {limit:g} mm: compute with --grid-mm {limit:g}, and export "
             "the dose of another planning system as finely"
         )
-    return Check("dose grid", fine, value, limit, "mm", why, undecided=not fine)
+    return Check(_DOSE_GRID, fine, value, limit, "mm", why, undecided=not fine)
 
 
 def _turned_couch(plan: Plan) -> list[str]:

@@ -40,7 +40,7 @@ from vmat_diffusion.jobs.case_states import (
 from vmat_diffusion.machine import Machine, load_machine, machine_names, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.workflow.coding import machine_code
+from vmat_diffusion.report.coding import machine_code
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import Simulation
 

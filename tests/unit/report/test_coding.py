@@ -29,8 +29,8 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.origin import uid_code, without_uids
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow import plan_case, second_check
-from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.predict import predict_case
 from vmat_diffusion.workflow.settings import PredictSettings, QaSettings, plan_settings
 from vmat_diffusion.workflow.trade_off import read_trade_off
