@@ -103,7 +103,7 @@ def test_real_plans_are_as_complex_as_published_ones(shared_data: Path, name: st
 def test_mu_of_real_plans_are_exchanged_where_their_doses_say_so(
     shared_data: Path, tmp_path: Path, name: str
 ) -> None:
-    """Eclipse, Ethos and Brainlab state BeamDose in proportion to the MU; Pinnacle and one beam do not tell."""
+    """Eclipse, Ethos and Brainlab state BeamDose in proportion to the MU; Pinnacle and Monaco do not."""
 
     def said(file: Path) -> list[str]:
         remarks = read_plan(file).provenance["remarks"]
