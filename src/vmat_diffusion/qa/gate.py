@@ -66,25 +66,8 @@ def judge(
     if looser := settings.looser():
         why = "the gate's limits are looser than the shipped ones: " + ", ".join(looser)
         checks.insert(0, warning(LOOSER_LIMITS, [why], ""))
-    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
-        checks.append(origin)
-    if said := plan_remarks(plan, machine):
-        checks.append(warning("plan file", said, ""))
-    if said := dose_remarks(dose):
-        checks.append(warning("dose file", said, ""))
-    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
-        checks.append(prescribed)
-    if turned := _turned_couch(plan):
-        checks.append(warning("couch", turned, ""))
-    if (numbers := ct_numbers(case)) is not None:
-        checks.append(numbers)
-    if ignored := ignored_overrides(case):
-        checks.append(warning("density overrides", ignored, ""))
-    if (outline := body_outline(case)) is not None:
-        checks.append(outline)
-    checks += outline_place(case, settings)
-    if lost := contours_left_out(case):
-        checks.append(warning("contours without an image", lost, ""))
+    checks += _said_of_files(case, sheet, plan, machine, dose)
+    checks += _said_of_case(case, settings)
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
@@ -115,6 +98,39 @@ def judge(
     verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     sure = others_passed and near and not verdict.undecided
     return replace(verdict, correctable=sure and not verdict.passed)
+
+
+def _said_of_files(
+    case: Case, sheet: GoalSheet | None, plan: Plan, machine: Machine, dose: Dose
+) -> list[Check]:
+    """Whether the files belong together, and what a person must know of them."""
+    out: list[Check] = []
+    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
+        out.append(origin)
+    if said := plan_remarks(plan, machine):
+        out.append(warning("plan file", said, ""))
+    if said := dose_remarks(dose):
+        out.append(warning("dose file", said, ""))
+    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
+        out.append(prescribed)
+    if turned := _turned_couch(plan):
+        out.append(warning("couch", turned, ""))
+    return out
+
+
+def _said_of_case(case: Case, settings: GateSettings) -> list[Check]:
+    """What a person must know of CT and structure set, and whether the body lies on the CT."""
+    out: list[Check] = []
+    if (numbers := ct_numbers(case)) is not None:
+        out.append(numbers)
+    if ignored := ignored_overrides(case):
+        out.append(warning("density overrides", ignored, ""))
+    if (outline := body_outline(case)) is not None:
+        out.append(outline)
+    out += outline_place(case, settings)
+    if lost := contours_left_out(case):
+        out.append(warning("contours without an image", lost, ""))
+    return out
 
 
 def _noise(pair: Compared, settings: GateSettings) -> Check | None:
