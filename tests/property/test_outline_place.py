@@ -12,6 +12,7 @@ from scipy import ndimage
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.body import body_from_ct
+from vmat_diffusion.geometry import subgrid
 from vmat_diffusion.phantom import PHANTOMS, phantom
 from vmat_diffusion.qa import GateSettings
 from vmat_diffusion.qa.outline import outline_place
@@ -82,6 +83,27 @@ def test_neither_masks_nor_couches_are_shifts(site: str) -> None:
             assert all(c.passed for c in places(worn)), [c.why for c in places(worn)]
     for thick_mm in (5.0, 30.0):
         assert all(c.passed for c in places(on_a_couch(case, thick_mm)))
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_body_that_the_scan_cuts_is_no_shift(site: str, axis: int) -> None:
+    """20 mm of the patient lie outside the CT on both sides."""
+    case = sheet_around(patient(site), 3.0, front_only=True)
+    used = np.flatnonzero(case.body.mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    spans = [slice(0, n) for n in case.grid.shape]
+    spans[axis] = slice(int(used[0]) + 8, int(used[-1]) - 7)
+    box = spans[0], spans[1], spans[2]
+    body = replace(case.body, mask=case.body.mask[box])
+    cut = replace(
+        case,
+        grid=subgrid(case.grid, box),
+        hu=case.hu[box],
+        structures={body.name: body},
+        prescription=None,
+        reference_dose=None,
+    )
+    assert len(places(cut)) == 2 and all(c.passed for c in places(cut)), [c.why for c in places(cut)]
 
 
 @pytest.mark.parametrize("site", SITES)
