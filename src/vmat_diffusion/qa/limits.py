@@ -36,6 +36,7 @@ class GateSettings:
     strict_action_percent: Annotated[float, Field(ge=90.0, le=100)] = 90.0
     peak_percent: Annotated[float, Field(ge=1.0, le=30.0)] = 20.0
     target_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    factor_percent: Annotated[float, Field(ge=0.1, le=5.0)] = 3.0
     target_dvh_percent: Annotated[float, Field(ge=0.1, le=5.0)] = 3.0
     organ_dvh_percent: Annotated[float, Field(ge=0.1, le=8.0)] = 4.0
     organ_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
@@ -45,6 +46,8 @@ class GateSettings:
     turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
     leaf_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    outline_shift_mm: Annotated[float, Field(ge=0.5, le=3.0)] = 2.0
+    outline_side_mm: Annotated[float, Field(ge=1.0, le=8.0)] = 4.0
     grid_mm: Annotated[float, Field(ge=0.5, le=4.0)] = 3.0
     target_outside_percent: Annotated[float, Field(ge=0, le=1.0)] = 0.0
     body_outside_percent: Annotated[float, Field(ge=0, le=5.0)] = 1.0

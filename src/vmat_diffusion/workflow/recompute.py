@@ -30,7 +30,7 @@ from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
-from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
 from vmat_diffusion.workflow.run_files import write_json

@@ -31,7 +31,7 @@ from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
-from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of

@@ -336,10 +336,11 @@ class Simulation:
     """How every patient of a data set is planned.
 
     Without `search_minutes` plans depend on the seed alone, not on the clock. `spacing_mm` (x, y, z) is the
-    grid of synthetic patients.
+    grid of synthetic patients. Each drawn goal sheet takes those of the `conditions` that it knows.
     """
 
     machine: MachineName = "generic_6mv"
+    conditions: Conditions = ()
     seed: Seed = 0
     grid_mm: GridMm = 3.0
     effort: Annotated[
