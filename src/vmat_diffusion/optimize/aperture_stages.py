@@ -30,8 +30,8 @@ from vmat_diffusion.optimize.preparation import Prepared
 # From coarse to fine: coarse stages move whole openings, which fine ones cannot.
 FROM_MAPS = (
     Stage("apertures", 3, 150, 8.0, 1.5, 0.16, adapt_every=15, time_share=0.4),
-    Stage("refine", 2, 60, 4.0, 0.8, 0.08, adapt_every=15, time_share=0.6),
-    Stage("finish", 1, 25, 1.0, 0.15, 0.04, adapt_every=6, time_share=0.8),
+    Stage("refine", 2, 60, 4.0, 0.8, 0.08, adapt_every=10, time_share=0.6),
+    Stage("finish", 1, 30, 1.0, 0.15, 0.04, adapt_every=5, time_share=0.8),
 )
 # The apertures of a plan that exists are too good for coarse steps.
 FROM_PLAN = (Stage("improve", 1, 120, 1.2, 0.15, 0.04, adapt_every=15, time_share=0.8),)
