@@ -134,14 +134,6 @@ class Mlc:
         if self.tongue_mm and self.tongue_transmission < self.transmission:
             raise ValueError("tongue_transmission must be at least the transmission of a whole leaf")
 
-    @property
-    def tongue_shade(self) -> float:
-        """What a tongue takes from an open strip whose neighbour is open as well and closes: 1 - 2 t + T.
-
-        Half of it is missing, against the mean of both leaves, where one alone is open.
-        """
-        return 1.0 - 2.0 * self.tongue_transmission + self.transmission
-
     def gap_offset_of(self, position_mm: NDArray) -> NDArray[np.float64]:
         """The gap offset in mm of leaf ends at these positions."""
         if not self.gap_growth_mm:

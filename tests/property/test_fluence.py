@@ -102,8 +102,9 @@ def test_fluence_is_proportional_to_mu() -> None:
 def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float, tongues: bool) -> None:
     """400 still apertures at the middles of equal parts of the motion.
 
-    Where edges of neighbours pass each other, what both leave open has the right mean, not the right shape:
-    0.3 % of the fluence, in the strip of the tongue.
+    Where edges of neighbours pass each other, what both leave open has the right mean, not the right shape, and
+    is too small where both are apart for a part of the time: here, where all edges move at random, up to 3 % of
+    the fluence at a node beside a boundary, 0.1 % in the mean.
     """
     leaves, jaws, mu = apertures(4, motion_mm, n=1)
     jaws = jaws[:, :1].expand(-1, 2, -1)
@@ -114,7 +115,8 @@ def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float, tongu
     brute = convolved_fluence(
         model, still.expand(-1, 2, -1, -1), jaws.expand(400, -1, -1), mu.expand(400)
     ).mean(0)
-    assert torch.allclose(moving[0], brute, atol=(4e-3 if tongues else 5e-5) * float(mu))
+    apart = (moving[0] - brute).abs() / mu
+    assert float(apart.max()) < (4e-2 if tongues else 5e-5) and float(apart.mean()) < 1e-3
 
 
 def test_blurred_aperture_equals_a_blurred_raster() -> None:

@@ -64,7 +64,7 @@ class FluenceModel:
     """What turns apertures of one machine into convolved fluence on fixed nodes.
 
     It holds the beam's `kernels`, all or neighbouring ones of them, of widths `sigma_mm`. Only the leaf
-    `rows` that the jaw box touches are kept; `reach_mm` is half the width of the box.
+    `rows` that the jaw box touches, with their tongues, are kept; `reach_mm` is half the width of the box.
     Interpolating between nodes blurs like a Gaussian of variance h^2/6 (triangle of half width h), so the
     kernels are narrowed by as much before sampling.
     """
@@ -107,8 +107,10 @@ def fluence_model(
     beyond = _FALL_OFF * float(sigma.max())
     margin = max(2 * step_mm, _PENUMBRA_MM)
     edges = machine.row_edges_mm()
-    first = int(np.clip(np.searchsorted(edges, y1 + 1e-6, "right") - 1, 0, len(edges) - 2))
-    last = int(np.clip(np.searchsorted(edges, y2 - 1e-6, "left"), first + 1, len(edges) - 1))
+    # A row behind the jaw shades the one before it where its tongue reaches past the jaw.
+    overlap = machine.mlc.tongue_mm / 2
+    first = int(np.clip(np.searchsorted(edges, y1 - overlap + 1e-6, "right") - 1, 0, len(edges) - 2))
+    last = int(np.clip(np.searchsorted(edges, y2 + overlap - 1e-6, "left"), first + 1, len(edges) - 1))
     return FluenceModel(
         rows=slice(first, last),
         row_edges_mm=edges[first : last + 1],
@@ -283,7 +285,8 @@ class JawParts:
 
     `leaked[n, kernels, rows, u]` is the fluence through the leaves between the X jaws;
     `shares[n, kernels, v, strips]` how much of each strip, cut by the Y jaws, reaches each node: the leaf
-    rows, and after them the tongues at the boundaries between rows, where the machine has tongues.
+    rows, and after them, where the machine has tongues, the halves of the tongues' strips below and above each
+    boundary between rows.
     """
 
     leaked: Tensor
@@ -298,8 +301,9 @@ def jaw_parts(model: FluenceModel, jaws_mm: Tensor) -> JawParts:
     shares = row_shares(model, y1_mm, y2_mm)
     if model.mlc.tongue_mm:
         inner, half = model.row_edges_mm[1:-1], model.mlc.tongue_mm / 2
-        tongues = _strip_shares(model, (inner - half, inner + half), y1_mm, y2_mm)
-        shares = torch.cat([shares, tongues], dim=-1)
+        below, above = (inner - half, inner), (inner, inner + half)
+        halves = [_strip_shares(model, edges, y1_mm, y2_mm) for edges in (below, above)]
+        shares = torch.cat([shares, *halves], dim=-1)
     return JawParts(model.mlc.transmission * between.expand(-1, -1, rows, -1), shares)
 
 
@@ -323,9 +327,20 @@ def convolved_fluence(
     seen = opening(seen_mm, *model.across)
     strips = torch.add(fixed.leaked, seen[:, :, :rows], alpha=1 - model.mlc.transmission)
     if model.mlc.tongue_mm:
-        apart = seen[:, :, rows:] - (seen[:, :, : rows - 1] + seen[:, :, 1:rows]) / 2
-        strips = torch.cat([strips, model.mlc.tongue_shade * apart], dim=2)
+        strips = torch.cat([strips, *_tongues(model.mlc, seen[:, :, :rows], seen[:, :, rows:])], dim=2)
     return torch.matmul(fixed.shares, strips * mu[:, None, None, None]).permute(0, 2, 3, 1).contiguous()
+
+
+def _tongues(mlc: Mlc, own: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
+    """What tongues change in the strips below and above each boundary, against rows without tongues.
+
+    Of the fluence `own[n, kernels, rows, u]` that rows leave open and `common[n, kernels, rows - 1, u]` that
+    both neighbours do: what one row alone leaves open passes through the tongue of the other in its own half
+    of the strip, and through its own tongue in the half of the other.
+    """
+    shaded, let_through = 1 - mlc.tongue_transmission, mlc.tongue_transmission - mlc.transmission
+    low, high = own[:, :, :-1] - common, own[:, :, 1:] - common
+    return let_through * high - shaded * low, let_through * low - shaded * high
 
 
 def _widened(mlc: Mlc, leaves_mm: Tensor) -> Tensor:
