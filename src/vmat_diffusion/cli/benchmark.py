@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from vmat_diffusion.benchmark.settings import BenchmarkSettings, OpenkbpFolder, Tg119Settings
+from vmat_diffusion.benchmark.settings import (
+    BenchmarkSettings,
+    OpenkbpFolder,
+    Tg119Settings,
+    TradeSettings,
+)
 from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, Overwrite, Working
 from vmat_diffusion.cli.options import keywords, part
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
+    from vmat_diffusion.benchmark.trade import TradeResult
 
 
 @settings
@@ -273,4 +279,35 @@ def _plans_text(done: PlansResult) -> str:
         if those:
             cells = [[r.case, r.reason, r.remedy] for r in those]
             parts.append(f"{title}\n" + table(["patient", "reason", "remedy"], cells, left=3))
+    return "\n\n".join(parts)
+
+
+@settings
+class TradeOptions(TradeSettings, Working):
+    """What `benchmark trade` takes."""
+
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a folder for tables and the plot, where a stopped run goes on."),
+        TO_FOLDER,
+    ] = None
+    overwrite: Overwrite = False
+
+
+def benchmark_trade(options: TradeOptions) -> None:
+    """Search plans at several limits of MU per Gy: quality against MU; run again to go on after a stop."""
+    from vmat_diffusion.benchmark.trade import benchmark_trade as run
+
+    asked = TradeSettings(**part(TradeSettings, options))
+    with work_shown(options) as progress:
+        done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _trade_text(done))
+
+
+def _trade_text(done: TradeResult) -> str:
+    from vmat_diffusion.benchmark.trade_tables import sentences, tables
+
+    summary = done.summary()
+    parts = ["\n".join(sentences(summary))]
+    parts += [f"{title}\n{table(header, rows, left=2)}" for title, header, rows in tables(summary)]
     return "\n\n".join(parts)

@@ -145,8 +145,7 @@ class FluenceProblem:
         # The magnitude of the step, rounded off at 0.
         rise = (step.square() + 0.01).sqrt() - 0.1
         value = objective(dose) + _RISE_PENALTY * rise.sum() / len(self.open_bixels)
-        if self.mu_price.limit_mu_per_gy is not None:
-            value = value + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
+        value = value + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
         value.backward()
         assert mu.grad is not None
         gradient = mu.grad.numpy().ravel()[np.flatnonzero(self.open_bixels.ravel())]

@@ -51,6 +51,7 @@ CALLS: Mapping[str, str] = {
     "benchmark openkbp": "--data {patients?}",
     "benchmark tg119": "tg119_cshape --out OUT --gate {gate?}",
     "benchmark plans": "--data {patients?} --count 1 --out OUT",
+    "benchmark trade": "--data {patients?} --count 1 --out OUT",
 }
 # Commands without a place for a file or folder.
 WITHOUT = {"demo", "machine list", "goals list", "mapping list", "gate list"}
