@@ -2,6 +2,7 @@
 
     vmat-diffusion benchmark tg119 --json > FILE         and  python benchmarks/commands.py tg119 FILE
     vmat-diffusion benchmark plans --data D --out DIR    and  python benchmarks/commands.py plans DIR
+    vmat-diffusion benchmark gap ... --json > FILE       and  python benchmarks/commands.py gap FILE
     vmat-diffusion benchmark openkbp --data D --out FILE and  python benchmarks/commands.py openkbp FILE
 
 TG-119 cases that FILE does not hold keep their figures. Nothing of single patients of OpenKBP is kept.
@@ -99,6 +100,30 @@ def plans_section() -> Iterator[str]:
     yield f"Measured on {kept['date']} on {kept['machine']}. {kept['remark']}".rstrip()
 
 
+def gap_section() -> Iterator[str]:
+    """What plans lose between ideal fluence and leaves; none without figures."""
+    kept = load("gap")
+    if not kept:
+        return
+    yield ""
+    yield "## From ideal fluence to leaves"
+    yield ""
+    yield "[Free fluence](optimiser.md#how-far-from-ideal) of 36 directions, that of the arcs' sectors,"
+    yield "the priced fluence maps, and the plan, in Gy at the same points; what each step takes of the gap."
+    yield "Patients are OpenKBP validation patients. `vmat-diffusion benchmark gap` measures it."
+    yield ""
+    steps = " | ".join(f"{name}, %" for name in kept["losses"])
+    yield f"| | ideal | free sectors | priced maps | plan | gap | {steps} |"
+    yield "|---|" + "---:|" * 8
+    for name, gaps in kept["gaps"].items():
+        for gap in gaps:
+            values = " | ".join(f"{value:.1f}" for value in gap["values"])
+            shares = " | ".join(f"{share:.0f}" for share in gap["percent"] or ()) or " | | "
+            yield f"| {name}: {gap['what']} | {values} | {gap['gap']:+.1f} | {shares} |"
+    yield ""
+    yield f"Measured on {kept['date']} on {kept['machine']}."
+
+
 def interval(found: Mapping[str, Any]) -> str:
     """A value with its 95 % interval."""
     low, high = found["low"], found["high"]
@@ -180,6 +205,15 @@ def keep_plans(folder: Path, remark: str) -> None:
     save("clinical", stamp() | {"tables": tables, "remark": remark})
 
 
+def keep_gap(found: Mapping[str, Any]) -> None:
+    """Keep the object that `benchmark gap --json` prints: phantoms by name, patients as means over all."""
+    phantoms = {case["id"]: case["gaps"] for case in found["cases"] if case["id"] in CASES}
+    gaps = load("gap").get("gaps", {}) | phantoms
+    if found["pooled"]:
+        gaps["patients"] = found["pooled"]
+    save("gap", {"losses": found["losses"], "gaps": gaps} | stamp())
+
+
 def keep_openkbp(found: Mapping[str, Any]) -> None:
     """Keep the object that `benchmark openkbp --out` wrote, without single patients."""
     kept = {key: value for key, value in found.items() if key not in _OF_PATIENTS}
@@ -192,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("tg119", "plans", "openkbp"))
+    parser.add_argument("command", choices=("tg119", "plans", "gap", "openkbp"))
     parser.add_argument("found", type=Path, help="the file, or for plans the folder, that it wrote")
     parser.add_argument("--remark", default="", help="what a reader must know of this run of plans")
     given = parser.parse_args()
@@ -202,6 +236,9 @@ def main() -> None:
     elif given.command == "plans":
         keep_plans(given.found, given.remark)
         print("\n".join(plans_section()))
+    elif given.command == "gap":
+        keep_gap(load_file(given.found))
+        print("\n".join(gap_section()))
     else:
         keep_openkbp(load_file(given.found))
         print("\n".join(openkbp_section()))

@@ -29,6 +29,7 @@ SECTIONS = (
     commands.tg119_section,
     commands.plans_section,
     trade.section,
+    commands.gap_section,
     goal_forms.section,
     sites.section,
     beam.section,

@@ -51,7 +51,10 @@ class StandIn:
 
     def __init__(self) -> None:
         self.tools = PlanningTools(
-            self.optimize, lambda machine, settings, correction: self._engine, _in_turn
+            self.optimize,
+            lambda machine, settings, correction: self._engine,
+            _in_turn,
+            yardstick=lambda task, made, results, settings, progress: None,
         )
         self()
 

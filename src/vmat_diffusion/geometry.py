@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, make_interp_spline
 
 from vmat_diffusion.errors import CaseError, PlanError
 
@@ -89,6 +89,11 @@ class Grid:
         """Fractional indices `(z, y, x)` of points `(..., 3)` given as `(x, y, z)` in mm."""
         fractional = (np.asarray(points, float) - self.origin_mm) / self.spacing_mm
         return fractional[..., ::-1]
+
+    def holds(self, points: NDArray) -> NDArray[np.bool_]:
+        """Which points `(..., 3)` in mm lie in its voxels, borders included."""
+        index = self.index(points)
+        return np.all((index >= -0.5 - 1e-6) & (index <= np.array(self.shape) - 0.5 + 1e-6), axis=-1)
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same voxels, to within a tolerance."""
@@ -188,8 +193,7 @@ def resample_dose(values: NDArray, source: Grid, target: Grid) -> NDArray[np.flo
     for axis in range(3):
         k, n = 2 - axis, source.shape[axis]
         position = (target.axes_mm[k] - source.origin_mm[k]) / source.spacing_mm[k]
-        within = np.clip(position, 0, n - 1)
-        below, above = np.floor(within + 1e-9).astype(int), np.ceil(within - 1e-9).astype(int)
+        inside, within, below, above = _between(position, n)
         # A spline's weights fall by 3.7 for each point away; those beyond 12 points are lost in rounding.
         first, last = max(int(below.min()) - 12, 0), min(int(above.max()) + 13, n)
         weights = _spline_weights(n, within)[:, first:last]
@@ -197,41 +201,48 @@ def resample_dose(values: NDArray, source: Grid, target: Grid) -> NDArray[np.flo
         out = np.moveaxis(np.tensordot(weights, part, axes=(1, axis)), 0, axis)
         low = np.minimum(np.take(low, below, axis), np.take(low, above, axis))
         high = np.maximum(np.take(high, below, axis), np.take(high, above, axis))
-        outside = (position < -0.5 - 1e-6) | (position > n - 0.5 + 1e-6)
         for part in (out, low, high):
-            part[(slice(None),) * axis + (outside,)] = 0.0
+            part[(slice(None),) * axis + (~inside,)] = 0.0
     return np.clip(out, low, high)
 
 
 def sample_dose(values: NDArray, grid: Grid, points: NDArray) -> NDArray[np.float64]:
     """Dose at points `(n, 3)` in mm, by the definition of `resample_dose`: what a report would read there."""
-    index = grid.index(points)
-    last = np.array(grid.shape) - 1
-    inside = np.all((index >= -0.5 - 1e-6) & (index <= last + 0.5 + 1e-6), axis=-1)
-    within = np.clip(index, 0, last)
-    below, above = np.floor(within + 1e-9).astype(int), np.ceil(within - 1e-9).astype(int)
+    inside, within, below, above = _between(grid.index(points), np.array(grid.shape))
     corners = [values[tuple(np.where(up, above, below).T)] for up in np.ndindex(2, 2, 2)]
     coefficients, near = np.asarray(values, np.float64), []
-    for axis, count in enumerate(grid.shape):
-        degree = min(3, count - 1)
-        spline = make_interp_spline(np.arange(count), np.moveaxis(coefficients, axis, 0), k=degree)
+    for axis in range(3):
+        spline = _spline(np.moveaxis(coefficients, axis, 0))
         coefficients = np.moveaxis(spline.c, 0, axis)
-        basis = spline.design_matrix(within[:, axis], spline.t, degree)
-        near.append((basis.indices.reshape(-1, degree + 1), basis.data.reshape(-1, degree + 1)))
+        basis = spline.design_matrix(within[:, axis], spline.t, spline.k)
+        near.append((basis.indices.reshape(-1, spline.k + 1), basis.data.reshape(-1, spline.k + 1)))
     out = np.zeros(len(points))
     for part in np.ndindex(*(where.shape[1] for where, _ in near)):
         at = tuple(where[:, k] for (where, _), k in zip(near, part, strict=True))
         weight = np.prod([share[:, k] for (_, share), k in zip(near, part, strict=True)], axis=0)
         out += weight * coefficients[at]
-    return np.where(inside, np.clip(out, np.min(corners, axis=0), np.max(corners, axis=0)), 0.0)
+    held = np.clip(out, np.min(corners, axis=0), np.max(corners, axis=0))
+    return np.where(inside.all(axis=-1), held, 0.0)
+
+
+def _between(position: NDArray, count: int | NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Where indices lie among points 0 to `count - 1`: whether a dose is there, the place, its neighbours."""
+    inside = (position >= -0.5 - 1e-6) & (position <= count - 0.5 + 1e-6)
+    within = np.clip(position, 0, count - 1)
+    below, above = np.floor(within + 1e-9).astype(int), np.ceil(within - 1e-9).astype(int)
+    return inside, within, below, above
+
+
+def _spline(values: NDArray) -> BSpline:
+    """The cubic spline through values at 0, 1, 2 ... along the first axis; of a lower degree through few."""
+    return make_interp_spline(np.arange(len(values)), values, k=min(3, len(values) - 1))
 
 
 def _spline_weights(count: int, position: NDArray) -> NDArray[np.float32]:
     """Weights `[position, point]` of the cubic spline through `count` points at 0, 1, 2 ..."""
     if count == 1:
         return np.ones((len(position), 1), np.float32)
-    spline = make_interp_spline(np.arange(count), np.eye(count), k=min(3, count - 1))
-    return spline(position).astype(np.float32)  # type: ignore[no-any-return]
+    return _spline(np.eye(count))(position).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def average_onto(values: NDArray, source: Grid, target: Grid, *, fill: float = 0.0) -> NDArray[np.float32]:
@@ -280,8 +291,7 @@ def sample(values: NDArray, grid: Grid, points: NDArray, *, fill: float = 0.0) -
 
     The border value reaches half a voxel beyond the outermost centres, as in `resample`.
     """
-    index = grid.index(points)
-    inside = np.all((index >= -0.5 - 1e-6) & (index <= np.array(grid.shape) - 0.5 + 1e-6), axis=-1)
+    index, inside = grid.index(points), grid.holds(points)
     out = ndimage.map_coordinates(np.asarray(values, np.float64), index.T, order=1, mode="nearest")
     return np.where(inside, out, fill)
 

@@ -97,3 +97,25 @@ def test_real_plans_are_as_complex_as_published_ones(shared_data: Path, name: st
     assert 0.1 < found.mcs < 0.4 and 5 < found.mean_area_cm2 < 70
     assert 0.05 < found.edge_per_mm < 0.15 and found.small_5mm < found.small_10mm < 0.4
     assert 150 < found.leaf_travel_mm < 700 and 0.4 < found.leaf_travel_mm_deg < 2.0
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_mu_of_real_plans_are_exchanged_where_their_doses_say_so(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    """Eclipse, Ethos and Brainlab state BeamDose in proportion to the MU; Pinnacle and Monaco do not."""
+
+    def said(file: Path) -> list[str]:
+        remarks = read_plan(file).provenance["remarks"]
+        assert isinstance(remarks, tuple)
+        return [remark for remark in remarks if "exchanged" in remark]
+
+    file = shared_data / "rtplans" / f"{name}.dcm"
+    assert not said(file)
+    data = pydicom.dcmread(file)
+    group = data.FractionGroupSequence[0].ReferencedBeamSequence
+    stated = [item for item in group if item.get("BeamMeterset") and item.get("BeamDose")]
+    for item, mu in zip(stated, [i.BeamMeterset for i in stated][::-1], strict=True):
+        item.BeamMeterset = mu
+    data.save_as(tmp_path / "exchanged.dcm")
+    assert bool(said(tmp_path / "exchanged.dcm")) == name.startswith(("eclipse", "brainlab"))

@@ -12,7 +12,7 @@ from small_case import open_arc
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.qa import GateSettings, Verdict, judge
+from vmat_diffusion.qa import GateSettings, Outcome, Verdict, judge
 from vmat_diffusion.qa.agreement import Compared, gammas
 from vmat_diffusion.qa.dose_points import voxels
 from vmat_diffusion.qa.motion import fitted_motion
@@ -73,6 +73,22 @@ def moved(dose: Dose, shift_mm: np.ndarray, turn_deg: float, axis: int) -> Dose:
 def test_noise_alone_fails_nothing(seed: int) -> None:
     verdict = verdict_on(planned(), noisy(planned(), np.random.default_rng(seed)))
     assert verdict.passed, [(c.name, c.value, c.why) for c in verdict.checks if not c.passed]
+
+
+@pytest.mark.parametrize("seed", RUNS)
+def test_wrong_mu_fail_even_where_the_noise_leaves_the_rest_open(seed: int) -> None:
+    """5 to 15 % of MU too many or too few, with 3.5 to 6 % of noise; right MU stay inconclusive."""
+    rng = np.random.default_rng(seed)
+    percent = rng.uniform(3.5, 6.0)
+    factor = 1.0 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.15)
+    wrong = replace(planned(), gy=planned().gy * np.float32(factor))
+    assert "factor between the doses" in {
+        c.name for c in verdict_on(planned(), noisy(wrong, rng, percent)).failed
+    }
+    right = verdict_on(planned(), noisy(planned(), rng, percent))
+    (found,) = (c for c in right.checks if c.name == "factor between the doses")
+    assert found.passed and found.value is not None and abs(found.value) < 1.0
+    assert right.outcome is Outcome.INCONCLUSIVE, [(c.name, c.value) for c in right.checks if not c.passed]
 
 
 @pytest.mark.parametrize("seed", RUNS)

@@ -122,3 +122,29 @@ def test_without_weight_or_aims_there_is_no_pull() -> None:
     _, _, wanted = aims(GOALS)
     assert goal_guidance(wanted, 0.0, 1.5) is None
     assert goal_guidance((), 1.0, 1.5) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_doses_in_percent_pull_as_the_same_doses_in_gy(seed: int) -> None:
+    """100 % is the prescription of the target; of an organ it is the highest of the sheet."""
+    rng = np.random.default_rng(seed)
+    first, second, third, share = (round(float(v), 1) for v in rng.uniform(20, 110, 4))
+    percent = {
+        "PTV_70": [f"D95%[%] >= {first} %", f"D2%[%] <= {second} %", f"V{third}% >= {min(share, 99.0)} %"],
+        "Parotid_L": [f"mean[%] <= {first} %", f"D0.03cc[%] <= {second} %"],
+    }
+    in_gy = {
+        "PTV_70": [
+            f"D95% >= {0.7 * first:.4f} Gy",
+            f"D2% <= {0.7 * second:.4f} Gy",
+            f"V{0.7 * third:.4f}Gy >= {min(share, 99.0)} %",
+        ],
+        "Parotid_L": [f"mean <= {0.7 * first:.4f} Gy", f"D0.03cc <= {0.7 * second:.4f} Gy"],
+    }
+    _, encoded, wanted = aims(percent)
+    _, _, same = aims(in_gy)
+    assert len(wanted) == len(same) == 5
+    for a, b in zip(wanted, same, strict=True):
+        assert (a.count, a.at_least) == (b.count, b.at_least) and a.limit_gy == pytest.approx(b.limit_gy)
+    gy = torch.tensor(rng.uniform(10, 80, encoded.mask.shape))
+    assert float(shortfall(gy, wanted)) == pytest.approx(float(shortfall(gy, same)), rel=1e-5)

@@ -32,8 +32,8 @@ ALLOWED = {
     "targets_extent_mm volumes_cc": "the schema of a case's state",
     "eps lr": "the schema of an optimiser's state in a checkpoint",
     "shift_sigma_mm turn_sigma_deg": "standard errors of the motion between two doses, for its tests",
-    "edge_per_mm leaf_travel_mm leaf_travel_mm_deg mean_area_cm2 mean_dose_rate_mu_min": "complexity",
-    "mean_gantry_speed_deg_s mu_per_gy small_10mm small_5mm": "complexity",
+    "edge_per_mm leaf_travel_mm leaf_travel_mm_deg mean_area_cm2 small_10mm small_5mm": "complexity",
+    "beam_on_s leaf_motion_mm_deg mean_gap_mm mean_gantry_speed_deg_s smallest_gap_mm": "complexity",
     "cax_diff_pct gamma_2_2 gamma_3_3 max_diff_pct mean_diff_pct noise_pct": "a reference dose",
     # Attributes that another package reads.
     "preamble": "pydicom",

@@ -62,6 +62,11 @@ class PlansSettings:
     def __post_init__(self) -> None:
         if self.cases < 1:
             raise InputError(f"benchmark plans: {self.cases} cases are none; ask for 1 or more")
+        if self.plan.prior_file is not None:
+            raise InputError(
+                f"benchmark plans: the prior {self.plan.prior_file.name} is the dose of one patient; give "
+                "--prior goals or --prior diffusion"
+            )
         if self.plan.goals != GOALS:
             raise InputError(
                 f"benchmark plans: the goal sheet {self.plan.goals} is not that of OpenKBP; give {GOALS}"

@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
+    ArcCount,
     Calculation,
     CheckMinutes,
     GateFile,
+    GridMm,
     MachineName,
     PlanSettings,
     SearchMinutes,
@@ -208,7 +210,54 @@ class Tg119Settings(Calculation):
     def of_plan(self, case: Tg119Case) -> PlanSettings:
         """The settings of one case's plan."""
         own = {name: value for name, value in asdict(self).items() if name != "cases"}
-        return plan_settings(goals=case.goals, **own)
+        return plan_settings(goals=case.goals, yardstick="never", **own)
+
+
+@settings
+class GapSettings:
+    """Which cases are planned and measured against ideal fluence, and how.
+
+    TG-119 cases by name, and `count` OpenKBP validation patients in `data` by number from `first` on; all
+    five TG-119 cases where neither is named.
+    """
+
+    cases: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
+            "neither a name nor --data is given."
+        ),
+        Option(positional=True, metavar="NAME"),
+    ] = ()
+    data: Annotated[
+        Path | None,
+        Field(
+            description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."
+        ),
+        Option(metavar="DIR"),
+    ] = None
+    count: Annotated[int, Field(ge=1, le=1000, description="Plan so many validation patients.")] = 5
+    first: Annotated[int, Field(ge=1, description="The lowest patient number.")] = 1
+    machine: MachineName = "generic_6mv"
+    arcs: ArcCount = 2
+    grid_mm: GridMm = 3.0
+    seed: Seed = 0
+    search_minutes: SearchMinutes = 5.0
+
+    def __post_init__(self) -> None:
+        _require_known(self.cases)
+
+    @property
+    def phantoms(self) -> tuple[str, ...]:
+        """The TG-119 cases that are planned."""
+        from vmat_diffusion.benchmark.tg119_cases import CASES
+
+        return self.cases or (() if self.data else tuple(CASES))
+
+    def of_plan(self, goals: str) -> dict[str, Any]:
+        """What the plan of a case depends on."""
+        same = ("machine", "arcs", "grid_mm", "seed", "search_minutes")
+        return {"goals": goals, **{name: getattr(self, name) for name in same}}
 
 
 @settings

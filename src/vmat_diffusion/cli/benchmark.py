@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from vmat_diffusion.benchmark.settings import (
     BenchmarkSettings,
+    GapSettings,
     OpenkbpFolder,
     Tg119Settings,
     TradeSettings,
@@ -21,6 +23,7 @@ from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import Search
 
 if TYPE_CHECKING:
+    from vmat_diffusion.benchmark.gap import Gap, GapResult
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
@@ -255,7 +258,7 @@ def benchmark_plans(options: PlansOptions) -> None:
     from vmat_diffusion.dataset.openkbp import GOALS
     from vmat_diffusion.workflow import PlanSettings, plan_settings
 
-    plan = plan_settings(goals=GOALS, **keywords(PlanSettings, options))
+    plan = plan_settings(goals=GOALS, yardstick="never", **keywords(PlanSettings, options))
     asked = PlansSettings(
         data=options.data, cases=options.count, first=options.first, plan=plan, level=options.level
     )
@@ -280,6 +283,54 @@ def _plans_text(done: PlansResult) -> str:
             cells = [[r.case, r.reason, r.remedy] for r in those]
             parts.append(f"{title}\n" + table(["patient", "reason", "remedy"], cells, left=3))
     return "\n\n".join(parts)
+
+
+@settings
+class GapOptions(GapSettings, Working):
+    """What `benchmark gap` takes."""
+
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a folder for the results, where a stopped run goes on."),
+        TO_FOLDER,
+    ] = None
+    overwrite: Overwrite = False
+
+
+def benchmark_gap(options: GapOptions) -> None:
+    """Plan TG-119 cases and OpenKBP patients, and say what each stage loses against ideal fluence."""
+    from vmat_diffusion.benchmark.gap import benchmark_gap as run
+
+    asked = GapSettings(**part(GapSettings, options))
+    with work_shown(options) as progress:
+        done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _gap_text(done))
+
+
+def _gap_text(done: GapResult) -> str:
+    from vmat_diffusion.benchmark.gap import gaps_of
+
+    parts = [
+        f"{case.id}: {case.mu:.0f} MU, {case.mu_per_gy:.0f} MU/Gy, "
+        f"{case.outcome.lower().replace('_', ' ')}; {case.minutes:.1f} minutes\n{_gap_table(gaps_of(case))}"
+        for case in done.cases
+    ]
+    if len(pooled := done.pooled()) > 1:
+        parts.append(f"OpenKBP, means over patients\n{_gap_table(pooled)}")
+    if done.failed:
+        cells = [[r.case, r.reason, r.remedy] for r in done.failed]
+        parts.append("Failed\n" + table(["case", "reason", "remedy"], cells, left=3))
+    return "\n\n".join(parts)
+
+
+def _gap_table(gaps: Sequence[Gap]) -> str:
+    """Gy at each stage, the gap, and the share of each loss in percent."""
+    rows = []
+    for gap in gaps:
+        shares = ["" for _ in range(3)] if gap.percent is None else [f"{share:.0f}" for share in gap.percent]
+        rows.append([gap.what, *(f"{value:.1f}" for value in gap.values), f"{gap.gap:+.1f}", *shares])
+    header = ["Gy", "ideal", "free sectors", "priced maps", "plan", "gap", "sectors %", "price %", "leaves %"]
+    return table(header, rows, left=1)
 
 
 @settings

@@ -190,7 +190,13 @@ def goals_show(options: ShowOptions) -> None:
 
 
 def _sheet_record(sheet: GoalSheet) -> dict[str, Any]:
-    from vmat_diffusion.evaluate.goal_sources import NOT_STATED, counts_by_kind, source_record, stated_numbers
+    from vmat_diffusion.evaluate.goal_sources import (
+        NOT_STATED,
+        counts_by_kind,
+        delivery_entries,
+        source_record,
+        stated_numbers,
+    )
 
     return {
         "title": sheet.title,
@@ -224,14 +230,16 @@ def _sheet_record(sheet: GoalSheet) -> dict[str, Any]:
             }
             for g in sheet.goals
         ],
+        "delivery": delivery_entries(sheet),
         "numbers_seen_as": counts_by_kind(stated_numbers(sheet)),
         "remarks": list(sheet.remarks),
     }
 
 
 def _sheet_text(sheet: GoalSheet) -> str:
-    from vmat_diffusion.evaluate.goal_sources import NOT_STATED, counts_by_kind, stated_numbers
+    from vmat_diffusion.evaluate.goal_sources import NOT_STATED
 
+    record = _sheet_record(sheet)
     levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
     head = [
         sheet.title,
@@ -249,8 +257,7 @@ def _sheet_text(sheet: GoalSheet) -> str:
     ]
     if sheet.plan:
         head.append("Defaults of plan: " + ", ".join(f"{key} {value}" for key, value in sheet.plan.items()))
-    counts = counts_by_kind(stated_numbers(sheet))
-    end = "Numbers seen as: " + ", ".join(f"{seen} {count}" for seen, count in counts.items())
+    counts = ", ".join(f"{seen} {count}" for seen, count in record["numbers_seen_as"].items())
     header = ["priority", "structure", "goal", "acceptable", "seen as", "source"]
     rows = [
         [
@@ -263,7 +270,16 @@ def _sheet_text(sheet: GoalSheet) -> str:
         ]
         for g in sheet.goals
     ]
-    return "\n".join(head) + "\n\n" + table(header, rows, left=6) + "\n\n" + "\n".join([end, *sheet.remarks])
+    for g in record["delivery"]:
+        both = [_both(g[key], g[f"variation_{key}"] or "") for key in ("seen", "source")]
+        rows.append([g["priority"], "(delivery)", g["goal"], g["acceptable"], *both])
+    return (
+        "\n".join(head)
+        + "\n\n"
+        + table(header, rows, left=6)
+        + "\n\n"
+        + "\n".join([f"Numbers seen as: {counts}", *sheet.remarks])
+    )
 
 
 def _with_words(goal: Goal) -> str:
@@ -306,7 +322,8 @@ def goals_check(options: CheckSheetOptions) -> None:
         )
     else:
         remarks = _of(len(findings) - of_weight, "remark")
-        total = f"{sheet.name}: {_of(len(sheet.goals), 'goal')}, {of_weight} to settle, {remarks}"
+        count = len(sheet.goals) + len(sheet.delivery)
+        total = f"{sheet.name}: {_of(count, 'goal')}, {of_weight} to settle, {remarks}"
         show("\n".join([*map(str, findings), total]))
     raise typer.Exit(1 if of_weight else 0)
 

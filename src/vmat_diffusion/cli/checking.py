@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from vmat_diffusion.cli.display import goals_text, show, stdout_kept, table, verdict_text, work_shown
+from vmat_diffusion.cli.display import (
+    complexity_text,
+    delivery_text,
+    goals_text,
+    show,
+    stdout_kept,
+    table,
+    verdict_text,
+    work_shown,
+)
 from vmat_diffusion.cli.fields import TO_FOLDER, CaseFolder, Facts, OutFolder, Overwrite, PlanFile, Working
 from vmat_diffusion.cli.options import keywords, part
 from vmat_diffusion.errors import InputError
@@ -74,7 +83,8 @@ def check(options: CheckOptions) -> None:
         show(json.dumps(checked.summary()))
     else:
         warned = [f"Warning: {sentence}" for sentence in checked.warnings]
-        show("\n".join([str(checked), *checked.violations, *warned]))
+        complex_ = complexity_text(checked.complexity, checked.outside_published)
+        show("\n".join([str(checked), *checked.violations, *warned, "", complex_]))
     raise typer.Exit(1 if checked.violations else 0)
 
 
@@ -208,6 +218,9 @@ def qa(options: QaOptions) -> None:
         show(json.dumps(done.summary()))
     else:
         goals = [goals_text(done.verdict.results, done.sheet), ""] if done.sheet else []
+        goals += [line for part in delivery_text(done.delivery_results) for line in (part, "")]
+        site = done.sheet.site if done.sheet else done.case.site
+        goals += [complexity_text(done.complexity, done.outside_published, site), ""]
         show("\n".join([verdict_text(done.verdict), "", *goals, *map(str, done.files)]))
     raise typer.Exit(0 if done.verdict.passed else 1)
 

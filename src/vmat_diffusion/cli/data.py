@@ -17,6 +17,7 @@ from vmat_diffusion.cli.options import keywords
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.reading import AllowOutsideBody, MappingFile, PatientPosition
+from vmat_diffusion.workflow.settings import Conditions
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.deidentify import DeidentifiedFolder
@@ -122,6 +123,7 @@ class PreprocessOptions(ClusterOptions, Working):
         Field(description="Goal sheet: a shipped sheet's name or a TOML file; by default that of the site."),
         Option(metavar="SHEET"),
     ] = ""
+    conditions: Conditions = ()
     require: Annotated[
         tuple[str, ...],
         Field(description="Organ without which the strict filter refuses a case."),
@@ -147,6 +149,7 @@ def preprocess(options: PreprocessOptions) -> None:
         mapping=Path(options.mapping) if options.mapping else None,
         site=options.site,
         goals=options.goals,
+        conditions=options.conditions,
         require=options.require,
         patient_position=options.patient_position,
         allow_outside_body=options.allow_outside_body,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from vmat_diffusion.cli.fields import Working
     from vmat_diffusion.dataset.tables import Rejection
-    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.evaluate.complexity import Complexity
+    from vmat_diffusion.evaluate.goals import DeliveryResult, GoalResult, GoalSheet
     from vmat_diffusion.progress import Progress
     from vmat_diffusion.qa import Verdict
     from vmat_diffusion.workflow import PlanRun
@@ -144,10 +145,12 @@ def run_text(run: PlanRun) -> str:
         f"{run.task.sheet.title}: {levels} in {run.plan.fractions} fractions, "
         f"normalised to {run.task.sheet.normalization}",
         goals_text(run.results, run.task.sheet),
+        *delivery_text(run.delivery_results),
         *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
         f"optimiser: {run.outcome.lower().replace('_', ' ')}",
         *(["\n".join(run.conflicts)] if run.conflicts else []),
+        *_far_from_ideal(run),
         *([f"The plan before: {run.before}"] if run.before else []),
         "Deliverable: no violations"
         if not run.violations
@@ -158,6 +161,12 @@ def run_text(run: PlanRun) -> str:
         "\n".join(str(file) for file in run.files),
     ]
     return "\n\n".join(parts)
+
+
+def _far_from_ideal(run: PlanRun) -> list[str]:
+    """What ideal fluence makes of the goals that the plan misses."""
+    missed = run.yardstick.missed if run.yardstick else ()
+    return ["\n".join(["How far from ideal:", *map(str, missed)])] if missed else []
 
 
 def _candidates(run: PlanRun) -> list[str]:
@@ -235,6 +244,39 @@ def goals_text(results: Sequence[GoalResult], sheet: GoalSheet | None = None) ->
     if sheet is not None:
         parts += [f"Warning: {remark}" for remark in sheet.remarks]
     return "\n\n".join(parts)
+
+
+def delivery_text(results: Sequence[DeliveryResult]) -> list[str]:
+    """The goals on the delivery as a table; nothing where there are none."""
+    if not results:
+        return []
+    rows = [
+        [
+            r.goal.priority,
+            r.goal.statement,
+            "" if r.goal.variation is None else f"{r.goal.variation:g}",
+            r.value_text,
+            "FAIL" if r.status == "fail" else r.status,
+            "; ".join(part for part in (r.note, r.goal.source if r.goal.of_run else "") if part),
+        ]
+        for r in results
+    ]
+    return [table(["priority", "delivery", "acceptable", "value", "status", "note"], rows, left=6)]
+
+
+def complexity_text(found: Complexity | None, outside: Sequence[str], site: str = "") -> str:
+    """The metrics of a plan beside what plans of others have, and where it lies outside."""
+    from vmat_diffusion.evaluate.complexity import PUBLISHED
+    from vmat_diffusion.evaluate.complexity_ranges import ranges_for
+
+    if found is None:
+        return "Complexity: not evaluated, the machine has other leaves than the plan"
+    known = {r.metric: r.text for r in ranges_for(site)}
+    rows = [
+        [PUBLISHED[name].title, "–" if v is None else f"{v:.3g}", PUBLISHED[name].unit, known.get(name, "")]
+        for name, v in found.record().items()
+    ]
+    return "\n".join([table(["complexity", "value", "unit", "plans of others"], rows, left=4), *outside])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int) -> str:

@@ -40,7 +40,7 @@ _COMPUTING = (
         "demo",
         "influence",
     ),
-    *("reference-check", "tg119", "plans", "trade"),
+    *("reference-check", "tg119", "plans", "gap", "trade"),
 )
 _LEAST_GB = 1.5
 
@@ -80,8 +80,11 @@ class Spelled:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The values that it may have, if they are few."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        """The values that it may have, if they are few; of `goals|diffusion|FILE` those that are words."""
+        if get_origin(self.kind) is Literal:
+            return get_args(self.kind)
+        words = (self.mark.metavar or "").split("|")
+        return tuple(word for word in words if len(words) > 1 and word.islower())
 
     @property
     def metavar(self) -> str:

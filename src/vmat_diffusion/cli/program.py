@@ -83,6 +83,7 @@ COMMANDS = {
     "benchmark tg119": "benchmark",
     "benchmark plans": "benchmark",
     "benchmark trade": "benchmark",
+    "benchmark gap": "benchmark",
 }
 
 

@@ -42,6 +42,7 @@ from vmat_diffusion.evaluate.goals import (
     fit_to_case,
     goal_sheet_names,
     load_goals,
+    with_known_conditions,
 )
 from vmat_diffusion.files import content_hash, shipped_or_code
 from vmat_diffusion.geometry import Grid, Point
@@ -65,7 +66,8 @@ class Preparation:
     """Settings for all cases. The strict filter refuses a case without the organs of `require`.
 
     `relax` admits cases without dose, without plan, with a plan that is not VMAT, and without organs.
-    `site` and `goals` hold for all cases; "" derives them from the structures of each case.
+    `site` and `goals` hold for all cases; "" derives them from the structures of each case. `conditions` are
+    those of goal sheets that hold for all patients; where sheets are derived, each takes those it knows.
     """
 
     spacing_mm: Point = (1.0, 1.0, 3.0)
@@ -73,6 +75,7 @@ class Preparation:
     mapping: Path | None = None
     site: str = ""
     goals: str = ""
+    conditions: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
     patient_position: str | None = None
     allow_outside_body: bool = False
@@ -117,7 +120,7 @@ def _clinical_case(raw: RawCase, settings: Preparation) -> TrainingCase:
     site, how = _site(case, settings.site or raw.site)
     steps += how
     fractions = _fractions(raw, case, plan)
-    sheet, how = _sheet(case, site, settings.goals, fractions)
+    sheet, how = _sheet(case, site, settings, fractions)
     steps += how
     prescription, how = _prescription(case, sheet, fractions)
     steps += how
@@ -261,20 +264,24 @@ def _fractions(raw: RawCase, case: Case, plan: Plan | None) -> int | None:
     return prescribed or raw.fractions or (plan.fractions if plan else None)
 
 
-def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[GoalSheet | None, list[str]]:
+def _sheet(
+    case: Case, site: str, settings: Preparation, fractions: int | None
+) -> tuple[GoalSheet | None, list[str]]:
     """The goals of a case, and the step taken to find them.
 
     Limits hold for one fractionation: only shipped goals with the case's number of fractions fit, and
     stereotactic goals only where that number is known; of two sheets of one prescription that fit equally
     well neither. Goals that the user names are kept, and the step says so if their fractionation differs.
     """
-    if goals:
-        named = fit_to_case(load_goals(goals), case)
+    if goals := settings.goals:
+        named = fit_to_case(load_goals(goals), case, settings.conditions)
         other = fractions not in (None, named.prescription.fractions)
         name = shipped_or_code(goals, goal_sheet_names())
-        return named, [f"goals-of-other-fractions: {name}"] if other else []
+        steps = [f"goals-of-other-fractions: {name}"] if other else []
+        return named, [*steps, *_conditions(named)]
     fitting = []
-    for sheet in _shipped_sheets():
+    for shipped in _shipped_sheets():
+        sheet = with_known_conditions(shipped, settings.conditions)
         known = fractions is not None or not sheet.stereotactic
         if not known or fractions not in (None, sheet.prescription.fractions):
             continue
@@ -282,7 +289,13 @@ def _sheet(case: Case, site: str, goals: str, fractions: int | None) -> tuple[Go
             fitting.append((-len(_organs(sheet) & set(case.structures)), sheet.name, fitted))
     if not fitting or _undecided(fitting) or not _dose_agrees(case, min(fitting)[2].prescription.target_gy):
         return None, ["goals-unknown"]
-    return min(fitting)[2], [f"goals-from-structures: {min(fitting)[1]}"]
+    _, name, found = min(fitting)
+    return found, [f"goals-from-structures: {name}", *_conditions(found)]
+
+
+def _conditions(sheet: GoalSheet) -> list[str]:
+    """The step that names the conditions of a sheet that hold for the patient."""
+    return [f"goals-with: {', '.join(sheet.conditions_on)}"] if sheet.conditions_on else []
 
 
 def _undecided(fitting: list[tuple[int, str, GoalSheet]]) -> bool:

@@ -19,6 +19,7 @@ from vmat_diffusion.evaluate.goals import (
     fit_to_case,
     goal_sheet_names,
     load_goals,
+    with_known_conditions,
 )
 from vmat_diffusion.geometry import beam_axes, mask_bounds_mm
 from vmat_diffusion.machine import Machine
@@ -46,7 +47,7 @@ class Variation:
 
     `goals` names a shipped sheet. `factors` multiply the limits of each organ's goals. Angles are IEC 61217,
     in degrees; `collimator_deg` has one per arc, None leaves them to the optimiser. `seed` is the
-    optimiser's.
+    optimiser's. `conditions` of the sheet hold for the patient.
     """
 
     goals: str
@@ -56,17 +57,19 @@ class Variation:
     collimator_deg: tuple[float, ...] | None
     factors: Mapping[str, float]
     seed: int
+    conditions: tuple[str, ...] = ()
 
 
-def fitting_sheets(case: Case) -> tuple[GoalSheet, ...]:
+def fitting_sheets(case: Case, conditions: Sequence[str] = ()) -> tuple[GoalSheet, ...]:
     """The shipped sheets of the case's site for its targets, fitted as by `apply_variation`.
 
     A sheet with one target of another dose level fits a case with one: its PTV_60 can be planned as
-    PTV_78. A sheet must name an organ of the case. Raises GoalError where there is none.
+    PTV_78. A sheet must name an organ of the case. Each takes those of the `conditions`
+    that it knows. Raises GoalError where there is none.
     """
     found = []
     for name in goal_sheet_names():
-        sheet = load_goals(name)
+        sheet = with_known_conditions(load_goals(name), conditions)
         # A target drawn for a course of many fractions is no stereotactic one.
         if sheet.site != case.site or sheet.stereotactic or not _on_its_side(sheet, case):
             continue
@@ -138,6 +141,7 @@ def draw_variation(
         collimator_deg=_draw_collimators(rng, arcs, *(_WIDE_COLLIMATOR_DEG if wide else _COLLIMATOR_DEG)),
         factors={name: round(float(np.exp(rng.uniform(low, high))), 2) for name in organs},
         seed=int(rng.integers(2**31)),
+        conditions=sheet.conditions_on,
     )
 
 
@@ -150,7 +154,7 @@ def apply_variation(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     """
     sheet = load_goals(variation.goals)
     case = relabel_target(case, sheet)
-    sheet = fit_to_case(sheet, case)
+    sheet = fit_to_case(sheet, case, variation.conditions)
     case = replace(case, prescription=sheet.prescription)
     goals = tuple(_scaled(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)
     return add_structures(sheet, case), replace(sheet, goals=goals)

@@ -17,7 +17,7 @@ from vmat_diffusion.dicom.delivery_attributes import refuse_moving_table, refuse
 from vmat_diffusion.dicom.folder import open_one
 from vmat_diffusion.dicom.patient_code import patient_code
 from vmat_diffusion.dicom.rtplan_beam import PlannedBeam, read_beam
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
@@ -33,6 +33,8 @@ _RELATIONS = {
     "VERIFIED_PLAN": "this plan verifies that one and was not made to treat",
     "CONCURRENT": "that plan is delivered in the same course, and its dose is not in this one's",
 }
+# Shares by which doses per MU of one plan differ by the rounding of the file, and otherwise. Ours.
+_SAME_SPREAD, _OWN_SPREAD = 0.001, 0.01
 # Beams that are there to take pictures.
 _IMAGING = ("SETUP", "OPEN_PORTFILM", "TRMT_PORTFILM")
 
@@ -74,7 +76,7 @@ def plan_from(dataset: Dataset, machine: Machine | None = None) -> Plan:
         remarks += [f"beam {number_}: {remark}" for remark in beams[-1].remarks]
     refuse_moving_table(chosen)
     _must_agree(beams, machine)
-    remarks += _state(dataset, group)
+    remarks += _state(dataset, group) + _exchanged_mu(group)
     rates = [b.rate_mu_min for b in beams if b.rate_mu_min]
     setups = {integer(s, "PatientSetupNumber"): s for s in items(dataset, "PatientSetupSequence")}
     if setups and (lost := sorted({b.setup for b in beams} - set(setups) - {-1})):
@@ -180,6 +182,36 @@ def _meterset(group: Dataset) -> dict[int, float | None]:
             )
         out[beam] = mu
     return out
+
+
+def _exchanged_mu(group: Dataset) -> list[str]:
+    """A remark where the beams' doses are in the ratios of their MU, but in another order.
+
+    Many planning systems state BeamDose (300A,0084) in proportion to the MU: of the plans of five systems at
+    hand, those of three. MU that were exchanged afterwards hardly change the dose of two like arcs.
+    """
+    try:
+        found = {
+            integer(item, "ReferencedBeamNumber"): (number(item, "BeamDose"), number(item, "BeamMeterset"))
+            for item in items(group, "ReferencedBeamSequence")
+            if has(item, "BeamDose") and has(item, "BeamMeterset")
+        }
+    except InputError:  # a BeamDose that is no number takes nothing from the plan
+        return []
+    stated = {beam: (gy, mu) for beam, (gy, mu) in found.items() if gy > 0 and mu > 0}
+    if len(stated) < 2:
+        return []
+    doses, metersets = zip(*stated.values(), strict=True)
+    if _spread(doses, metersets) < _OWN_SPREAD or _spread(sorted(doses), sorted(metersets)) > _SAME_SPREAD:
+        return []
+    listed = ", ".join(f"beam {beam} {gy:.4g} Gy with {mu:.1f} MU" for beam, (gy, mu) in stated.items())
+    return [f"the MU fit the BeamDose (300A,0084) of other beams, as if they were exchanged: {listed}"]
+
+
+def _spread(doses: Sequence[float], metersets: Sequence[float]) -> float:
+    """How far the doses per MU lie apart, as a share."""
+    ratios = [gy / mu for gy, mu in zip(doses, metersets, strict=True)]
+    return max(ratios) / min(ratios) - 1.0
 
 
 def _treating(

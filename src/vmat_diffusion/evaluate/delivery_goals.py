@@ -83,6 +83,8 @@ QUANTITIES: Mapping[Quantity, DeliveryQuantity] = {
         "time of all beams at the fastest delivery, without set-up",
     ),
 }
+# Sources of goals that no sheet states.
+_DEFAULT, _ASKED = "default of `plan` where the goal sheet is silent", "asked for with"
 # Other spellings of the units.
 _UNITS = {"1/mm": "/mm", "mm/°": "mm/deg", "sec": "s"}
 
@@ -158,6 +160,11 @@ class DeliveryGoal:
         return self.statement_of(self.limit)
 
     @property
+    def of_run(self) -> bool:
+        """Whether it comes from an option or a default of the run, not from a sheet."""
+        return self.source == _DEFAULT or self.source.startswith(_ASKED)
+
+    @property
     def source_text(self) -> str:
         """The sources of limit and variation, and how they were seen if not in print."""
         parts = [source_text(self.source, self.seen)]
@@ -229,7 +236,6 @@ _MU_PER_GY = {"head_neck": 300.0, "prostate": 280.0}
 _STEREOTACTIC_BRAIN, _OTHER_SITES = 350.0, 300.0
 # What a leaf of 22.5 mm/s travels while the gantry turns a degree at 6 deg/s; Eclipse's plans keep to it.
 LEAF_MM_PER_DEG = 3.75
-_DEFAULT = "default of `plan` where the goal sheet is silent"
 
 
 def default_delivery(site: str, *, stereotactic: bool) -> tuple[DeliveryGoal, ...]:
@@ -267,7 +273,7 @@ def asked_delivery(
     for quantity, limit in asked.items():
         if limit is not None:
             priority = min((g.priority for g in stated if g.quantity == quantity), default=_PRIORITY)
-            option = f"asked for with {QUANTITIES[quantity].option}"
+            option = f"{_ASKED} {QUANTITIES[quantity].option}"
             out.append(DeliveryGoal(quantity, limit, priority=priority, source=option, seen="chosen"))
     order = list(QUANTITIES)
     remarks = tuple(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmat_diffusion.case import Prescription
 from vmat_diffusion.evaluate.complexity import Complexity, complexity
 from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
 from vmat_diffusion.evaluate.goal_types import GoalSheet
@@ -28,6 +29,14 @@ class DeliveryResult:
         """Whether the goal is not met: it failed, or a must has no value."""
         return self.status == "fail" or (self.status == "not evaluated" and self.goal.priority == 1)
 
+    @property
+    def value_text(self) -> str:
+        """The value in the goal's unit; a dash for none."""
+        return "–" if self.value is None else f"{self.value:.3g} {self.goal.unit}"
+
+    def __str__(self) -> str:
+        return f"{self.goal} ({self.note if self.value is None else self.value_text})"
+
 
 def evaluate_delivery(sheet: GoalSheet, plan: Plan, machine: Machine) -> tuple[DeliveryResult, ...]:
     """Every delivery goal of the sheet judged on a plan, in the sheet's order.
@@ -37,12 +46,23 @@ def evaluate_delivery(sheet: GoalSheet, plan: Plan, machine: Machine) -> tuple[D
     """
     if not sheet.delivery:
         return ()
-    if any(arc.leaves_mm.shape[2] != machine.mlc.pairs for arc in plan.arcs):
+    found = complexity_of(plan, machine, sheet.prescription)
+    if found is None:
         why = f"the plan has other leaves than machine {machine.name}"
         return tuple(DeliveryResult(goal, None, "not evaluated", why) for goal in sheet.delivery)
-    gy = max(sheet.prescription.target_gy.values(), default=0.0) / plan.fractions
-    found = complexity(plan, machine, gy or None)
     return tuple(judge_delivery(goal, found) for goal in sheet.delivery)
+
+
+def complexity_of(plan: Plan, machine: Machine, prescription: Prescription | None) -> Complexity | None:
+    """The metrics of a plan for a prescription; None where the machine has other leaves than the plan.
+
+    Without a prescription MU per Gy refer to the highest dose that the plan file itself prescribes.
+    """
+    if any(arc.leaves_mm.shape[2] != machine.mlc.pairs for arc in plan.arcs):
+        return None
+    stated = prescription.target_gy if prescription else plan.provenance.get("prescribed_gy")
+    levels = list(stated.values()) if isinstance(stated, Mapping) else []
+    return complexity(plan, machine, max(levels) / plan.fractions if levels else None)
 
 
 def judge_delivery(goal: DeliveryGoal, found: Complexity) -> DeliveryResult:

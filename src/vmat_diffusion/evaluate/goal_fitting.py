@@ -42,6 +42,20 @@ def with_conditions(sheet: GoalSheet, conditions: Iterable[str]) -> GoalSheet:
     return replace(sheet, conditions_on=on)
 
 
+def with_known_conditions(sheet: GoalSheet, conditions: Iterable[str]) -> GoalSheet:
+    """The sheet with those of the conditions that it knows, where a case chooses one of many sheets."""
+    return with_conditions(sheet, [name for name in conditions if name in sheet.conditions])
+
+
+def require_known_conditions(conditions: Iterable[str], sheets: Iterable[GoalSheet]) -> None:
+    """Raise GoalError for a condition that none of the sheets knows."""
+    known = {name: words for sheet in sheets for name, words in sheet.conditions.items()}
+    for name in conditions:
+        if name not in known:
+            listed = ", ".join(f"{key} ({words})" for key, words in known.items()) or "none"
+            raise GoalError(f"no goal sheet knows the condition {name!r}; the sheets have {listed}")
+
+
 def fit_to_case(sheet: GoalSheet, case: Case, conditions: Iterable[str] = ()) -> GoalSheet:
     """The sheet for the targets that the case has, with its names as the case spells them.
 

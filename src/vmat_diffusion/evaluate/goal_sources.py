@@ -89,6 +89,22 @@ def _of_goal(goal: Goal) -> list[StatedNumber]:
     return out
 
 
+def delivery_entries(sheet: GoalSheet) -> list[dict[str, Any]]:
+    """The sheet's goals on the delivery with their sources, as plain data."""
+    return [
+        {
+            "priority": g.priority,
+            "goal": g.statement,
+            "acceptable": "" if g.variation is None else f"{g.variation:g}",
+            "source": g.source or NOT_STATED,
+            "seen": g.seen or NOT_STATED,
+            "variation_source": g.variation_source or None,
+            "variation_seen": g.variation_seen or None,
+        }
+        for g in sheet.delivery
+    ]
+
+
 def counts_by_kind(numbers: Iterable[StatedNumber]) -> dict[str, int]:
     """How many numbers were seen in each way, the best first; ways without any are left out."""
     found = Counter(number.seen for number in numbers)

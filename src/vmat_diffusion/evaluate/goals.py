@@ -18,8 +18,10 @@ from vmat_diffusion.evaluate.goal_fitting import (
     how_made,
     missing_required,
     normalized_at,
+    require_known_conditions,
     why_absent,
     with_conditions,
+    with_known_conditions,
 )
 from vmat_diffusion.evaluate.goal_results import (
     GoalResult,
@@ -66,8 +68,10 @@ __all__ = [
     "normalization_gy",
     "normalized_at",
     "parse_goals",
+    "require_known_conditions",
     "sheet_record",
     "with_conditions",
+    "with_known_conditions",
 ]
 
 

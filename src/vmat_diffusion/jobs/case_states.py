@@ -235,7 +235,8 @@ def _admits_more(
 ) -> bool:
     """Whether settings in `admitting` were turned on. Raises InputError for any other change."""
     plain = json.loads(json.dumps(now))
-    changed = [name for name in plain if before.get(name) != plain[name]]
+    # A setting that an earlier version did not have was off.
+    changed = [name for name in plain if (before.get(name) or None) != (plain[name] or None)]
     for name in changed:
         if not (name in admitting and before.get(name) is False and plain[name] is True):
             raise InputError(

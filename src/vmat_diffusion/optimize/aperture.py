@@ -21,9 +21,9 @@ from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
 
-# Adam's decay of the mean and of the mean square of the gradient: shorter memories than the usual 0.9 and
-# 0.999, as a stage has few iterations.
-_MEAN_DECAY, _SQUARE_DECAY = 0.85, 0.97
+# Adam's decay of the mean and of the mean square of the gradient. The square forgets faster than the usual
+# 0.999, as a stage has few iterations; the mean more slowly than 0.9, as many leaves pull at an organ together.
+_MEAN_DECAY, _SQUARE_DECAY = 0.95, 0.97
 # Adam's first steps have full length in every direction, however small the gradient: so many are shortened.
 _SHORT_STEPS = 8
 # Of the root mean square of all gradients: keeps leaves that hardly matter from moving at full pace.
@@ -131,7 +131,10 @@ class ApertureProblem:
         leaves, mu = apertures.tensors(differentiable=True)
         dose = self.relative_dose(leaves, mu)
         out = {}
-        for name, part in self.objective.parts(dose).items():
+        parts = dict(self.objective.parts(dose))
+        if (limit := self.mu_price.goal) is not None:
+            parts[str(limit)] = self.mu_penalty(dose, mu)
+        for name, part in parts.items():
             if float(part.detach()) > 0:
                 by_leaf, by_mu = torch.autograd.grad(part, (leaves, mu), retain_graph=True)
                 # Per mm of leaf and per share of MU, as the search steps.

@@ -29,9 +29,9 @@ from vmat_diffusion.optimize.preparation import Prepared
 
 # From coarse to fine: coarse stages move whole openings, which fine ones cannot.
 FROM_MAPS = (
-    Stage("apertures", 3, 150, 3.0, 1.0, 0.08, adapt_every=15, time_share=0.4),
-    Stage("refine", 2, 60, 1.2, 0.5, 0.04, adapt_every=15, time_share=0.6),
-    Stage("finish", 1, 25, 0.7, 0.15, 0.03, adapt_every=6, time_share=0.8),
+    Stage("apertures", 3, 150, 8.0, 1.5, 0.16, adapt_every=15, time_share=0.4),
+    Stage("refine", 2, 60, 4.0, 0.8, 0.08, adapt_every=15, time_share=0.6),
+    Stage("finish", 1, 25, 1.0, 0.15, 0.04, adapt_every=6, time_share=0.8),
 )
 # The apertures of a plan that exists are too good for coarse steps.
 FROM_PLAN = (Stage("improve", 1, 120, 1.2, 0.15, 0.04, adapt_every=15, time_share=0.8),)
@@ -174,6 +174,8 @@ def _refined(
     problem, last = replace(problem, objective=state.objective, mu_price=state.mu_price), state.apertures
     candidates = [before, leader, refine_mu(problem, leader), last, refine_mu(problem, last)]
     state = replace(state, apertures=_best(problem, candidates)[0])
+    if (wide_mm := prepared.task.settings.open_gap_mm) is not None:
+        state = replace(state, apertures=state.allowed.closed_or_wide(state.apertures, wide_mm))
     yield state
     # The leaves have moved since the full dose was read, and the jaws come nearer. The full dose is read
     # again, and the MU alone make the difference good.
@@ -190,8 +192,10 @@ def _refined(
     apertures, score = _best(problem, [apertures, refine_mu(problem, apertures)])
     state = replace(state, apertures=apertures, objective=objective)
     yield state
-    if score.missed:
-        conflicts = observed_conflicts(score.missed, problem.gradients(apertures))
+    limit = problem.mu_price.goal
+    missed = (*score.missed, *(() if score.within_mu or limit is None else (limit,)))
+    if missed:
+        conflicts = observed_conflicts(missed, problem.gradients(apertures))
         state = replace(state, conflicts=conflicts)
         yield state
     return state

@@ -142,6 +142,26 @@ def arc_frames(
     return tuple(frames)
 
 
+def all_around(
+    case: Case,
+    targets: tuple[str, ...],
+    isocenter_mm: Point,
+    machine: Machine,
+    *,
+    directions: int,
+    collimator_deg: float,
+) -> ArcFrame:
+    """A full turn with a coplanar couch whose control points bound so many directions.
+
+    It is for fluence that no leaves deliver: neither the leaf span nor the gantry's stop binds it, and
+    targets beyond the largest field are seen as far as that reaches.
+    """
+    gantry = np.linspace(0.0, 360.0, directions + 1)
+    view = _View(isocenter_mm, machine, case.patient_position, 0.0)
+    jaws = view.box(target_points(case, targets), gantry, collimator_deg, whole=False)
+    return ArcFrame(gantry, collimator_deg, jaws)
+
+
 def _refuse_span(machine: Machine, start_deg: float, stop_deg: float, rotation_deg: float) -> None:
     """Raise PlanError for an arc that ends at 180 degrees or turns through the gantry's stop."""
     for end in (start_deg, stop_deg):
@@ -196,8 +216,11 @@ class _View:
     position: str
     couch_deg: float
 
-    def box(self, points: NDArray, gantry: NDArray, collimator: float) -> Jaws:
-        """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres."""
+    def box(self, points: NDArray, gantry: NDArray, collimator: float, *, whole: bool = True) -> Jaws:
+        """Jaws around the projections of all targets over the arc, with a margin, on whole millimetres.
+
+        Raises PlanError for targets beyond the largest field, which are cut there if not `whole`.
+        """
         machine = self.machine
         low, high = np.full(2, np.inf), np.full(2, -np.inf)
         for angle in gantry[:: max(len(gantry) // 36, 1)]:
@@ -210,7 +233,7 @@ class _View:
         rows = machine.row_edges_mm()
         least, most = np.array([-leaf, max(-jaw, rows[0])]), np.array([leaf, min(jaw, rows[-1])])
         cut = float(np.maximum(least - low, high - most).max())
-        if cut > _MARGIN_MM:
+        if whole and cut > _MARGIN_MM:
             raise PlanError(
                 f"the targets reach {cut - _MARGIN_MM:.0f} mm beyond the largest field of machine "
                 f"{machine.name}; plan a part of them or use two isocentres"

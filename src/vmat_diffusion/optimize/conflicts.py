@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.delivery_results import DeliveryResult
 from vmat_diffusion.evaluate.dvh import Dvh
 from vmat_diffusion.evaluate.fractionation import eqd2_gy
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet
@@ -40,7 +42,7 @@ class Conflict:
     unit: the least of an upper limit, the most of a lower one.
     """
 
-    goal: Goal
+    goal: Goal | DeliveryGoal
     against: tuple[str, ...]
     proven: bool = False
     least: float | None = None
@@ -95,7 +97,7 @@ def _conflicts(sheet: GoalSheet, overlaps: _Overlaps | None) -> tuple[Conflict, 
             if physical.status(value) == "fail" and beyond:
                 worst = value, words
         if worst is not None:
-            best = _as_stated(goal, physical, worst[0], sheet)
+            best = as_stated(goal, physical, worst[0], sheet)
             found.append((goal, Conflict(goal, (worst[1],), proven=True, least=best)))
     spared = _needless(sheet, {str(goal) for goal, _ in found}, overlaps)
     return tuple(conflict for goal, conflict in found if str(goal) not in spared)
@@ -176,7 +178,7 @@ def _metric_known(metric: Metric) -> bool:
     return metric.result_unit != "cc" and metric.value_unit != "cc"
 
 
-def _as_stated(goal: Goal, physical: Goal, value: float, sheet: GoalSheet) -> float:
+def as_stated(goal: Goal, physical: Goal, value: float, sheet: GoalSheet) -> float:
     """A value of the goal in physical Gy in the unit of the goal as the sheet states it."""
     if goal.metric.is_dose_in_percent and physical.limit:
         return value * goal.limit / physical.limit
@@ -220,7 +222,7 @@ class _Overlaps:
 
 
 def observed_conflicts(
-    missed: Sequence[Goal], gradients: Mapping[str, NDArray[np.float64]]
+    missed: Sequence[Goal | DeliveryGoal], gradients: Mapping[str, NDArray[np.float64]]
 ) -> tuple[Conflict, ...]:
     """Missed goals with the parts of the objective whose gradients oppose theirs, where the search ended.
 
@@ -237,6 +239,18 @@ def observed_conflicts(
                 opposed.append((cosine, name))
         out.append(Conflict(goal, tuple(name for _, name in sorted(opposed))))
     return tuple(out)
+
+
+def delivery_conflicts(
+    results: Sequence[DeliveryResult], observed: Sequence[Conflict]
+) -> tuple[Conflict, ...]:
+    """The delivery goals that fail, those that MU decide with what was `observed` to oppose their limit."""
+    against = next((c.against for c in observed if isinstance(c.goal, DeliveryGoal)), ())
+    return tuple(
+        Conflict(r.goal, against if r.goal.quantity in ("MU", "beam-on time") else ())
+        for r in results
+        if r.status == "fail"
+    )
 
 
 def merge_conflicts(proven: Sequence[Conflict], observed: Sequence[Conflict]) -> tuple[Conflict, ...]:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.delivery import Exposures
+from vmat_diffusion.evaluate.complexity import OPEN_GAP_MM
 from vmat_diffusion.machine import Limits, Machine
 from vmat_diffusion.optimize.arcs import ArcFrame
+from vmat_diffusion.optimize.open_gaps import closed_or_wide
 from vmat_diffusion.optimize.result import Settings
 from vmat_diffusion.optimize.sequence import project_leaves
 
@@ -165,6 +167,27 @@ class DeliverableSet:
             arc_travel = travel[self.points.arc == number]
             leaves[begin:end] = project_leaves(leaves[begin:end], arc_travel, gap, x1, x2)
         return Apertures(leaves, mu)
+
+    def closed_or_wide(self, apertures: Apertures, wide_mm: float) -> Apertures:
+        """Deliverable apertures with every pair closed or at least `wide_mm` open, where its leaves can.
+
+        Unchanged on a machine whose closed pairs stand open by more than counts as closed.
+        """
+        closed = self.machine.limits.leaf_gap_mm + _GAP_MARGIN_MM
+        if closed > OPEN_GAP_MM:
+            return apertures
+        leaves, travel = apertures.leaves_mm.copy(), self.travel_mm(apertures.mu)
+        for number, (begin, end) in enumerate(self.points.bounds):
+            x1, x2 = self.points.jaws_mm[begin:end, :2, None].transpose(1, 0, 2)
+            leaves[begin:end] = closed_or_wide(
+                leaves[begin:end],
+                travel[self.points.arc == number],
+                closed_mm=closed,
+                wide_mm=wide_mm + _GAP_MARGIN_MM,
+                low_mm=x1,
+                high_mm=x2,
+            )
+        return Apertures(leaves, apertures.mu)
 
 
 def interpolated(coarse: ControlPoints, fine: ControlPoints, apertures: Apertures) -> Apertures:

@@ -34,7 +34,7 @@ _SMOOTH_MAXIMUM = 0.05
 # The weights of the goals change between rounds, in each of which L-BFGS-B begins anew.
 _ROUNDS = 6
 # No bixel gives more than this many times what a uniform field would: sweeps have little time for peaks.
-_HIGHEST = 3.0
+HIGHEST_FOR_SWEEPS = 3.0
 # Bixels up to this distance outside the projected targets are used, as jaws and penumbra are.
 _FIELD_MARGIN_MM = 7.0
 # Cells of the raster on which the projection is drawn, and the frame of empty ones around it.
@@ -91,7 +91,8 @@ class FluenceProblem:
 
     `y_jaws_mm[maps, 2]`; `open_bixels[maps, leaf rows, columns]` says which bixels exist;
     `relative_per_mu` converts MU times `gy_per_mu` to relative dose. `crossing[maps, leaf rows]` is the share
-    of a sector's time in which leaves cross the row, and cannot modulate.
+    of a sector's time in which leaves cross the row, and cannot modulate. Fluence
+    that is `free` has no price, no penalty on its rise and no highest bixel: no leaves deliver it.
     """
 
     objective: Objective
@@ -102,6 +103,12 @@ class FluenceProblem:
     relative_per_mu: float
     mu_price: MuPrice
     crossing: NDArray
+    free: bool = False
+
+    @property
+    def highest(self) -> float | None:
+        """The most that a bixel may give, in units of `uniform_mu`; None for no limit."""
+        return None if self.free else HIGHEST_FOR_SWEEPS
 
     @cached_property
     def _shares(self) -> tuple[Tensor, Tensor]:
@@ -141,19 +148,29 @@ class FluenceProblem:
         """Objective and penalty on the rise of fluence, which sweeping leaves pay for in MU; the gradient."""
         mu = self.maps(x).requires_grad_(True)
         dose = self.dose(mu)
-        step = torch.diff(mu, dim=2, prepend=mu[..., :1] * 0) / self.uniform_mu
-        # The magnitude of the step, rounded off at 0.
-        rise = (step.square() + 0.01).sqrt() - 0.1
-        value = objective(dose) + _RISE_PENALTY * rise.sum() / len(self.open_bixels)
-        value = value + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
+        value = objective(dose)
+        if not self.free:
+            value = value + self._price(mu, dose, objective)
         value.backward()
         assert mu.grad is not None
         gradient = mu.grad.numpy().ravel()[np.flatnonzero(self.open_bixels.ravel())]
         return value.item(), gradient.astype(np.float64) * self.uniform_mu
 
+    def _price(self, mu: Tensor, dose: Tensor, objective: Objective) -> Tensor:
+        """What sweeping leaves pay for maps: the rise of fluence, and MU, with a limit or without one."""
+        step = torch.diff(mu, dim=2, prepend=mu[..., :1] * 0) / self.uniform_mu
+        # The magnitude of the step, rounded off at 0.
+        rise = (step.square() + 0.01).sqrt() - 0.1
+        price = _RISE_PENALTY * rise.sum() / len(self.open_bixels)
+        return price + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
+
 
 def optimize_fluence(
-    problem: FluenceProblem, *, iterations: int = 160, progress: Progress = silent
+    problem: FluenceProblem,
+    *,
+    iterations: int = 160,
+    stage: str = "fluence maps",
+    progress: Progress = silent,
 ) -> tuple[FluenceMaps, Objective]:
     """Fluence maps that minimise the objective, and the objective as it was adapted on the way.
 
@@ -166,13 +183,13 @@ def optimize_fluence(
         value, gradient = problem.cost(x, objective)
         done = next(evaluations)
         if done % 10 == 0:
-            progress("fluence maps", min(done / iterations, 1.0), f"fluence maps, objective {value:.4f}")
+            progress(stage, min(done / iterations, 1.0), f"{stage}, objective {value:.4f}")
         return value, gradient
 
     x = np.ones(np.count_nonzero(problem.open_bixels))
     for _ in range(_ROUNDS):
         x = minimize(
-            cost, x, args=(objective,), jac=True, method="L-BFGS-B", bounds=[(0, _HIGHEST)] * len(x),
+            cost, x, args=(objective,), jac=True, method="L-BFGS-B", bounds=[(0, problem.highest)] * len(x),
             options={"maxfun": iterations // _ROUNDS, "maxiter": iterations, "maxcor": 12},
         ).x  # fmt: skip
         with torch.no_grad():

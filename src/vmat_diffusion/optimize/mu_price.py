@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+
 # In units of what an open field needs: small beside any goal, enough to keep apertures wide.
 _SLOPE = 0.008
 # The weight of the limit grows while the limit is missed and eases when it is met, within these bounds.
 _GROWTH, _EASED, _LEAST, _LARGEST = 1.6, 0.97, 0.5, 25.0
 # The search aims at this share of the limit, as the final normalisation and the full dose add a little.
-_ROOM = 0.96
+_ROOM = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,12 @@ class MuPrice:
     fraction_gy: float
     open_mu_per_gy: float
     limit_mu_per_gy: float | None = None
-    weight: float = 5.0
+    weight: float = 12.0
+
+    @property
+    def goal(self) -> DeliveryGoal | None:
+        """The limit as a goal; None where there is none."""
+        return None if self.limit_mu_per_gy is None else DeliveryGoal("MU", self.limit_mu_per_gy)
 
     def mu_per_gy(self, mu: Tensor, level: Tensor) -> Tensor:
         """MU per Gy, from the MU `mu` of a fraction and the mean relative dose of the highest target."""

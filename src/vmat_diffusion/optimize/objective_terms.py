@@ -30,10 +30,10 @@ class ObjectiveWeights:
 
     # Terms that are always there. Underdose of a target outweighs its overdose, both outweigh normal tissue;
     # sparing is small enough to give way to any goal that is missed.
-    underdose: float = 240.0
+    underdose: float = 600.0
     overdose: float = 60.0
     normal_tissue: float = 25.0
-    sparing: float = 0.4
+    sparing: float = 1.0
     # All goals, times the weight of each.
     goal: float = 40.0
     # A dose to aim at weighs less than a missed goal.

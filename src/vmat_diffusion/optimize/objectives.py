@@ -35,6 +35,10 @@ from vmat_diffusion.optimize.objective_terms import (
 )
 from vmat_diffusion.optimize.sampling import Region, Samples, draw_samples
 
+# An organ is held below a dose to aim at only where the dose's grid holds at least this share of it: outside
+# nothing is known, and 0 Gy would be asked for.
+LEAST_HELD = 0.95
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:
@@ -79,12 +83,17 @@ class Objective:
         return tuple(term.weight for term in self.terms)
 
     def aiming_at(self, dose: Dose | None, aim: type[PointwiseAim] | type[HistogramAim]) -> Objective:
-        """The objective with each organ held below a dose to aim at, in one of two ways; None for no dose."""
+        """The objective with each organ held below a dose to aim at, in one of two ways; None for no dose.
+
+        An organ that the dose's grid does not hold keeps its goals alone.
+        """
         if dose is None:
             return replace(self, aims=())
         organs = [region for name, region in self.regions.items() if name not in self.target_gy]
         aims = []
         for region in organs:
+            if dose.grid.holds(self.points_mm[region.points]).mean() < LEAST_HELD:
+                continue
             gy = sample_dose(dose.gy, dose.grid, self.points_mm[region.points])
             relative = torch.as_tensor(gy / self.reference_gy, dtype=torch.float32)
             aims.append(aim(region, relative.clamp_min(self.weights.least_aim)))
@@ -233,6 +242,19 @@ class Objective:
         """The goals that the normalised dose does not meet, neither fully nor within their variation."""
         factor = self._factor_for(dose, self.weights.normalization_while_judging)
         return self.weighing.failed(self.terms, self._values(dose, factor))
+
+    def reached(self, dose: NDArray) -> dict[str, float | None]:
+        """The value of each goal, by its words, on relative dose scaled to the sheet's normalisation.
+
+        Physical, in the unit of the goal in Gy; None for a goal that has no value.
+        """
+        values = self._values(dose, self.factor_to_normalization(dose))
+        pairs = zip(self.terms, values, strict=True)
+        return {str(term.goal): value for term, value in pairs if not term.is_normalization}
+
+    def factor_to_normalization(self, dose: NDArray) -> float:
+        """By how much the sheet's normalisation multiplies a dose; 1 where it says nothing."""
+        return self._factor_for(dose, np.inf)
 
     def _normalized_for(self, dose: NDArray) -> Objective:
         """The objective with the normalisation factor of a dose, and that dose as the fixed one."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, evaluate_delivery
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.optimize.aperture_stages import (
     FROM_MAPS,
@@ -20,7 +20,12 @@ from vmat_diffusion.optimize.aperture_stages import (
     search_apertures,
 )
 from vmat_diffusion.optimize.arcs import target_points
-from vmat_diffusion.optimize.conflicts import Conflict, merge_conflicts, proven_conflicts
+from vmat_diffusion.optimize.conflicts import (
+    Conflict,
+    delivery_conflicts,
+    merge_conflicts,
+    proven_conflicts,
+)
 from vmat_diffusion.optimize.deliverable_set import Apertures
 from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.optimize.fluence_map import (
@@ -121,9 +126,22 @@ class OptimizedMaps:
 
 def optimize_maps(prepared: Prepared) -> OptimizedMaps:
     """The fluence maps at the middle of every sector."""
-    task = prepared.task
     sectors = cut_into_sectors(prepared.frames)
-    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], "fluence maps")
+    problem = fluence_problem(prepared, sectors, "fluence maps")
+    effort = min(prepared.task.settings.effort, _MOST_MAP_EFFORT)
+    maps, objective = optimize_fluence(
+        problem,
+        iterations=max(int(_MAP_EVALUATIONS * effort), _LEAST_MAP_EVALUATIONS),
+        progress=prepared.task.progress,
+    )
+    return OptimizedMaps(sectors, maps, objective)
+
+
+def fluence_problem(
+    prepared: Prepared, sectors: Sectors, stage: str, *, free: bool = False
+) -> FluenceProblem:
+    """The problem of the maps of some sectors; `free` for fluence that no leaves deliver."""
+    task = prepared.task
     bixels = open_bixels(
         sectors,
         target_points(task.case, task.targets),
@@ -132,7 +150,8 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
         patient_position=task.case.patient_position,
         sad_mm=task.machine.sad_mm,
     )
-    problem = FluenceProblem(
+    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], stage)
+    return FluenceProblem(
         prepared.objective_for_maps,
         sampled,
         prepared.model,
@@ -141,12 +160,8 @@ def optimize_maps(prepared: Prepared) -> OptimizedMaps:
         prepared.relative_per_mu,
         prepared.mu_price,
         _crossing(bixels, prepared),
+        free,
     )
-    evaluations = int(_MAP_EVALUATIONS * min(task.settings.effort, _MOST_MAP_EFFORT))
-    maps, objective = optimize_fluence(
-        problem, iterations=max(evaluations, _LEAST_MAP_EVALUATIONS), progress=task.progress
-    )
-    return OptimizedMaps(sectors, maps, objective)
 
 
 def _crossing(open_bixels: NDArray[np.bool_], prepared: Prepared) -> NDArray[np.float64]:
@@ -208,7 +223,7 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
 
     plan = written(prepared.plan(state.points, state.apertures))
     plan, dose = normalized(plan, full_dose, task.case, task.sheet, task.machine.limits, finalize=written)
-    conflicts = _conflicts(task, state, dose)
+    conflicts = _conflicts(task, state, plan, dose)
     return Optimized(
         plan,
         dose,
@@ -221,13 +236,14 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
     )
 
 
-def _conflicts(task: PlanningTask, state: SearchState, dose: Dose) -> tuple[Conflict, ...]:
-    """The goals that fail on the final dose, each with the goals that oppose it, observed or proven."""
+def _conflicts(task: PlanningTask, state: SearchState, plan: Plan, dose: Dose) -> tuple[Conflict, ...]:
+    """The goals that fail on the final plan, each with the goals that oppose it, observed or proven."""
     observed = {str(conflict.goal): conflict for conflict in state.conflicts}
     results = evaluate(task.sheet, task.case, dose)
     failed = [r.goal for r in results if r.status == "fail" and not r.excused]
     still_open = [observed.get(str(goal), Conflict(goal, ())) for goal in failed]
-    return merge_conflicts(proven_conflicts(task.case, task.sheet), still_open)
+    delivered = delivery_conflicts(evaluate_delivery(task.sheet, plan, task.machine), state.conflicts)
+    return merge_conflicts(proven_conflicts(task.case, task.sheet), [*still_open, *delivered])
 
 
 def _outcome(task: PlanningTask, state: SearchState, conflicts: tuple[Conflict, ...]) -> Outcome:

@@ -40,7 +40,7 @@ from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, under_name
 
 # Distance of the fluence's nodes in the search; what they miss the full dose makes good.
-_NODES_MM = 2.5
+NODES_MM = 2.5
 # More structures with goals need more iterations, from this number up to twice as many.
 _FEW_STRUCTURES, _MOST_EFFORT = 3, 2.0
 
@@ -203,7 +203,7 @@ def prepare(task: PlanningTask) -> Prepared:
     frames = _frames(task, isocenter)
     boxes = np.array([f.jaws_mm for f in frames])
     box = (boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max())
-    model = fluence_model(machine, box, _NODES_MM)
+    model = fluence_model(machine, box, NODES_MM)
     fraction_gy = objective.reference_gy / task.sheet.prescription.fractions
     return Prepared(
         task,
@@ -212,7 +212,7 @@ def prepare(task: PlanningTask) -> Prepared:
         density,
         full_dose,
         model,
-        split_models(machine, box, _NODES_MM),
+        split_models(machine, box, NODES_MM),
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
         objective_for_maps=objective.aiming_at(task.target, PointwiseAim),

@@ -36,7 +36,8 @@ class Settings:
     is how long a full turn of the gantry may take where the MU do not ask for more: the slower it turns, the
     further leaves can travel. With `jaw_tracking` the jaws follow the leaves; None means wherever the machine
     can. `mu_per_gy` is the most MU for each Gy of the highest prescription, and `leaf_mm_per_deg` how far a
-    leaf may travel per degree of gantry; None for no limit but the machine's. `effort` scales all iterations.
+    leaf may travel per degree of gantry; None for no limit but the machine's. At the end of the search pairs
+    narrower than `open_gap_mm` close or open to it. `effort` scales all iterations.
     `penalties` weigh modulation. The search ends after `max_minutes` at the latest; with None nothing but
     convergence ends it.
     """
@@ -52,6 +53,7 @@ class Settings:
     seconds_per_turn: float = 60.0
     mu_per_gy: float | None = None
     leaf_mm_per_deg: float | None = None
+    open_gap_mm: float | None = None
     jaw_tracking: bool | None = None
     grid_mm: float = 3.0
     seed: int = 0

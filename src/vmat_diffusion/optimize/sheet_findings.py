@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom.names import NameTable, default_table
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
 from vmat_diffusion.evaluate.fractionation import eqd2_gy
 from vmat_diffusion.evaluate.goal_words import SEEN
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Group, missing_required
 from vmat_diffusion.evaluate.spillage import rtog_limit
 from vmat_diffusion.evaluate.structure_expressions import names_in, parse_expression
+from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize.conflicts import Conflict, contradictions, proven_conflicts
+from vmat_diffusion.optimize.delivery import delivery_faults
 from vmat_diffusion.optimize.hinges import WITHOUT_HINGE
 
 # Doses per fraction that are given: from two a day to the 34 Gy at once of RTOG 0915.
@@ -76,8 +79,8 @@ _SPOT_CC = 0.5
 class Finding:
     """One thing that a sheet's author should look at.
 
-    `kind` is "name", "conflict", "dose", "source", "goal" or "sheet". `of_weight` says that the sheet should
-    not be used before it is settled; other findings are remarks.
+    `kind` is "name", "conflict", "dose", "source", "goal", "delivery" or "sheet". `of_weight` says that the
+    sheet should not be used before it is settled; other findings are remarks.
     """
 
     kind: str
@@ -89,12 +92,17 @@ class Finding:
 
 
 def sheet_findings(
-    sheet: GoalSheet, case: Case | None = None, table: NameTable | None = None
+    sheet: GoalSheet,
+    case: Case | None = None,
+    table: NameTable | None = None,
+    *,
+    machine: Machine | None = None,
 ) -> tuple[Finding, ...]:
     """All findings on a sheet, those of weight first.
 
     With a case, sheet and case must be fitted to each other; what the case cannot reach is then found as
     well. `table` has the names that structure sets are read with; by default the shipped one.
+    `machine` is the one that delivery goals are held against, by default generic_6mv.
     """
     found = [
         *_names(sheet, case, table or default_table()),
@@ -105,6 +113,10 @@ def sheet_findings(
         *_sources(sheet),
         *_slips(sheet, table or default_table()),
         *_goals(sheet),
+        *(
+            Finding("delivery", *said)
+            for said in delivery_faults(sheet, machine or load_machine("generic_6mv"))
+        ),
         *(_of_case(sheet, case) if case is not None else ()),
     ]
     unique = dict.fromkeys(found)
@@ -163,8 +175,9 @@ def _worlds(sheet: GoalSheet) -> Iterator[GoalSheet]:
 def _out_of_reach(conflict: Conflict, sheet: GoalSheet) -> str:
     goal, target = conflict.goal, next(iter(conflict.against), "").split(" ")[0]
     remedy = "relax it or lower its priority"
-    if goal.structure not in sheet.prescription.target_gy and target in sheet.prescription.target_gy:
-        remedy += f', or judge it on "{goal.structure} - {target}"'
+    structure = goal.structure if isinstance(goal, Goal) else ""
+    if structure not in sheet.prescription.target_gy and target in sheet.prescription.target_gy:
+        remedy += f', or judge it on "{structure} - {target}"'
     return f"{conflict}, in this case; {remedy}"
 
 
@@ -263,7 +276,12 @@ def _on_hot_spot(goal: Goal) -> bool:
 
 def _sources(sheet: GoalSheet) -> Iterator[Finding]:
     """Numbers that do not say where they come from or how that was seen."""
-    every: list[Goal | Group] = [*sheet.goals, *sheet.left_out, *sheet.groups.values()]
+    every: list[Goal | Group | DeliveryGoal] = [
+        *sheet.goals,
+        *sheet.left_out,
+        *sheet.groups.values(),
+        *sheet.delivery,
+    ]
     for stated in every:
         if not stated.source.strip():
             yield Finding("source", True, f"{stated} has no source; say where the number comes from")

@@ -4,6 +4,8 @@ from vmat_diffusion.qa.agreement import denoised, smooth_difference, uncertainty
 from vmat_diffusion.qa.files import PlanFiles, plan_differences, release_plan, write_plan
 from vmat_diffusion.qa.gate import judge
 from vmat_diffusion.qa.limits import GateSettings, gate_limits, load_gate
+from vmat_diffusion.qa.robustness import robustness_of, with_robustness
+from vmat_diffusion.qa.robustness_result import Robustness
 from vmat_diffusion.qa.verdict import Check, Outcome, Verdict, warning
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "GateSettings",
     "Outcome",
     "PlanFiles",
+    "Robustness",
     "Verdict",
     "denoised",
     "gate_limits",
@@ -18,8 +21,10 @@ __all__ = [
     "load_gate",
     "plan_differences",
     "release_plan",
+    "robustness_of",
     "smooth_difference",
     "uncertainty_percent",
     "warning",
+    "with_robustness",
     "write_plan",
 ]

@@ -56,6 +56,31 @@ def target_means(case: Case, sheet: GoalSheet | None, pair: Compared, settings: 
     return out
 
 
+def scale_factor(pair: Compared, settings: GateSettings) -> list[Check]:
+    """The factor that carries the planned dose onto the independent one where it is high: wrong MU.
+
+    Least squares over the tissue where the plan is above half of the reference dose. So many voxels leave a
+    standard error of some 0.1 %, so that the factor is decided where single voxels are too noisy to judge.
+    What lies within three standard errors of the limit passes.
+    """
+    high = pair.tissue & (pair.planned_gy > 0.5 * pair.reference_gy)
+    if not pair.reference_gy > 0 or not high.any():
+        return []
+    planned, check = (d[high].astype(np.float64) for d in (pair.planned_gy, pair.check.gy))
+    total = float(planned @ planned)
+    percent = 100.0 * (float(planned @ check) / total - 1.0)
+    error = 0.0
+    if pair.check.std_gy is not None:
+        error = 100.0 * float(np.linalg.norm(planned * pair.check.std_gy[high])) / total
+    limit = settings.factor_percent
+    why = (
+        f"{percent:+.2f} +- {error:.2f} % from the planned dose to the independent one over {planned.size} "
+        "voxels of tissue where the plan is above half of its maximum: the MU or the output differ by this"
+    )
+    passed = abs(percent) - 3.0 * error <= limit
+    return [Check("factor between the doses", passed, percent, limit, "%", why)]
+
+
 def prescribed_doses(case: Case, plan: Plan, dose: Dose) -> Check | None:
     """A warning where a target gets less of the planned dose than the plan file itself prescribes to it.
 

@@ -24,13 +24,22 @@ from vmat_diffusion.qa.agreement import (
 )
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
-from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
+from vmat_diffusion.qa.delivery import delivery_checks
+from vmat_diffusion.qa.dose_points import (
+    dose_points,
+    prescribed_doses,
+    regions,
+    scale_factor,
+    target_means,
+    voxels,
+)
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
-from vmat_diffusion.qa.outline import body_outline, contours_left_out
+from vmat_diffusion.qa.outline import body_outline, contours_left_out, outline_place
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
+_DOSE_GRID = "dose grid"
 _ROUNDING_MM = 1e-3  # spacings are read from decimal strings and differences of them
 
 
@@ -58,24 +67,8 @@ def judge(
     if looser := settings.looser():
         why = "the gate's limits are looser than the shipped ones: " + ", ".join(looser)
         checks.insert(0, warning(LOOSER_LIMITS, [why], ""))
-    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
-        checks.append(origin)
-    if said := plan_remarks(plan, machine):
-        checks.append(warning("plan file", said, ""))
-    if said := dose_remarks(dose):
-        checks.append(warning("dose file", said, ""))
-    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
-        checks.append(prescribed)
-    if turned := _turned_couch(plan):
-        checks.append(warning("couch", turned, ""))
-    if (numbers := ct_numbers(case)) is not None:
-        checks.append(numbers)
-    if ignored := ignored_overrides(case):
-        checks.append(warning("density overrides", ignored, ""))
-    if (outline := body_outline(case)) is not None:
-        checks.append(outline)
-    if lost := contours_left_out(case):
-        checks.append(warning("contours without an image", lost, ""))
+    checks += _said_of_files(case, sheet, plan, machine, dose)
+    checks += _said_of_case(case, settings)
     if files is not None:
         checks.append(round_trip(files, case, plan, machine, dose))
     if check is None:
@@ -99,11 +92,46 @@ def judge(
         checks.append(noise)
         if noise.undecided and near:
             engines = [c.left_open("the independent dose is too noisy") if c.fails else c for c in engines]
-    if all(c.passed for c in (*checks, *engines)):
+    engines += scale_factor(pair, settings)
+    # What a coarse grid leaves open is worth the cost all the same.
+    if all(c.passed or c.name == _DOSE_GRID for c in (*checks, *engines)):
         engines += _collimation(case, plan, machine, pair, settings)
     verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
     sure = others_passed and near and not verdict.undecided
     return replace(verdict, correctable=sure and not verdict.passed)
+
+
+def _said_of_files(
+    case: Case, sheet: GoalSheet | None, plan: Plan, machine: Machine, dose: Dose
+) -> list[Check]:
+    """Whether the files belong together, and what a person must know of them."""
+    out: list[Check] = []
+    if (origin := same_patient(case, plan, dose, sheet.prescription if sheet else None)) is not None:
+        out.append(origin)
+    if said := plan_remarks(plan, machine):
+        out.append(warning("plan file", said, ""))
+    if said := dose_remarks(dose):
+        out.append(warning("dose file", said, ""))
+    if (prescribed := prescribed_doses(case, plan, dose)) is not None:
+        out.append(prescribed)
+    if turned := _turned_couch(plan):
+        out.append(warning("couch", turned, ""))
+    return out + delivery_checks(case, sheet, plan, machine)
+
+
+def _said_of_case(case: Case, settings: GateSettings) -> list[Check]:
+    """What a person must know of CT and structure set, and whether the body lies on the CT."""
+    out: list[Check] = []
+    if (numbers := ct_numbers(case)) is not None:
+        out.append(numbers)
+    if ignored := ignored_overrides(case):
+        out.append(warning("density overrides", ignored, ""))
+    if (outline := body_outline(case)) is not None:
+        out.append(outline)
+    out += outline_place(case, settings)
+    if lost := contours_left_out(case):
+        out.append(warning("contours without an image", lost, ""))
+    return out
 
 
 def _noise(pair: Compared, settings: GateSettings) -> Check | None:
@@ -245,7 +273,7 @@ def _dose_grid(dose: Dose, check: Dose | None, settings: GateSettings) -> Check:
             f"; the limits of the gate hold up to {limit:g} mm: compute with --grid-mm {limit:g}, and export "
             "the dose of another planning system as finely"
         )
-    return Check("dose grid", fine, value, limit, "mm", why, undecided=not fine)
+    return Check(_DOSE_GRID, fine, value, limit, "mm", why, undecided=not fine)
 
 
 def _turned_couch(plan: Plan) -> list[str]:

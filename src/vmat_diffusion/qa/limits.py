@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
@@ -36,6 +36,7 @@ class GateSettings:
     strict_action_percent: Annotated[float, Field(ge=90.0, le=100)] = 90.0
     peak_percent: Annotated[float, Field(ge=1.0, le=30.0)] = 20.0
     target_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
+    factor_percent: Annotated[float, Field(ge=0.1, le=5.0)] = 3.0
     target_dvh_percent: Annotated[float, Field(ge=0.1, le=5.0)] = 3.0
     organ_dvh_percent: Annotated[float, Field(ge=0.1, le=8.0)] = 4.0
     organ_mean_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
@@ -45,11 +46,14 @@ class GateSettings:
     turn_deg: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
     jaw_mm: Annotated[float, Field(ge=0.1, le=3.0)] = 2.0
     leaf_mm: Annotated[float, Field(ge=0.1, le=2.0)] = 1.0
+    outline_shift_mm: Annotated[float, Field(ge=0.5, le=3.0)] = 2.0
+    outline_side_mm: Annotated[float, Field(ge=1.0, le=8.0)] = 4.0
     grid_mm: Annotated[float, Field(ge=0.5, le=4.0)] = 3.0
     target_outside_percent: Annotated[float, Field(ge=0, le=1.0)] = 0.0
     body_outside_percent: Annotated[float, Field(ge=0, le=5.0)] = 1.0
     uncertainty_percent: Annotated[float, Field(ge=0.1, le=3.0)] = 2.5
     correctable_gamma_percent: Percent = 80.0
+    robustness: Literal["warn", "stop"] = "warn"
 
     def looser(self) -> tuple[str, ...]:
         """Where these limits let more pass than the shipped ones, as `uncertainty_percent 3 (2.5)`."""
@@ -64,8 +68,8 @@ class GateSettings:
 
 
 _LOOSER_IF_LESS = ("gamma_pass_percent", "gamma_voxels", "strict_tolerance_percent", "strict_action_percent")
-# A local gamma is stricter; whether a plan is corrected lets none pass.
-_NOT_A_LIMIT = ("gamma_local", "correctable_gamma_percent")
+# A local gamma is stricter; whether a plan is corrected lets none pass; a robustness that stops is stricter.
+_NOT_A_LIMIT = ("gamma_local", "correctable_gamma_percent", "robustness")
 
 
 def load_gate(file: Path | str | None = None) -> GateSettings:
@@ -89,12 +93,17 @@ def load_gate(file: Path | str | None = None) -> GateSettings:
         raise InputError(f"gate file {path}: {where}: {first['msg']}; {remedy}") from None
 
 
-def gate_limits(file: Path | str | None, uncertainty: float) -> GateSettings:
+def gate_limits(
+    file: Path | str | None, uncertainty: float, robustness: Literal["warn", "stop"] | None = None
+) -> GateSettings:
     """The gate's limits from a TOML file or by default; `uncertainty` is what Monte Carlo is asked for.
 
-    Raises InputError where the uncertainty is too large for any plan to pass.
+    A `robustness` decides over that of the file. Raises InputError where the uncertainty is too large for any
+    plan to pass.
     """
     limits = load_gate(file)
+    if robustness is not None:
+        limits = replace(limits, robustness=robustness)
     if 100.0 * uncertainty >= limits.uncertainty_percent:
         raise InputError(
             f"uncertainty {uncertainty:g} is not below the gate's limit of {limits.uncertainty_percent:g} %, "

@@ -7,6 +7,8 @@ from scipy import ndimage
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.geometry import Mask
+from vmat_diffusion.qa.limits import GateSettings
+from vmat_diffusion.qa.outline_fit import fitted_displacement
 from vmat_diffusion.qa.verdict import Check, warning
 
 # Between air and fat; just inside and just outside the outline of the body. Ours: nostrils, loose masks and
@@ -14,6 +16,12 @@ from vmat_diffusion.qa.verdict import Check, warning
 _TISSUE_ABOVE_HU = -400.0
 _NEAR_MM, _FAR_MM = 3.0, 6.0
 _MOST_SHARE = 0.20
+# A fit that explains less of the outline says nothing of all of it.
+_LEAST_EXPLAINED = 0.5
+# Voxels of the CT by which a sheet next to the skin may look thicker than it is.
+_THICKER_VOXELS = 1.5
+# A shift along z by less than this share of a slice, or less than 2 mm, is not said. Ours.
+_LEAST_SLICES, _LEAST_Z_MM = 0.75, 2.0
 # How the step begins that names a body which nobody drew.
 _MADE_FROM_CT = "body-from-ct"
 _FEWEST_VOXELS = 500
@@ -39,6 +47,39 @@ def body_outline(case: Case) -> Check | None:
     if any(step.startswith(_MADE_FROM_CT) for step in case.source.steps):
         why.append("no body is contoured; it was made from the CT, couch and masks may be part of it")
     return warning("outline of the body", why, said)
+
+
+def outline_place(case: Case, settings: GateSettings) -> list[Check]:
+    """Whether body and CT are shifted against each other in the slices, or one of them is scaled.
+
+    A shift along z warns only: the outline of a trunk hardly shows it. Empty where nobody drew the body, and
+    where shift and scale do not explain most of the outline.
+    """
+    if any(step.startswith(_MADE_FROM_CT) for step in case.source.steps):
+        return []
+    fit = fitted_displacement(case)
+    if fit is None or fit.explained < _LEAST_EXPLAINED:
+        return []
+    x, y, z = fit.shift_mm
+    said = (
+        f"the CT's surface lies {x:+.1f} mm along x and {y:+.1f} mm along y from the outline of "
+        f"{case.body.name}, and {fit.growth_mm[0]:+.1f} and {fit.growth_mm[1]:+.1f} mm further out "
+        f"({fit.scale_percent[0]:+.1f} and {fit.scale_percent[1]:+.1f} % of scale); this explains "
+        f"{100 * fit.explained:.0f} % of the outline"
+    )
+    remedy = "; export CT and structure set of one scan, with its own pixel spacing and position"
+    side = max(settings.outline_side_mm, _THICKER_VOXELS * max(case.grid.spacing_mm[:2]))
+    along = abs(z) > max(_LEAST_Z_MM, _LEAST_SLICES * case.grid.spacing_mm[2])
+    off = f"; {z:+.1f} mm along z: look whether the structures lie on their slices" if along else ""
+    found = (
+        ("shift of the body's outline", fit.common_mm, settings.outline_shift_mm, off),
+        ("furthest side of the body's outline", fit.furthest_mm, side, ""),
+    )
+    return [
+        Check(name, mm <= limit, mm, limit, "mm", said + (caution if mm <= limit else remedy),
+              cautions=mm <= limit and bool(caution))
+        for name, mm, limit, caution in found
+    ]  # fmt: skip
 
 
 def contours_left_out(case: Case) -> list[str]:

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.gamma import GammaResult
 from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.plan import Plan
+
+if TYPE_CHECKING:
+    from vmat_diffusion.qa.robustness_result import Robustness
 
 _WARNINGS = "warnings"
 # The check that names limits looser than the shipped ones.
@@ -32,7 +35,8 @@ class Check:
     """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported.
 
     A check that could not be decided (`undecided`), as the independent dose is too noisy, has not passed.
-    A check that `cautions` passed, but a person must read `why`: it lies between two limits.
+    A check that `cautions` passed, but a person must read `why`: it lies between two limits. Checks of one
+    kind have a `group`.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Check:
     why: str
     undecided: bool = False
     cautions: bool = False
+    group: str = ""
 
     def __post_init__(self) -> None:
         if self.undecided and self.passed:
@@ -76,6 +81,7 @@ class Check:
         value = None if self.value is None else round(float(self.value), 4)
         return {
             "name": self.name,
+            "group": self.group or None,
             "passed": bool(self.passed),
             "result": self.word,
             "value": value,
@@ -96,7 +102,8 @@ class Verdict:
     """All checks of one plan; `gamma` and `results` (goals on the independent dose) where computed.
 
     `correctable`: the plan fails only because the two engines disagree, and they disagree no more than a
-    new optimisation can correct. `fingerprint` is that of the plan and case judged.
+    new optimisation can correct. `fingerprint` is that of the plan and case judged. `robustness` is what
+    small errors of the linac do to the dose, where it was asked for.
     """
 
     checks: tuple[Check, ...]
@@ -104,6 +111,7 @@ class Verdict:
     results: tuple[GoalResult, ...] = ()
     correctable: bool = False
     fingerprint: str = ""
+    robustness: Robustness | None = None
 
     @property
     def passed(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vmat_diffusion.evaluate.delivery_results import DeliveryResult
 from vmat_diffusion.evaluate.goal_results import (
     GoalResult,
     GroupResult,
@@ -17,6 +18,14 @@ from vmat_diffusion.evaluate.goal_types import GoalSheet
 from vmat_diffusion.report.content import Shown
 
 _PRIORITIES = {1: "Must", 2: "Should", 3: "Wish"}
+# The stages of a yardstick and how a column calls them.
+_STAGES = {
+    "ideal": "Ideal fluence",
+    "sectors": "Free sectors",
+    "maps": "Fluence maps",
+    "delivered": "Plan",
+}
+_DIGITS = {"Gy": 2, "%": 1, "cc": 2}
 _MARKS = {"pass": "✓", "acceptable": "~", "fail": "✗", "excused": "~", "not evaluated": ""}
 
 
@@ -48,6 +57,25 @@ def goal_tables(results: Sequence[GoalResult], shown: Sequence[Shown]) -> list[d
         if rows:
             tables.append({"title": title, "priority": priority, "rows": rows})
     return tables
+
+
+def delivery_rows(results: Sequence[DeliveryResult]) -> list[dict[str, Any]]:
+    """The goals on the delivery, each a row."""
+    return [
+        {
+            "priority": _PRIORITIES[r.goal.priority],
+            "statement": pretty(r.goal.statement),
+            "words": r.goal.words,
+            "variation": "–" if r.goal.variation is None else f"{r.goal.variation:g} {r.goal.unit}",
+            "value": r.value_text,
+            "status": r.status if r.value is not None else "acceptable",
+            "word": r.status,
+            "mark": _MARKS[r.status],
+            "note": r.note,
+            "source": r.goal.source_text,
+        }
+        for r in results
+    ]
 
 
 def _row(result: GoalResult, colour: str) -> dict[str, Any]:
@@ -84,6 +112,28 @@ def _group_row(found: GroupResult) -> dict[str, Any]:
     }
 
 
+def yardstick_table(record: Mapping[str, Any], shown: Sequence[Shown]) -> dict[str, Any]:
+    """The goals on ideal fluence as rows, those that the plan misses first, from a yardstick's record."""
+    colour = {s.name: s.colour for s in shown}
+    goals = sorted(record["goals"], key=lambda goal: goal["loss"] is None)
+    rows = [
+        {
+            "structure": goal["structure"],
+            "colour": colour.get(goal["structure"], "transparent"),
+            "statement": pretty(goal["goal"]),
+            "values": [_stage_text(goal["values"].get(s), goal["unit"]) for s in _STAGES],
+            "words": goal["words"] or "met",
+            "missed": goal["loss"] is not None,
+        }
+        for goal in goals
+    ]
+    return {"directions": record["directions"], "stages": list(_STAGES.values()), "rows": rows}
+
+
+def _stage_text(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.{_DIGITS.get(unit, 3)}f} {unit}".rstrip()
+
+
 def goals_without_value(results: Sequence[GoalResult]) -> dict[str, list[str]]:
     """Goals without a result, by the reason why."""
     out: dict[str, list[str]] = {}
@@ -114,5 +164,4 @@ def value_text(result: GoalResult) -> str:
     """The value in the goal's unit; a dash for none."""
     if result.value is None:
         return "–"
-    digits = {"Gy": 2, "%": 1, "cc": 2}.get(result.goal.unit, 3)
-    return f"{result.value:.{digits}f} {result.goal.unit}".rstrip()
+    return _stage_text(result.value, result.goal.unit)

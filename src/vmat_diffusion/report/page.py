@@ -13,7 +13,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vmat_diffusion.case import Case, Dose, Prescription
-from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity
+from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES
+from vmat_diffusion.evaluate.complexity_ranges import ranges_for
+from vmat_diffusion.evaluate.delivery_results import complexity_of, evaluate_delivery
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point
@@ -26,13 +28,16 @@ from vmat_diffusion.report import charts
 from vmat_diffusion.report.comparison import both_dvh_figure, gamma_figure
 from vmat_diffusion.report.content import Shown, ShownDose, shown_dose
 from vmat_diffusion.report.goals_table import (
+    delivery_rows,
     goal_tables,
     goals_verdict,
     goals_without_value,
     pretty,
     sheet_remarks,
+    yardstick_table,
 )
 from vmat_diffusion.report.planes import planes_figure, window_hu
+from vmat_diffusion.report.robustness_table import robustness_table
 
 # Leaf and jaw numbers in the beam table are rounded to what the linac console shows.
 _MM = "{:.1f}"
@@ -55,6 +60,7 @@ def write_report(
     verdict: Verdict | None = None,
     check: Dose | None = None,
     candidates: Sequence[Mapping[str, Any]] = (),
+    yardstick: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of a plan and return its path; the file appears whole or not at all.
 
@@ -63,7 +69,7 @@ def write_report(
     `seconds` the time of each stage.
     `provenance` may nest: plain values become a table, the rest is shown as JSON. `verdict` is the
     gate's, and `check` the independent dose that it rests on. `candidates` are the records of the plans
-    among which this one was chosen.
+    among which this one was chosen, `yardstick` that of the goals on ideal fluence.
     """
     prescription = prescription or case.prescription
     shown = shown_dose(case, dose, results, prescription)
@@ -76,16 +82,18 @@ def write_report(
         verdict=goals_verdict(results, violations),
         gate=_gate(plan, shown, verdict, check, prescription) if verdict else None,
         goals=goal_tables(results, shown.structures),
+        delivery=delivery_rows(evaluate_delivery(sheet, plan, machine)) if sheet else [],
         absent=goals_without_value(results),
         remarks=sheet_remarks(sheet, results),
         figures=_figures(plan, machine, shown, prescription),
         history=_image(charts.svg(charts.history_figure(history)), "svg+xml") if history else "",
         beams=[_beam(arc, plan, machine) for arc in plan.arcs],
-        complexity=_complexity(plan, machine, prescription),
+        complexity=_complexity(plan, machine, prescription, sheet.site if sheet else case.site),
         complexity_sources=SOURCES,
         statistics=[_statistics(s) for s in shown.structures],
         renamed=any(s.structure.alias not in ("", s.name) for s in shown.structures),
         candidates=candidates,
+        yardstick=yardstick_table(yardstick, shown.structures) if yardstick else None,
         seconds=dict(seconds or {}),
         inputs=_inputs(case),
         provenance=_provenance(_resolved(plan, machine, dose, provenance)),
@@ -213,6 +221,7 @@ def _gate(
         "map": map_,
         "criteria": verdict.gamma.criteria if verdict.gamma else "",
         "dvh": both,
+        "robustness": robustness_table(verdict.robustness) if verdict.robustness else None,
         "engine": str(check.provenance.get("engine", "independent engine")) if check else "",
     }
 
@@ -245,17 +254,29 @@ def _beam(arc: Arc, plan: Plan, machine: Machine) -> dict[str, str]:
     }
 
 
-def _complexity(plan: Plan, machine: Machine, prescription: Prescription | None) -> list[dict[str, str]]:
-    """The metrics of the plan as rows, beside what others reported."""
-    gy = max(prescription.target_gy.values()) / plan.fractions if prescription else None
+def _complexity(
+    plan: Plan, machine: Machine, prescription: Prescription | None, site: str
+) -> list[dict[str, Any]]:
+    """The metrics of the plan as rows, beside what others reported; `outside` where it is more complex."""
+    found = complexity_of(plan, machine, prescription)
+    if found is None:
+        return []
+    known = {r.metric: r for r in ranges_for(site)}
     return [
         {
             "title": PUBLISHED[name].title,
             "value": "–" if value is None else f"{value:.3g}",
             "unit": PUBLISHED[name].unit,
-            "published": PUBLISHED[name].values or "–",
+            "range": known[name].text if name in known else "–",
+            "outside": value is not None and name in known and known[name].outside(value),
+            "published": "; ".join(
+                part
+                for part in (PUBLISHED[name].values, known[name].source_text if name in known else "")
+                if part
+            )
+            or "–",
         }
-        for name, value in complexity(plan, machine, gy).record().items()
+        for name, value in found.record().items()
     ]
 
 

@@ -14,7 +14,7 @@ from vmat_diffusion.files import shipped_or_code, written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.plan import Arc, Plan
-from vmat_diffusion.workflow.coding import machine_code
+from vmat_diffusion.report.coding import machine_code
 from vmat_diffusion.workflow.output import require_apart
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
+from vmat_diffusion.evaluate.delivery_results import complexity_of
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
@@ -35,7 +37,8 @@ class CheckedPlan:
 
     `warnings` is what a person must know of the file beside that: its state, what it leaves unsaid, beams
     that deliver nothing.
-    `complexity` is None where the machine has other leaves than the plan.
+    `complexity` is None where the machine has other leaves than the plan; its MU per Gy refer to the highest
+    dose that the plan file prescribes.
     """
 
     plan: Plan
@@ -54,6 +57,11 @@ class CheckedPlan:
             f"machine {self.machine.name}: {verdict}"
         )
 
+    @property
+    def outside_published(self) -> tuple[str, ...]:
+        """Where the plan is more complex than published plans, a sentence each."""
+        return outside_ranges(self.complexity) if self.complexity else ()
+
     def summary(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
         return {
@@ -64,6 +72,7 @@ class CheckedPlan:
             "delivery_s": None if self.delivery_s is None else round(self.delivery_s, 2),
             "arc_delivery_s": None if self.violations else arc_delivery_s(self.plan, self.machine),
             "complexity": self.complexity.record() if self.complexity else None,
+            "outside_published": list(self.outside_published),
             "violations": list(self.violations),
             "warnings": list(self.warnings),
         }
@@ -76,7 +85,6 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
     for a file that is no RTPLAN or that cannot be represented, and where such positions lie there already.
     """
     from vmat_diffusion.dicom import read_plan
-    from vmat_diffusion.evaluate.complexity import complexity
 
     machine = load_machine(machine_name)
     if not file.is_file():
@@ -85,7 +93,6 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
         require_apart(trajectories, file)
     plan = read_plan(file, machine)
     found = (*beam_differences(plan, machine), *violations(plan, machine))
-    same = all(arc.leaves_mm.shape[2] == machine.mlc.pairs for arc in plan.arcs)
     if trajectories is not None and not found:
         trajectories.mkdir(parents=True, exist_ok=True)
         write_trajectories(trajectories, plan, machine)
@@ -94,7 +101,7 @@ def check_plan(file: Path, machine_name: str, *, trajectories: Path | None = Non
         machine,
         found,
         None if found else delivery_s(plan, machine),
-        complexity(plan, machine) if same else None,
+        complexity_of(plan, machine, None),
         (*plan_remarks(plan, machine), *_unsaid(plan)),
     )
 

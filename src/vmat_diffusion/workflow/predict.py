@@ -13,7 +13,7 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.provenance import case_provenance, settings_record
 from vmat_diffusion.workflow.reading import read_with_goals

@@ -25,7 +25,12 @@ from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, w
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.distance import signed_distance_mm
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.evaluate.goals import load_goals
+from vmat_diffusion.evaluate.goals import (
+    goal_sheet_names,
+    load_goals,
+    require_known_conditions,
+    with_conditions,
+)
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (
@@ -140,14 +145,18 @@ def preprocess(
 def preparation_record(settings: Preparation, shape: VolumeShape | None) -> dict[str, Any]:
     """The settings as `dataset.json` keeps them: files by their contents' hash, no paths.
 
-    Raises InputError for a mapping or goal sheet that cannot be read: else every case would say so.
+    Raises InputError for a mapping or goal sheet that cannot be read, and for a condition that no sheet
+    knows: else every case would say so.
     """
     load_table(settings.mapping)
     if settings.goals:
-        load_goals(settings.goals)
+        with_conditions(load_goals(settings.goals), settings.conditions)
+    elif settings.conditions:
+        require_known_conditions(settings.conditions, map(load_goals, goal_sheet_names()))
     own = settings.goals.endswith(".toml")
     return {
         **asdict(settings),
+        "conditions": list(settings.conditions),
         "mapping": _text_hash(settings.mapping, "vmat_diffusion.dicom", "oar_mapping.json"),
         "goals": f"file {_text_hash(Path(settings.goals))}" if own else settings.goals,
         "spacing_mm": list(settings.spacing_mm),

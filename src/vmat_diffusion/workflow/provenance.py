@@ -29,7 +29,12 @@ def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[st
 
 def settings_record(settings: PlanSettings | PredictSettings) -> dict[str, Any]:
     """Settings as plain data: what is shipped by name, files of the user by the hash of their contents."""
-    shipped = {"machine": machine_names(), "goals": goal_sheet_names(), "weights": ("shipped",)}
+    shipped = {
+        "machine": machine_names(),
+        "goals": goal_sheet_names(),
+        "weights": ("shipped",),
+        "prior": ("goals", "diffusion"),
+    }
     values = asdict(settings)
     for name in ("mapping", "ct_table", "gate", "improve", *shipped):
         if name in values:

@@ -13,20 +13,31 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.evaluate.goals import goal_details, group_record, group_results, sheet_record
+from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
+from vmat_diffusion.evaluate.delivery_results import complexity_of
+from vmat_diffusion.evaluate.goals import (
+    DeliveryResult,
+    delivery_record,
+    evaluate_delivery,
+    goal_details,
+    group_record,
+    group_results,
+    sheet_record,
+)
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
-from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
 from vmat_diffusion.workflow.run_files import write_json
 from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.gamma import GammaResult
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.qa import Verdict
@@ -56,14 +67,35 @@ class SecondCheck:
     files: tuple[Path, ...]
     sheet: GoalSheet | None = None
 
+    @property
+    def delivery_results(self) -> tuple[DeliveryResult, ...]:
+        """The sheet's goals on the delivery, judged on the plan; none without a sheet."""
+        return evaluate_delivery(self.sheet, self.plan, self.machine) if self.sheet else ()
+
+    @property
+    def complexity(self) -> Complexity | None:
+        """The metrics of the plan, for the sheet's prescription or the case's or the plan's own."""
+        prescription = self.sheet.prescription if self.sheet else self.case.prescription
+        return complexity_of(self.plan, self.machine, prescription)
+
+    @property
+    def outside_published(self) -> tuple[str, ...]:
+        """Where the plan is more complex than published plans, a sentence each."""
+        found, site = self.complexity, self.sheet.site if self.sheet else self.case.site
+        return outside_ranges(found, site) if found else ()
+
     def summary(self) -> dict[str, Any]:
         """The object that `qa --json` prints."""
         return {
             "machine": self.machine.name,
             "mu": round(self.plan.total_mu, 2),
             "verdict": self.verdict.summary(),
+            "robustness": self.verdict.robustness.record() if self.verdict.robustness else None,
             "goals": [goal_details(r) for r in self.verdict.results],
             "groups": [group_record(g) for g in group_results(self.verdict.results)],
+            "delivery_goals": [delivery_record(r) for r in self.delivery_results],
+            "complexity": self.complexity.record() if self.complexity else None,
+            "outside_published": list(self.outside_published),
             "sheet": sheet_record(self.sheet) if self.sheet else None,
             "check": _plain(self.check),
             "files": [str(file) for file in self.files],
@@ -171,12 +203,12 @@ def second_check(
     cannot be read, which fails the check of the files. Raises InputError where the plan or the case cannot
     be read, a file does not exist or the machine cannot represent the plan.
     """
-    from vmat_diffusion.qa import PlanFiles, judge
+    from vmat_diffusion.qa import PlanFiles, judge, robustness_of, with_robustness
 
     settings, report = settings or QaSettings(), progress or silent
     require_apart(out, case_folder, plan_file, dose_file)
     asked = settings.uncertainty if settings.engine == "monte-carlo" else 0.0
-    limits = gate_limits(settings.gate, asked)
+    limits = gate_limits(settings.gate, asked, settings.robustness)
     if dose_file is None and settings.engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
@@ -199,6 +231,8 @@ def second_check(
         check = compute(plan, case, grid, progress=under_name(report, "check"))
         files = PlanFiles(plan_file, dose_file)
         verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
+        found = robustness_of(case, sheet, plan, linac, dose, progress=under_name(report, "robustness"))
+        verdict = with_robustness(verdict, found, stops=limits.robustness == "stop")
         report("report", 0.0, "")
         names = tuple(out.resolve() / name for name in QA_FILES)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)

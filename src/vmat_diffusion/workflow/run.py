@@ -14,6 +14,9 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import (
+    DeliveryResult,
+    delivery_record,
+    evaluate_delivery,
     goal_details,
     goal_record,
     group_record,
@@ -28,10 +31,11 @@ from vmat_diffusion.plan import Plan, delivery_s, timing, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
-from vmat_diffusion.workflow.coding import Coding, coding_of
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
+from vmat_diffusion.workflow.prior_file import prior_from_file, require_prior_file
 from vmat_diffusion.workflow.provenance import peak_gb, provenance
 from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.recompute import plan_and_machine
@@ -53,6 +57,7 @@ from vmat_diffusion.workflow.search_and_check import (
     CANDIDATE_FOLDERS,
     JudgedPlan,
     PlanningTools,
+    measure,
     plan_folder,
     search_and_check,
 )
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
     from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
+    from vmat_diffusion.optimize.ideal import Yardstick
     from vmat_diffusion.qa import Verdict
 
 
@@ -100,7 +106,8 @@ class PlanRun:
     """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
 
     `results` are the goals on the plan's dose. `candidates` are the plans among which this one was chosen;
-    `before` says how the plan that the search started from met the goals.
+    `before` says how the plan that the search started from met the goals; `yardstick` what ideal fluence
+    makes of them, where that was asked for.
     """
 
     task: Task
@@ -112,6 +119,7 @@ class PlanRun:
     seconds: Mapping[str, float]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     before: GoalScore | None = None
+    yardstick: Yardstick | None = None
     candidates: tuple[Candidate, ...] = ()
     files: tuple[Path, ...] = ()
     peak_gb: float | None = None
@@ -125,6 +133,11 @@ class PlanRun:
     def dose(self) -> Dose:
         """The plan's dose by the fast engine."""
         return self.judged.optimized.dose
+
+    @property
+    def delivery_results(self) -> tuple[DeliveryResult, ...]:
+        """The sheet's goals on the delivery, judged on the plan."""
+        return evaluate_delivery(self.task.sheet, self.plan, self.task.machine)
 
     @property
     def verdict(self) -> Verdict:
@@ -161,9 +174,11 @@ class PlanRun:
         return {
             "outcome": self.outcome,
             "conflicts": list(self.conflicts),
+            "yardstick": self.yardstick.record() if self.yardstick else None,
             "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
             "groups": [group_record(g) for g in group_results(self.results)],
+            "delivery_goals": [delivery_record(r) for r in self.delivery_results],
             "remarks": list(self.task.sheet.remarks),
             "mu": round(self.plan.total_mu, 2),
             "delivery_s": round(self.delivery_s, 2),
@@ -171,6 +186,7 @@ class PlanRun:
             "complexity": self.complexity.record(),
             "violations": list(self.violations),
             "verdict": {**self.verdict.summary(), "corrected": self.corrected},
+            "robustness": self.verdict.robustness.record() if self.verdict.robustness else None,
             "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
@@ -203,15 +219,17 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
-    require_apart(out, case_folder, settings.improve)
+    require_apart(out, case_folder, settings.improve, settings.prior_file)
     with appearing_whole(
         out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, *CANDIDATE_FOLDERS)
     ) as folder:
         with clock.stage("read"):
             task = _read(case_folder, settings)
-            gate = gate_limits(settings.gate, settings.uncertainty)
+            gate = gate_limits(settings.gate, settings.uncertainty, settings.robustness)
             improve, task, forced = _plan_to_improve(settings, task)
-        prior = Prior()
+            prior = Prior()
+            if settings.prior_file is not None:
+                prior = prior_from_file(settings.prior_file, task.case, task.sheet, force=settings.force)
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
@@ -234,7 +252,7 @@ def plan_case(
             task.machine,
             machine_file=settings.machine,
             folder=case_folder,
-            files=[Path(settings.improve) if settings.improve else None],
+            files=[Path(settings.improve) if settings.improve else None, settings.prior_file],
             plans=[improve],
             mapping=settings.mapping,
             shareable=settings.shareable,
@@ -244,6 +262,9 @@ def plan_case(
         chosen, candidates = _choose(runs)
         if len(prior.doses) > 1:
             runs = [replace(run, candidates=candidates) for run in runs]
+        best = runs[chosen]
+        ideal = measure(task, best.judged, best.results, settings, clock=clock, tools=tools)
+        runs[chosen] = replace(best, yardstick=ideal)
         places = [plan_folder(folder, k, len(runs)) for k in range(len(runs))]
         for k, place in enumerate(places):
             home = out if k == chosen else out / place.name
@@ -257,6 +278,8 @@ def plan_case(
 
 def _read(case_folder: Path, settings: PlanSettings) -> Task:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
+    if settings.prior_file is not None:
+        require_prior_file(settings.prior_file)
     machine = load_machine(settings.machine)
     machine.require_beam()
     case, sheet = read_with_goals(case_folder, settings.goals, settings, settings.conditions)
@@ -394,6 +417,7 @@ def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
         history=[float(str(step["objective"])) for step in history if "objective" in step],
         seconds=run.seconds,
         candidates=[c.record() for c in run.candidates],
+        yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
     )
 
 

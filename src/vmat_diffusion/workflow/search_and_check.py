@@ -24,8 +24,9 @@ from vmat_diffusion.workflow.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from vmat_diffusion.evaluate.goals import GoalSheet
+    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
     from vmat_diffusion.optimize import Optimized, Settings
+    from vmat_diffusion.optimize.ideal import Yardstick
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
 # Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
@@ -40,6 +41,10 @@ CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
 _CORRECTION_SHARE, _CORRECTIONS = 1 / 3, 2
 
 
+# The stage of a run in which its goals are measured against ideal fluence.
+YARDSTICK = "yardstick"
+
+
 class Optimizer(Protocol):
     """Searches a plan; the arguments are those of `vmat_diffusion.optimize.optimize`."""
 
@@ -52,6 +57,26 @@ def _own_optimizer(case: Case, sheet: GoalSheet, machine: Machine, **options: An
     from vmat_diffusion.optimize import optimize
 
     return optimize(case, sheet, machine, **options)
+
+
+def _ideal_fluence(
+    task: Task,
+    made: Optimized,
+    results: Sequence[GoalResult],
+    settings: PlanSettings,
+    progress: Progress,
+) -> Yardstick | None:
+    """What ideal fluence makes of the goals of a plan."""
+    from vmat_diffusion.optimize.ideal import yardstick
+
+    return yardstick(
+        task,
+        made,
+        results,
+        settings=optimizer_settings(settings, task.sheet, task.machine),
+        whole=settings.yardstick == "always",
+        progress=progress,
+    )
 
 
 def _monte_carlo(machine: Machine, settings: PlanSettings, correction: int) -> DoseEngine:
@@ -71,12 +96,16 @@ class PlanningTools:
 
     `check_engine(machine, settings, correction)` makes the independent engine for the first check
     (correction 0) and for those after corrections. `run_together(jobs, progress)` searches the candidates;
-    its default starts processes, which import `optimizer` by its name.
+    its default starts processes, which import `optimizer` by its name. `yardstick` measures a plan's goals
+    against ideal fluence.
     """
 
     optimizer: Optimizer = _own_optimizer
     check_engine: Callable[[Machine, PlanSettings, int], DoseEngine] = _monte_carlo
     run_together: Callable[[Sequence[Job], Progress], Sequence[Optimized | None]] = made_together
+    yardstick: Callable[[Task, Optimized, Sequence[GoalResult], PlanSettings, Progress], Yardstick | None] = (
+        _ideal_fluence
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +189,34 @@ def search_and_check(
     return tuple(plans)
 
 
+def measure(
+    task: Task,
+    judged: JudgedPlan,
+    results: Sequence[GoalResult],
+    settings: PlanSettings,
+    *,
+    clock: Clock,
+    tools: PlanningTools | None = None,
+) -> Yardstick | None:
+    """What ideal fluence makes of the goals of a judged plan, where the settings ask for it; else None.
+
+    Not after Ctrl-C, unless it is always asked for: who ends a search does not wait. The time is beyond that
+    of the search.
+    """
+    made = judged.optimized
+    wanted = settings.yardstick == "always" or (
+        settings.yardstick == "missed"
+        and any(result.missed for result in results)
+        and made.outcome.name != "INTERRUPTED"
+    )
+    if not wanted:
+        return None
+    with clock.stage(YARDSTICK):
+        return (tools or PlanningTools()).yardstick(
+            task, made, results, settings, under_name(clock.report, YARDSTICK)
+        )
+
+
 def plan_folder(folder: Path, number: int, count: int) -> Path:
     """Where the files of a plan go while the run is under way: a folder of its own if there are several."""
     return folder / CANDIDATE_FOLDERS[number] if count > 1 else folder
@@ -180,11 +237,12 @@ def judge_files(
     The engine gets the plan as it is read back, so that a fault in writing shows as well. The plan
     becomes RP.dcm if every check passed, else it is removed; RD.dcm then refers to no plan. Until then both
     files are sealed. A plan that the machine cannot deliver is neither written nor recomputed; its dose is
-    written. Limits looser than the shipped ones are named in the plan's label.
+    written. What small errors of the linac do to the dose joins the verdict. Limits looser than the shipped
+    ones are named in the plan's label.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
     from vmat_diffusion.dicom.sealed import unseal
-    from vmat_diffusion.qa import PlanFiles, judge, release_plan
+    from vmat_diffusion.qa import PlanFiles, judge, release_plan, robustness_of, with_robustness
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
@@ -212,6 +270,9 @@ def judge_files(
         files=files,
         earlier_checks=earlier,
     )
+    # By the plan's own engine: a plan that the independent one corrects is asked anew.
+    found = robustness_of(case, sheet, plan, machine, dose, progress=progress)
+    verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
     if verdict.passed:
         release_plan(unjudged, plan_file, plan, case, verdict)
         unseal(unjudged_dose, dose_file)

@@ -7,6 +7,7 @@ line, `--config` files, the records of runs and the tables in `docs/commands.md`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -43,8 +44,12 @@ WeightsName = Annotated[
     Option(metavar="FILE"),
 ]
 PriorName = Annotated[
-    Literal["goals", "diffusion"],
-    Field(description="What drives the plan: the goals alone, or with diffusion also a predicted dose."),
+    str,
+    Field(
+        description="What drives the plan: the goals alone, with diffusion also a predicted dose, with an "
+        "RTDOSE or npz file also the dose in it."
+    ),
+    Option(metavar="goals|diffusion|FILE"),
 ]
 ArcCount = Annotated[int, Field(ge=1, le=6, description="Number of arcs.")]
 Seed = Annotated[
@@ -77,6 +82,13 @@ GateFile = Annotated[
     str | None,
     Field(description="Limits of the gate: a TOML file such as `gate copy` prints."),
     Option(metavar="FILE"),
+]
+RobustnessAction = Annotated[
+    Literal["warn", "stop"] | None,
+    Field(
+        description="What becomes of a plan that small errors of the linac change too much: by default what "
+        "the gate's limits say, which is warn."
+    ),
 ]
 TrajectoryKind = Annotated[
     Literal["csv"] | None,
@@ -136,6 +148,7 @@ class Search(Calculation):
     arcs: ArcCount = 2
     search_minutes: SearchMinutes = 5.0
     gate: GateFile = None
+    robustness: RobustnessAction = None
 
 
 @settings
@@ -223,6 +236,13 @@ class PlanSettings(Search, TargetReading):
             description="Jaws follow the leaves or stay fixed during an arc; by default as the machine can."
         ),
     ] = None
+    yardstick: Annotated[
+        Literal["missed", "always", "never"],
+        Field(
+            description="Measure the plan against ideal fluence, 20 to 40 s beyond the search: where a goal "
+            "is missed, always or never."
+        ),
+    ] = "missed"
     normalize_gy: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Field(description="Dose of the goal sheet's normalisation in place of its own, Gy."),
@@ -239,6 +259,11 @@ class PlanSettings(Search, TargetReading):
     trajectory: TrajectoryKind = None
     shareable: Shareable = False
 
+    @property
+    def prior_file(self) -> Path | None:
+        """The file of the dose to aim at; None where the prior is no file."""
+        return None if self.prior in ("goals", "diffusion") else Path(self.prior)
+
 
 @settings
 class DoseSettings(Calculation, DoseReading):
@@ -254,6 +279,7 @@ class QaSettings(DoseSettings):
     goals: JudgedGoals = None
     conditions: Conditions = ()
     gate: GateFile = None
+    robustness: RobustnessAction = None
     shareable: Shareable = False
 
 
@@ -310,10 +336,11 @@ class Simulation:
     """How every patient of a data set is planned.
 
     Without `search_minutes` plans depend on the seed alone, not on the clock. `spacing_mm` (x, y, z) is the
-    grid of synthetic patients.
+    grid of synthetic patients. Each drawn goal sheet takes those of the `conditions` that it knows.
     """
 
     machine: MachineName = "generic_6mv"
+    conditions: Conditions = ()
     seed: Seed = 0
     grid_mm: GridMm = 3.0
     effort: Annotated[
@@ -390,14 +417,14 @@ def plan_settings(**values: Any) -> PlanSettings:
             f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arc-start-deg, "
             "--arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg or --improve"
         )
-    if settings.force and not settings.improve:
+    if settings.force and not settings.improve and settings.prior_file is None:
         raise InputError(
-            "--force is for a plan that contradicts the case, which only --improve reads; leave it out"
+            "--force is for a plan or dose that contradicts the case, of --improve or --prior; leave it out"
         )
-    if settings.candidates > 1 and settings.prior == "goals":
+    if settings.candidates > 1 and settings.prior != "diffusion":
         raise InputError(
             f"{settings.candidates} candidates need as many doses to aim at, which the prior "
-            "goals does not give; choose --prior diffusion or one candidate"
+            f"{Path(settings.prior).name} does not give; choose --prior diffusion or one candidate"
         )
     from vmat_diffusion.jobs.together import turns_of, workers_for
 

@@ -27,7 +27,13 @@ from vmat_diffusion.dataset.variation import Variation, apply_variation, draw_va
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.dvh import structure_dvh
-from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
+from vmat_diffusion.evaluate.goals import (
+    GoalSheet,
+    evaluate,
+    goal_sheet_names,
+    load_goals,
+    require_known_conditions,
+)
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (
@@ -40,7 +46,7 @@ from vmat_diffusion.jobs.case_states import (
 from vmat_diffusion.machine import Machine, load_machine, machine_names, machine_text
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.workflow.coding import machine_code
+from vmat_diffusion.report.coding import machine_code
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import Simulation
 
@@ -98,6 +104,7 @@ def simulate(
     if not 1 <= plans_per_case <= 99:
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
     load_machine(settings.machine).require_beam()
+    require_known_conditions(settings.conditions, map(load_goals, goal_sheet_names()))
     out = out.absolute()  # workers of a cluster may start elsewhere
     require_apart(out, *{patient.file.parent for patient in patients if patient.file is not None})
     record = simulation_record(settings)
@@ -191,6 +198,7 @@ def simulation_record(settings: Simulation) -> dict[str, Any]:
     shipped = settings.machine in machine_names()
     return {
         **asdict(settings),
+        "conditions": list(settings.conditions),
         "machine": f"{settings.machine if shipped else 'file'} {digest}",
         "spacing_mm": list(settings.spacing_mm),
         "schema": SCHEMA,
@@ -208,7 +216,10 @@ def simulate_plan(patient: PatientSource, number: int, settings: Simulation) -> 
     base = patient.read(settings.spacing_mm)
     require_plannable(base)
     training = plan_variation(
-        base, draw_plan_variation(base.case, name, settings.seed, machine), machine, settings
+        base,
+        draw_plan_variation(base.case, name, settings.seed, machine, conditions=settings.conditions),
+        machine,
+        settings,
     )
     return replace(
         training,
@@ -217,14 +228,16 @@ def simulate_plan(patient: PatientSource, number: int, settings: Simulation) -> 
     )
 
 
-def draw_plan_variation(case: Case, name: str, seed: int, machine: Machine) -> Variation:
+def draw_plan_variation(
+    case: Case, name: str, seed: int, machine: Machine, *, conditions: Sequence[str] = ()
+) -> Variation:
     """The variation of one plan by its id and the seed, whatever other plans there are.
 
     Raises GoalError where no goals fit the case.
     """
     digest = hashlib.sha256(name.encode()).digest()
     rng = np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
-    return draw_variation(rng, fitting_sheets(case), case, machine)
+    return draw_variation(rng, fitting_sheets(case, conditions), case, machine)
 
 
 def require_plannable(training: TrainingCase) -> None:

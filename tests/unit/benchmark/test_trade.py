@@ -102,8 +102,9 @@ def test_a_patient_is_planned_at_its_limit_and_compared(
     calls = optimiser(replace(open_arc(), fractions=35))
     settings = TradeSettings(mu_per_gy="250,off", data=data, count=1, first=203)
     done = benchmark_trade(settings, out=tmp_path / "out", tools=optimiser.tools)
-    assert [call["settings"].mu_per_gy for call in calls] == [250.0, None]
-    # The sheet's other limits stay.
+    # The sheet's other limits stay: in its beam-on time the machine gives some 600 MU/Gy at most.
+    assert calls[0]["settings"].mu_per_gy == 250.0
+    assert calls[1]["settings"].mu_per_gy == pytest.approx(598.0, abs=1)
     assert [call["settings"].leaf_mm_per_deg for call in calls] == [3.75, 3.75]
     first, second = done.plans
     assert (first.id, second.id) == ("pt_203 at 250", "pt_203 at off")
@@ -137,7 +138,6 @@ def test_tg119_is_judged_by_the_goals_of_the_report(tmp_path: Path, optimiser: S
     summary = json.loads((tmp_path / "trade.json").read_text())
     assert summary["limits"] == [] and summary["tg119"][0]["case"] == "prostate"
     assert summary["default_mu_per_gy"]["prostate"] > 0
-    assert "no file" not in [p.name for p in tmp_path.iterdir()]
     assert not list(tmp_path.rglob("*.dcm"))  # no gate has judged the plan
 
 

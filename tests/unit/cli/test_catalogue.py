@@ -102,6 +102,12 @@ def test_sources_are_shown_and_copied_with_every_number(
     for said in ("Current to 2026-11", "seen as", "publication; acceptable: template", "if not chemotherapy",
                  "Group parotids: at least 1", "Numbers seen as: publication", "BODY-PTVs"):  # fmt: skip
         assert said in shown, said
+    assert "(delivery)" in shown and "leaf motion <= 3.75 mm/deg" in shown
+    record = json.loads(_run(monkeypatch, capsys, "goals", "show", "head_neck_70_63_56", "--json")[1])
+    assert [g["goal"] for g in record["delivery"]] == [
+        str(g) for g in load_goals("head_neck_70_63_56").delivery
+    ]
+    assert record["delivery"][0]["seen"] == "chosen" and record["delivery"][0]["acceptable"] == "350"
     copied = _run(monkeypatch, capsys, "goals", "copy", "head_neck_70_63_56")[1]
     assert copied.count("\nseen = ") >= len(load_goals("head_neck_70_63_56").goals)
     (tmp_path / "old.toml").write_text(
@@ -123,6 +129,9 @@ def test_the_page_of_sources_is_that_of_todays_sheets() -> None:
         rows = [line for line in section.splitlines() if line.startswith("|")][2:]
         acceptable = [g for g in sheet.goals if g.variation is not None]
         assert len(rows) == 1 + len(sheet.groups) + len(sheet.goals) + len(acceptable)
+        table = page.split("<!-- delivery -->")[1].split("<!-- /delivery -->")[0]
+        (limits,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
+        assert all(f"{g.limit:g} ({g.variation:g})" in limits for g in sheet.delivery)
     with pytest.raises(InputError, match="needs the marks"):
         with_sources(page.replace("<!-- sources -->", ""))
 

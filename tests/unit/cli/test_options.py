@@ -176,6 +176,12 @@ def test_every_command_and_option_is_explained(path: str) -> None:
         assert field.description[0].isupper(), field.name
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_where_goals_are_chosen_their_conditions_are_as_well(path: str) -> None:
+    names = {field.name for field in fields(KINDS[path])}
+    assert ("conditions" in names) or "goals" not in names, f"{path} has --goals and no --with"
+
+
 def test_one_word_means_one_thing() -> None:
     """The same option has one type and one meaning: the words of its help before the colon."""
     meanings: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)

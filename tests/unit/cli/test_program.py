@@ -229,7 +229,11 @@ def test_check_writes_trajectories_once(
     assert found.code == 0 and [f.name for f in (tmp_path / "t").iterdir()] == ["trajectory_1.csv"]
     record = json.loads(found.out)
     assert record["arc_delivery_s"] == [record["delivery_s"]]
-    assert 0 < record["complexity"]["mcs"] <= 1 and record["complexity"]["mu_per_gy"] is None
+    assert 0 < record["complexity"]["mcs"] <= 1 and record["outside_published"] == []
+    # Of the highest dose that the file prescribes.
+    assert record["complexity"]["mu_per_gy"] == pytest.approx(36.0)
+    told = command("check", out / "RP.dcm").out
+    assert "MU per Gy of the prescription" in told and "at most 400 MU/Gy" in told
     before = (tmp_path / "t" / "trajectory_1.csv").read_bytes()
     again = command(*asked)
     assert again.code == 2 and "trajectory_1.csv exists; name another folder" in again.err

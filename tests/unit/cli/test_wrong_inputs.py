@@ -18,7 +18,8 @@ from vmat_diffusion.cli.program import COMMANDS
 CALLS: Mapping[str, str] = {
     "inspect": "{case}",
     "phantom": "{name?} --out OUT",
-    "plan": "{case} --goals {sheet} --out OUT --gate {gate?} --mapping {mapping?} --ct-table {table?}",
+    "plan": "{case} --goals {sheet} --out OUT --gate {gate?} --mapping {mapping?} --ct-table {table?} "
+    "--prior {prior?}",
     "predict": "{case} --goals {sheet} --out OUT --weights {weights?} --mapping {mapping?}",
     "check": "{plan} --machine {machine}",
     "dvh": "{case} {dose} --goals {sheet} --mapping {mapping?}",
@@ -52,6 +53,7 @@ CALLS: Mapping[str, str] = {
     "benchmark tg119": "tg119_cshape --out OUT --gate {gate?}",
     "benchmark plans": "--data {patients?} --count 1 --out OUT",
     "benchmark trade": "--data {patients?} --count 1 --out OUT",
+    "benchmark gap": "--data {patients?} --out OUT",
 }
 # Commands without a place for a file or folder.
 WITHOUT = {"demo", "machine list", "goals list", "mapping list", "gate list"}
@@ -129,7 +131,12 @@ def ended(
 def test_a_command_without_arguments_says_what_it_needs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command in ("gate show", "benchmark tg119", "preprocess"):  # defaults stand for all of it
+    if command in (
+        "gate show",
+        "benchmark tg119",
+        "benchmark gap",
+        "preprocess",
+    ):  # defaults stand for all of it
         pytest.skip("needs nothing")
     assert "--help" in ended(command.split(), tmp_path, monkeypatch, capsys)
 

@@ -43,6 +43,21 @@ def test_the_same_seed_draws_the_same_variation() -> None:
     assert len({str(v) for v in _draws(case, 20)}) == 20
 
 
+def test_conditions_hold_for_the_sheets_that_know_them() -> None:
+    case = _case("prostate", "PTV_60", ("Rectum", "Bladder"))
+    sheets = {s.name: s for s in fitting_sheets(case, ("summed", "chemotherapy"))}
+    assert {n for n, s in sheets.items() if s.conditions_on} == {"prostate_nodes_79_2_44"}
+    sheet = sheets["prostate_nodes_79_2_44"]
+    plain = next(s for s in fitting_sheets(case) if s.name == sheet.name)
+    more = {(g.structure, str(g)) for g in sheet.goals} - {(g.structure, str(g)) for g in plain.goals}
+    assert more  # the goals on the sum of both phases
+    drawn = draw_variation(np.random.default_rng(0), [sheet], case, MACHINE)
+    assert drawn.conditions == ("summed",)
+    for variation, goals in ((drawn, sheet.goals), (replace(drawn, conditions=()), plain.goals)):
+        _, applied = apply_variation(variation, case)
+        assert [g.structure for g in applied.goals] == [g.structure for g in goals]
+
+
 def test_draws_cover_their_range_and_stay_within() -> None:
     draws = _draws(_case("prostate", "PTV_60", ("Rectum", "Bladder")))
     assert {v.arcs for v in draws} == {1, 2, 3} and {v.goals for v in draws} == {

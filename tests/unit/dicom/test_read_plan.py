@@ -250,6 +250,31 @@ def test_counts_that_are_wrong_are_said(tmp_path: Path) -> None:
         assert any(words in remark for remark in remarks), words
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_mu_exchanged_between_beams_are_said_where_their_doses_are_stated(tmp_path: Path, seed: int) -> None:
+    """Doses in proportion to the MU, as of three of five planning systems, or doses of their own."""
+    rng = np.random.default_rng(seed)
+    count = 2 + seed % 3
+    mu = {k: round(float(rng.uniform(100, 150)) * 1.1**k, 3) for k in range(1, count + 1)}
+    order = np.roll(list(mu), 1)  # every beam gets the MU of another
+
+    def said(given: dict[int, float], doses: dict[int, str]) -> list[str]:
+        dataset = rt_plan([beam(k) for k in mu], given)
+        for item in dataset.FractionGroupSequence[0].ReferencedBeamSequence:
+            item.BeamDose = doses[int(item.ReferencedBeamNumber)]
+        remarks = plan_of(tmp_path, dataset).provenance["remarks"]
+        assert isinstance(remarks, tuple)
+        return [remark for remark in remarks if "exchanged" in remark]
+
+    stated = {k: f"{v / 300:.10f}" for k, v in mu.items()}
+    exchanged = {k: mu[int(other)] for k, other in zip(mu, order, strict=True)}
+    assert not said(mu, stated) and not said({k: 1.05 * v for k, v in mu.items()}, stated)
+    (found,) = said(exchanged, stated)
+    assert "BeamDose (300A,0084)" in found and f"beam 1 {float(stated[1]):.4g} Gy" in found
+    own = {k: f"{v / 300 * (1 + 0.04 * k):.10f}" for k, v in mu.items()}
+    assert not said(mu, own) and not said(exchanged, own)
+
+
 def reference(keyword: str, *relations: str) -> list[Dataset]:
     """Items of a sequence that refers to other objects."""
     out = []

@@ -233,12 +233,16 @@ def test_what_is_asked_goes_before_the_sheet_and_the_sheet_before_defaults() -> 
 
 def test_a_sheet_reaches_the_search() -> None:
     sheet = sheet_with(
-        entry("MU <= 320 MU/Gy"), entry("leaf motion <= 3 mm/deg"), entry("beam-on time <= 110 s")
+        entry("MU <= 320 MU/Gy"),
+        entry("leaf motion <= 3 mm/deg"),
+        entry("open gap >= 5 mm"),
+        entry("beam-on time <= 110 s"),
     )
     asked = optimizer_settings(
         plan_settings(goals="own"), with_asked_delivery(sheet, plan_settings(goals="own")), MACHINE
     )
     assert (asked.mu_per_gy, asked.leaf_mm_per_deg, asked.seconds_per_turn) == (320.0, 3.0, 50.0)
+    assert asked.open_gap_mm == 5.0
     own = plan_settings(
         goals="own", mu_per_gy=250, leaf_mm_per_deg="off", beam_on_s="off", seconds_per_turn=80
     )
@@ -259,10 +263,10 @@ def test_a_silent_sheet_is_planned_by_the_defaults_and_off_means_no_limit() -> N
 
 
 def test_little_time_bounds_the_mu() -> None:
-    """100 s at 600 MU/min are 1000 MU, 900 with room, for 2 Gy."""
+    """100 s at 600 MU/min are 1000 MU, 920 with room, for 2 Gy."""
     sheet = sheet_with(entry("beam-on time <= 100 s"))
     asked = with_delivery(Settings(), sheet, MACHINE)
-    assert asked.mu_per_gy == pytest.approx(450.0) and asked.seconds_per_turn == pytest.approx(45.0)
+    assert asked.mu_per_gy == pytest.approx(460.0) and asked.seconds_per_turn == pytest.approx(45.0)
 
 
 @pytest.mark.parametrize("given", ["many", -3, 0, float("inf")])

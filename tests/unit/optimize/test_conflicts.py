@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from vmat_diffusion.case import Case, Prescription, Structure
-from vmat_diffusion.evaluate.goals import parse_goals
+from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.goals import DeliveryResult, parse_goals
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.optimize.conflicts import (
     contradictions,
+    delivery_conflicts,
     merge_conflicts,
     observed_conflicts,
     proven_conflicts,
@@ -176,3 +178,23 @@ def test_a_limit_that_outranks_a_coverage_goal_puts_it_out_of_reach(case):
     assert str(found).startswith(
         "PTV D95% >= 57 Gy cannot be met beside Organ max <= 40 Gy: 40.0 Gy at the most"
     )
+
+
+def test_a_missed_limit_of_mu_is_named_with_what_opposes_it():
+    limit = DeliveryGoal("MU", 300.0)
+    pulls = {str(limit): np.array([1.0, 0.0]), "Organ mean <= 5 Gy": np.array([-1.0, 0.1])}
+    seen = observed_conflicts([limit], pulls)
+    assert str(seen[0]) == "MU <= 300 MU/Gy is held off by Organ mean <= 5 Gy"
+    # The sheet's own goal is named, though the search held a stricter limit; others have nothing to name.
+    own = DeliveryGoal("MU", 320.0, priority=3)
+    results = [
+        DeliveryResult(own, 350.0, "fail"),
+        DeliveryResult(DeliveryGoal("edge", 0.1), 0.2, "fail"),
+        DeliveryResult(DeliveryGoal("leaf motion", 3.75), 3.7, "pass"),
+    ]
+    found = delivery_conflicts(results, seen)
+    assert [str(c) for c in found] == [
+        "MU <= 320 MU/Gy is held off by Organ mean <= 5 Gy",
+        "edge <= 0.1 /mm is held off by the limits of machine and search",
+    ]
+    assert merge_conflicts((), [*seen, *found])[0].goal == limit

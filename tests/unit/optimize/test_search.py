@@ -1,5 +1,6 @@
 """The search as a generator: every state deliverable, and one to keep wherever it is stopped."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -93,3 +94,17 @@ def test_weights_change_between_rounds_alone(prepared, steps):
         assert (before.objective is after.objective) is (before.round == after.round)
     assert steps[0].objective is prepared.objective_for_leaves
     assert steps[-1].value < steps[0].value
+
+
+def test_a_limit_of_mu_is_a_part_of_the_objective_by_its_own_name(prepared, start):
+    """What opposes a goal, and what opposes the limit, is told from the gradients of the parts."""
+    allowed, apertures = start
+    price = replace(prepared.mu_price, limit_mu_per_gy=10.0)
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, price, "test")
+    assert not problem.score(apertures).within_mu and str(price.goal) == "MU <= 10 MU/Gy"
+    parts = problem.gradients(apertures)
+    segments = len(apertures.mu)
+    assert np.abs(parts["MU <= 10 MU/Gy"][-segments:]).max() > 0
+    assert np.abs(parts["MU <= 10 MU/Gy"][:-segments]).max() > 0  # leaves that open lower MU per Gy
+    free = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
+    assert prepared.mu_price.goal is None and set(free.gradients(apertures)) == set(parts) - {str(price.goal)}

@@ -52,6 +52,10 @@ def sheet_of(goals: str = "", **changed: object) -> GoalSheet:
     return parse_goals(TEMPLATE.format(goals=goals, **{**PLAIN, **changed}), "mine")
 
 
+def sheet_findings_of(**changed: object) -> tuple[Finding, ...]:
+    return sheet_findings(sheet_of(**changed))  # type: ignore[arg-type]
+
+
 def of_weight(sheet: GoalSheet, case: Case | None = None) -> list[Finding]:
     return [finding for finding in sheet_findings(sheet, case) if finding.of_weight]
 
@@ -217,3 +221,42 @@ def test_a_wish_out_of_reach_is_a_remark(case: Case) -> None:
     assert checked(case, sheet) == []
     patient, fitted = fit_to_each_other(case, sheet)
     assert any("at the least" in f.sentence for f in sheet_findings(fitted, patient))
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("MU <= 100 MU/Gy", "an open field needs 118 MU/Gy at depth"),
+        ("beam-on time <= 100 s", "2 arcs of 356 deg take 119 s at full gantry speed"),
+        ("open gap >= 500 mm", "leaves open 400 mm at the most"),
+        ("edge <= 0.001 /mm", "an open field of 400 mm has 0.005 /mm"),
+    ],
+)
+def test_a_limit_of_delivery_out_of_reach_is_named(said: str, found: str) -> None:
+    entry = f'[[delivery]]\ngoal = "{said}"\npriority = 2\nsource = "test"\nseen = "chosen"\n'
+    (finding,) = sheet_findings_of(goals=entry)
+    assert finding == Finding("delivery", True, f"{said} is out of reach: {found}; relax it")
+    within = entry.replace(said, "MU <= 300 MU/Gy")
+    assert sheet_findings_of(goals=within) == ()
+    (twice,) = sheet_findings_of(goals=within + within)
+    assert not twice.of_weight and "stands beside" in twice.sentence
+
+
+def test_little_time_for_a_large_fraction_is_named() -> None:
+    """60 Gy in 3 fractions: 20 Gy x 118 MU/Gy at 600 MU/min take 236 s."""
+    entry = '[[delivery]]\ngoal = "beam-on time <= 200 s"\npriority = 2\nsource = "t"\nseen = "chosen"\n'
+    (finding,) = sheet_findings_of(goals=entry, fractions=3, stereotactic="true")
+    assert "2360 MU of an open field take 236 s" in finding.sentence
+
+
+def test_a_wrong_number_of_arcs_is_no_crash_here() -> None:
+    entry = '[[delivery]]\ngoal = "beam-on time <= 100 s"\npriority = 2\nsource = "t"\nseen = "chosen"\n'
+    (finding,) = sheet_findings_of(goals=entry, tables='[plan]\narcs = "two"')
+    assert "2 arcs of 356 deg" in finding.sentence
+
+
+def test_a_limit_of_delivery_without_a_source_is_named() -> None:
+    (finding,) = sheet_findings_of(goals='[[delivery]]\ngoal = "MU <= 300 MU/Gy"\npriority = 2\n')
+    assert (
+        finding.kind == "source" and finding.of_weight and "MU <= 300 MU/Gy has no source" in finding.sentence
+    )

@@ -106,6 +106,8 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "dose grid",
         "CT numbers",
         "outline of the body",
+        "shift of the body's outline",
+        "furthest side of the body's outline",
         "highest planned dose",
         "gamma 3 %/3 mm",
         "gamma 3 %/2 mm",
@@ -117,6 +119,7 @@ def test_a_sound_plan_passes(case: Case, plan: Plan, machine: Machine, dose: Dos
         "dose of any voxel",
         "shift between the doses",
         "turn between the doses",
+        "factor between the doses",
     ]
     assert verdict.gamma is not None and verdict.gamma.pass_percent == 100.0
     assert not verdict.correctable
@@ -437,7 +440,7 @@ def test_summary_is_plain_data(case: Case, plan: Plan, machine: Machine, dose: D
 
     summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, check=dose).summary()))
     assert summary["passed"] is True
-    assert set(summary["checks"][0]) == {"name", "passed", "result", "value", "limit", "unit", "why"}
+    assert set(summary["checks"][0]) == {"name", "group", "passed", "result", "value", "limit", "unit", "why"}
     assert summary["gamma"]["dose_percent"] == 3.0
 
 

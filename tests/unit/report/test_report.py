@@ -16,7 +16,7 @@ from PIL import Image
 from small_case import open_arc
 
 from vmat_diffusion.case import Case, Dose, Prescription, Source, Structure
-from vmat_diffusion.evaluate.goals import Goal, GoalResult
+from vmat_diffusion.evaluate.goals import DeliveryGoal, Goal, GoalResult, load_goals
 from vmat_diffusion.evaluate.metrics import Metric
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
@@ -94,6 +94,45 @@ def _results() -> tuple[GoalResult, ...]:
         result("Ring", "mean", 40.0, 50.0, "fail"),
         result("Larynx", "mean", 44.0, None, "not evaluated"),
     )
+
+
+def test_goals_on_the_delivery_stand_in_the_report_with_value_status_and_source(
+    tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose
+) -> None:
+    """648 MU for 2 Gy are 324 MU/Gy: above the limit, acceptable, and above published plans."""
+    plan = replace(plan, arcs=tuple(replace(arc, mu=18 * arc.mu) for arc in plan.arcs))
+    goals = (
+        DeliveryGoal("MU", 300.0, 350.0, source="our physicists", seen="chosen"),
+        DeliveryGoal("open gap", 100.0, 90.0, priority=3, source="theirs"),
+    )
+    sheet = replace(load_goals("head_neck_70_63_56"), delivery=goals)
+    path = write_report(
+        tmp_path / "report.html",
+        case=case,
+        plan=plan,
+        machine=machine,
+        dose=dose,
+        results=_results(),
+        violations=[],
+        provenance={},
+        sheet=sheet,
+    )
+    page = path.read_text(encoding="utf-8")
+    table = page[page.index("Goals on the delivery") :]
+    table = table[: table.index("</table>")]
+    for expected in (
+        "MU ≤ 300 MU/Gy",
+        "<td>Should</td>",
+        "350 MU/Gy",
+        "<strong>324 MU/Gy</strong>",
+        "~ acceptable",
+        "our physicists (chosen)",
+        "open gap ≥ 100 mm",
+        "<td>Wish</td>",
+        "✗ fail",
+    ):
+        assert expected in table, expected
+    assert "at most 275 MU/Gy (head neck)" in page and page.count(">outside<") == 1
 
 
 def test_report_is_one_file_that_refers_to_nothing_else(

@@ -107,6 +107,45 @@ def test_a_rerun_that_fails_does_not_keep_the_old_plan(
     assert not (tmp_path / "out" / "RP.dcm").exists()
 
 
+def narrow_arc() -> Plan:
+    """The open arc with a field 4 mm wide: a gap error of 1 mm changes its dose by a fifth."""
+    (arc,) = open_arc().arcs
+    leaves = arc.leaves_mm.copy()
+    leaves[:, 0, 26:34], leaves[:, 1, 26:34] = -2.0, 2.0
+    return replace(open_arc(), arcs=(replace(arc, leaves_mm=leaves),))
+
+
+def test_a_plan_that_small_errors_change_too_much_warns_or_stops(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
+) -> None:
+    optimiser(narrow_arc())
+    run = plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools)
+    (row,) = [c for c in run.verdict.checks if c.name == "robustness: gap 1 mm"]
+    assert row.warns and run.passed and row.value is not None and row.value > 10.0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["robustness"]
+    assert record["computed"] and len(record["scenarios"]) == 19
+    assert record["mean_effective_gap_mm"] == pytest.approx(4.0, abs=2.0)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Robustness to the linac" in page and "PTV D95% [%]" in page and "above limit" in page
+    assert row.why in page.replace("&#39;", "'")
+    optimiser(narrow_arc())
+    strict = replace(SETTINGS, robustness="stop")
+    stopped = plan_case(case_folder, tmp_path / "strict", strict, tools=optimiser.tools)
+    assert not stopped.passed and not (tmp_path / "strict" / "RP.dcm").exists()
+    assert all(c.group == "robustness" for c in stopped.verdict.failed)
+
+
+def test_a_gate_file_makes_robustness_stop(case_folder: Path, tmp_path: Path, optimiser: StandIn) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text('robustness = "stop"\n')
+    optimiser(narrow_arc())
+    by_file = replace(SETTINGS, gate=str(file))
+    assert not plan_case(case_folder, tmp_path / "out", by_file, tools=optimiser.tools).passed
+    file.write_text('robustness = "ignore"\n')
+    with pytest.raises(InputError, match="robustness"):
+        plan_case(case_folder, tmp_path / "other", by_file, tools=optimiser.tools)
+
+
 @pytest.fixture
 def noisy(tmp_path: Path) -> dict:
     """Settings with which Monte Carlo takes seconds: as noisy as the gate lets any file ask for."""
@@ -214,6 +253,7 @@ def test_a_plan_from_elsewhere_is_checked_a_second_time(
     assert record["verdict"]["passed"] is True
     names = {c["name"] for c in record["verdict"]["checks"]}
     assert {"files agree", "one patient, one plan", "gamma 3 %/3 mm", "mean dose of PTV"} <= names
+    assert "robustness: gap 1 mm" in names and record["robustness"]["computed"]
     again = read_dose(tmp_path / "out" / "RD_check.dcm")
     np.testing.assert_allclose(again.gy, 50.5, rtol=1e-6)
 

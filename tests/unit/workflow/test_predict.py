@@ -56,6 +56,23 @@ def test_only_limits_that_are_exceeded_are_told() -> None:
     assert far == pytest.approx(44.0)  # 26 Gy are out of reach: 6 Gy less are asked for
 
 
+def test_limits_in_percent_are_told_as_gy() -> None:
+    case = small_training().case
+    sheet = fit_to_case(load_goals(SHEET), case)
+    highest = max(sheet.prescription.target_gy.values())
+    (mean,) = (g for g in sheet.goals if g.structure == "Parotid_L" and g.metric.kind == "mean")
+    percent = replace(
+        mean,
+        metric=replace(mean.metric, result_unit="%"),
+        unit="%",
+        limit=100.0 * mean.limit / highest,
+        variation=None,
+    )
+    gy = np.full(case.grid.shape, 29.0, np.float32)
+    told = exceeded_limits(replace(sheet, goals=(percent,)), case, Dose(case.grid, gy), ("Parotid_L",))
+    assert told.mean_gy == pytest.approx({"Parotid_L": mean.limit}) and not told.hot_gy
+
+
 def test_a_training_case_gives_arrays_and_no_dicom(npz: Path, weights: Path, tmp_path: Path) -> None:
     run = predict_case(npz, tmp_path / "out", settings(weights))
     names = {f.name for f in (tmp_path / "out").iterdir()}

@@ -28,7 +28,7 @@ from vmat_diffusion.dicom import read_case
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.errors import CaseError, InputError, LimitError
 from vmat_diffusion.jobs.batch import Cluster
-from vmat_diffusion.workflow.preprocess import PreprocessRun, preprocess
+from vmat_diffusion.workflow.preprocess import PreprocessRun, preparation_record, preprocess
 
 HERE = Cluster(kind="serial")
 SETTINGS = Preparation(spacing_mm=(2.0, 2.0, 2.5))
@@ -524,6 +524,53 @@ def test_goals_give_constraints_with_what_the_dose_achieves(tmp_path: Path) -> N
     assert absent.achieved is None
     with pytest.raises(InputError, match="is not in the case"):
         _prepared(folder, replace(SETTINGS, relax=True, goals="prostate_78"))
+
+
+SHEET = """format = 2
+title = "t"
+site = "lung"
+source = "s"
+fractions = 30
+conditions = { single = "one lung alone" }
+[prescription_gy]
+PTV_60 = 60.0
+[normalization]
+PTV_60 = "D95% = 60 Gy"
+[[goals]]
+structure = "PTV_60"
+goal = "D2% <= 66 Gy"
+priority = 1
+source = "s"
+seen = "practice"
+[[goals]]
+structure = "SpinalCord"
+goal = "max <= 45 Gy"
+priority = 1
+source = "s"
+seen = "practice"
+if = "single"
+"""
+
+
+def test_conditional_goals_count_where_their_condition_is_said_to_hold(tmp_path: Path) -> None:
+    folder, sheet = raw_patient(tmp_path / "a", leave_out=("RTPLAN",)), tmp_path / "own.toml"
+    sheet.write_text(SHEET)
+    relaxed = replace(SETTINGS, relax=True, goals=str(sheet))
+    on = _prepared(folder, replace(relaxed, conditions=("single",)))
+    assert [c.structure for c in _prepared(folder, relaxed).constraints] == ["PTV_60"]
+    assert [c.structure for c in on.constraints] == ["PTV_60", "SpinalCord"]
+    assert "goals-with: single" in on.provenance["steps"]
+
+
+def test_a_condition_that_no_sheet_knows_is_refused_before_any_case(tmp_path: Path) -> None:
+    sheet = tmp_path / "own.toml"
+    sheet.write_text(SHEET)
+    own = replace(SETTINGS, goals=str(sheet), conditions=("single",))
+    assert preparation_record(own, None)["conditions"] == ["single"]
+    for wrong in (replace(own, conditions=("double",)), replace(SETTINGS, conditions=("single",))):
+        with pytest.raises(InputError, match="condition"):
+            preparation_record(wrong, None)
+    assert preparation_record(replace(SETTINGS, conditions=("chemotherapy",)), None)
 
 
 def test_the_fractions_are_the_plans_and_not_the_goals(tmp_path: Path) -> None:

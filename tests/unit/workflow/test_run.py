@@ -54,7 +54,7 @@ def test_a_run_writes_every_file_and_its_record(
         ("PTV", "D10% <= 55 Gy", "pass"),
         ("Core", "D10% <= 25 Gy", "fail"),
     ]
-    assert set(record["seconds"]) == set(STAGES) <= {*seen, "dose"}
+    assert set(record["seconds"]) == {*STAGES, "yardstick"} <= {*seen, "dose"}  # a goal is missed
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["out"]
 
@@ -80,6 +80,7 @@ def test_summary_has_exactly_the_documented_keys(
     assert set(summary) == {
         "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
         "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
+        "delivery_goals", "yardstick",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {
         "goal", "structure", "value", "limit", "unit", "status", "missed", "group", "excused",

@@ -271,6 +271,20 @@ def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
         Simulation(**change)
 
 
+def test_conditions_of_goal_sheets_are_recorded_and_unknown_ones_refused(
+    tmp_path: Path, optimiser: StandIn
+) -> None:
+    optimiser()
+    folder = _data_set(tmp_path / "in", _training())
+    with pytest.raises(InputError, match="no goal sheet knows the condition 'chemo'"):
+        _run(folder, tmp_path / "wrong", replace(QUICK, conditions=("chemo",)), plans=1)
+    out = tmp_path / "out"
+    _run(folder, out, replace(QUICK, conditions=("chemotherapy",)), plans=1)
+    assert json.loads((out / "dataset.json").read_text())["settings"]["conditions"] == ["chemotherapy"]
+    with pytest.raises(InputError, match="was made with conditions"):
+        _run(folder, out, QUICK, plans=2, resume=True)
+
+
 def _command(folder: Path, out: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "vmat_diffusion", "simulate", "--cases", str(folder), "--out", str(out)),

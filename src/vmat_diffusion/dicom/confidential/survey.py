@@ -17,6 +17,7 @@ from vmat_diffusion.dicom.confidential.deidentify import deidentify
 from vmat_diffusion.dicom.confidential.identity import Identity, Key, Patient, identity_of
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import why_no_folder
 
 # Objects whose content is known well enough to say what may stay. Documents, screen captures,
 # presentation states and private classes are not among them.
@@ -66,8 +67,7 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
     Raises CaseError where there is no such folder.
     """
     if not root.is_dir():
-        what = "input is a file" if root.is_file() else "input folder does not exist"
-        raise CaseError(f"the {what}; give the folder that holds the DICOM files")
+        raise CaseError(f"the input folder {why_no_folder(root)}; give the folder that holds the DICOM files")
     paths = [Path(base) / name for base, _, names in os.walk(root) for name in names]
     paths.sort(key=lambda p: p.relative_to(root).as_posix())
     seen: list[tuple[Original, str, Identity]] = []

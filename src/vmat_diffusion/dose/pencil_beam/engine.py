@@ -62,7 +62,7 @@ def point_dose(
     model = fluence_model(machine, jaw_box(exposed), step_mm)
     table = tables(beam, model.reach_mm)
     points = (points_mm - np.asarray(isocenter_mm)).astype(np.float32)
-    order = _by_neighbourhood(points)
+    order = by_neighbourhood(points)
     points, factor = points[order], table.medium[medium][order]
     out = np.zeros(len(points), np.float32)
     for members, axes, rays in trace_directions(
@@ -83,7 +83,7 @@ def point_dose(
     return gy
 
 
-def _by_neighbourhood(points_mm: NDArray) -> NDArray[np.intp]:
+def by_neighbourhood(points_mm: NDArray) -> NDArray[np.intp]:
     """An order of points in which those of one cube follow each other: what they read lies close together."""
     if not len(points_mm):
         return np.empty(0, np.intp)

@@ -199,6 +199,32 @@ def deliver(points, medium, axes, rays, tables, turn, at_u, at_v, field, out):  
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def deliver_each(points, medium, axes, rays, tables, turn, at_u, at_v, field, which, scale, into, out):  # type: ignore[no-untyped-def]
+    """As `deliver` for several plans: exposure m adds `scale[m]` times aperture `which[m]` to `out[into[m]]`.
+
+    `field` (apertures, v, u, LANES) is for one MU; `out` (plans, n). What the rays say of a point is looked
+    up once for all exposures.
+    """
+    cosine, sine = turn
+    row, lanes = field.shape[2] * LANES, field.shape[3]
+    for b in numba.prange((len(points) + _BLOCK - 1) // _BLOCK):
+        first = b * _BLOCK
+        n = min(_BLOCK, len(points) - first)
+        place, weight = _in_beam(points[first : first + n], medium[first : first + n], axes, rays, tables)
+        flat_weight = weight.reshape(-1)
+        for m in range(len(which)):
+            index, within = _on_nodes(place, n, cosine[m], sine[m], at_u, at_v)
+            flat_field, mu, dose = field[which[m]].reshape(-1), _F(scale[m]), out[into[m], first : first + n]
+            for j in range(n):
+                if within[j]:
+                    fu, fv = index[0, j], index[1, j]
+                    iu, iv = _I(fu), _I(fv)
+                    at = iv * row + iu * LANES
+                    tu, tv = fu - _F(iu), fv - _F(iv)
+                    dose[j] += mu * _collect(flat_field, flat_weight, j * LANES, at, row, tu, tv, lanes)
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def tabulate(  # type: ignore[no-untyped-def]
     points, medium, axes, rays, tables, turn, at_u, at_v, rows, index_u, index_v, first_kernel, out
 ):

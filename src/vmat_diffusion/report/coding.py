@@ -169,7 +169,13 @@ class Coding:
         if verdict is None:
             return verdict
         checks = tuple(replace(c, name=self.shown(c.name), why=self.shown(c.why)) for c in verdict.checks)
-        return replace(verdict, checks=checks, results=self.results(verdict.results))
+        found = verdict.robustness
+        return replace(
+            verdict,
+            checks=checks,
+            results=self.results(verdict.results),
+            robustness=found.renamed(self.name if self.shareable else str, self.shown) if found else None,
+        )
 
     @cached_property
     def _exact(self) -> dict[str, str]:

@@ -24,13 +24,13 @@ from vmat_diffusion.cli.display import progress_bar, run_text, show, verdict_tex
 from vmat_diffusion.dicom import read_case, write_case, write_dose, write_unjudged_plan
 from vmat_diffusion.diffusion.model import save_model
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.evaluate.goals import goal_sheet_names
+from vmat_diffusion.evaluate.goals import GoalResult, goal_sheet_names, load_goals
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_text
 from vmat_diffusion.origin import uid_code, without_uids
 from vmat_diffusion.plan import Plan
+from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow import plan_case, second_check
-from vmat_diffusion.workflow.coding import Coding, coding_of
 from vmat_diffusion.workflow.predict import predict_case
 from vmat_diffusion.workflow.settings import PredictSettings, QaSettings, plan_settings
 from vmat_diffusion.workflow.trade_off import read_trade_off
@@ -254,6 +254,26 @@ def test_settings_and_names_are_decided_in_one_place(folder: Path, own_files: tu
     assert "file 1" in text and "behind varian_truebeam" in text and "ROI_" in text
     assert not any(NAME in s for s in coding.case(case).structures)
     assert coding.case(case).body.mask is case.body.mask
+
+
+def test_goals_that_are_shared_name_no_structure_as_written(folder: Path) -> None:
+    case = read_case(folder)
+    ring = next(s.name for s in case.structures.values() if NAME in s.name)
+    sheet = load_goals("tg119_cshape_easy")
+    goal = replace(sheet.goals[0], structure=ring)
+    sheet = replace(sheet, left_out=(goal,), remarks=(f"{ring} lies in PTV, see CT.1.2.840.99.7.dcm",))
+    result = GoalResult(goal, 1.0, "pass", note=f"{ring} was made of PTV")
+    machine = load_machine("generic_6mv")
+    shared = coding_of(case, machine, folder=folder, shareable=True)
+    own = coding_of(case, machine, folder=folder)
+    for coding in (shared, own):
+        told, (found,) = coding.sheet(sheet), coding.results([result])
+        assert told is not None and coding.sheet(None) is None
+        said = f"{told.left_out[0].structure} {told.remarks} {found.goal.structure} {found.note}"
+        assert met([NAME], said.encode()) == ([] if coding is shared else [NAME])
+        assert "1.2.840.99.7" not in said and told.goals == sheet.goals
+    code = shared.name(ring)
+    assert code.startswith("ROI_") and shared.results([result])[0].goal.structure == code
 
 
 @given(
