@@ -19,6 +19,7 @@ import prediction
 import preprocess
 import priors
 import sites
+import trade
 
 from vmat_diffusion.files import written_whole
 
@@ -27,6 +28,7 @@ SECTIONS = (
     patients.section,
     commands.tg119_section,
     commands.plans_section,
+    trade.section,
     commands.gap_section,
     goal_forms.section,
     sites.section,

@@ -27,6 +27,8 @@ class _OfPatient(Protocol):
 
 
 Result = TypeVar("Result", bound=_OfPatient)
+# The key of a patient without files: it changes with the version alone.
+_IN_CODE = "built in code"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +66,14 @@ class Journal(Generic[Result]):
         """The results that it held when it was opened, also of files as they were before."""
         return tuple(self._results.values())
 
-    def kept(self, patient: Path) -> Result | None:
-        """The result of a patient, if there is one of the files as they are now."""
-        return self._results.get((patient.stem, _key(patient)))
+    def kept(self, patient: Path | None, name: str = "") -> Result | None:
+        """The result of a patient, if there is one of the files as they are now.
 
-    def keep(self, patient: Path, result: Result) -> Result:
+        `name` is that of one of several results of a patient; a patient without files is built in code.
+        """
+        return self._results.get((name or (patient.stem if patient else ""), _key(patient)))
+
+    def keep(self, patient: Path | None, result: Result) -> Result:
         """Add a result to the file at once."""
         if self.path is not None:
             line = json.dumps({"key": _key(patient), "result": asdict(result)}) + "\n"
@@ -121,7 +126,9 @@ def _read(path: Path, head: Mapping[str, Any], kind: type[Result]) -> dict[tuple
     return results
 
 
-def _key(patient: Path) -> str:
+def _key(patient: Path | None) -> str:
+    if patient is None:
+        return _IN_CODE
     folder, files = (patient, listing(patient)) if patient.is_dir() else (patient.parent, [patient.name])
     return files_key(folder, files)
 

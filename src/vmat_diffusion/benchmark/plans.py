@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vmat_diffusion.benchmark.attempts import attempted
 from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
 from vmat_diffusion.benchmark.plan_comparison import (
     PlanComparison,
@@ -30,8 +32,7 @@ from vmat_diffusion.benchmark.statistics import pooled_median
 from vmat_diffusion.dataset.openkbp import GOALS, patients_of_split
 from vmat_diffusion.dataset.splits import Split
 from vmat_diffusion.dataset.tables import Rejection, rejection
-from vmat_diffusion.errors import CaseError, InputError, LimitError, limit_of
-from vmat_diffusion.jobs.batch import unexpected
+from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
 from vmat_diffusion.workflow.output import require_apart
@@ -153,7 +154,9 @@ def benchmark_plans(
     if out is not None:
         require_apart(out, settings.data, settings.plan.weights, settings.plan.machine, settings.plan.gate)
     report = progress or silent
-    paths = [p for p in patients_of_split(settings.data, settings.split) if _number(p) >= settings.first]
+    paths = [
+        p for p in patients_of_split(settings.data, settings.split) if patient_number(p) >= settings.first
+    ]
     if out is not None:
         _refuse_foreign(out, overwrite=overwrite)
     journal = Journal.opened(
@@ -194,19 +197,13 @@ def _plan_all(
         except CaseError as error:
             left_out.append(rejection(path.stem, str(error)))
             continue
-        try:
-            told = _within(report, path.stem, count, settings.cases)
-            made = plan_patient(
-                training, folder, settings.plan, level=settings.level, tools=tools, progress=told
-            )
-        except LimitError:  # the next patient would meet it too
-            raise
-        except InputError as error:
-            failed.append(rejection(path.stem, str(error)))
-        except Exception as error:
-            if limit := limit_of(error):
-                raise LimitError(f"{limit}. What is done is kept") from error
-            failed.append(rejection(path.stem, unexpected(path.stem, error)))
+        told = _within(report, path.stem, count, settings.cases)
+        make = partial(
+            plan_patient, training, folder, settings.plan, level=settings.level, tools=tools, progress=told
+        )
+        made = attempted(path.stem, make)
+        if isinstance(made, Rejection):
+            failed.append(made)
         else:
             patients.append(journal.keep(path, made))
     report(_STAGE, 1.0, f"{len(patients)} planned, {len(failed)} failed, {len(left_out)} left out")
@@ -257,5 +254,6 @@ def _refuse_empty(result: PlansResult, among: int) -> None:
     raise InputError(f"none of {among} patients can be planned; {first.case}: {first.reason}; {first.remedy}")
 
 
-def _number(path: Path) -> int:
+def patient_number(path: Path) -> int:
+    """The number of a patient in the challenge."""
     return int(path.stem.removeprefix("pt_"))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from vmat_diffusion.benchmark.plan_comparison import PlanComparison, compare_plan
+from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.clinical_case import without_helpers
 from vmat_diffusion.dataset.openkbp import read_openkbp
 from vmat_diffusion.dicom import files_of_case, write_case
 from vmat_diffusion.dicom.names import load_table
-from vmat_diffusion.evaluate.goals import load_goals, normalization_gy
+from vmat_diffusion.evaluate.goals import GoalSheet, load_goals, normalization_gy
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow import PlanningTools, plan_case
@@ -52,6 +53,11 @@ def read_plannable(path: Path) -> TrainingCase:
     return training
 
 
+def clinical_level_gy(clinical: Dose, case: Case, sheet: GoalSheet) -> float:
+    """The dose of the sheet's normalisation, or what the clinical dose has of it where that is higher, Gy."""
+    return max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
+
+
 def plan_patient(
     training: TrainingCase,
     out: Path,
@@ -76,8 +82,7 @@ def plan_patient(
     # Structures that only goals need, such as the body without targets, are no organs to compare.
     case = without_helpers(fitted, load_table())
     if level == "clinical":
-        highest = max(sheet.normalization.gy, normalization_gy(clinical, case, sheet))
-        settings = replace(settings, normalize_gy=highest)
+        settings = replace(settings, normalize_gy=clinical_level_gy(clinical, case, sheet))
     folder = out / CASES / case.id
     before = files_of_case(folder, case)
     with appearing_whole(folder, overwrite=True, names=before, listed=before) as part:

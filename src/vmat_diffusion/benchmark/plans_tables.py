@@ -117,13 +117,13 @@ def markdown(summary: Mapping[str, Any], patients: Sequence[PlannedPatient]) -> 
     """The summary as Markdown tables, with failed and left-out patients."""
     parts = ["# OpenKBP patients planned, against their clinical doses", *sentences(summary)]
     if patients:
-        parts += ["## Patients", _table(*patient_rows(patients))]
-        parts += ["## DVH points, coverage matched", _table(*metric_rows(summary))]
-        parts += ["## Criteria, number of patients who meet them", _table(*criteria_rows(summary))]
+        parts += ["## Patients", markdown_table(*patient_rows(patients))]
+        parts += ["## DVH points, coverage matched", markdown_table(*metric_rows(summary))]
+        parts += ["## Criteria, number of patients who meet them", markdown_table(*criteria_rows(summary))]
     for title, key in (("Failed", "failed"), ("Left out", "left_out")):
         if summary[key]:
             rows = [[r["case"], f"{r['reason']}; {r['remedy']}"] for r in summary[key]]
-            parts += [f"## {title}", _table(["patient", "reason"], rows)]
+            parts += [f"## {title}", markdown_table(["patient", "reason"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -189,6 +189,7 @@ def criteria_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     return header, rows
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Header and rows as a Markdown table; a bar in a cell becomes a slash."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

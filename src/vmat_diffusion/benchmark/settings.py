@@ -14,12 +14,14 @@ from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.settings import (
     ArcCount,
     Calculation,
+    CheckMinutes,
     GateFile,
     GridMm,
     MachineName,
     PlanSettings,
     SearchMinutes,
     Seed,
+    Uncertainty,
     WeightsName,
     plan_settings,
 )
@@ -76,6 +78,27 @@ def _numbers(given: Any) -> Any:
             )
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
+
+
+def _limits(given: Any) -> Any:
+    """Limits between commas, each once, ascending, None for off as the last one; others as they are."""
+    if isinstance(given, (list, tuple)):
+        return tuple(None if limit == "off" else limit for limit in given)
+    if not isinstance(given, str):
+        return given
+    limits: set[float] = set()
+    words = [word.strip() for word in given.split(",")]
+    for word in words:
+        try:
+            limit = 0.0 if word == "off" else float(word)
+        except ValueError:
+            limit = -1.0
+        if word != "off" and not 0 < limit < float("inf"):
+            raise InputError(
+                f"--mu-per-gy {given!r}: {word!r} is neither a number above 0 nor off; write 250,300,off"
+            )
+        limits.add(limit)
+    return (*sorted(limits - {0.0}), *([None] if "off" in words else []))
 
 
 _Patients = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
@@ -143,6 +166,22 @@ class BenchmarkSettings:
         return self.baseline is not None
 
 
+def _require_known(cases: tuple[str, ...]) -> None:
+    """Raises InputError for a case that TG-119 does not have."""
+    from vmat_diffusion.benchmark.tg119_cases import CASES
+
+    for name in cases:
+        if name not in CASES:
+            raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
+
+
+def _named(cases: tuple[str, ...]) -> list[Tg119Case]:
+    """The cases of these names in the report's order, all where none is named."""
+    from vmat_diffusion.benchmark.tg119_cases import CASES
+
+    return [case for case in CASES.values() if not cases or case.name in cases]
+
+
 @settings
 class Tg119Settings(Calculation):
     """What `benchmark tg119` plans, and what `plan` would be asked for with each of the cases.
@@ -162,17 +201,11 @@ class Tg119Settings(Calculation):
     gate: GateFile = None
 
     def __post_init__(self) -> None:
-        from vmat_diffusion.benchmark.tg119_cases import CASES
-
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"benchmark: case {name!r} is not known; known are {', '.join(CASES)}")
+        _require_known(self.cases)
 
     def wanted(self) -> list[Tg119Case]:
         """The cases in the report's order, all where none is named."""
-        from vmat_diffusion.benchmark.tg119_cases import CASES
-
-        return [case for case in CASES.values() if not self.cases or case.name in self.cases]
+        return _named(self.cases)
 
     def of_plan(self, case: Tg119Case) -> PlanSettings:
         """The settings of one case's plan."""
@@ -212,11 +245,7 @@ class GapSettings:
     search_minutes: SearchMinutes = 5.0
 
     def __post_init__(self) -> None:
-        from vmat_diffusion.benchmark.tg119_cases import CASES
-
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"benchmark gap: case {name!r} is not known; known are {', '.join(CASES)}")
+        _require_known(self.cases)
 
     @property
     def phantoms(self) -> tuple[str, ...]:
@@ -229,3 +258,72 @@ class GapSettings:
         """What the plan of a case depends on."""
         same = ("machine", "arcs", "grid_mm", "seed", "search_minutes")
         return {"goals": goals, **{name: getattr(self, name) for name in same}}
+
+
+@settings
+class TradeSettings:
+    """What `benchmark trade` plans: each case at each limit, else with the defaults of its sheet.
+
+    `mu_per_gy` has None for no limit. `count` patients of OpenKBP's validation split from `first` on, where
+    `data` is given, and cases of TG-119. Raises InputError where there is nothing to plan.
+    """
+
+    mu_per_gy: Annotated[
+        Annotated[tuple[Annotated[float, Field(gt=0)] | None, ...], BeforeValidator(_limits)],
+        Field(description="Limits of MU for each Gy of the highest prescription, or off for none."),
+        Option(metavar="250,300,off", text="whole"),
+    ] = (250.0, 300.0, 350.0, 500.0)
+    data: Annotated[
+        Path | None,
+        Field(
+            description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."
+        ),
+        Option(metavar="DIR"),
+    ] = None
+    count: Annotated[int, Field(ge=1, description="Plan so many validation patients.")] = 20
+    first: Annotated[int, Field(description="The lowest patient number.")] = 201
+    tg119: Annotated[bool, Field(description="Plan the five cases of TG-119.")] = False
+    case: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Only this case of TG-119: multitarget, prostate, headneck, cshape_easy or "
+            "cshape_hard."
+        ),
+        Option(metavar="NAME"),
+    ] = ()
+    gamma: Annotated[
+        bool,
+        Field(description="Compute gamma 3 %/2 mm against the Monte Carlo dose, minutes for each plan."),
+    ] = False
+    search_minutes: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="The search for a plan ends after this time, minutes; by default as for `plan`."),
+    ] = None
+    machine: MachineName = "generic_6mv"
+    uncertainty: Uncertainty = 0.02
+    check_minutes: CheckMinutes = None
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        _require_known(self.case)
+        if not self.mu_per_gy or len(set(self.mu_per_gy)) < len(self.mu_per_gy):
+            raise InputError("--mu-per-gy names no limit or one twice; write 250,300,off")
+        if self.data is None and not self.tg119_cases():
+            raise InputError("benchmark trade: there is nothing to plan; give --data, --tg119 or --case")
+
+    def tg119_cases(self) -> list[Tg119Case]:
+        """The cases of TG-119 that are asked for, in the report's order."""
+        return _named(self.case) if self.tg119 or self.case else []
+
+    def of_plan(self, goals: str, limit: float | None) -> PlanSettings:
+        """The settings of one plan."""
+        minutes = {} if self.search_minutes is None else {"search_minutes": self.search_minutes}
+        return plan_settings(
+            goals=goals,
+            mu_per_gy="off" if limit is None else limit,
+            machine=self.machine,
+            uncertainty=self.uncertainty,
+            check_minutes=self.check_minutes,
+            seed=self.seed,
+            **minutes,
+        )

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from vmat_diffusion.benchmark.settings import BenchmarkSettings, GapSettings, OpenkbpFolder, Tg119Settings
+from vmat_diffusion.benchmark.settings import (
+    BenchmarkSettings,
+    GapSettings,
+    OpenkbpFolder,
+    Tg119Settings,
+    TradeSettings,
+)
 from vmat_diffusion.cli.display import rejected_text, show, table, work_shown
 from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, Overwrite, Working
 from vmat_diffusion.cli.options import keywords, part
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.benchmark.openkbp import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
+    from vmat_diffusion.benchmark.trade import TradeResult
 
 
 @settings
@@ -324,3 +331,34 @@ def _gap_table(gaps: Sequence[Gap]) -> str:
         rows.append([gap.what, *(f"{value:.1f}" for value in gap.values), f"{gap.gap:+.1f}", *shares])
     header = ["Gy", "ideal", "free sectors", "priced maps", "plan", "gap", "sectors %", "price %", "leaves %"]
     return table(header, rows, left=1)
+
+
+@settings
+class TradeOptions(TradeSettings, Working):
+    """What `benchmark trade` takes."""
+
+    out: Annotated[
+        Path | None,
+        Field(description="Where to write: a folder for tables and the plot, where a stopped run goes on."),
+        TO_FOLDER,
+    ] = None
+    overwrite: Overwrite = False
+
+
+def benchmark_trade(options: TradeOptions) -> None:
+    """Search plans at several limits of MU per Gy: quality against MU; run again to go on after a stop."""
+    from vmat_diffusion.benchmark.trade import benchmark_trade as run
+
+    asked = TradeSettings(**part(TradeSettings, options))
+    with work_shown(options) as progress:
+        done = run(asked, out=options.out, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _trade_text(done))
+
+
+def _trade_text(done: TradeResult) -> str:
+    from vmat_diffusion.benchmark.trade_tables import sentences, tables
+
+    summary = done.summary()
+    parts = ["\n".join(sentences(summary))]
+    parts += [f"{title}\n{table(header, rows, left=2)}" for title, header, rows in tables(summary)]
+    return "\n\n".join(parts)

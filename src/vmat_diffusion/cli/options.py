@@ -40,7 +40,7 @@ _COMPUTING = (
         "demo",
         "influence",
     ),
-    *("reference-check", "tg119", "plans", "gap"),
+    *("reference-check", "tg119", "plans", "gap", "trade"),
 )
 _LEAST_GB = 1.5
 
@@ -115,7 +115,8 @@ class Spelled:
         if self.flag or self.default in (MISSING, None, "", ()):
             return ""
         several = isinstance(self.default, tuple)
-        return " ".join(map(_text, self.default)) if several else _text(self.default)
+        between = "," if self.mark.text == "whole" else " "
+        return between.join(map(_text, self.default)) if several else _text(self.default)
 
     @property
     def help(self) -> str:

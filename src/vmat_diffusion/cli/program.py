@@ -82,6 +82,7 @@ COMMANDS = {
     "benchmark openkbp": "benchmark",
     "benchmark tg119": "benchmark",
     "benchmark plans": "benchmark",
+    "benchmark trade": "benchmark",
     "benchmark gap": "benchmark",
 }
 

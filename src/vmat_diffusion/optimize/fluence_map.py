@@ -157,13 +157,11 @@ class FluenceProblem:
         return value.item(), gradient.astype(np.float64) * self.uniform_mu
 
     def _price(self, mu: Tensor, dose: Tensor, objective: Objective) -> Tensor:
-        """What sweeping leaves pay for maps: the rise of fluence, and MU beyond their limit."""
+        """What sweeping leaves pay for maps: the rise of fluence, and MU, with a limit or without one."""
         step = torch.diff(mu, dim=2, prepend=mu[..., :1] * 0) / self.uniform_mu
         # The magnitude of the step, rounded off at 0.
         rise = (step.square() + 0.01).sqrt() - 0.1
         price = _RISE_PENALTY * rise.sum() / len(self.open_bixels)
-        if self.mu_price.limit_mu_per_gy is None:
-            return price
         return price + self.mu_price(self._mu_of_sweeps(step), objective.highest_level(dose))
 
 

@@ -36,6 +36,7 @@ ASKED = {
     "benchmark openkbp --data IN -o OUT",
     "benchmark openkbp --data IN --csv-out OUT",
     "benchmark plans --data IN --count 1 -o OUT",
+    "benchmark trade --data IN --count 1 -o OUT",
     "benchmark gap --data IN -o OUT",
 }
 # Without an input of the user's, or with outputs that belong beside the input: the weights of a training.

@@ -52,6 +52,7 @@ CALLS: Mapping[str, str] = {
     "benchmark openkbp": "--data {patients?}",
     "benchmark tg119": "tg119_cshape --out OUT --gate {gate?}",
     "benchmark plans": "--data {patients?} --count 1 --out OUT",
+    "benchmark trade": "--data {patients?} --count 1 --out OUT",
     "benchmark gap": "--data {patients?} --out OUT",
 }
 # Commands without a place for a file or folder.
