@@ -102,9 +102,9 @@ def test_fluence_is_proportional_to_mu() -> None:
 def test_moving_leaves_equal_the_mean_of_many_still_ones(motion_mm: float, tongues: bool) -> None:
     """400 still apertures at the middles of equal parts of the motion.
 
-    Where edges of neighbours pass each other, what both leave open has the right mean, not the right shape, and
-    is too small where both are apart for a part of the time: here, where all edges move at random, up to 3 % of
-    the fluence at a node beside a boundary, 0.1 % in the mean.
+    Where edges of neighbours pass each other, what both leave open has the right mean, not the right shape,
+    and is too small where both are apart for a part of the time: here, where all edges move at random, up to
+    3 % of the fluence at a node beside a boundary, 0.1 % in the mean.
     """
     leaves, jaws, mu = apertures(4, motion_mm, n=1)
     jaws = jaws[:, :1].expand(-1, 2, -1)

@@ -21,8 +21,9 @@ from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
 
-# Adam's decay of the mean and of the mean square of the gradient. The square forgets faster than the usual
-# 0.999, as a stage has few iterations; the mean more slowly than 0.9, as many leaves pull at an organ together.
+# Adam's decay of the mean and of the mean square of the gradient. The square forgets faster than the
+# usual 0.999, as a stage has few iterations; the mean more slowly than 0.9, as many leaves pull at an organ
+# together.
 _MEAN_DECAY, _SQUARE_DECAY = 0.95, 0.97
 # Adam's first steps have full length in every direction, however small the gradient: so many are shortened.
 _SHORT_STEPS = 8

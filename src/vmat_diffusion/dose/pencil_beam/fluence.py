@@ -285,8 +285,8 @@ class JawParts:
 
     `leaked[n, kernels, rows, u]` is the fluence through the leaves between the X jaws;
     `shares[n, kernels, v, strips]` how much of each strip, cut by the Y jaws, reaches each node: the leaf
-    rows, and after them, where the machine has tongues, the halves of the tongues' strips below and above each
-    boundary between rows.
+    rows, and after them, where the machine has tongues, the halves of the tongues' strips below and above
+    each boundary between rows.
     """
 
     leaked: Tensor
