@@ -25,6 +25,7 @@ from vmat_diffusion.qa.agreement import (
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
 from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
+from vmat_diffusion.qa.field_of_view import beams_beyond_ct
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
@@ -74,6 +75,9 @@ def judge(
         checks.append(warning("density overrides", ignored, ""))
     if (outline := body_outline(case)) is not None:
         checks.append(outline)
+    prescribed_names = list(sheet.prescription.target_gy) if sheet else None
+    if beyond := beams_beyond_ct(case, plan, machine, prescribed_names):
+        checks.append(warning("field of view", beyond, ""))
     if lost := contours_left_out(case):
         checks.append(warning("contours without an image", lost, ""))
     if files is not None:
