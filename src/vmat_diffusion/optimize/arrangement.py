@@ -110,9 +110,9 @@ def arrange(
 def _span(case: Case, targets: tuple[str, ...], site: str, asked: Asked) -> tuple[Span, str]:
     """Full turns or partial arcs, and why."""
     if asked.span is not None:
-        return asked.span, "full or partial as asked"
+        return asked.span, "full or partial as options or goal sheet say"
     if asked.start_deg is not None:
-        return "full", "start and stop as asked"
+        return "full", "start and stop as options or goal sheet say"
     off_mm, half_mm = aside_mm(case, targets)
     side = "left" if _is_left(case, off_mm) else "right"
     where = f"the targets lie {abs(off_mm):.0f} mm {side} of the body's middle"
@@ -153,7 +153,7 @@ def _number(
 ) -> tuple[int, tuple[str, ...]]:
     """How many arcs, and why where they are not two."""
     if asked.arcs is not None:
-        return asked.arcs, ("the number of arcs as asked",)
+        return asked.arcs, ("so many arcs as options or goal sheet say",)
     arcs, reasons = _ARCS, []
     width, span = leaf_width_mm(
         case,

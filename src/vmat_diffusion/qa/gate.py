@@ -25,7 +25,7 @@ from vmat_diffusion.qa.agreement import (
 from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
 from vmat_diffusion.qa.dose_points import dose_points, prescribed_doses, regions, target_means, voxels
-from vmat_diffusion.qa.field_of_view import beams_beyond_ct
+from vmat_diffusion.qa.field_of_view import beams_beyond_ct, supports_in_beam
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
@@ -78,6 +78,8 @@ def judge(
     prescribed_names = list(sheet.prescription.target_gy) if sheet else None
     if beyond := beams_beyond_ct(case, plan, machine, prescribed_names):
         checks.append(warning("field of view", beyond, ""))
+    if held := supports_in_beam(case, plan, machine):
+        checks.append(warning("supports", held, ""))
     if lost := contours_left_out(case):
         checks.append(warning("contours without an image", lost, ""))
     if files is not None:

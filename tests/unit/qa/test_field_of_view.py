@@ -9,9 +9,10 @@ import pytest
 from cut_patients import patient
 from small_case import open_arc
 
+from vmat_diffusion.case import Structure
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa.field_of_view import beams_beyond_ct
+from vmat_diffusion.qa.field_of_view import beams_beyond_ct, supports_in_beam
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,21 @@ def test_a_plan_with_other_leaves_is_no_error(machine: Machine) -> None:
     plan = arc(60, 120)
     one = replace(plan.arcs[0], leaves_mm=plan.arcs[0].leaves_mm[:, :, :40])
     assert beams_beyond_ct(patient(left_mm=140.0), replace(plan, arcs=(one,)), machine) == []
+
+
+def test_a_couch_beside_the_body_is_named_where_beams_pass_it(machine: Machine) -> None:
+    case = patient()
+    assert supports_in_beam(case, arc(182, 178), machine) == []
+    y = case.grid.axes_mm[1]
+    mask = np.zeros(case.grid.shape, bool)
+    mask[:, (y > 115) & (y < 130)] = True
+    couch = replace(
+        case, structures={**case.structures, "CouchSurface": Structure("CouchSurface", "other", mask)}
+    )
+    assert supports_in_beam(couch, arc(300, 420), machine) == []
+    (said,) = supports_in_beam(couch, arc(182, 258), machine)
+    assert "pass CouchSurface: no dose here" in said and said.split("gantry ")[1].startswith("182 to 2")
+    organ = replace(
+        couch, structures={**case.structures, "CouchSurface": Structure("CouchSurface", "organ", mask)}
+    )
+    assert supports_in_beam(organ, arc(182, 258), machine) == []
