@@ -20,8 +20,8 @@ _ALONG = np.array([0.1, 0.5, 0.9])
 _ANGLE_DEG = 2.0
 # So many control points of a beam that does not rotate.
 _STATIC_POINTS = 10
-# AAPM TG-176 (Olch et al., Med Phys 41:061501, 2014) has what couch tops and rails take from a beam; recalled,
-# its text was not seen.
+# AAPM TG-176 (Olch et al., Med Phys 41:061501, 2014) has what couches and rails take from a beam; recalled, its
+# text was not seen.
 # Names of what holds a patient, and the step along rays in which it is looked for. Ours.
 _SUPPORT = re.compile(r"couch|\btable|support|rails?\b|cradle|mattress|base ?plate", re.IGNORECASE)
 _STEP_MM = 2.0
@@ -57,8 +57,8 @@ def beams_beyond_ct(
         sentences.append(
             f"the CT ends {sector.distance_mm:.0f} mm from the isocentre at {sector}, where the body goes "
             f"on: up to {100 * sector.share:.0f} % of the beam there, {100 * passing / whole:.1f} % of the "
-            "whole plan, pass what the CT does not hold and are calculated as if it were air, so that the dose "
-            "behind is too high; scan with a larger field of view or plan without these angles"
+            "whole plan, pass what the CT does not hold and are calculated as if it were air, so that the "
+            "dose behind is too high; scan with a larger field of view or plan without these angles"
         )
     return sentences
 
