@@ -149,6 +149,7 @@ def run_text(run: PlanRun) -> str:
         *_candidates(run),
         f"{run.plan.total_mu:.1f} MU in {len(run.plan.arcs)} arcs, {run.delivery_s:.0f} s beam on; "
         f"optimiser: {run.outcome.lower().replace('_', ' ')}",
+        *([run.arrangement] if run.arrangement else []),
         *(["\n".join(run.conflicts)] if run.conflicts else []),
         *_far_from_ideal(run),
         *([f"The plan before: {run.before}"] if run.before else []),

@@ -130,7 +130,7 @@ def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = Non
     )
 
 
-def _leaf_rows(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
+def leaf_rows(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
     """Left and right edge of the opening and its height `[n, rows]` in mm, of jaws and all layers.
 
     A leaf row lies between two neighbouring leaf boundaries of any layer; left = right where it is closed.
@@ -154,10 +154,10 @@ def _gaps_mm(arcs: list[Arc], machine: Machine) -> tuple[float | None, float | N
     """
     smallest, total, count = np.inf, 0.0, 0.0
     for arc in arcs:
-        _, _, height = _leaf_rows(arc, machine)
+        _, _, height = leaf_rows(arc, machine)
         wide = arc.jaws_mm.copy()
         wide[:, 0], wide[:, 1] = -_WIDE_MM, _WIDE_MM
-        left, right, _ = _leaf_rows(replace(arc, jaws_mm=wide), machine)
+        left, right, _ = leaf_rows(replace(arc, jaws_mm=wide), machine)
         gap, is_open = right - left, height > 0
         weight = ((np.append(arc.mu, 0.0) + np.append(0.0, arc.mu)) / 2)[:, None] * is_open
         if weight.any():
@@ -191,7 +191,7 @@ def _between_jaws(arc: Arc, machine: Machine) -> NDArray[np.bool_]:
 
 def _apertures(arc: Arc, machine: Machine) -> list[float]:
     """MCSv, mean area in mm2, edge metric in 1/mm and small aperture scores of one arc."""
-    left, right, height = _leaf_rows(arc, machine)
+    left, right, height = leaf_rows(arc, machine)
     gap, is_open = right - left, height > 0
     area = (gap * height).sum(axis=1)
     modulation = _between(_variability(left, right, is_open)) * _between(

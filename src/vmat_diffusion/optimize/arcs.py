@@ -17,7 +17,7 @@ from vmat_diffusion.plan import turns_through
 # Jaws stand this far outside the projected targets: the penumbra, and room for the leaves' ends.
 _MARGIN_MM = 7.0
 # A shorter arc between two sectors to avoid gives the search too few directions.
-_LEAST_ARC_DEG = 20.0
+LEAST_ARC_DEG = 20.0
 # Mirrored collimators, the first that fits the leaf span; at 0 the leakage between leaves would add up.
 _COLLIMATORS_DEG = (30.0, 25.0, 20.0, 15.0, 10.0, 5.0)
 # Crossed collimators stand this far off 0 and 90, for the same reason.
@@ -29,7 +29,7 @@ _SPAN_ROOM_MM = 1.0
 # Partial arcs, clockwise, by the side of the targets: from the back to 30 degrees beyond the front.
 _PARTIAL_DEG = {90.0: (330.0, 178.0), 270.0: (182.0, 30.0)}
 # Targets nearer than this to the middle of the body are on no side.
-_MIDLINE_MM = 10.0
+MIDLINE_MM = 10.0
 
 # X1, X2, Y1, Y2 at the isocentre plane.
 Jaws = tuple[float, float, float, float]
@@ -68,22 +68,56 @@ def target_points(case: Case, targets: tuple[str, ...], most: int = 20000) -> ND
     return np.concatenate([points[::step], points[ends]])
 
 
+def aside_mm(case: Case, targets: tuple[str, ...]) -> tuple[float, float]:
+    """How far the targets' centroid lies from the body's towards gantry 90, and half the body's width there.
+
+    In mm, in the slices of the targets, from side to side of the couch; negative towards gantry 270.
+    """
+    slices = np.flatnonzero(case.union(targets).any(axis=(1, 2)))
+    body = case.body.mask[slices[0] : slices[-1] + 1]
+    columns = case.grid.axes_mm[0][np.nonzero(body)[2]]
+    off = target_points(case, targets)[:, 0].mean() - columns.mean()
+    side = float(beam_axes(90.0, patient_position=case.patient_position).to_source[0])
+    return float(off) * side, float(np.ptp(columns)) / 2
+
+
 def partial_span(case: Case, targets: tuple[str, ...]) -> tuple[float, float]:
     """Start and stop of arcs on the side of the body where the targets are, which spare the other side.
 
     Raises PlanError where the targets lie in the middle.
     """
-    z, y, x = np.nonzero(case.body.mask)
-    body = case.grid.axes_mm[0][x].mean(), case.grid.axes_mm[1][y].mean(), case.grid.axes_mm[2][z].mean()
-    offset = target_points(case, targets).mean(axis=0) - body
-    aside_mm = float(offset @ beam_axes(90.0, patient_position=case.patient_position).to_source)
-    if abs(aside_mm) < _MIDLINE_MM:
+    off_mm, _ = aside_mm(case, targets)
+    if abs(off_mm) < MIDLINE_MM:
         raise PlanError(
-            f"the targets lie {abs(aside_mm):.0f} mm beside the middle of {case.body.name}, within "
-            f"{_MIDLINE_MM:g} mm: a partial arc has no side to be on; ask for full arcs or give start and "
+            f"the targets lie {abs(off_mm):.0f} mm beside the middle of {case.body.name}, within "
+            f"{MIDLINE_MM:g} mm: a partial arc has no side to be on; ask for full arcs or give start and "
             "stop"
         )
-    return _PARTIAL_DEG[90.0 if aside_mm > 0 else 270.0]
+    return _PARTIAL_DEG[90.0 if off_mm > 0 else 270.0]
+
+
+def leaf_width_mm(
+    case: Case,
+    targets: tuple[str, ...],
+    isocenter_mm: Point,
+    machine: Machine,
+    *,
+    couches_deg: tuple[float, ...] = (0.0,),
+    collimators_deg: tuple[float, ...] | None = None,
+) -> tuple[float, float]:
+    """How wide fields around the targets are across the leaves, and how much the leaves span, in mm.
+
+    From all gantry angles, at the collimator angle at which fields are narrowest: one of those that arcs are
+    given by default, or of those given. Raises PlanError for targets beyond the machine's largest field.
+    """
+    points, turn = target_points(case, targets, 4000), np.arange(0.0, 360.0, 10.0)
+    views = [_View(isocenter_mm, machine, case.patient_position, couch) for couch in set(couches_deg)]
+
+    def width(angle: float) -> float:
+        boxes = [view.box(points, turn, angle) for view in views]
+        return max(x2 - x1 for x1, x2, _, _ in boxes)
+
+    return min(map(width, collimators_deg or _COLLIMATORS_DEG)), machine.limits.leaf_span_mm - _SPAN_ROOM_MM
 
 
 def arc_frames(
@@ -198,10 +232,10 @@ def _arcs_outside(clockwise: NDArray, avoid_deg: tuple[tuple[float, float], ...]
         free &= (clockwise - first) % 360.0 > (second - first) % 360.0
     index = np.flatnonzero(free)
     parts = [clockwise[run] for run in np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)]
-    if not index.size or any(part[-1] - part[0] < _LEAST_ARC_DEG for part in parts):
+    if not index.size or any(part[-1] - part[0] < LEAST_ARC_DEG for part in parts):
         sectors = ", ".join(f"{first:g} to {second:g}" for first, second in avoid_deg)
         raise PlanError(
-            f"the sectors to avoid, {sectors} deg, leave an arc of less than {_LEAST_ARC_DEG:g} deg; "
+            f"the sectors to avoid, {sectors} deg, leave an arc of less than {LEAST_ARC_DEG:g} deg; "
             "avoid less or move the arc's start and stop"
         )
     return parts

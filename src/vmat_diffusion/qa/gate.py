@@ -33,6 +33,7 @@ from vmat_diffusion.qa.dose_points import (
     target_means,
     voxels,
 )
+from vmat_diffusion.qa.field_of_view import beams_beyond_ct, supports_in_beam
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
 from vmat_diffusion.qa.motion import Motion, fitted_motion
@@ -116,6 +117,11 @@ def _said_of_files(
         out.append(prescribed)
     if turned := _turned_couch(plan):
         out.append(warning("couch", turned, ""))
+    prescribed_names = list(sheet.prescription.target_gy) if sheet else None
+    if beyond := beams_beyond_ct(case, plan, machine, prescribed_names):
+        out.append(warning("field of view", beyond, ""))
+    if held := supports_in_beam(case, plan, machine):
+        out.append(warning("supports", held, ""))
     return out + delivery_checks(case, sheet, plan, machine)
 
 

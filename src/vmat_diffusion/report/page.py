@@ -77,7 +77,7 @@ def write_report(
         case=case,
         plan=plan,
         machine=machine,
-        facts=_facts(case, plan, machine, dose, prescription),
+        facts=[*_facts(case, plan, machine, dose, prescription), *_arrangement(provenance)],
         violations=list(violations),
         verdict=goals_verdict(results, violations),
         gate=_gate(plan, shown, verdict, check, prescription) if verdict else None,
@@ -181,6 +181,12 @@ def _facts(
         ("Dose grid", f"{spacing} mm, dose to {dose.medium}, whole course"),
         ("Highest dose", f"{float(dose.gy.max()):.2f} Gy"),
     ]
+
+
+def _arrangement(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which arcs were chosen and why, where the program chose."""
+    found = provenance.get("arrangement")
+    return [("Arcs", str(found["text"]))] if found else []
 
 
 def _gate(

@@ -32,6 +32,7 @@ from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.report.coding import Coding, coding_of
+from vmat_diffusion.workflow.arrangement import arranged
 from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.predict import Prior, prior_of
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
 STAGES = ("read", "optimise", "dose", "check", "write", "report")
 # The row of the verdict that names what --force let pass.
 IMPROVED = "plan to improve"
+# The row of the verdict that names gantry angles where the CT cuts the body off.
+SECTORS = "sectors to avoid"
 FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
@@ -165,6 +168,12 @@ class PlanRun:
         return self.judged.optimized.outcome.name
 
     @property
+    def arrangement(self) -> str:
+        """Which arcs the plan got and why; empty where they are those of a plan that was improved."""
+        found = self.provenance.get("arrangement")
+        return str(found["text"]) if found else ""
+
+    @property
     def conflicts(self) -> tuple[str, ...]:
         """What stands in the way of the goals that stay open."""
         return tuple(map(str, self.judged.optimized.conflicts))
@@ -175,6 +184,7 @@ class PlanRun:
             "outcome": self.outcome,
             "conflicts": list(self.conflicts),
             "yardstick": self.yardstick.record() if self.yardstick else None,
+            "arrangement": self.provenance.get("arrangement"),
             "before": self.before.record() if self.before else None,
             "goals": [goal_record(r) for r in self.results],
             "groups": [group_record(g) for g in group_results(self.results)],
@@ -230,11 +240,14 @@ def plan_case(
             prior = Prior()
             if settings.prior_file is not None:
                 prior = prior_from_file(settings.prior_file, task.case, task.sheet, force=settings.force)
+            settings, arrangement = arranged(task, settings)
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
         if forced:
             prior = replace(prior, checks=(*prior.checks, warning(IMPROVED, forced, "")))
+        if arrangement and arrangement.cautions:
+            prior = replace(prior, checks=(*prior.checks, warning(SECTORS, arrangement.cautions, "")))
         judged = search_and_check(
             folder,
             task,
@@ -257,7 +270,12 @@ def plan_case(
             mapping=settings.mapping,
             shareable=settings.shareable,
         )
-        origin = {**provenance(case_folder, task.case, settings), "gate": asdict(gate), **prior.record()}
+        origin = {
+            **provenance(case_folder, task.case, settings),
+            "arrangement": arrangement.record() if arrangement else None,
+            "gate": asdict(gate),
+            **prior.record(),
+        }
         runs = [_planning_run(task, one, clock, before=before, origin=origin) for one in judged]
         chosen, candidates = _choose(runs)
         if len(prior.doses) > 1:

@@ -296,7 +296,9 @@ def search_plan(
     `start` is what the optimiser takes besides: `target`, `improve`, `difference`, `start`.
     """
     from vmat_diffusion.dicom import as_written
+    from vmat_diffusion.workflow.arrangement import arranged
 
+    settings, _ = arranged(task, settings)
     return optimizer(
         task.case,
         task.sheet,
@@ -347,19 +349,24 @@ def _sum(dose: Dose, other: Dose) -> Dose:
 
 
 def optimizer_settings(settings: PlanSettings, sheet: GoalSheet, machine: Machine) -> Settings:
-    """What the user chose and what the sheet asks of the delivery, in the optimiser's words."""
+    """What was chosen and what the sheet asks of the delivery, in the optimiser's words.
+
+    The settings are those of `arranged`.
+    """
     from vmat_diffusion.optimize import Settings
     from vmat_diffusion.optimize.delivery import with_delivery
 
+    arcs = settings.arcs or Settings.arcs
+
     def for_each_arc(angles: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return angles * settings.arcs if angles is not None and len(angles) == 1 else angles
+        return angles * arcs if angles is not None and len(angles) == 1 else angles
 
     chosen = Settings(
-        arcs=settings.arcs,
+        arcs=arcs,
         partial=settings.span == "partial",
         collimator_deg=for_each_arc(settings.collimator_deg),
         couch_deg=for_each_arc(settings.couch_deg),
-        avoid_deg=settings.avoid_deg,
+        avoid_deg=settings.avoid_deg or (),
         jaw_tracking=None if settings.jaws is None else settings.jaws == "tracking",
         grid_mm=settings.grid_mm,
         seed=settings.seed,

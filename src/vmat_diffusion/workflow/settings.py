@@ -7,6 +7,7 @@ line, `--config` files, the records of runs and the tables in `docs/commands.md`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,10 @@ PriorName = Annotated[
     Option(metavar="goals|diffusion|FILE"),
 ]
 ArcCount = Annotated[int, Field(ge=1, le=6, description="Number of arcs.")]
+ChosenArcs = Annotated[
+    Annotated[int, Field(ge=1, le=6)] | None,
+    Field(description="Number of arcs; by default chosen by target and fraction."),
+]
 Seed = Annotated[
     int,
     Field(ge=0, le=2**32 - 1, description="Random seed: the same seed gives the same result on one device."),
@@ -145,7 +150,7 @@ class Search(Calculation):
 
     prior: PriorName = "goals"
     weights: WeightsName = "shipped"
-    arcs: ArcCount = 2
+    arcs: ChosenArcs = None
     search_minutes: SearchMinutes = 5.0
     gate: GateFile = None
     robustness: RobustnessAction = None
@@ -175,9 +180,12 @@ class PlanSettings(Search, TargetReading):
         Option(old=("--arc-stop",)),
     ] = None
     span: Annotated[
-        Literal["full", "partial"],
-        Field(description="Full turns, or partial arcs around the side of the body where the targets are."),
-    ] = "full"
+        Literal["full", "partial"] | None,
+        Field(
+            description="Full turns, or partial arcs around the side of the body where the targets are; by "
+            "default chosen by site and target."
+        ),
+    ] = None
     collimator_deg: Annotated[
         tuple[Angle, ...] | None,
         Field(description="Collimator angle: one for all arcs or one for each."),
@@ -189,10 +197,13 @@ class PlanSettings(Search, TargetReading):
         Option(old=("--couch",)),
     ] = None
     avoid_deg: Annotated[
-        tuple[Annotated[tuple[Angle, Angle], BeforeValidator(_sector)], ...],
-        Field(description="Sector of gantry angles, clockwise, from which no beam comes."),
+        tuple[Annotated[tuple[Angle, Angle], BeforeValidator(_sector)], ...] | None,
+        Field(
+            description="Sector of gantry angles, clockwise, from which no beam comes; by default those "
+            "where the CT ends although the body goes on."
+        ),
         Option(metavar="FROM:TO", old=("--avoid",), text="each"),
-    ] = ()
+    ] = None
     seconds_per_turn: Annotated[
         Annotated[float, Field(ge=30, le=600)] | None,
         Field(
@@ -412,7 +423,7 @@ def plan_settings(**values: Any) -> PlanSettings:
     if settings.span == "partial" and settings.arc_start_deg is not None:
         raise InputError("start and stop say where arcs go; leave them out or --span partial")
     angles = (settings.collimator_deg, settings.couch_deg, settings.avoid_deg)
-    if settings.improve and (settings.arc_start_deg is not None or settings.span != "full" or any(angles)):
+    if settings.improve and (settings.arc_start_deg is not None or settings.span == "partial" or any(angles)):
         raise InputError(
             f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arc-start-deg, "
             "--arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg or --improve"
@@ -435,8 +446,12 @@ def plan_settings(**values: Any) -> PlanSettings:
             f"candidates of at least {_LEAST_MINUTES:g} minute each, {workers_for(settings.candidates)} at a "
             f"time; give --search-minutes {least:g} or fewer --candidates"
         )
+    # Angles of their own are an answer to how many arcs there are.
+    several = {len(a) for a in (settings.collimator_deg, settings.couch_deg) if a is not None and len(a) > 1}
+    if settings.arcs is None and several:
+        settings = replace(settings, arcs=max(several))
     for what, given in (("collimator", settings.collimator_deg), ("couch", settings.couch_deg)):
-        if given is not None and len(given) not in (1, settings.arcs):
+        if given is not None and settings.arcs and len(given) not in (1, settings.arcs):
             raise InputError(
                 f"{len(given)} {what} angles for {settings.arcs} arcs; give one for all or one for each"
             )

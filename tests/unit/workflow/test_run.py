@@ -78,8 +78,8 @@ def test_summary_has_exactly_the_documented_keys(
         json.dumps(plan_case(case_folder, tmp_path / "out", SETTINGS, tools=optimiser.tools).summary())
     )
     assert set(summary) == {
-        "outcome", "conflicts", "before", "goals", "mu", "delivery_s", "arc_delivery_s", "complexity",
-        "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
+        "outcome", "conflicts", "arrangement", "before", "goals", "mu", "delivery_s", "arc_delivery_s",
+        "complexity", "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
         "delivery_goals", "yardstick",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {
@@ -131,6 +131,22 @@ def test_jaws_are_left_to_the_machine_and_arcs_can_be_partial(
     )
     given = calls[0]["settings"]
     assert given.partial and given.jaw_tracking is None and given.couch_deg is None
+
+
+def test_arcs_that_nobody_asked_for_are_chosen_and_told(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
+) -> None:
+    calls = optimiser()
+    out = tmp_path / "out"
+    run = plan_case(case_folder, out, plan_settings(goals="tg119_cshape_easy"), tools=optimiser.tools)
+    given = calls[0]["settings"]
+    assert (given.arcs, given.partial, given.avoid_deg) == (2, False, ())
+    assert run.arrangement.startswith("2 full arcs: the targets lie 0 mm")
+    record = json.loads((out / "run.json").read_text())
+    assert record["arrangement"]["text"] == run.arrangement
+    assert (record["settings"]["arcs"], record["settings"]["span"]) == (2, "full")
+    assert "2 full arcs" in (out / "report.html").read_text()
+    assert plan_settings(goals="tg119_cshape_easy", couch_deg=(0, 10, 20)).arcs == 3
 
 
 def test_an_undeliverable_plan_gets_a_report_and_its_dose_but_no_plan_file(
@@ -266,7 +282,8 @@ def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
         ({"prior": "magic"}, "prior"),
         ({"search_minutes": 0}, "search-minutes"),
         ({"arc_start_deg": 10}, "both"),
-        ({"couch_deg": (0, 10, 20)}, "3 couch angles for 2 arcs"),
+        ({"couch_deg": (0, 10, 20), "arcs": 2}, "3 couch angles for 2 arcs"),
+        ({"couch_deg": (0, 10, 20), "collimator_deg": (5, 95)}, "2 collimator angles for 3 arcs"),
         ({"couch_deg": (120,)}, "couch-deg"),
         ({"jaws": "loose"}, "jaws"),
         ({"span": "partial", "arc_start_deg": 10, "arc_stop_deg": 90}, "leave them out or --span partial"),
