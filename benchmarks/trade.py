@@ -83,8 +83,9 @@ def _asked(kept: Mapping[str, Any]) -> Iterator[str]:
     """What was asked of the default limits, beside what was measured."""
     rows = [*_asked_of_patients(kept), *_asked_of_tg119(kept)]
     defaults = kept["default_mu_per_gy"]
-    yield "Asked and measured, each case at the limit that its sheet has by default ("
-    yield "; ".join(f"{name} {limit_text(limit)} MU/Gy" for name, limit in defaults.items()) + "):"
+    limits = "; ".join(f"{name} {limit_text(limit)} MU/Gy" for name, limit in defaults.items())
+    yield "Asked and measured, each case at the limit that its sheet has by default"
+    yield f"({limits}):"
     yield ""
     yield markdown_table(["asked", "measured", "reached"], rows)
     yield ""

@@ -309,7 +309,10 @@ class TradeSettings:
         if not self.mu_per_gy or len(set(self.mu_per_gy)) < len(self.mu_per_gy):
             raise InputError("--mu-per-gy names no limit or one twice; write 250,300,off")
         if self.data is None and not self.tg119_cases():
-            raise InputError("benchmark trade: there is nothing to plan; give --data, --tg119 or --case")
+            raise InputError(
+                "benchmark trade: there is nothing to plan; give --data, --tg119 or --case, or see "
+                "vmat-diffusion benchmark trade --help"
+            )
 
     def tg119_cases(self) -> list[Tg119Case]:
         """The cases of TG-119 that are asked for, in the report's order."""

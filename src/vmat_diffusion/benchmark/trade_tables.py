@@ -61,6 +61,9 @@ _OF_DELIVERY: Mapping[str, Measure] = {
     "beam_on_s": Measure("beam on, s", 0, max, _metric("beam_on_s")),
     "violations": Measure("violations", 0, max, lambda plan: (plan.violations,)),
     "search_s": Measure("search, s", 0, max, lambda plan: (plan.search_s,)),
+    "out_of_time": Measure(
+        "ended by the time limit (1: yes)", 0, max, lambda plan: (plan.outcome == "OUT_OF_TIME",)
+    ),
     "gamma_percent": Measure("gamma 3 %/2 mm, %", 1, min, lambda plan: _present(plan.gamma_percent)),
 }
 _OF_COMPARISON: Mapping[str, Measure] = {
