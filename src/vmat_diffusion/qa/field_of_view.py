@@ -20,8 +20,8 @@ _ALONG = np.array([0.1, 0.5, 0.9])
 _ANGLE_DEG = 2.0
 # So many control points of a beam that does not rotate.
 _STATIC_POINTS = 10
-# AAPM TG-176 (Olch et al., Med Phys 41:061501, 2014) has what couches and rails take from a beam; recalled,
-# its text was not seen.
+# AAPM TG-176 (Olch et al., Med Phys 41:061501, 2014) has what couches take from a beam; recalled, its text
+# was not seen.
 # Names of what holds a patient, and the step along rays in which it is looked for. Ours.
 _SUPPORT = re.compile(r"couch|\btable|support|rails?\b|cradle|mattress|base ?plate", re.IGNORECASE)
 _STEP_MM = 2.0

@@ -55,7 +55,7 @@ PriorName = Annotated[
 ArcCount = Annotated[int, Field(ge=1, le=6, description="Number of arcs.")]
 ChosenArcs = Annotated[
     Annotated[int, Field(ge=1, le=6)] | None,
-    Field(description="Number of arcs; by default chosen by target and fraction."),
+    Field(description="Number of arcs."),
 ]
 Seed = Annotated[
     int,
