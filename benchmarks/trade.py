@@ -39,8 +39,10 @@ _OTHERS_MOST_MU = 650.0
 
 
 def section() -> Iterator[str]:
-    """The section of docs/benchmarks.md; it says so where nothing was measured."""
+    """The section of docs/benchmarks.md; none where nothing was measured."""
     kept = load("trade")
+    if not kept:
+        return
     yield ""
     yield "## Quality against MU"
     yield ""
@@ -48,9 +50,6 @@ def section() -> Iterator[str]:
     yield "defaults of its sheet: the search alone, without the gate."
     yield "[Plans against clinical doses](plans_benchmark.md) says how doses are compared."
     yield ""
-    if not kept:
-        yield "Not measured."
-        return
     yield from _asked(kept)
     if kept["limits"]:
         yield "### OpenKBP validation patients"

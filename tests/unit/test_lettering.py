@@ -73,7 +73,7 @@ def test_every_table_written_goes_through_csv_cell() -> None:
         if calls and "csv." in text:
             writers.append(path.name)
             assert "csv_cell" in text, path
-    assert sorted(writers) == ["plans_tables.py", "run_files.py", "tables.py"]
+    assert sorted(writers) == ["plans_tables.py", "run_files.py", "tables.py", "trade_tables.py"]
 
 
 NAMES = ["$PTV_{70}$", r"PTV\$", "$$", r"\frac{1}{2}", "$\\undefined{x}$", "a$b$c$", "_PTV", "x^2", "$"]

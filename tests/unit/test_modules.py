@@ -33,7 +33,8 @@ ALLOWED = {
     "eps lr": "the schema of an optimiser's state in a checkpoint",
     "shift_sigma_mm turn_sigma_deg": "standard errors of the motion between two doses, for its tests",
     "edge_per_mm leaf_travel_mm leaf_travel_mm_deg mean_area_cm2 small_10mm small_5mm": "complexity",
-    "beam_on_s leaf_motion_mm_deg mean_gap_mm mean_gantry_speed_deg_s smallest_gap_mm": "complexity",
+    "delivery_goals": "a plan of the curve of quality against MU",
+    "beam_on_s leaf_motion_mm_deg mean_gantry_speed_deg_s smallest_gap_mm": "complexity",
     "cax_diff_pct gamma_2_2 gamma_3_3 max_diff_pct mean_diff_pct noise_pct": "a reference dose",
     # Attributes that another package reads.
     "preamble": "pydicom",

@@ -294,10 +294,11 @@ class TradeSettings:
     gamma: Annotated[
         bool,
         Field(description="Compute gamma 3 %/2 mm against the Monte Carlo dose, minutes for each plan."),
+        Option(long="--check-gamma"),
     ] = False
     search_minutes: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        Field(description="The search for a plan ends after this time, minutes; by default as for `plan`."),
+        Field(description="The search for a plan ends after this time, minutes: by default as for `plan`."),
     ] = None
     machine: MachineName = "generic_6mv"
     uncertainty: Uncertainty = 0.02

@@ -37,7 +37,7 @@ class ObjectiveWeights:
     # All goals, times the weight of each.
     goal: float = 40.0
     # A dose to aim at weighs less than a missed goal.
-    aim: float = 10.0
+    aim: float = 25.0
     # Below this dose nothing is asked of an organ: a predicted dose ends where an arc's scatter does not.
     least_aim: float = 0.03
 

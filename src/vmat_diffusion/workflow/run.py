@@ -240,7 +240,7 @@ def plan_case(
             prior = Prior()
             if settings.prior_file is not None:
                 prior = prior_from_file(settings.prior_file, task.case, task.sheet, force=settings.force)
-            settings, arrangement = arranged(task, settings)
+            arcs_chosen, arrangement = arranged(task, settings)
         if settings.prior == "diffusion":
             with clock.stage("predict"):
                 prior = prior_of(task.case, task.sheet, settings, clock.report)
@@ -251,7 +251,7 @@ def plan_case(
         judged = search_and_check(
             folder,
             task,
-            settings,
+            arcs_chosen,
             gate=gate,
             clock=clock,
             prior=prior,
@@ -281,7 +281,7 @@ def plan_case(
         if len(prior.doses) > 1:
             runs = [replace(run, candidates=candidates) for run in runs]
         best = runs[chosen]
-        ideal = measure(task, best.judged, best.results, settings, clock=clock, tools=tools)
+        ideal = measure(task, best.judged, best.results, arcs_chosen, clock=clock, tools=tools)
         runs[chosen] = replace(best, yardstick=ideal)
         places = [plan_folder(folder, k, len(runs)) for k in range(len(runs))]
         for k, place in enumerate(places):

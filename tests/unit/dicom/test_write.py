@@ -206,7 +206,7 @@ def test_a_machine_without_x_jaws_and_with_two_layers(
         Layer("MLCX1", tuple(np.arange(-140.0, 141.0, 10.0))),
         Layer("MLCX2", tuple(np.arange(-145.0, 146.0, 10.0))),
     )
-    stacked = replace(machine, jaws=("ASYMY",), mlc=replace(machine.mlc, layers=layers))
+    stacked = replace(machine, jaws=("ASYMY",), mlc=replace(machine.mlc, layers=layers, tongue_mm=0.0))
     arc = plan.arcs[0]
     leaves = arc.leaves_mm[:, :, : stacked.mlc.pairs] + 0.01 * np.arange(stacked.mlc.pairs)
     changed = replace(plan, arcs=(replace(arc, leaves_mm=leaves),))

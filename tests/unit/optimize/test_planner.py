@@ -9,7 +9,7 @@ from vmat_diffusion.case import Dose
 from vmat_diffusion.dicom import as_written
 from vmat_diffusion.dose import PencilBeam
 from vmat_diffusion.evaluate.dvh import structure_dvh
-from vmat_diffusion.evaluate.goals import evaluate, fit_to_case, load_goals
+from vmat_diffusion.evaluate.goals import Goal, evaluate, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Outcome, Settings, optimize
 from vmat_diffusion.optimize.deliverable_set import DeliverableSet
@@ -206,7 +206,7 @@ def test_the_best_of_a_round_never_rises(quick):
 def test_outcome_and_conflicts_are_what_the_final_dose_says(setup, quick):
     case, sheet, _ = setup
     failed = {str(r.goal) for r in evaluate(sheet, case, quick.dose) if r.status == "fail"}
-    assert {str(c.goal) for c in quick.conflicts} == failed
+    assert {str(c.goal) for c in quick.conflicts if isinstance(c.goal, Goal)} == failed
     assert quick.outcome is (Outcome.STALLED if failed else Outcome.CONVERGED)
     never = replace(
         sheet,

@@ -467,7 +467,9 @@ def test_layers_of_a_stacked_collimator_have_their_own_span() -> None:
         for device, edges in (("MLCX1", [-20, -10, 0, 10, 20]), ("MLCX2", [-25, -15, -5, 5, 15, 25]))
     )
     head = (Path(__file__).parents[3] / "src/vmat_diffusion/machines/generic_6mv.toml").read_text()
-    machine = parse_machine(head[: head.index("[[mlc.layers]]")] + layers, "stacked")
+    head = head[: head.index("[[mlc.layers]]")]
+    without_tongues = "\n".join(line for line in head.splitlines() if not line.startswith("tongue")) + "\n"
+    machine = parse_machine(without_tongues + layers, "stacked")
     machine = replace(machine, limits=replace(machine.limits, leaf_span_mm=100.0))
     array = np.zeros((N, 2, 9))
     array[:, 0], array[:, 1] = -60.0, -50.0

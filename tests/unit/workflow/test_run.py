@@ -80,7 +80,7 @@ def test_summary_has_exactly_the_documented_keys(
     assert set(summary) == {
         "outcome", "conflicts", "arrangement", "before", "goals", "mu", "delivery_s", "arc_delivery_s",
         "complexity", "violations", "verdict", "seconds", "peak_gb", "files", "groups", "remarks",
-        "delivery_goals", "yardstick",
+        "delivery_goals", "yardstick", "robustness",
     }  # fmt: skip
     assert set(summary["goals"][0]) == {
         "goal", "structure", "value", "limit", "unit", "status", "missed", "group", "excused",
@@ -144,7 +144,8 @@ def test_arcs_that_nobody_asked_for_are_chosen_and_told(
     assert run.arrangement.startswith("2 full arcs: the targets lie 0 mm")
     record = json.loads((out / "run.json").read_text())
     assert record["arrangement"]["text"] == run.arrangement
-    assert (record["settings"]["arcs"], record["settings"]["span"]) == (2, "full")
+    assert (record["arrangement"]["arcs"], record["arrangement"]["span"]) == (2, "full")
+    assert record["settings"]["arcs"] is None  # as asked, so that a run of the same settings goes on
     assert "2 full arcs" in (out / "report.html").read_text()
     assert plan_settings(goals="tg119_cshape_easy", couch_deg=(0, 10, 20)).arcs == 3
 
@@ -279,7 +280,6 @@ def test_an_absent_case_folder_is_refused(tmp_path: Path) -> None:
         ({"grid_mm": float("nan")}, "grid-mm"),
         ({"seed": -1}, "seed"),
         ({"device": "toaster"}, "device"),
-        ({"prior": "magic"}, "prior"),
         ({"search_minutes": 0}, "search-minutes"),
         ({"arc_start_deg": 10}, "both"),
         ({"couch_deg": (0, 10, 20), "arcs": 2}, "3 couch angles for 2 arcs"),
