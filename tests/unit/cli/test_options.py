@@ -72,7 +72,7 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
     if field.mark.text:
         word = {"steer": "Larynx:-5", "avoid_deg": "80:120"}.get(field.name, "201-203")
         return [word], [word] if field.mark.text == "each" else word
-    if field.name in ("cases", "case"):
+    if field.name == "cases" or (field.name == "case" and not field.mark.positional):
         return ["prostate"], ["prostate"]
     values: dict[Any, tuple[str, Any]] = {
         int: ("3", 3),
