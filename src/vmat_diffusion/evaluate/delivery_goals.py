@@ -264,22 +264,24 @@ def asked_delivery(
     """The goals that hold for a plan: those of the sheet, defaults where it is silent, and what was asked.
 
     `asked` has a limit for a quantity, or None for no limit: it goes before the sheet and keeps the priority
-    that the sheet has. Also returns a sentence for each goal of the sheet that does not hold.
+    that the sheet has. A must of the sheet holds beside what was asked. Also returns a sentence for each goal
+    of the sheet that does not hold.
     """
     stated = tuple(stated)
     named = {goal.quantity for goal in stated}
     sheet = [*stated, *(goal for goal in defaults if goal.quantity not in named)]
-    out = [goal for goal in sheet if goal.quantity not in asked]
+    musts = [goal for goal in stated if goal.priority == 1]
+    out = [goal for goal in sheet if goal.quantity not in asked or goal in musts]
     for quantity, limit in asked.items():
         if limit is not None:
-            priority = min((g.priority for g in stated if g.quantity == quantity), default=_PRIORITY)
+            priority = max(min((g.priority for g in stated if g.quantity == quantity), default=_PRIORITY), 2)
             option = f"{_ASKED} {QUANTITIES[quantity].option}"
             out.append(DeliveryGoal(quantity, limit, priority=priority, source=option, seen="chosen"))
     order = list(QUANTITIES)
     remarks = tuple(
         f"the sheet's goal {goal} does not hold: {_instead(goal.quantity, asked[goal.quantity])}"
         for goal in stated
-        if goal.quantity in asked and asked[goal.quantity] != goal.limit
+        if goal.quantity in asked and asked[goal.quantity] != goal.limit and goal not in musts
     )
     return tuple(sorted(out, key=lambda goal: order.index(goal.quantity))), remarks
 

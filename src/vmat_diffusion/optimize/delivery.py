@@ -39,7 +39,8 @@ def with_delivery(settings: Settings, sheet: GoalSheet, machine: Machine) -> Set
         motion = limit_of(sheet.delivery, "leaf motion")
     seconds, turn = limit_of(sheet.delivery, "beam-on time"), settings.seconds_per_turn
     if seconds is not None:
-        turn = min(turn, max(seconds / settings.arcs - _ARC_S, _SHORTEST_TURN_S))
+        fastest_s = max(_SHORTEST_TURN_S, 360.0 / machine.limits.gantry_speed_deg_s)
+        turn = min(turn, max(seconds / settings.arcs - _ARC_S, fastest_s))
         rx = sheet.prescription
         fraction_gy = max(rx.target_gy.values()) / rx.fractions
         most = _TIME_SHARE * seconds * machine.limits.dose_rate_mu_min / 60 / fraction_gy

@@ -98,10 +98,14 @@ def gate_limits(
 ) -> GateSettings:
     """The gate's limits from a TOML file or by default; `uncertainty` is what Monte Carlo is asked for.
 
-    A `robustness` decides over that of the file. Raises InputError where the uncertainty is too large for any
-    plan to pass.
+    A `robustness` may only be as strict as that of the file or stricter. Raises InputError where it is not,
+    and where the uncertainty is too large for any plan to pass.
     """
     limits = load_gate(file)
+    if robustness == "warn" and limits.robustness == "stop":
+        raise InputError(
+            f'gate file {file} says robustness = "stop", which --robustness warn cannot loosen; leave it out'
+        )
     if robustness is not None:
         limits = replace(limits, robustness=robustness)
     if 100.0 * uncertainty >= limits.uncertainty_percent:

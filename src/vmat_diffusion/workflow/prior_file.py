@@ -132,8 +132,8 @@ def _read_npz(path: Path, case: Case) -> _Found:
 def _predicted(arrays: Mapping[str, NDArray]) -> tuple[str, NDArray]:
     """The dose of a file of `predict` that it found best: the chosen sample, else the mean."""
     samples, chosen = arrays.get("samples"), arrays.get("chosen")
-    if samples is not None and chosen is not None and samples.ndim == 4 and chosen.size == 1:
-        k = int(chosen)
+    if samples is not None and chosen is not None and samples.ndim == 4 and _is_number(chosen):
+        k = int(chosen.item())
         if 0 <= k < len(samples):
             return f"prediction, sample {k}", samples[k]
     return "prediction, mean", arrays["mean"]
@@ -159,6 +159,11 @@ def _grid(arrays: Mapping[str, NDArray], gy: NDArray, name: str) -> Grid:
     return Grid(gy.shape, spacing, origin)  # type: ignore[arg-type]
 
 
+def _is_number(array: NDArray) -> bool:
+    """Whether an array holds one finite number."""
+    return array.size == 1 and array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
+
+
 def _in_gy(values: NDArray, arrays: Mapping[str, NDArray], name: str) -> NDArray[np.float32]:
     """The values in Gy, with the file's step where it has one."""
     if values.dtype.kind not in "fiu":
@@ -166,7 +171,7 @@ def _in_gy(values: NDArray, arrays: Mapping[str, NDArray], name: str) -> NDArray
     step = 1.0
     if "dose_step_gy" in arrays:
         given = arrays["dose_step_gy"]
-        step = float(given) if given.size == 1 and given.dtype.kind in "fiu" else 0.0
+        step = float(given.item()) if _is_number(given) else 0.0
         if not 1e-5 <= step <= 0.1:
             raise CaseError(f"prior {name}: dose_step_gy must lie in 0.00001 to 0.1; make the file again")
     gy = np.asarray(values, np.float32) * np.float32(step)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.engines import DoseEngine, dose_engine
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
@@ -201,7 +202,7 @@ def measure(
     """What ideal fluence makes of the goals of a judged plan, where the settings ask for it; else None.
 
     Not after Ctrl-C, unless it is always asked for: who ends a search does not wait. The time is beyond that
-    of the search.
+    of the search. Ctrl-C or a case that is too large for it costs the yardstick, not the judged plan.
     """
     made = judged.optimized
     wanted = settings.yardstick == "always" or (
@@ -212,9 +213,13 @@ def measure(
     if not wanted:
         return None
     with clock.stage(YARDSTICK):
-        return (tools or PlanningTools()).yardstick(
-            task, made, results, settings, under_name(clock.report, YARDSTICK)
-        )
+        try:
+            return (tools or PlanningTools()).yardstick(
+                task, made, results, settings, under_name(clock.report, YARDSTICK)
+            )
+        except (KeyboardInterrupt, InputError, MemoryError) as ended:
+            clock.report(YARDSTICK, 1.0, f"not computed: {ended or 'interrupted'}")
+            return None
 
 
 def plan_folder(folder: Path, number: int, count: int) -> Path:

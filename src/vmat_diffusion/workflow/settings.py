@@ -231,8 +231,8 @@ class PlanSettings(Search, TargetReading):
     edge_per_mm: Annotated[
         DeliveryLimit,
         Field(
-            description="Most length of leaf sides for each area of the aperture, 1/mm; by default as the "
-            "goal sheet."
+            description="Most length of leaf sides for each area of the aperture, 1/mm, judged on the "
+            "plan: the search has one price on edges; by default as the goal sheet."
         ),
         Option(metavar="X|off", text="whole", long="--edge"),
     ] = None
@@ -423,10 +423,12 @@ def plan_settings(**values: Any) -> PlanSettings:
     if settings.span == "partial" and settings.arc_start_deg is not None:
         raise InputError("start and stop say where arcs go; leave them out or --span partial")
     angles = (settings.collimator_deg, settings.couch_deg, settings.avoid_deg)
-    if settings.improve and (settings.arc_start_deg is not None or settings.span == "partial" or any(angles)):
+    geometry = (settings.arc_start_deg, settings.span, settings.arcs)
+    if settings.improve and (any(given is not None for given in geometry) or any(angles)):
         raise InputError(
-            f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arc-start-deg, "
-            "--arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg or --improve"
+            f"the arcs of {settings.improve} are kept, so angles have no effect; leave out --arcs, "
+            "--arc-start-deg, --arc-stop-deg, --span, --collimator-deg, --couch-deg and --avoid-deg, or "
+            "--improve"
         )
     if settings.force and not settings.improve and settings.prior_file is None:
         raise InputError(

@@ -231,6 +231,13 @@ def test_what_is_asked_goes_before_the_sheet_and_the_sheet_before_defaults() -> 
     assert [g.quantity for g in held] == ["leaf motion"] and "no limit was asked for" in said[0]
 
 
+def test_a_must_of_the_sheet_holds_beside_what_was_asked() -> None:
+    must = tuple(replace(goal, priority=1) for goal in sheet_with(entry("MU <= 300 MU/Gy")).delivery)
+    for limit in (None, 900.0):
+        held, _ = asked_delivery(must, (), {"MU": limit})
+        assert must[0] in held and all(g.priority > 1 for g in held if g is not must[0])
+
+
 def test_a_sheet_reaches_the_search() -> None:
     sheet = sheet_with(
         entry("MU <= 320 MU/Gy"),
@@ -241,7 +248,7 @@ def test_a_sheet_reaches_the_search() -> None:
     asked = optimizer_settings(
         plan_settings(goals="own"), with_asked_delivery(sheet, plan_settings(goals="own")), MACHINE
     )
-    assert (asked.mu_per_gy, asked.leaf_mm_per_deg, asked.seconds_per_turn) == (320.0, 3.0, 50.0)
+    assert (asked.mu_per_gy, asked.leaf_mm_per_deg, asked.seconds_per_turn) == (320.0, 3.0, 60.0)
     assert asked.open_gap_mm == 5.0
     own = plan_settings(
         goals="own", mu_per_gy=250, leaf_mm_per_deg="off", beam_on_s="off", seconds_per_turn=80
@@ -266,7 +273,7 @@ def test_little_time_bounds_the_mu() -> None:
     """100 s at 600 MU/min are 1000 MU, 920 with room, for 2 Gy."""
     sheet = sheet_with(entry("beam-on time <= 100 s"))
     asked = with_delivery(Settings(), sheet, MACHINE)
-    assert asked.mu_per_gy == pytest.approx(460.0) and asked.seconds_per_turn == pytest.approx(45.0)
+    assert asked.mu_per_gy == pytest.approx(460.0) and asked.seconds_per_turn == 60.0  # no gantry is faster
 
 
 @pytest.mark.parametrize("given", ["many", -3, 0, float("inf")])
