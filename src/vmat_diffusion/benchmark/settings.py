@@ -29,11 +29,12 @@ from vmat_diffusion.workflow.settings import (
 if TYPE_CHECKING:
     from vmat_diffusion.benchmark.tg119_cases import Tg119Case
 
-OpenkbpFolder = Annotated[
-    Path,
-    Field(description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."),
-    Option(metavar="DIR"),
-]
+_CASES = Field(
+    description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."
+)
+_CASES_OPTION = Option(metavar="DIR")
+OpenkbpFolder = Annotated[Path, _CASES, _CASES_OPTION]
+OpenkbpFolderOrNone = Annotated[Path | None, _CASES, _CASES_OPTION]
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,7 @@ class GapSettings:
         ),
         Option(positional=True, metavar="NAME"),
     ] = ()
-    data: Annotated[
-        Path | None,
-        Field(
-            description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."
-        ),
-        Option(metavar="DIR"),
-    ] = None
+    data: OpenkbpFolderOrNone = None
     count: Annotated[int, Field(ge=1, le=1000, description="Plan so many validation patients.")] = 5
     first: Annotated[int, Field(ge=1, description="The lowest patient number.")] = 1
     machine: MachineName = "generic_6mv"
@@ -273,13 +268,7 @@ class TradeSettings:
         Field(description="Limits of MU for each Gy of the highest prescription, or off for none."),
         Option(metavar="250,300,off", text="whole"),
     ] = (250.0, 300.0, 350.0, 500.0)
-    data: Annotated[
-        Path | None,
-        Field(
-            description="Folder of the cases: OpenKBP patients as pt_N.npz files or pt_N folders, by split."
-        ),
-        Option(metavar="DIR"),
-    ] = None
+    data: OpenkbpFolderOrNone = None
     count: Annotated[int, Field(ge=1, description="Plan so many validation patients.")] = 20
     first: Annotated[int, Field(description="The lowest patient number.")] = 201
     tg119: Annotated[bool, Field(description="Plan the five cases of TG-119.")] = False

@@ -80,9 +80,8 @@ def plan_openings(exposed: Exposures, machine: Machine, patient_position: str = 
     )
 
 
-_Part = tuple[
-    NDArray[np.float64], NDArray[np.float64], float
-]  # from, to [n, start|end, strips] and its weight
+# A part of a strip: from and to, `[n, start|end, strips]` in mm, and its share of the open fluence.
+_Part = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
 
 def _seen_edges(exposed: Exposures, mlc: Mlc) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
