@@ -26,8 +26,9 @@ from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import silent
-from vmat_diffusion.workflow.predict import prior_of, read_input
-from vmat_diffusion.workflow.search_and_check import search_plan
+from vmat_diffusion.workflow.planning.prior import prior_of
+from vmat_diffusion.workflow.planning.search_and_check import search_plan
+from vmat_diffusion.workflow.predict import read_input
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 
 GOALS = "head_neck_70_63_56"

@@ -29,7 +29,7 @@ from vmat_diffusion.evaluate.complexity import complexity
 from vmat_diffusion.evaluate.goals import judge_groups, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.workflow import PlanRun, plan_case
-from vmat_diffusion.workflow.settings import plan_settings
+from vmat_diffusion.workflow.planning.request import plan_settings
 
 # The sheet, and the site and seed of the synthetic patient that it is planned on.
 PATIENTS = {

@@ -11,7 +11,7 @@ def plan_case(*arguments: Any, **options: Any) -> Any:
     """As the program's own; what takes memory is imported here, as there."""
     from small_case import StandIn
 
-    from vmat_diffusion.workflow.run import plan_case
+    from vmat_diffusion.workflow.planning.run import plan_case
 
     return plan_case(*arguments, tools=StandIn().tools, **options)
 

@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -260,3 +260,18 @@ def _whole(text: str) -> int:
     if abs(value) > _WHOLE_MAX:
         raise ValueError(f"the number {text} is outside those of 64 bits")
     return value
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> Path:
+    """Plain data as JSON; numpy values become lists and numbers, and numbers that are not finite null."""
+    plain = json.loads(json.dumps(record, default=_plain), parse_constant=lambda _: None)
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    import numpy as np
+
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)

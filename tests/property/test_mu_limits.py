@@ -14,9 +14,8 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Optimized, Settings, optimize
-from vmat_diffusion.workflow.delivery import with_asked_delivery
-from vmat_diffusion.workflow.search_and_check import optimizer_settings
-from vmat_diffusion.workflow.settings import plan_settings
+from vmat_diffusion.workflow.planning.request import plan_settings, with_asked_delivery
+from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings
 
 SHEET = "tg119_cshape_easy"
 # One coarse arc and a tenth of the search: some three seconds for each plan.

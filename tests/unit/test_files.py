@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmat_diffusion.files import parse_json, parse_toml, read_json, remove_dead_parts, written_whole
-from vmat_diffusion.workflow.run_files import write_json
+from vmat_diffusion.files import (
+    parse_json,
+    parse_toml,
+    read_json,
+    remove_dead_parts,
+    write_json,
+    written_whole,
+)
 
 
 def test_the_file_appears_under_its_name_and_nothing_else(tmp_path: Path) -> None:

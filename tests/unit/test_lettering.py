@@ -132,7 +132,7 @@ def test_a_table_of_control_points_has_no_formula(tmp_path: Path) -> None:
     from small_case import open_arc
 
     from vmat_diffusion.machine import load_machine
-    from vmat_diffusion.workflow.run_files import write_control_points
+    from vmat_diffusion.workflow.planning.run_files import write_control_points
 
     plan = open_arc()
     plan = replace(plan, arcs=(replace(plan.arcs[0], name="=1+1", mu=np.full(18, 4.0)),))

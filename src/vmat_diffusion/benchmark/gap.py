@@ -23,16 +23,15 @@ from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.evaluate.task import Task
-from vmat_diffusion.files import parse_json, written_whole
+from vmat_diffusion.files import parse_json, write_json, written_whole
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.optimize.ideal import STAGES, prepared_for, stage_doses
 from vmat_diffusion.phantom import phantom
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.output import kept_or_temporary, require_apart
+from vmat_diffusion.workflow.planning.request import plan_settings
+from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings, search_plan
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.run_files import kept_or_temporary, write_json
-from vmat_diffusion.workflow.search_and_check import optimizer_settings, search_plan
-from vmat_diffusion.workflow.settings import plan_settings
 
 SUMMARY_JSON = "gap.json"
 # Of a smaller gap shares say nothing: samples and voxels differ by as much.

@@ -33,10 +33,9 @@ from vmat_diffusion.diffusion.case_prediction import choose_device
 from vmat_diffusion.diffusion.model import DoseModel, load_model, weights_path
 from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import CaseError, InputError
-from vmat_diffusion.files import sha256_of, written_whole
+from vmat_diffusion.files import sha256_of, write_json, written_whole
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.run_files import write_json
 
 # What the result of a patient depends on, beside the weights and what is asked for.
 _KEPT = ("samples", "steps", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")

@@ -35,9 +35,8 @@ from vmat_diffusion.dataset.tables import Rejection, rejection
 from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
-from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.output import kept_or_temporary, require_apart
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
 
 _STAGE = "plans"

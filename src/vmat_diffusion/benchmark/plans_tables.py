@@ -16,10 +16,9 @@ from vmat_diffusion.benchmark.plan_comparison import (
 from vmat_diffusion.benchmark.plans_patient import PlannedPatient
 from vmat_diffusion.benchmark.statistics import interval_text
 from vmat_diffusion.dataset.tables import Rejection
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import write_json, written_whole
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.report.comparison import write_plan_boxes
-from vmat_diffusion.workflow.run_files import write_json
 
 PATIENTS_CSV, SUMMARY_JSON, SUMMARY_MD, BOXES_PNG = "plans.csv", "plans.json", "plans.md", "plans.png"
 

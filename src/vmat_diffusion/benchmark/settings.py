@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
+from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.settings import (
     ArcCount,
     Calculation,
@@ -23,7 +24,6 @@ from vmat_diffusion.workflow.settings import (
     Seed,
     Uncertainty,
     WeightsName,
-    plan_settings,
 )
 
 if TYPE_CHECKING:

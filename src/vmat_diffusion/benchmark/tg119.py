@@ -15,9 +15,8 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import content_hash, parse_json
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
-from vmat_diffusion.workflow.output import appearing_whole
+from vmat_diffusion.workflow.output import appearing_whole, kept_or_temporary
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.run_files import kept_or_temporary
 from vmat_diffusion.workflow.settings import PlanSettings
 
 

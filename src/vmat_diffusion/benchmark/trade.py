@@ -31,10 +31,9 @@ from vmat_diffusion.evaluate.delivery_goals import limit_of
 from vmat_diffusion.evaluate.goals import load_goals
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
-from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.planning.request import plan_settings, with_asked_delivery
 from vmat_diffusion.workflow.provenance import program_record
-from vmat_diffusion.workflow.settings import plan_settings
 
 _STAGE = "trade"
 _SPLIT: Split = "validation"

@@ -38,8 +38,8 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
-from vmat_diffusion.workflow.delivery import with_asked_delivery
-from vmat_diffusion.workflow.search_and_check import search_plan
+from vmat_diffusion.workflow.planning.request import with_asked_delivery
+from vmat_diffusion.workflow.planning.search_and_check import search_plan
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:

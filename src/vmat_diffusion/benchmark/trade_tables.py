@@ -13,10 +13,9 @@ import numpy as np
 from vmat_diffusion.benchmark.plan_comparison import MEAN, criteria_met
 from vmat_diffusion.benchmark.plans_tables import markdown_table
 from vmat_diffusion.benchmark.trade_plan import PlanAtLimit, limit_text
-from vmat_diffusion.files import written_whole
+from vmat_diffusion.files import write_json, written_whole
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.report.trade_curve import Curve, CurvePoint, Panel, Spread, write_trade_curves
-from vmat_diffusion.workflow.run_files import write_json
 
 SUMMARY_JSON, POINTS_CSV, TABLES_MD, CURVE_PNG = "trade.json", "trade.csv", "trade.md", "trade.png"
 FILES = (SUMMARY_JSON, POINTS_CSV, TABLES_MD, CURVE_PNG)

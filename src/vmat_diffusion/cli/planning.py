@@ -14,13 +14,8 @@ from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, Out
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import (
-    PlanSettings,
-    PredictSettings,
-    Shareable,
-    plan_settings,
-    sheet_defaults,
-)
+from vmat_diffusion.workflow.planning.request import plan_settings, sheet_defaults
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, Shareable
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun

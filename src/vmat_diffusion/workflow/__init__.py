@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.checks import check_plan, check_sheet, dose_statistics, machine_table
+    from vmat_diffusion.workflow.planning.request import plan_settings
+    from vmat_diffusion.workflow.planning.result import PlanRun
+    from vmat_diffusion.workflow.planning.run import STAGES, plan_case, run_demo
+    from vmat_diffusion.workflow.planning.run_files import FILES
+    from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
     from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
-    from vmat_diffusion.workflow.run import FILES, STAGES, PlanRun, plan_case, run_demo
-    from vmat_diffusion.workflow.search_and_check import PlanningTools
-    from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+    from vmat_diffusion.workflow.settings import PlanSettings
 
 _HOMES = {
     "checks": ("check_plan", "check_sheet", "dose_statistics", "machine_table"),
+    "planning.request": ("plan_settings",),
+    "planning.result": ("PlanRun",),
+    "planning.run": ("STAGES", "plan_case", "run_demo"),
+    "planning.run_files": ("FILES",),
+    "planning.search_and_check": ("PlanningTools",),
     "recompute": ("check_references", "compare_doses", "compute_dose", "second_check"),
-    "run": ("FILES", "STAGES", "PlanRun", "plan_case", "run_demo"),
-    "search_and_check": ("PlanningTools",),
-    "settings": ("PlanSettings", "plan_settings"),
+    "settings": ("PlanSettings",),
 }
 
 __all__ = [

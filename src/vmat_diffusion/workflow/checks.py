@@ -18,9 +18,9 @@ from vmat_diffusion.origin import case_origin, compare, dose_origin
 from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.planning.result import arc_delivery_s
+from vmat_diffusion.workflow.planning.run_files import write_trajectories
 from vmat_diffusion.workflow.reading import Reading, read_contoured
-from vmat_diffusion.workflow.run import arc_delivery_s
-from vmat_diffusion.workflow.run_files import write_trajectories
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity

@@ -11,9 +11,9 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import write_json
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.run_files import write_json
 
 REPORT = "deidentification.json"
 _KEY_BYTES_MIN = 16

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -278,3 +279,19 @@ def _clear_up_one(partial: Path) -> None:
             shutil.rmtree(partial)
         elif record.get("phase") in (_WHOLE, _MOVING) and all(map(is_plain_name, record["known"])):
             _publish(partial, out)
+
+
+@contextmanager
+def kept_or_temporary(out: Path | None) -> Iterator[Path]:
+    """The folder of a benchmark's runs: `out`, which is made, or without one a folder for this time only.
+
+    Raises InputError where a file is in the place of a folder.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="vmat_") as folder:
+            yield Path(folder)
+        return
+    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
+        raise InputError(f"--out {out} is no folder and none can be made there; name another one")
+    out.mkdir(parents=True, exist_ok=True)
+    yield out

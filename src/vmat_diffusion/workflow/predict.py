@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
+from vmat_diffusion.files import write_json
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
 from vmat_diffusion.workflow.provenance import case_provenance, settings_record
 from vmat_diffusion.workflow.reading import read_with_goals
-from vmat_diffusion.workflow.run_files import write_json
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
+from vmat_diffusion.workflow.settings import PredictSettings
 
 if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refused before
     from vmat_diffusion.dataset.cases import TrainingCase
@@ -26,9 +26,7 @@ if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refus
     from vmat_diffusion.diffusion.encode import DoseGoals
     from vmat_diffusion.diffusion.model import DoseModel
     from vmat_diffusion.evaluate.goals import GoalSheet
-    from vmat_diffusion.qa import Check
 
-DOMAIN = "model's domain"
 # Steps of the stored doses, as in training cases; 655 Gy at most.
 _STEP_GY = 0.01
 _OWN_FILES = ("mean.dcm", "std.dcm", "dvh.png", "prediction.npz", "prediction.json")
@@ -56,7 +54,7 @@ class PredictRun:
             "reason": done.reason,
             "unusual": list(done.warnings),
             "remarks": ignored_overrides(self.case),
-            "told": _plain(done.conditioning),
+            "told": conditioning_record(done.conditioning),
             "goals": [goal_record(r) for r in done.results[0]],
             "groups": [group_record(g) for g in group_results(done.results[0])],
             "sheet": sheet_record(self.sheet) if self.sheet else None,
@@ -245,63 +243,7 @@ def _write_npz(path: Path, prediction: CasePrediction) -> None:
     np.savez_compressed(path, **arrays)
 
 
-@dataclass(frozen=True, eq=False)
-class Prior:
-    """Doses that a plan aims at, one for each candidate; empty where the goals alone drive the plan.
-
-    `checks` enter the gate; `origin` says how the doses were predicted.
-    """
-
-    doses: tuple[Dose, ...] = ()
-    checks: tuple[Check, ...] = ()
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """The entry in a run's provenance."""
-        return {"prior": self.origin} if self.origin else {}
-
-
-def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, progress: Progress) -> Prior:
-    """The predicted dose of a case, or one sample for each candidate.
-
-    A case of a site that the model was not trained on is planned by its goals alone. The gate warns of that,
-    and of all else that leaves the model's domain. Raises InputError for weights that are missing, or
-    without diffusion where there are several candidates.
-    """
-    from vmat_diffusion.diffusion.domain import is_outside_sites
-    from vmat_diffusion.diffusion.model import load_model
-    from vmat_diffusion.qa import warning
-
-    model = load_model(settings.weights)
-    several = settings.candidates > 1
-    if several:
-        model.require_samples(settings.candidates, "--candidates 1")
-    if is_outside_sites(case, model):
-        sites = ", ".join(model.description.known["sites"])
-        why = (
-            f"the site is {case.site or 'not stated'}, the model was made for {sites}: the plan was driven "
-            "by its goals alone"
-        )
-        return Prior(checks=(warning(DOMAIN, [why], ""),), origin={"model": model.name, "used": False})
-    asked = PredictSettings(
-        goals=settings.goals,
-        samples=settings.candidates if several else 0,
-        seed=settings.seed,
-        weights=settings.weights,
-        device=settings.device,
-    )
-    prediction = predict_input(PredictionInput(case, sheet), model, asked, progress)
-    checks = (warning(DOMAIN, prediction.warnings, "nothing about the case is unusual for the model"),)
-    origin = {
-        "model": model.name,
-        "used": True,
-        "told": _plain(prediction.conditioning),
-        **dict(prediction.regression.provenance),
-    }
-    return Prior(prediction.samples if several else (prediction.regression,), checks, origin)
-
-
-def _plain(goals: DoseGoals) -> dict[str, Any]:
+def conditioning_record(goals: DoseGoals) -> dict[str, Any]:
     """Goals as plain data, in Gy by organ."""
     return {"mean_gy": dict(goals.mean_gy), "hot_gy": dict(goals.hot_gy)}
 

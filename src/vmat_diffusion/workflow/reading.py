@@ -1,4 +1,4 @@
-"""How a folder of DICOM files becomes a case: the options of all commands that read one, and the reading."""
+"""How DICOM files become a case and a plan: the options of all commands that read them, and the reading."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import why_no_folder
+from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.files import why_no_file, why_no_folder
 from vmat_diffusion.options import Option, settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.case import Case
     from vmat_diffusion.evaluate.goals import GoalSheet
+    from vmat_diffusion.machine import Machine
+    from vmat_diffusion.plan import Plan
 
 MappingFile = Annotated[
     str | None,
@@ -118,3 +120,25 @@ def read_with_goals(
     from vmat_diffusion.evaluate.task import fit_to_each_other
 
     return fit_to_each_other(case, sheet)
+
+
+def require_file(file: Path, kind: str) -> Path:
+    """The path of an RTPLAN or RTDOSE; raises PlanError or CaseError where it is no file."""
+    if not file.is_file():
+        error = PlanError if kind == "RTPLAN" else CaseError
+        raise error(f"{kind} file {file} {why_no_file(file)}; give an {kind}")
+    return file
+
+
+def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
+    """A plan from any system, and the beam of `base` behind the plan's own collimator.
+
+    Raises PlanError where the file does not exist or cannot be read, or the machine cannot represent it.
+    """
+    require_file(plan_file, "RTPLAN")
+    from vmat_diffusion.dicom import read_plan
+    from vmat_diffusion.dose.collimator import machine_for
+
+    plan = read_plan(plan_file)
+    machine = machine_for(plan, base)
+    return replace(plan, machine=machine.name), machine

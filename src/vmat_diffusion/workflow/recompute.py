@@ -24,7 +24,7 @@ from vmat_diffusion.evaluate.goals import (
     group_results,
     sheet_record,
 )
-from vmat_diffusion.files import why_no_file
+from vmat_diffusion.files import write_json
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import Comparison, compare, dose_origin
 from vmat_diffusion.plan import Plan
@@ -32,8 +32,12 @@ from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.reading import read_for_dose, require_case_folder
-from vmat_diffusion.workflow.run_files import write_json
+from vmat_diffusion.workflow.reading import (
+    plan_and_machine,
+    read_for_dose,
+    require_case_folder,
+    require_file,
+)
 from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
 
 if TYPE_CHECKING:
@@ -129,7 +133,7 @@ def compare_doses(
     from vmat_diffusion.dicom import read_plane_or_volume
     from vmat_diffusion.evaluate.gamma import gamma
 
-    first, second = (read_plane_or_volume(_existing(file, "RTDOSE")) for file in (reference, evaluated))
+    first, second = (read_plane_or_volume(require_file(file, "RTDOSE")) for file in (reference, evaluated))
     together = compare(dose_origin(first, "reference dose"), dose_origin(second, "evaluated dose"))
     # A film or a portal image is of a phantom, or of a device with IDs of its own.
     flat = any(1 in dose.grid.shape for dose in (first, second))
@@ -212,7 +216,7 @@ def second_check(
     if dose_file is None and settings.engine == "pencil-beam":
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
-        _existing(dose_file, "RTDOSE")
+        require_file(dose_file, "RTDOSE")
     with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, settings)
@@ -307,13 +311,6 @@ def belongs(plan: Plan, case: Case) -> bool:
     return plan.provenance.get("frame_of_reference_uid") == case.source.frame_of_reference_uid
 
 
-def _existing(file: Path, kind: str) -> Path:
-    if not file.is_file():
-        error = PlanError if kind == "RTPLAN" else CaseError
-        raise error(f"{kind} file {file} {why_no_file(file)}; give an {kind}")
-    return file
-
-
 def _read(plan_file: Path, case_folder: Path, settings: DoseSettings) -> tuple[Plan, Case, Machine]:
     """The plan, the case, and the beam of the machine behind the plan's own collimator."""
     base = load_machine(settings.machine)
@@ -330,20 +327,6 @@ def _engine(machine: Machine, settings: DoseSettings) -> DoseEngine:
         max_minutes=settings.check_minutes,
         seed=settings.seed,
     )
-
-
-def plan_and_machine(plan_file: Path, base: Machine) -> tuple[Plan, Machine]:
-    """A plan from any system, and the beam of `base` behind the plan's own collimator.
-
-    Raises PlanError where the file does not exist or cannot be read, or the machine cannot represent it.
-    """
-    _existing(plan_file, "RTPLAN")
-    from vmat_diffusion.dicom import read_plan
-    from vmat_diffusion.dose.collimator import machine_for
-
-    plan = read_plan(plan_file)
-    machine = machine_for(plan, base)
-    return replace(plan, machine=machine.name), machine
 
 
 def _asked(

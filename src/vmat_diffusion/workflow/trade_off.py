@@ -12,7 +12,7 @@ from pydantic import AfterValidator, StrictBool, StrictFloat, StrictStr, TypeAda
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import is_plain_name, parse_json, written_whole
 from vmat_diffusion.origin import uid_code
-from vmat_diffusion.workflow.run_files import PLAN_FILE, RECORD
+from vmat_diffusion.workflow.planning.run_files import PLAN_FILE, RECORD
 
 # Inputs of a run that are the same for plans of one case: the images and the contours.
 _SAME_CASE = ("frame_of_reference", "series", "structure_set")

@@ -34,9 +34,8 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Settings
 from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.plan import Arc, Plan
-from vmat_diffusion.workflow.delivery import with_asked_delivery
-from vmat_diffusion.workflow.search_and_check import optimizer_settings
-from vmat_diffusion.workflow.settings import plan_settings
+from vmat_diffusion.workflow.planning.request import plan_settings, with_asked_delivery
+from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings
 
 MACHINE = load_machine("generic_6mv")
 # A sheet of format 2 as it was before there were goals on the delivery.

@@ -11,7 +11,7 @@ import pytest
 
 from vmat_diffusion.dicom.names import default_table
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, goal_sheet_names, load_goals
-from vmat_diffusion.workflow.settings import plan_settings
+from vmat_diffusion.workflow.planning.request import plan_settings
 
 SHEETS = goal_sheet_names()
 SEEN = {"publication", "transcription", "template", "practice", "recalled"}

@@ -31,8 +31,9 @@ from vmat_diffusion.origin import uid_code, without_uids
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow import plan_case, second_check
+from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.predict import predict_case
-from vmat_diffusion.workflow.settings import PredictSettings, QaSettings, plan_settings
+from vmat_diffusion.workflow.settings import PredictSettings, QaSettings
 from vmat_diffusion.workflow.trade_off import read_trade_off
 
 NAME, NUMBER, BIRTH, STUDY = "Zachariasson", "PAT-7744119", "19310203", "20230415"

@@ -11,7 +11,7 @@ from small_case import UNIFORM_GY, StandIn
 from vmat_diffusion.cli.display import goals_text
 from vmat_diffusion.errors import GoalError, InputError
 from vmat_diffusion.workflow import dose_statistics, plan_case, plan_settings
-from vmat_diffusion.workflow.settings import sheet_defaults
+from vmat_diffusion.workflow.planning.request import sheet_defaults
 
 SHEET = """
 format = 2

@@ -1,60 +1,43 @@
-"""`plan` and `demo`: one planning run, from a DICOM folder to a folder of results, stage by stage.
-
-A little over 400 lines: what a run is and what is recorded of it change together.
-"""
+"""`plan` and `demo`: one planning run, from a DICOM folder to a folder of results, stage by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.case import Case
 from vmat_diffusion.dose.engines import dose_engine
 from vmat_diffusion.errors import GoalError
-from vmat_diffusion.evaluate.goals import (
-    DeliveryResult,
-    delivery_record,
-    evaluate_delivery,
-    goal_details,
-    goal_record,
-    group_record,
-    group_results,
-    sheet_record,
-)
 from vmat_diffusion.evaluate.task import Task
+from vmat_diffusion.files import write_json
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.machine import Machine, load_machine
+from vmat_diffusion.machine import load_machine
 from vmat_diffusion.origin import Comparison
-from vmat_diffusion.plan import Plan, delivery_s, timing, violations
+from vmat_diffusion.plan import Plan, delivery_s, violations
 from vmat_diffusion.progress import Clock, Progress, silent
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.report.coding import Coding, coding_of
-from vmat_diffusion.workflow.arrangement import arranged
-from vmat_diffusion.workflow.delivery import with_asked_delivery
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.predict import Prior, prior_of
-from vmat_diffusion.workflow.prior_file import prior_from_file, require_prior_file
-from vmat_diffusion.workflow.provenance import peak_gb, provenance
-from vmat_diffusion.workflow.reading import read_with_goals
-from vmat_diffusion.workflow.recompute import plan_and_machine
-from vmat_diffusion.workflow.run_files import (
+from vmat_diffusion.workflow.planning.prior import Prior, prior_of
+from vmat_diffusion.workflow.planning.prior_file import prior_from_file, require_prior_file
+from vmat_diffusion.workflow.planning.request import arranged, plan_settings, with_asked_delivery
+from vmat_diffusion.workflow.planning.result import Candidate, PlanRun, run_record
+from vmat_diffusion.workflow.planning.run_files import (
     CONTROL_POINTS,
-    DOSE_FILE,
+    FILES,
     FLUENCE,
-    PLAN_FILE,
     RECORD,
     REPORT_FILE,
     TRAJECTORIES,
     trajectory_name,
     write_control_points,
     write_fluence,
-    write_json,
     write_trajectories,
 )
-from vmat_diffusion.workflow.search_and_check import (
+from vmat_diffusion.workflow.planning.search_and_check import (
     CANDIDATE_FOLDERS,
     JudgedPlan,
     PlanningTools,
@@ -62,14 +45,13 @@ from vmat_diffusion.workflow.search_and_check import (
     plan_folder,
     search_and_check,
 )
-from vmat_diffusion.workflow.settings import PlanSettings, plan_settings
+from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.reading import plan_and_machine, read_with_goals
+from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from vmat_diffusion.evaluate.complexity import Complexity
-    from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
+    from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.evaluate.ranking import GoalScore
-    from vmat_diffusion.optimize.ideal import Yardstick
-    from vmat_diffusion.qa import Verdict
 
 
 # torch, numba and matplotlib take seconds to load: the stages that need them import them, so that a
@@ -80,133 +62,6 @@ STAGES = ("read", "optimise", "dose", "check", "write", "report")
 IMPROVED = "plan to improve"
 # The row of the verdict that names gantry angles where the CT cuts the body off.
 SECTORS = "sectors to avoid"
-FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One of several plans: how it meets the goals, how its search ended, its gate, whether it is the one."""
-
-    number: int
-    score: GoalScore
-    outcome: str
-    passed: bool
-    chosen: bool = False
-
-    def record(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "candidate": self.number,
-            "chosen": self.chosen,
-            **self.score.record(),
-            "outcome": self.outcome,
-            "passed": self.passed,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class PlanRun:
-    """What one planning run made. `files` are absolute paths; `violations` is empty if deliverable.
-
-    `results` are the goals on the plan's dose. `candidates` are the plans among which this one was chosen;
-    `before` says how the plan that the search started from met the goals; `yardstick` what ideal fluence
-    makes of them, where that was asked for.
-    """
-
-    task: Task
-    judged: JudgedPlan
-    results: tuple[GoalResult, ...]
-    violations: tuple[str, ...]
-    delivery_s: float
-    complexity: Complexity
-    seconds: Mapping[str, float]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    before: GoalScore | None = None
-    yardstick: Yardstick | None = None
-    candidates: tuple[Candidate, ...] = ()
-    files: tuple[Path, ...] = ()
-    peak_gb: float | None = None
-
-    @property
-    def plan(self) -> Plan:
-        """The plan, exactly as its file holds it."""
-        return self.judged.plan
-
-    @property
-    def dose(self) -> Dose:
-        """The plan's dose by the fast engine."""
-        return self.judged.optimized.dose
-
-    @property
-    def delivery_results(self) -> tuple[DeliveryResult, ...]:
-        """The sheet's goals on the delivery, judged on the plan."""
-        return evaluate_delivery(self.task.sheet, self.plan, self.task.machine)
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the gate says of the plan."""
-        return self.judged.verdict
-
-    @property
-    def check(self) -> Dose | None:
-        """The independent dose; None for a plan that cannot be delivered."""
-        return self.judged.check
-
-    @property
-    def corrected(self) -> bool:
-        """Whether the search went on after a first verdict, knowing how the engines differ."""
-        return self.judged.first_verdict is not None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the plan went through the gate, so that RP.dcm is there."""
-        return self.verdict.passed
-
-    @property
-    def outcome(self) -> str:
-        """How the search ended."""
-        return self.judged.optimized.outcome.name
-
-    @property
-    def arrangement(self) -> str:
-        """Which arcs the plan got and why; empty where they are those of a plan that was improved."""
-        found = self.provenance.get("arrangement")
-        return str(found["text"]) if found else ""
-
-    @property
-    def conflicts(self) -> tuple[str, ...]:
-        """What stands in the way of the goals that stay open."""
-        return tuple(map(str, self.judged.optimized.conflicts))
-
-    def summary(self) -> dict[str, Any]:
-        """The object that `plan --json` prints."""
-        return {
-            "outcome": self.outcome,
-            "conflicts": list(self.conflicts),
-            "yardstick": self.yardstick.record() if self.yardstick else None,
-            "arrangement": self.provenance.get("arrangement"),
-            "before": self.before.record() if self.before else None,
-            "goals": [goal_record(r) for r in self.results],
-            "groups": [group_record(g) for g in group_results(self.results)],
-            "delivery_goals": [delivery_record(r) for r in self.delivery_results],
-            "remarks": list(self.task.sheet.remarks),
-            "mu": round(self.plan.total_mu, 2),
-            "delivery_s": round(self.delivery_s, 2),
-            "arc_delivery_s": arc_delivery_s(self.plan, self.task.machine),
-            "complexity": self.complexity.record(),
-            "violations": list(self.violations),
-            "verdict": {**self.verdict.summary(), "corrected": self.corrected},
-            "robustness": self.verdict.robustness.record() if self.verdict.robustness else None,
-            "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
-            "peak_gb": self.peak_gb,
-            "files": [str(f) for f in self.files],
-        }
-
-
-def arc_delivery_s(plan: Plan, machine: Machine) -> list[float]:
-    """Beam-on time of each arc, rounded for a record."""
-    paces = (timing(arc, machine.limits, plan.dose_rate_mu_min) for arc in plan.arcs)
-    return [round(pace.total_s, 2) for pace in paces]
 
 
 def plan_case(
@@ -406,7 +261,7 @@ def _write(
     names = [name for name in (*FILES, *asked) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
-    write_json(folder / RECORD, coding.record(_run_record(run)))
+    write_json(folder / RECORD, coding.record(run_record(run)))
     return run
 
 
@@ -437,27 +292,6 @@ def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
         candidates=[c.record() for c in run.candidates],
         yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
     )
-
-
-def _run_record(run: PlanRun) -> dict[str, Any]:
-    """Everything about the run that is not in its other files."""
-    sheet, first = run.task.sheet, run.judged.first_verdict
-    return {
-        **run.provenance,
-        **run.summary(),
-        "goals": [goal_details(r) for r in run.results],
-        "sheet": sheet_record(sheet),
-        "files": [file.name for file in run.files],
-        "fractions": run.plan.fractions,
-        "prescription_gy": dict(sheet.prescription.target_gy),
-        "normalization": str(sheet.normalization),
-        "dose": dict(run.dose.provenance),
-        "check": dict(run.check.provenance) if run.check else None,
-        "first_verdict": first.summary() if first else None,
-        "candidates": [c.record() for c in run.candidates],
-        "optimiser_seconds": dict(run.judged.optimized.seconds),
-        "history": list(run.judged.optimized.history),
-    }
 
 
 def run_demo(out: Path, *, shareable: bool = False, progress: Progress | None = None) -> tuple[PlanRun, Path]:

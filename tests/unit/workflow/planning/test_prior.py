@@ -24,7 +24,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs import together as candidates
 from vmat_diffusion.jobs.together import turns_of
 from vmat_diffusion.workflow import plan_case, plan_settings
-from vmat_diffusion.workflow.predict import DOMAIN
+from vmat_diffusion.workflow.planning.prior import DOMAIN
 
 
 def weights_for(path: Path, sites: Sequence[str]) -> Path:

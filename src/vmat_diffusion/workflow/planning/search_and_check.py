@@ -20,8 +20,8 @@ from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
-from vmat_diffusion.workflow.predict import Prior
-from vmat_diffusion.workflow.run_files import DOSE_FILE, PLAN_FILE
+from vmat_diffusion.workflow.planning.prior import Prior
+from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def search_plan(
     `start` is what the optimiser takes besides: `target`, `improve`, `difference`, `start`.
     """
     from vmat_diffusion.dicom import as_written
-    from vmat_diffusion.workflow.arrangement import arranged
+    from vmat_diffusion.workflow.planning.request import arranged
 
     settings, _ = arranged(task, settings)
     return optimizer(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.errors import PlanError
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
@@ -21,6 +18,7 @@ from vmat_diffusion.plan import Plan, timing, trajectory
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
 PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
 CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
+FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
 def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
@@ -126,32 +124,3 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
         }
     np.savez_compressed(path, **arrays)
     return path
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> Path:
-    """Plain data as JSON; numpy values become lists and numbers, and numbers that are not finite null."""
-    plain = json.loads(json.dumps(record, default=_plain), parse_constant=lambda _: None)
-    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)
-
-
-@contextmanager
-def kept_or_temporary(out: Path | None) -> Iterator[Path]:
-    """The folder of a benchmark's runs: `out`, which is made, or without one a folder for this time only.
-
-    Raises InputError where a file is in the place of a folder.
-    """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="vmat_") as folder:
-            yield Path(folder)
-        return
-    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
-        raise InputError(f"--out {out} is no folder and none can be made there; name another one")
-    out.mkdir(parents=True, exist_ok=True)
-    yield out

@@ -24,7 +24,7 @@ from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
 from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.workflow import plan_case, plan_settings
-from vmat_diffusion.workflow.prior_file import AIM, prior_from_file
+from vmat_diffusion.workflow.planning.prior_file import AIM, prior_from_file
 
 SHEET = "tg119_cshape_easy"
 SILENT = "the npz does not say whose dose it is"

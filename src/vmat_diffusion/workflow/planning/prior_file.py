@@ -19,7 +19,7 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.files import content_hash, why_no_file
 from vmat_diffusion.geometry import Grid, Mask, sample
-from vmat_diffusion.workflow.predict import Prior
+from vmat_diffusion.workflow.planning.prior import Prior
 
 AIM = "dose to aim at"
 # The shares by which a target's level may be off its prescription. Nearer than the first is a dose for this

@@ -18,7 +18,7 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import timing
 from vmat_diffusion.workflow import FILES, STAGES, PlanSettings, plan_case, plan_settings
 from vmat_diffusion.workflow.output import appearing_whole
-from vmat_diffusion.workflow.run_files import (
+from vmat_diffusion.workflow.planning.run_files import (
     TRAJECTORIES,
     write_control_points,
     write_fluence,

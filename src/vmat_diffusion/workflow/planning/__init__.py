@@ -1,0 +1,1 @@
+"""`plan`: what a run is asked for, the dose that it aims at, its search, its check and its files."""
