@@ -24,8 +24,7 @@ from synthetic_plans import as_study, two_arcs
 
 from vmat_diffusion.case import Prescription
 from vmat_diffusion.dicom import read_plan, write_unjudged_plan
-from vmat_diffusion.evaluate.complexity import complexity
-from vmat_diffusion.evaluate.delivery_results import complexity_of
+from vmat_diffusion.evaluate.complexity import complexity, complexity_of
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
 

@@ -267,8 +267,7 @@ def delivery_text(results: Sequence[DeliveryResult]) -> list[str]:
 
 def complexity_text(found: Complexity | None, outside: Sequence[str], site: str = "") -> str:
     """The metrics of a plan beside what plans of others have, and where it lies outside."""
-    from vmat_diffusion.evaluate.complexity import PUBLISHED
-    from vmat_diffusion.evaluate.complexity_ranges import ranges_for
+    from vmat_diffusion.evaluate.complexity import PUBLISHED, ranges_for
 
     if found is None:
         return "Complexity: not evaluated, the machine has other leaves than the plan"

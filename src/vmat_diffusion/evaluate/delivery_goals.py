@@ -14,7 +14,14 @@ from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass as checked
 
 from vmat_diffusion.errors import GoalError
-from vmat_diffusion.evaluate.goal_words import Comparator, Seen, Status, meets, source_text
+from vmat_diffusion.evaluate.goal_words import (
+    Comparator,
+    Seen,
+    Status,
+    meets,
+    require_consistent,
+    sources_text,
+)
 
 Quantity = Literal["MU", "leaf motion", "open gap", "edge", "beam-on time"]
 
@@ -110,15 +117,7 @@ class DeliveryGoal:
         for what, value in (("limit", self.limit), ("variation", self.variation)):
             if value is not None and not value > 0:
                 raise GoalError(f"{self.statement}: the {what} {value:g} must be above 0")
-        if self.priority not in (1, 2, 3):
-            raise GoalError(f"{self}: priority {self.priority} is not 1 (must), 2 (should) or 3 (wish)")
-        if self.variation is not None and not meets(
-            self.variation, self.limit, at_least=self.comparator == "<="
-        ):
-            raise GoalError(
-                f"{self}: variation {self.variation:g} is stricter than the limit; "
-                "it is the worst acceptable value"
-            )
+        require_consistent(self, self.priority, self.limit, self.variation, self.comparator)
 
     @property
     def unit(self) -> str:
@@ -167,11 +166,7 @@ class DeliveryGoal:
     @property
     def source_text(self) -> str:
         """The sources of limit and variation, and how they were seen if not in print."""
-        parts = [source_text(self.source, self.seen)]
-        if self.variation_source or self.variation_seen:
-            own = source_text(self.variation_source or self.source, self.variation_seen or self.seen)
-            parts.append(f"acceptable: {own}")
-        return "; ".join(parts)
+        return "; ".join(sources_text(self.source, self.seen, self.variation_source, self.variation_seen))
 
     def __str__(self) -> str:
         return self.statement

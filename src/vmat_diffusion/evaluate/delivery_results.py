@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vmat_diffusion.case import Prescription
-from vmat_diffusion.evaluate.complexity import Complexity, complexity
+from vmat_diffusion.evaluate.complexity import Complexity, complexity_of
 from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
+from vmat_diffusion.evaluate.goal_sources import stated_sources
 from vmat_diffusion.evaluate.goal_types import GoalSheet
 from vmat_diffusion.evaluate.goal_words import Status
 from vmat_diffusion.machine import Machine
@@ -53,18 +53,6 @@ def evaluate_delivery(sheet: GoalSheet, plan: Plan, machine: Machine) -> tuple[D
     return tuple(judge_delivery(goal, found) for goal in sheet.delivery)
 
 
-def complexity_of(plan: Plan, machine: Machine, prescription: Prescription | None) -> Complexity | None:
-    """The metrics of a plan for a prescription; None where the machine has other leaves than the plan.
-
-    Without a prescription MU per Gy refer to the highest dose that the plan file itself prescribes.
-    """
-    if any(arc.leaves_mm.shape[2] != machine.mlc.pairs for arc in plan.arcs):
-        return None
-    stated = prescription.target_gy if prescription else plan.provenance.get("prescribed_gy")
-    levels = list(stated.values()) if isinstance(stated, Mapping) else []
-    return complexity(plan, machine, max(levels) / plan.fractions if levels else None)
-
-
 def judge_delivery(goal: DeliveryGoal, found: Complexity) -> DeliveryResult:
     """A delivery goal on the metrics of a plan."""
     value = getattr(found, goal.metric)
@@ -102,8 +90,5 @@ def delivery_record(result: DeliveryResult) -> dict[str, Any]:
         "status": result.status,
         "missed": result.missed,
         "note": result.note,
-        "source": goal.source,
-        "seen": goal.seen or "not stated",
-        "variation_source": goal.variation_source or None,
-        "variation_seen": goal.variation_seen or None,
+        **stated_sources(goal),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names
+from vmat_diffusion.evaluate.goal_sources import NOT_STATED, stated_sources
 from vmat_diffusion.evaluate.goal_types import Goal, GoalSheet, Group
 from vmat_diffusion.evaluate.goal_words import Status
 
@@ -151,10 +152,7 @@ def goal_details(result: GoalResult) -> dict[str, Any]:
         "condition": goal.condition,
         "table": goal.table,
         "eqd2": eqd2,
-        "source": goal.source,
-        "seen": goal.seen or "not stated",
-        "variation_source": goal.variation_source or None,
-        "variation_seen": goal.variation_seen or None,
+        **stated_sources(goal),
     }
 
 
@@ -171,7 +169,7 @@ def group_record(result: GroupResult) -> dict[str, Any]:
         "status": result.status,
         "missed": result.missed,
         "source": result.group.source,
-        "seen": result.group.seen or "not stated",
+        "seen": result.group.seen or NOT_STATED,
     }
 
 

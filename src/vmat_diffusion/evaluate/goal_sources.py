@@ -125,3 +125,13 @@ def source_record(goal: Goal) -> dict[str, Any]:
         "group": goal.group,
         "optional": goal.optional,
     }
+
+
+def stated_sources(goal: Goal | DeliveryGoal) -> dict[str, Any]:
+    """The sources of limit and variation as the sheet states them, as plain data."""
+    return {
+        "source": goal.source,
+        "seen": goal.seen or NOT_STATED,
+        "variation_source": goal.variation_source or None,
+        "variation_seen": goal.variation_seen or None,
+    }

@@ -11,7 +11,15 @@ from vmat_diffusion.case import Prescription
 from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
 from vmat_diffusion.evaluate.fractionation import physical_gy
-from vmat_diffusion.evaluate.goal_words import Comparator, Seen, Status, meets, source_text
+from vmat_diffusion.evaluate.goal_words import (
+    Comparator,
+    Seen,
+    Status,
+    meets,
+    require_consistent,
+    source_text,
+    sources_text,
+)
 from vmat_diffusion.evaluate.metrics import Bound, Metric
 
 
@@ -55,13 +63,7 @@ class Goal:
                 f"{self.structure} {self.metric}: unit {self.unit!r} does not fit; "
                 f"write {self.metric.result_unit!r}"
             )
-        if self.priority not in (1, 2, 3):
-            raise GoalError(f"{self}: priority {self.priority} is not 1 (must), 2 (should) or 3 (wish)")
-        if self.variation is not None and not self._meets(self.variation, self.limit, opposite=True):
-            raise GoalError(
-                f"{self}: variation {self.variation:g} is stricter than the limit; "
-                "it is the worst acceptable value"
-            )
+        require_consistent(self, self.priority, self.limit, self.variation, self.comparator)
         if self.eqd2 is not None and not self.metric.takes_eqd2:
             raise GoalError(f"{self}: eqd2 is for goals on a dose in Gy; leave it out")
 
@@ -125,16 +127,13 @@ class Goal:
             return "acceptable"
         return "fail"
 
-    def _meets(self, value: float, limit: float, *, opposite: bool = False) -> bool:
-        return meets(value, limit, at_least=(self.comparator == ">=") is not opposite)
+    def _meets(self, value: float, limit: float) -> bool:
+        return meets(value, limit, at_least=self.comparator == ">=")
 
     @property
     def source_text(self) -> str:
         """The sources of limit and variation, what they speak of, and how they were seen if not in print."""
-        parts = [source_text(self.source, self.seen)]
-        if self.variation_source or self.variation_seen:
-            variation = source_text(self.variation_source or self.source, self.variation_seen or self.seen)
-            parts.append(f"acceptable: {variation}")
+        parts = sources_text(self.source, self.seen, self.variation_source, self.variation_seen)
         if self.applies_to:
             parts.append(f"applies to: {self.applies_to}")
         return "; ".join(parts)

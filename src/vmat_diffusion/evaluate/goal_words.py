@@ -1,9 +1,11 @@
-"""Words that all goals share: comparison, status, and how the source of a number was seen."""
+"""What goals on dose and on delivery have alike: words, limits and sources of their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
+
+from vmat_diffusion.errors import GoalError
 
 Comparator = Literal[">=", "<="]
 Status = Literal["pass", "acceptable", "fail", "not evaluated"]
@@ -38,3 +40,23 @@ def meets(value: float, limit: float, *, at_least: bool) -> bool:
     """Whether a value keeps a limit."""
     slack = _ROUNDING * max(abs(limit), 1.0)
     return value >= limit - slack if at_least else value <= limit + slack
+
+
+def sources_text(source: str, seen: Seen, variation_source: str, variation_seen: Seen) -> list[str]:
+    """The sources of limit and variation, and how they were seen; of the variation where it has one."""
+    parts = [source_text(source, seen)]
+    if variation_source or variation_seen:
+        parts.append(f"acceptable: {source_text(variation_source or source, variation_seen or seen)}")
+    return parts
+
+
+def require_consistent(
+    goal: object, priority: int, limit: float, variation: float | None, comparator: Comparator
+) -> None:
+    """Raise GoalError for a priority that there is not, or a variation that is stricter than the limit."""
+    if priority not in (1, 2, 3):
+        raise GoalError(f"{goal}: priority {priority} is not 1 (must), 2 (should) or 3 (wish)")
+    if variation is not None and not meets(variation, limit, at_least=comparator == "<="):
+        raise GoalError(
+            f"{goal}: variation {variation:g} is stricter than the limit; it is the worst acceptable value"
+        )

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
-from vmat_diffusion.evaluate.delivery_results import (
-    DeliveryResult,
-    complexity_of,
-    evaluate_delivery,
-    missed_delivery,
-)
+from vmat_diffusion.evaluate.complexity import complexity_of, outside_ranges
+from vmat_diffusion.evaluate.delivery_results import DeliveryResult, evaluate_delivery, missed_delivery
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan

@@ -13,9 +13,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vmat_diffusion.case import Case, Dose, Prescription
-from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES
-from vmat_diffusion.evaluate.complexity_ranges import ranges_for
-from vmat_diffusion.evaluate.delivery_results import complexity_of, evaluate_delivery
+from vmat_diffusion.evaluate.complexity import PUBLISHED, SOURCES, complexity_of, ranges_for
+from vmat_diffusion.evaluate.delivery_results import evaluate_delivery
 from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Point

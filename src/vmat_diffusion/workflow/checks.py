@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
-from vmat_diffusion.evaluate.delivery_results import complexity_of
+from vmat_diffusion.evaluate.complexity import complexity_of, outside_ranges
 from vmat_diffusion.evaluate.goals import goal_record, group_record, group_results, sheet_record
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine

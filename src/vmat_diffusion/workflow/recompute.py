@@ -13,8 +13,7 @@ from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.evaluate.complexity_ranges import outside_ranges
-from vmat_diffusion.evaluate.delivery_results import complexity_of
+from vmat_diffusion.evaluate.complexity import complexity_of, outside_ranges
 from vmat_diffusion.evaluate.goals import (
     DeliveryResult,
     delivery_record,

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from small_case import open_arc, small_case
 
-from vmat_diffusion.evaluate.complexity import PUBLISHED
-from vmat_diffusion.evaluate.complexity_ranges import RANGES, outside_ranges, ranges_for
+from vmat_diffusion.evaluate.complexity import PUBLISHED, RANGES, complexity_of, outside_ranges, ranges_for
 from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
-from vmat_diffusion.evaluate.delivery_results import complexity_of
 from vmat_diffusion.evaluate.goals import GoalSheet, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.qa.delivery import delivery_checks

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # What a goal sheet may have in [plan]: how the arcs lie and how finely is computed. What is given beside one
 # of the first decides over the others.
 _ARCS = ("span", "arc_start_deg", "arc_stop_deg", "collimator_deg", "couch_deg", "avoid_deg", "arcs")
-
-
 _SHEET_MAY_SAY = (*_ARCS, "seconds_per_turn", "jaws", "grid_mm", "search_minutes", "uncertainty")
 
 

@@ -1,15 +1,14 @@
-"""The complexity of a plan: modulation, apertures, leaf motion, and published values.
-
-Equations and limits: `docs/complexity.md`.
-"""
+"""The metrics of a plan: modulation, apertures, leaf motion, MU and time. Equations: `docs/complexity.md`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.case import Prescription
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.plan.timing import STILL_DEG
@@ -54,46 +53,6 @@ class Complexity:
         return {name: None if v is None else round(float(v), 4) for name, v in asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class PublishedValues:
-    """The title of a metric, and published values of VMAT plans; empty where none is known."""
-
-    title: str
-    unit: str
-    values: str
-
-
-_PELVIS = "217 prostate plans, medians of three field sizes (1)"
-PUBLISHED: dict[str, PublishedValues] = {
-    "mcs": PublishedValues(
-        "Modulation complexity score", "", f"0.21 to 0.23: {_PELVIS}; 0.32 to 0.38: tongue (2)"
-    ),
-    "mean_area_cm2": PublishedValues(
-        "Mean aperture area", "cm²", f"23 to 60: {_PELVIS}; 56 to 66: nasopharynx, means (3)"
-    ),
-    "edge_per_mm": PublishedValues(
-        "Edge metric", "1/mm", "0.05 and 0.11: the two examples of the authors' script (4)"
-    ),
-    "small_5mm": PublishedValues("Small apertures, up to 5 mm", "", f"0.15 to 0.21: {_PELVIS}"),
-    "small_10mm": PublishedValues("Small apertures, up to 10 mm", "", ""),
-    "smallest_gap_mm": PublishedValues("Smallest open gap", "mm", ""),
-    "mean_gap_mm": PublishedValues("Mean open gap", "mm", ""),
-    "leaf_travel_mm": PublishedValues("Leaf travel per beam", "mm", f"180 to 390: {_PELVIS}"),
-    "leaf_travel_mm_deg": PublishedValues("Leaf travel per degree", "mm/°", ""),
-    "leaf_motion_mm_deg": PublishedValues("Fastest leaf per degree", "mm/°", ""),
-    "mu_per_gy": PublishedValues("MU per Gy of the prescription", "MU/Gy", "203 to 225: tongue (2)"),
-    "beam_on_s": PublishedValues("Beam-on time", "s", ""),
-    "mean_dose_rate_mu_min": PublishedValues("Mean dose rate", "MU/min", ""),
-    "mean_gantry_speed_deg_s": PublishedValues("Mean gantry speed", "°/s", ""),
-}
-SOURCES = (
-    "(1) Kamperis, thesis, ekamperi.github.io/mrm_thesis, table of results",
-    "(2) medRxiv 2025.08.08.25332884, 20 patients, by setting of the aperture shape controller",
-    "(3) BMC Cancer 21:261 (2021), two linacs",
-    "(4) github.com/umro/Complexity, vmat.csv",
-)
-
-
 def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = None) -> Complexity:
     """Metrics of a plan over all its beams with MU; for one beam, give a plan of that beam alone.
 
@@ -128,6 +87,18 @@ def complexity(plan: Plan, machine: Machine, gy_per_fraction: float | None = Non
         mean_dose_rate_mu_min=60.0 * plan.total_mu / seconds,
         mean_gantry_speed_deg_s=float(turn.sum() / seconds) if turns else None,
     )
+
+
+def complexity_of(plan: Plan, machine: Machine, prescription: Prescription | None) -> Complexity | None:
+    """The metrics of a plan for a prescription; None where the machine has other leaves than the plan.
+
+    Without a prescription MU per Gy refer to the highest dose that the plan file itself prescribes.
+    """
+    if any(arc.leaves_mm.shape[2] != machine.mlc.pairs for arc in plan.arcs):
+        return None
+    stated = prescription.target_gy if prescription else plan.provenance.get("prescribed_gy")
+    levels = list(stated.values()) if isinstance(stated, Mapping) else []
+    return complexity(plan, machine, max(levels) / plan.fractions if levels else None)
 
 
 def leaf_rows(arc: Arc, machine: Machine) -> tuple[NDArray, NDArray, NDArray]:
