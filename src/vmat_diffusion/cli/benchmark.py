@@ -24,7 +24,7 @@ from vmat_diffusion.workflow.settings import Search
 
 if TYPE_CHECKING:
     from vmat_diffusion.benchmark.gap import Gap, GapResult
-    from vmat_diffusion.benchmark.openkbp import BenchmarkResult
+    from vmat_diffusion.benchmark.openkbp.run import BenchmarkResult
     from vmat_diffusion.benchmark.plans import PlansResult
     from vmat_diffusion.benchmark.tg119 import CaseResult, Tg119Result
     from vmat_diffusion.benchmark.trade import TradeResult
@@ -47,7 +47,7 @@ class OpenkbpOptions(BenchmarkSettings, Working):
 
 def benchmark_openkbp(options: OpenkbpOptions) -> None:
     """Predict OpenKBP patients and compute the challenge's scores; run again to go on after a stop."""
-    from vmat_diffusion.benchmark.openkbp import benchmark_openkbp as run
+    from vmat_diffusion.benchmark.openkbp.run import benchmark_openkbp as run
 
     asked = BenchmarkSettings(**part(BenchmarkSettings, options))
     with work_shown(options) as progress:

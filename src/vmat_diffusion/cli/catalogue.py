@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
@@ -18,9 +18,6 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.reading import Reading
 from vmat_diffusion.workflow.settings import Conditions
-
-if TYPE_CHECKING:
-    from vmat_diffusion.evaluate.goals import Goal, GoalSheet
 
 _ANY_NAME = "Name of a shipped one, or a file."
 
@@ -183,119 +180,11 @@ def machine_show(options: ShowOptions) -> None:
 
 def goals_show(options: ShowOptions) -> None:
     """The prescription, the normalisation and the goals of a sheet, with their sources as they were seen."""
+    from vmat_diffusion.cli.sheet_text import sheet_record, sheet_text
     from vmat_diffusion.evaluate.goals import load_goals
 
     sheet = load_goals(options.name)
-    show(json.dumps(_sheet_record(sheet)) if options.json else _sheet_text(sheet))
-
-
-def _sheet_record(sheet: GoalSheet) -> dict[str, Any]:
-    from vmat_diffusion.evaluate.goal_sources import (
-        NOT_STATED,
-        counts_by_kind,
-        delivery_entries,
-        source_record,
-        stated_numbers,
-    )
-
-    return {
-        "title": sheet.title,
-        "format": sheet.format,
-        "current_to": sheet.current_to or NOT_STATED,
-        "prescription_gy": dict(sheet.prescription.target_gy),
-        "fractions": sheet.prescription.fractions,
-        "source": sheet.source,
-        "seen": sheet.seen or NOT_STATED,
-        "normalization": [str(n) for n in sheet.normalizations],
-        "structures": dict(sheet.structures),
-        "plan": dict(sheet.plan),
-        "conditions": dict(sheet.conditions),
-        "groups": {
-            name: {
-                "at_least": g.at_least,
-                "every": g.every,
-                "priority": g.priority,
-                "source": g.source,
-                "seen": g.seen or NOT_STATED,
-            }
-            for name, g in sheet.groups.items()
-        },
-        "goals": [
-            {
-                "priority": g.priority,
-                "structure": g.structure,
-                "goal": g.statement,
-                "acceptable": "" if g.variation is None else f"{g.variation:g}",
-                **source_record(g),
-            }
-            for g in sheet.goals
-        ],
-        "delivery": delivery_entries(sheet),
-        "numbers_seen_as": counts_by_kind(stated_numbers(sheet)),
-        "remarks": list(sheet.remarks),
-    }
-
-
-def _sheet_text(sheet: GoalSheet) -> str:
-    from vmat_diffusion.evaluate.goal_sources import NOT_STATED
-
-    record = _sheet_record(sheet)
-    levels = ", ".join(f"{target} {gy:g} Gy" for target, gy in sheet.prescription.target_gy.items())
-    head = [
-        sheet.title,
-        f"{levels} in {sheet.prescription.fractions} fractions",
-        f"Normalised to {' or else '.join(str(n) for n in sheet.normalizations)}",
-        f"Source ({sheet.seen or NOT_STATED}): {sheet.source or NOT_STATED}",
-        f"Current to {sheet.current_to or NOT_STATED}",
-    ]
-    head += [f"Made where not contoured: {name} = {text}" for name, text in sheet.structures.items()]
-    head += [f"Condition {name}: {words} (--with {name})" for name, words in sheet.conditions.items()]
-    head += [
-        f"Group {name}: {g.rule} of its goals, priority {g.priority} "
-        f"({g.seen or NOT_STATED}: {g.source or NOT_STATED})"
-        for name, g in sheet.groups.items()
-    ]
-    if sheet.plan:
-        head.append("Defaults of plan: " + ", ".join(f"{key} {value}" for key, value in sheet.plan.items()))
-    counts = ", ".join(f"{seen} {count}" for seen, count in record["numbers_seen_as"].items())
-    header = ["priority", "structure", "goal", "acceptable", "seen as", "source"]
-    rows = [
-        [
-            g.priority,
-            g.structure,
-            _with_words(g),
-            "" if g.variation is None else f"{g.variation:g}",
-            _both(g.seen or NOT_STATED, g.variation_seen),
-            _both(g.source or NOT_STATED, g.variation_source),
-        ]
-        for g in sheet.goals
-    ]
-    for g in record["delivery"]:
-        both = [_both(g[key], g[f"variation_{key}"] or "") for key in ("seen", "source")]
-        rows.append([g["priority"], "(delivery)", g["goal"], g["acceptable"], *both])
-    return (
-        "\n".join(head)
-        + "\n\n"
-        + table(header, rows, left=6)
-        + "\n\n"
-        + "\n".join([f"Numbers seen as: {counts}", *sheet.remarks])
-    )
-
-
-def _with_words(goal: Goal) -> str:
-    """A goal with what the source speaks of, its condition and its group."""
-    words = [
-        goal.applies_to,
-        f"if {goal.condition}" if goal.condition else "",
-        f"group {goal.group}" if goal.group else "",
-    ]
-    said = "; ".join(word for word in words if word)
-    return f"{goal.statement} ({said})" if said else goal.statement
-
-
-def _both(limit: str, variation: str) -> str:
-    """What is said of the limit, and of the acceptable value where that is something else."""
-    return f"{limit}; acceptable: {variation}" if variation and variation != limit else limit
+    show(json.dumps(sheet_record(sheet)) if options.json else sheet_text(sheet))
 
 
 def goals_check(options: CheckSheetOptions) -> None:

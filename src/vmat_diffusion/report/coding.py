@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from vmat_diffusion.case import Case, Dose, Prescription
-from vmat_diffusion.dataset.clinical_case import is_plain_file_name
+from vmat_diffusion.dataset.nameless import is_plain_file_name
 from vmat_diffusion.dataset.raw_cases import listing
 from vmat_diffusion.dicom.names import load_table
 from vmat_diffusion.machine import Machine, machine_names

@@ -9,7 +9,6 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion.case import Case, Structure
-from vmat_diffusion.dataset.clinical_case import Preparation, _sheet, _site
 
 PELVIS = ("Rectum", "Bladder", "Femur_Head_L", "Femur_Head_R", "Bag_Bowel")
 
@@ -43,11 +42,11 @@ def _case(target: str, organs: tuple[str, ...]) -> Case:
     ],
 )
 def test_the_site_is_that_of_the_organs_and_levels(target: str, organs: tuple[str, ...], site: str) -> None:
-    assert _site(_case(target, organs), "")[0] == site
+    assert site_of(_case(target, organs), "")[0] == site
 
 
 def test_goals_of_one_breast_are_taken_where_the_organs_tell_the_side_and_none_else() -> None:
     organs = ("Lung_L", "Lung_R", "Heart")
-    told = _sheet(_case("PTV_50", (*organs, "Breast_R")), "breast", Preparation(), 25)[0]
+    told = sheet_of(_case("PTV_50", (*organs, "Breast_R")), "breast", 25)[0]
     assert told is not None and told.name == "breast_left_nodes_50_25"
-    assert _sheet(_case("PTV_50", organs), "breast", Preparation(), 25) == (None, ["goals-unknown"])
+    assert sheet_of(_case("PTV_50", organs), "breast", 25) == (None, ["goals-unknown"])

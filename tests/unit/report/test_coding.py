@@ -302,10 +302,9 @@ def test_words_of_structures_and_plain_file_names_are_no_secrets() -> None:
 
 
 def test_what_a_library_says_of_a_value_is_not_repeated(folder: Path) -> None:
-    from vmat_diffusion.dataset.clinical_case import _nameless
     from vmat_diffusion.dicom.names import load_table
 
     message = r"^KeyError at line \d+ of test_coding.py$"
-    with pytest.raises(RuntimeError, match=message) as caught, _nameless(folder, load_table(None)):
+    with pytest.raises(RuntimeError, match=message) as caught, nameless(folder, load_table(None)):
         raise KeyError(NAME)
     assert NAME not in "".join(traceback.format_exception(caught.value))

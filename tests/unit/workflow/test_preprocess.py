@@ -21,8 +21,9 @@ from training_cases import stored_sdf_mm
 
 import vmat_diffusion.workflow.preprocess as module
 from vmat_diffusion.dataset.cases import TrainingCase, load_case
-from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case, without_names
+from vmat_diffusion.dataset.clinical_case import Preparation, clinical_case
 from vmat_diffusion.dataset.index import read_index
+from vmat_diffusion.dataset.nameless import without_names
 from vmat_diffusion.dataset.raw_cases import RawCase, scan
 from vmat_diffusion.dicom import read_case
 from vmat_diffusion.dicom.names import default_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vmat_diffusion.benchmark.openkbp.steering import steering_result, steering_table
 from vmat_diffusion.benchmark.settings import SteeringRequest
-from vmat_diffusion.benchmark.steering import steering_result, steering_table
 
 SHAPE = (4, 5, 6)
 

@@ -10,10 +10,10 @@ import pytest
 from openkbp_files import arrays, write_folder, write_npz
 from tiny_model import tiny_model
 
-from vmat_diffusion.benchmark import openkbp as benchmark
 from vmat_diffusion.benchmark.journal import Journal
-from vmat_diffusion.benchmark.openkbp import BenchmarkSettings, _depends_on, benchmark_openkbp
-from vmat_diffusion.benchmark.openkbp_patient import PatientResult, PredictionTask, judge_patient
+from vmat_diffusion.benchmark.openkbp import run as benchmark
+from vmat_diffusion.benchmark.openkbp.patient import PatientResult, PredictionTask, judge_patient
+from vmat_diffusion.benchmark.openkbp.run import BenchmarkSettings, _depends_on, benchmark_openkbp
 from vmat_diffusion.benchmark.settings import SteeringRequest
 from vmat_diffusion.dataset.openkbp import read_patient
 from vmat_diffusion.diffusion.model import save_model

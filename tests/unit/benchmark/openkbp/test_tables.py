@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.benchmark.openkbp_tables import (
+from vmat_diffusion.benchmark.openkbp.tables import (
     DoseScores,
     PatientScores,
     dose_scores,

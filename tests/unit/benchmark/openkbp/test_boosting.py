@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from openkbp_files import arrays, write_npz
 
-from vmat_diffusion.benchmark.boosting import fit_voxels, predict_voxels
+from vmat_diffusion.benchmark.openkbp.boosting import fit_voxels, predict_voxels
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import read_openkbp

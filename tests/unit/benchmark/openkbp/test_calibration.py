@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.benchmark.calibration import FACTORS, coverage, fit_spread, reliability, spread_of
+from vmat_diffusion.benchmark.openkbp.calibration import FACTORS, coverage, fit_spread, reliability, spread_of
 
 SHAPE = (20, 40, 40)
 EVERYWHERE = np.ones(SHAPE, bool)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.benchmark.boosting import VoxelModel, predict_voxels
-from vmat_diffusion.benchmark.calibration import Spread, spread_of
 from vmat_diffusion.benchmark.journal import Journal
-from vmat_diffusion.benchmark.openkbp_tables import DoseScores, PatientScores, dose_scores
+from vmat_diffusion.benchmark.openkbp.boosting import VoxelModel, predict_voxels
+from vmat_diffusion.benchmark.openkbp.calibration import Spread, spread_of
+from vmat_diffusion.benchmark.openkbp.steering import SteeringResult, can_steer, steer
+from vmat_diffusion.benchmark.openkbp.tables import DoseScores, PatientScores, dose_scores
 from vmat_diffusion.benchmark.settings import SteeringRequest
-from vmat_diffusion.benchmark.steering import SteeringResult, can_steer, steer
 from vmat_diffusion.case import Dose
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import (

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vmat_diffusion.benchmark.boosting import VoxelModel, fit_voxels
-from vmat_diffusion.benchmark.calibration import Spread, coverage, fit_spread, reliability
 from vmat_diffusion.benchmark.journal import Journal, check_places, journal_path
-from vmat_diffusion.benchmark.openkbp_patient import (
+from vmat_diffusion.benchmark.openkbp.boosting import VoxelModel, fit_voxels
+from vmat_diffusion.benchmark.openkbp.calibration import Spread, coverage, fit_spread, reliability
+from vmat_diffusion.benchmark.openkbp.patient import (
     REGRESSION,
     PatientResult,
     PredictionTask,
@@ -22,10 +22,10 @@ from vmat_diffusion.benchmark.openkbp_patient import (
     judge_patient,
     publish,
 )
-from vmat_diffusion.benchmark.openkbp_tables import PatientScores, gain, headline, structure_table, subgroups
+from vmat_diffusion.benchmark.openkbp.steering import SteeringResult, check_organs, steering_table
+from vmat_diffusion.benchmark.openkbp.tables import PatientScores, gain, headline, structure_table, subgroups
 from vmat_diffusion.benchmark.settings import BenchmarkSettings, SteeringRequest
 from vmat_diffusion.benchmark.statistics import Interval
-from vmat_diffusion.benchmark.steering import SteeringResult, check_organs, steering_table
 from vmat_diffusion.dataset.cases import TrainingCase
 from vmat_diffusion.dataset.openkbp import patients_of_split, read_openkbp
 from vmat_diffusion.dataset.tables import Rejection, rejection

@@ -1,0 +1,1 @@
+"""`benchmark openkbp`: predicted doses of OpenKBP patients and the challenge's scores."""
