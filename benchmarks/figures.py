@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from computer import stamp
+
 from vmat_diffusion.files import written_whole
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,6 +34,15 @@ def load_file(file: Path) -> dict[str, Any]:
 def save(name: str, figures: dict[str, Any]) -> None:
     """Replace the figures of a script."""
     save_file(file_of(name), figures)
+
+
+def keep_row(name: str, table: str, key: str, row: object) -> None:
+    """Put one row into a table of a script's figures, with the day and the computer.
+
+    To be called as soon as a row is measured: a stopped run has its part. A remark on earlier figures goes.
+    """
+    kept = {key: value for key, value in load(name).items() if key != "remark"}
+    save(name, {**kept, **stamp(), table: {**kept.get(table, {}), key: row}})
 
 
 def save_file(file: Path, figures: dict[str, Any]) -> None:

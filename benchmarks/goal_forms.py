@@ -17,7 +17,6 @@ from typing import Any
 
 import figures
 import numpy as np
-from computer import stamp
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Role, Structure
@@ -304,12 +303,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="the phantoms; all by default")
     names = parser.parse_args().names or [question.name for question in QUESTIONS]
-    kept = figures.load("goal_forms").get("questions", {})
     for question in QUESTIONS:
         if question.name in names:
-            kept[question.name] = answered(question)
-            figures.save("goal_forms", {**stamp(), "questions": kept})
-            for row in kept[question.name]:
+            rows = answered(question)
+            figures.keep_row("goal_forms", "questions", question.name, rows)
+            for row in rows:
                 print(question.name, row["plan"], *_shown(row, question), row["outcome"], flush=True)
 
 

@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from computer import stamp
-from figures import load, save
+from figures import keep_row, load
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -291,11 +290,8 @@ def main() -> None:
             count = kill_often(scenario, work, kills, random.Random(f"{given.seed} {scenario.name}"))
             print(f"{scenario.name}: {count}", flush=True)
             if not given.real_plan:
-                kept = load("kills")
-                kept |= stamp()
                 row = {"kills": count.kills, "completed": count.completed, "left": count.left}
-                kept["commands"] = {**kept.get("commands", {}), scenario.name: row}
-                save("kills", kept)
+                keep_row("kills", "commands", scenario.name, row)
 
 
 if __name__ == "__main__":

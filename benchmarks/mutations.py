@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from computer import stamp
-from figures import load, save
+from figures import keep_row, load
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests")]
@@ -132,9 +131,7 @@ def main() -> None:
     for group in NUMBERS:
         if count := getattr(given, group):
             for found in measure(group, count, given.seed):  # kept at once: a stopped run has its part
-                kept = load("mutations")
-                kept = {**kept, **stamp(), "groups": {**kept.get("groups", {}), group: found}}
-                save("mutations", kept)
+                keep_row("mutations", "groups", group, found)
             broken = broken or bool(found["defects"]) or found["peak_gb"] > GB_MAX
             print("\n".join(found["defects"]), flush=True)
     sys.exit(int(broken))

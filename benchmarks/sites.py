@@ -18,7 +18,6 @@ from typing import Any
 
 import figures
 import numpy as np
-from computer import stamp
 from numpy.typing import NDArray
 
 from vmat_diffusion.anatomy import synthetic_case
@@ -125,7 +124,7 @@ def section() -> Iterator[str]:
     yield ""
     yield "| sheet | patient | gate | arcs | goals met | missed | MU/Gy | MCS | minutes |"
     yield "|---|---|---|---:|---:|---|---:|---:|---:|"
-    for row in kept["rows"].values():
+    for row in (kept["rows"][name] for name in PATIENTS if name in kept["rows"]):
         gate = row["gate"] + (f": {', '.join(row['stopped_by'])}" if row["stopped_by"] else "")
         missed = "; ".join(row["missed"]).replace("<=", "&lt;=").replace(">=", "&gt;=")
         yield (
@@ -147,8 +146,7 @@ def main() -> None:
         begun = time.monotonic()
         run = plan_case(case, given.out / name / "plan", plan_settings(goals=name), overwrite=True)
         row = row_of(name, run, (time.monotonic() - begun) / 60)
-        rows = {**figures.load("sites").get("rows", {}), name: row}
-        figures.save("sites", {**stamp(), "rows": {k: rows[k] for k in PATIENTS if k in rows}})
+        figures.keep_row("sites", "rows", name, row)
         print(json.dumps(row), flush=True)
 
 

@@ -35,6 +35,9 @@ _CASES = Field(
 _CASES_OPTION = Option(metavar="DIR")
 OpenkbpFolder = Annotated[Path, _CASES, _CASES_OPTION]
 OpenkbpFolderOrNone = Annotated[Path | None, _CASES, _CASES_OPTION]
+# Patients of OpenKBP's validation split by number: so many, from one on. Each benchmark has its own bounds.
+COUNT, FIRST = "Plan so many validation patients.", "The lowest patient number."
+_NAMES = "multitarget, prostate, headneck, cshape_easy or cshape_hard"
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,7 @@ class Tg119Settings(Calculation):
 
     cases: Annotated[
         tuple[str, ...],
-        Field(
-            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
-            "none is named."
-        ),
+        Field(description=f"Cases: {_NAMES}; all five where none is named."),
         Option(positional=True, metavar="NAME", old=("--cases",)),
     ] = ()
     search_minutes: SearchMinutes = 5.0
@@ -224,15 +224,12 @@ class GapSettings:
 
     cases: Annotated[
         tuple[str, ...],
-        Field(
-            description="Cases: multitarget, prostate, headneck, cshape_easy or cshape_hard; all five where "
-            "neither a name nor --data is given."
-        ),
+        Field(description=f"Cases: {_NAMES}; all five where neither a name nor --data is given."),
         Option(positional=True, metavar="NAME"),
     ] = ()
     data: OpenkbpFolderOrNone = None
-    count: Annotated[int, Field(ge=1, le=1000, description="Plan so many validation patients.")] = 5
-    first: Annotated[int, Field(ge=1, description="The lowest patient number.")] = 1
+    count: Annotated[int, Field(ge=1, le=1000, description=COUNT)] = 5
+    first: Annotated[int, Field(ge=1, description=FIRST)] = 1
     machine: MachineName = "generic_6mv"
     arcs: ArcCount = 2
     grid_mm: GridMm = 3.0
@@ -269,15 +266,12 @@ class TradeSettings:
         Option(metavar="250,300,off", text="whole"),
     ] = (250.0, 300.0, 350.0, 500.0)
     data: OpenkbpFolderOrNone = None
-    count: Annotated[int, Field(ge=1, description="Plan so many validation patients.")] = 20
-    first: Annotated[int, Field(description="The lowest patient number.")] = 201
+    count: Annotated[int, Field(ge=1, description=COUNT)] = 20
+    first: Annotated[int, Field(description=FIRST)] = 201
     tg119: Annotated[bool, Field(description="Plan the five cases of TG-119.")] = False
     case: Annotated[
         tuple[str, ...],
-        Field(
-            description="Only this case of TG-119: multitarget, prostate, headneck, cshape_easy or "
-            "cshape_hard."
-        ),
+        Field(description=f"Only this case of TG-119: {_NAMES}."),
         Option(metavar="NAME"),
     ] = ()
     gamma: Annotated[

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from vmat_diffusion.benchmark.settings import (
+    COUNT,
+    FIRST,
     BenchmarkSettings,
     GapSettings,
     OpenkbpFolder,
@@ -237,8 +239,8 @@ class PlansOptions(Search, Working):
     """What `benchmark plans` takes."""
 
     data: OpenkbpFolder
-    count: Annotated[int, Field(description="Plan so many validation patients."), Option(old=("--cases",))]
-    first: Annotated[int, Field(description="The lowest patient number.")] = 1
+    count: Annotated[int, Field(description=COUNT), Option(old=("--cases",))]
+    first: Annotated[int, Field(description=FIRST)] = 1
     out: Annotated[
         Path | None,
         Field(description="Where to write: a folder for plans, tables and plots; by default none."),
