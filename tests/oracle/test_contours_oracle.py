@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from skimage.draw import polygon2mask
 from skimage.measure import find_contours
 
-from vmat_diffusion.dicom.contours import contours_from_mask, fill_even_odd
 from vmat_diffusion.dicom.lattice import lattice_of, placement_of
+from vmat_diffusion.dicom.structure_set.contours import contours_from_mask, fill_even_odd
 from vmat_diffusion.geometry import Grid
 
 SIZE = 60

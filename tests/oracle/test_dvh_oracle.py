@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from vmat_diffusion.case import Case, Dose, Structure
 from vmat_diffusion.dataset.prepare import on_spacing
 from vmat_diffusion.dicom import read_case, read_dose
-from vmat_diffusion.dicom.contours import fill_even_odd
+from vmat_diffusion.dicom.structure_set.contours import fill_even_odd
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.geometry import Grid, Point
 

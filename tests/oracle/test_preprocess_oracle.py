@@ -14,7 +14,7 @@ from vmat_diffusion.dataset.clinical_case import Preparation
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.prepare import on_spacing
 from vmat_diffusion.dicom import read_case, read_dose
-from vmat_diffusion.dicom.contours import fill_even_odd
+from vmat_diffusion.dicom.structure_set.contours import fill_even_odd
 from vmat_diffusion.evaluate.dvh import structure_dvh
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.jobs.batch import Cluster

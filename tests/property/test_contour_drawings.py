@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vmat_diffusion.dicom.lattice import Lattice
-from vmat_diffusion.dicom.outlines import fill_outlines
-from vmat_diffusion.dicom.rasterize import Contour, native_mask
+from vmat_diffusion.dicom.structure_set.outlines import fill_outlines
+from vmat_diffusion.dicom.structure_set.rasterize import Contour, native_mask
 from vmat_diffusion.errors import CaseError
 
 PIXELS = 96

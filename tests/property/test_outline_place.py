@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Case
-from vmat_diffusion.dicom.body import body_from_ct
+from vmat_diffusion.dicom.structure_set.body import body_from_ct
 from vmat_diffusion.geometry import subgrid
 from vmat_diffusion.phantom import PHANTOMS, phantom
 from vmat_diffusion.qa import GateSettings

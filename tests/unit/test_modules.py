@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "reference_point": "says of a machine's beam for which field its Gy per MU hold",
     "restore_dose": "the way back, by which the error of preparing is measured: benchmarks/preprocess.py",
-    "suggestions": "of dicom.structures.Named, to be deleted: the inspection asks the table of names itself",
     "tank_dose": "the shipped beams against scans: the oracle test, benchmarks/beam.py",
     # Dataclasses of which each field goes into a table or a record.
     "achieved_gy free_gy other_organs_gy": "steering of the dose model",

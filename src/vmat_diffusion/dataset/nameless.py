@@ -11,7 +11,7 @@ from pathlib import Path
 from vmat_diffusion.dataset.raw_cases import listing
 from vmat_diffusion.dicom.folder import open_folder
 from vmat_diffusion.dicom.names import NameTable
-from vmat_diffusion.dicom.structures import region_names
+from vmat_diffusion.dicom.structure_set.structures import region_names
 from vmat_diffusion.errors import CaseError, InputError, LimitError, UnreadableError, limit_of
 
 # Words that name no patient; a file named by these and short numbers may stand in a sentence.

@@ -22,7 +22,7 @@ from vmat_diffusion.dataset.cases import UNREADABLE, TrainingCase, constraints_o
 from vmat_diffusion.dataset.prepare import AIR_HU
 from vmat_diffusion.dataset.schema import check_sizes
 from vmat_diffusion.dataset.splits import SPLITS, Split
-from vmat_diffusion.dicom.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
+from vmat_diffusion.dicom.structure_set.body import BODY_THRESHOLD_HU, body_from_ct, without_holes
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.files import written_whole

@@ -3,12 +3,12 @@
 from vmat_diffusion.dicom.case_read import read_case
 from vmat_diffusion.dicom.case_write import files_of_case, write_case
 from vmat_diffusion.dicom.inspection import inspect
-from vmat_diffusion.dicom.overrides import refuse_density_overrides
 from vmat_diffusion.dicom.rtdose_read import read_dose, read_plane_or_volume
 from vmat_diffusion.dicom.rtdose_write import write_dose
 from vmat_diffusion.dicom.rtplan_read import read_plan
 from vmat_diffusion.dicom.rtplan_write import as_written, write_unjudged_plan
-from vmat_diffusion.dicom.unknown_names import unknown_names
+from vmat_diffusion.dicom.structure_set.overrides import refuse_density_overrides
+from vmat_diffusion.dicom.structure_set.unknown_names import unknown_names
 
 __all__ = [
     "as_written",

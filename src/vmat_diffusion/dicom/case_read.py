@@ -16,12 +16,6 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose, Prescription, Role, Source, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, quiet, text
-from vmat_diffusion.dicom.body import (
-    BODY_THRESHOLD_HU,
-    body_from_ct,
-    refuse_targets_outside,
-    without_holes,
-)
 from vmat_diffusion.dicom.ct import Series, open_series, read_hu
 from vmat_diffusion.dicom.folder import Folder, Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
@@ -29,7 +23,13 @@ from vmat_diffusion.dicom.matching import choose_images, own_plans, reference_do
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.patient_code import one_patient, patient_code, unsaid
 from vmat_diffusion.dicom.rtplan_read import plan_from, prescribed_gy
-from vmat_diffusion.dicom.structures import name_rois, read_rois, structures_on
+from vmat_diffusion.dicom.structure_set.body import (
+    BODY_THRESHOLD_HU,
+    body_from_ct,
+    refuse_targets_outside,
+    without_holes,
+)
+from vmat_diffusion.dicom.structure_set.structures import name_rois, read_rois, structures_on
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.geometry import PATIENT_POSITIONS
 from vmat_diffusion.origin import Origin, case_origin, compare, dose_origin, plan_origin

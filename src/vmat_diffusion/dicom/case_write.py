@@ -16,7 +16,6 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, CTImageStorage, RTStructureSetStorage
 
 from vmat_diffusion.case import Case, Structure
-from vmat_diffusion.dicom.contours import contours_from_mask
 from vmat_diffusion.dicom.dataset import (
     MANUFACTURER,
     decimal,
@@ -27,6 +26,7 @@ from vmat_diffusion.dicom.dataset import (
     save_whole,
     set_points_mm,
 )
+from vmat_diffusion.dicom.structure_set.contours import contours_from_mask
 from vmat_diffusion.errors import CaseError, LimitError, limit_of
 from vmat_diffusion.geometry import Grid
 

@@ -16,7 +16,7 @@ from vmat_diffusion.dicom.lattice import placement_of
 from vmat_diffusion.dicom.names import NameTable, load_table
 from vmat_diffusion.dicom.rtdose_read import course_dose, plan_uid, summation
 from vmat_diffusion.dicom.rtplan_read import plan_from
-from vmat_diffusion.dicom.structures import read_rois
+from vmat_diffusion.dicom.structure_set.structures import read_rois
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.origin import case_origin, compare, plan_origin
 from vmat_diffusion.plan import Plan

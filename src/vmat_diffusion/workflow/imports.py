@@ -12,11 +12,11 @@ from typing import Any
 
 from vmat_diffusion import __version__
 from vmat_diffusion.dataset.cases import SCHEMA
+from vmat_diffusion.dataset.dicom_tree import TreeCase, cases_in_tree
 from vmat_diffusion.dataset.openkbp import SHAPE, SOURCE, patient_paths, read_openkbp, split_of_folder
 from vmat_diffusion.dataset.raw_cases import files_key, listing
 from vmat_diffusion.dataset.splits import SPLITS, Split, split_dataset
 from vmat_diffusion.dataset.tables import REJECTED, Rejection, write_rejected, write_table
-from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.jobs.case_states import (

@@ -23,9 +23,9 @@ from dicom_files import (
 )
 from pydicom.dataset import Dataset
 
+from vmat_diffusion.dataset.dicom_tree import cases_in_tree
 from vmat_diffusion.dicom import inspect, read_case, read_dose, refuse_density_overrides
 from vmat_diffusion.dicom.folder import open_folder
-from vmat_diffusion.dicom.tree import cases_in_tree
 from vmat_diffusion.errors import CaseError
 
 Z = [2.5 * k for k in range(6)]

@@ -46,7 +46,7 @@ from vmat_diffusion.dicom.confidential.profile import (
     word_set,
 )
 from vmat_diffusion.dicom.names import NameTable
-from vmat_diffusion.dicom.structures import Roi, name_rois
+from vmat_diffusion.dicom.structure_set.structures import Roi, name_rois
 from vmat_diffusion.errors import CaseError
 
 # What an object must say and nobody needs: the same words for everyone.

@@ -13,8 +13,8 @@ from vmat_diffusion.case import DENSITY_OVERRIDE, Role, Structure
 from vmat_diffusion.dicom.attributes import about, integer, items, points_mm, text
 from vmat_diffusion.dicom.lattice import Placement
 from vmat_diffusion.dicom.names import NameTable, cleaned
-from vmat_diffusion.dicom.overrides import overrides_of
-from vmat_diffusion.dicom.rasterize import Contour, native_mask
+from vmat_diffusion.dicom.structure_set.overrides import overrides_of
+from vmat_diffusion.dicom.structure_set.rasterize import Contour, native_mask
 from vmat_diffusion.errors import CaseError
 
 # Types that enclose an area. OsiriX calls the outlines it puts between drawn ones INTERPOLATED_PLANAR.
@@ -45,13 +45,12 @@ class Roi:
 
 @dataclass(frozen=True)
 class Named:
-    """What a region is called in the case. `suggestions` are the nearest names of an unknown one."""
+    """What a region is called in the case."""
 
     roi: Roi
     name: str
     role: Role
     known: bool
-    suggestions: tuple[str, ...] = ()
 
 
 def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
@@ -188,7 +187,7 @@ def name_rois(rois: Sequence[Roi], table: NameTable) -> tuple[tuple[Named, ...],
         if not name or name.casefold() in taken:
             name = f"{name}_ROI{roi.number}".lstrip("_")
         taken.add(name.casefold())
-        named.append(Named(roi, name, "other", False, table.nearest(roi.alias)))
+        named.append(Named(roi, name, "other", False))
     order = {roi.number: k for k, roi in enumerate(rois)}
     return tuple(sorted(named, key=lambda n: order[n.roi.number])), tuple(steps)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dicom.contours import fill_even_odd, mark_edges, winding
+from vmat_diffusion.dicom.structure_set.contours import fill_even_odd, mark_edges, winding
 
 # In pixels. Two outlines that run this close to each other all along are one: no pixel fits between them.
 _SAME = 0.25

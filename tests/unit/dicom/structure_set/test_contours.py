@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmat_diffusion.dicom.contours import contours_from_mask, fill_between, fill_even_odd
+from vmat_diffusion.dicom.structure_set.contours import contours_from_mask, fill_between, fill_even_odd
 from vmat_diffusion.geometry import Grid
 
 

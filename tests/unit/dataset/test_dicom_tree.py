@@ -9,7 +9,7 @@ import pytest
 from dicom_files import ct_series, rt_dose, rt_plan, save, structure_set
 from pydicom.dataset import Dataset
 
-from vmat_diffusion.dicom.tree import TreeCase, cases_in_tree
+from vmat_diffusion.dataset.dicom_tree import TreeCase, cases_in_tree
 from vmat_diffusion.errors import CaseError
 
 

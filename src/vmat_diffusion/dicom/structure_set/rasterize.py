@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from vmat_diffusion.dicom.contours import fill_between
 from vmat_diffusion.dicom.lattice import Lattice
-from vmat_diffusion.dicom.outlines import Filled, fill_outlines
+from vmat_diffusion.dicom.structure_set.contours import fill_between
+from vmat_diffusion.dicom.structure_set.outlines import Filled, fill_outlines
 from vmat_diffusion.errors import CaseError
 
 # Between contours further apart than this the outline is not known well enough to be filled in.

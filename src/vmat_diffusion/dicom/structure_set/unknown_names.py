@@ -10,7 +10,7 @@ from typing import Any
 from vmat_diffusion.dicom.attributes import quiet
 from vmat_diffusion.dicom.folder import each_file
 from vmat_diffusion.dicom.names import UNDECIDED, cleaned, load_table, squeezed
-from vmat_diffusion.dicom.structures import region_names
+from vmat_diffusion.dicom.structure_set.structures import region_names
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.files import why_no_folder
 
