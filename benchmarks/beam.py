@@ -23,6 +23,7 @@ from figures import load, save
 from vmat_diffusion.anatomy import synthetic_case
 from vmat_diffusion.case import Dose
 from vmat_diffusion.commissioning.beam_fit import absolute
+from vmat_diffusion.commissioning.residuals import residuals, tank_dose
 from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
 from vmat_diffusion.dicom import read_plan
 from vmat_diffusion.dose.delivery import exposures, jaw_box
@@ -33,7 +34,6 @@ from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.qa.reference_doses import pencil_beam_engine, reference_check
-from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 ROOT = Path(__file__).resolve().parents[1]
 SCANS = {"generic_6mv": "truebeam_representative_6mv", "generic_6fff": "truebeam_representative_6fff"}

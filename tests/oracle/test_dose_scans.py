@@ -13,9 +13,9 @@ import pytest
 from water import edges_mm
 
 from vmat_diffusion.commissioning.beam_fit import Scan, absolute
+from vmat_diffusion.commissioning.residuals import residuals, tank_dose
 from vmat_diffusion.commissioning.scans import read_curves, read_output_factors
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 MACHINES = {"generic_6mv": "6mv", "generic_6fff": "6fff"}
 # Largest difference of a depth dose that was measured, 3 x 3 to 30 x 30 cm, in percent of its maximum.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmat_diffusion.dicom.attributes import about, quiet, text
-from vmat_diffusion.dicom.folder import MULTI_FRAME_CT, Found, each_file
+from vmat_diffusion.dicom.folder import MULTI_FRAME_CT, Found, each_file, require_folder
 from vmat_diffusion.dicom.matching import images_of_contours, references_of
 from vmat_diffusion.dicom.rtdose_read import plan_uid
 from vmat_diffusion.dicom.rtplan_read import structure_set_uid
@@ -76,10 +76,7 @@ def cases_in_tree(root: str | Path) -> tuple[tuple[TreeCase, ...], tuple[str, ..
     no such folder or it holds no DICOM file. No file is kept in memory.
     """
     root = Path(root)
-    if root.is_file():
-        raise CaseError(f"{root.name} is a file; give the folder with the DICOM tree")
-    if not root.is_dir():
-        raise CaseError(f"folder {root.name or root} does not exist; give the folder with the DICOM tree")
+    require_folder(root)
     files: dict[str, TreeFile] = {}
     clashing: set[str] = set()
     left_out: Counter[str] = Counter()

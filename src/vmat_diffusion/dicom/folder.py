@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from vmat_diffusion.dicom.attributes import about, open_dataset, text
 from vmat_diffusion.dicom.sealed import SEALED
 from vmat_diffusion.errors import CaseError, UnreadableError
-from vmat_diffusion.files import why_no_file
+from vmat_diffusion.files import why_no_file, why_no_folder
 
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -59,15 +59,18 @@ class Folder:
         return tuple(f for f in self.files if f.kind == kind)
 
 
+def require_folder(root: Path, name: str = "") -> None:
+    """Raise CaseError where there is no such folder; the sentence calls it `name`, else as it is called."""
+    if not root.is_dir():
+        raise CaseError(
+            f"{name or root.name or root} {why_no_folder(root)}; give the folder that holds the DICOM files"
+        )
+
+
 def open_folder(root: str | Path) -> Folder:
     """Look at every file below `root`. Raises CaseError only where there is no such folder."""
     root = Path(root)
-    if root.is_file():
-        raise CaseError(f"{root.name} is a file; give the folder that holds the DICOM files")
-    if not root.is_dir():
-        raise CaseError(
-            f"folder {root.name or root} does not exist; give the folder that holds the DICOM files"
-        )
+    require_folder(root)
     files: list[Found] = []
     refused: list[str] = []
     unreadable: list[str] = []

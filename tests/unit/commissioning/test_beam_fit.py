@@ -20,11 +20,11 @@ from vmat_diffusion.commissioning.beam_fit import (
     scan_dose,
     with_parameters,
 )
+from vmat_diffusion.commissioning.residuals import residuals, tank_dose
 from vmat_diffusion.commissioning.scans import Curve, OutputFactors
 from vmat_diffusion.errors import MachineError
 from vmat_diffusion.machine import BeamModel, load_machine, machine_text, parse_machine
 from vmat_diffusion.progress import Progress
-from vmat_diffusion.workflow.beam import residuals, tank_dose
 
 FACTORS = OutputFactors(
     *(np.array(v) for v in ([50.0, 100, 50], [50.0, 100, 100], [0.92, 1, 0.96])), 950.0, 50.0

@@ -15,9 +15,9 @@ from pydicom.uid import ExplicitVRBigEndian
 from vmat_diffusion.dicom.attributes import open_dataset, quiet, text
 from vmat_diffusion.dicom.confidential.deidentify import deidentify
 from vmat_diffusion.dicom.confidential.identity import Identity, Key, Patient, identity_of
+from vmat_diffusion.dicom.folder import require_folder
 from vmat_diffusion.dicom.names import NameTable
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import why_no_folder
 
 # Objects whose content is known well enough to say what may stay. Documents, screen captures,
 # presentation states and private classes are not among them.
@@ -66,8 +66,7 @@ def survey(root: Path, progress: Callable[[float], None] | None = None) -> Surve
     numbers in files that are left out are the patient's too, where they can be read.
     Raises CaseError where there is no such folder.
     """
-    if not root.is_dir():
-        raise CaseError(f"the input folder {why_no_folder(root)}; give the folder that holds the DICOM files")
+    require_folder(root, "the input folder")  # a clinic's folders are often called after their patients
     paths = [Path(base) / name for base, _, names in os.walk(root) for name in names]
     paths.sort(key=lambda p: p.relative_to(root).as_posix())
     seen: list[tuple[Original, str, Identity]] = []

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vmat_diffusion.dicom.attributes import quiet
-from vmat_diffusion.dicom.folder import each_file
+from vmat_diffusion.dicom.folder import each_file, require_folder
 from vmat_diffusion.dicom.names import UNDECIDED, cleaned, load_table, squeezed
 from vmat_diffusion.dicom.structure_set.structures import region_names
 from vmat_diffusion.errors import CaseError
-from vmat_diffusion.files import why_no_folder
 
 _ABOUT = (
     "Structure names that the mapping does not know. `seen` says in how many structure sets. Give an entry "
@@ -30,8 +29,7 @@ def unknown_names(root: str | Path, mapping: str | Path | None = None) -> Mappin
     Raises CaseError for a folder that is absent or holds no structure set, and a wrong mapping.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise CaseError(f"{root.name or root} {why_no_folder(root)}; give the folder with the DICOM files")
+    require_folder(root)
     table = load_table(mapping)
     sets: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
