@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, the hash that tells them apart, and who writes a folder."""
+"""Files that appear whole or not at all, TOML and JSON, the hash of a file, and who writes a folder."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from vmat_diffusion.plan.arc import Arc, Plan
 from vmat_diffusion.plan.deliverability import beam_differences, turns_through, violations
-from vmat_diffusion.plan.timing import Timing, at_pace_of_leaves, delivery_s, timing
+from vmat_diffusion.plan.timing import Timing, arc_delivery_s, at_pace_of_leaves, delivery_s, timing
 from vmat_diffusion.plan.trajectory import SAMPLE_S, Trajectory, trajectory
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Plan",
     "Timing",
     "Trajectory",
+    "arc_delivery_s",
     "at_pace_of_leaves",
     "beam_differences",
     "delivery_s",

@@ -79,6 +79,12 @@ def delivery_s(plan: Plan, machine: Machine) -> float:
     return sum(timing(arc, machine.limits, plan.dose_rate_mu_min).total_s for arc in plan.arcs)
 
 
+def arc_delivery_s(plan: Plan, machine: Machine) -> list[float]:
+    """Beam-on time of each arc, rounded for a record."""
+    paces = (timing(arc, machine.limits, plan.dose_rate_mu_min) for arc in plan.arcs)
+    return [round(pace.total_s, 2) for pace in paces]
+
+
 def at_pace_of_leaves(plan: Plan, limits: Limits) -> Plan:
     """A plan with the highest dose rate set at which no leaf falls behind: whole tens or a machine's level.
 

@@ -14,10 +14,9 @@ from vmat_diffusion.evaluate.goals import goal_record, group_record, group_resul
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import case_origin, compare, dose_origin
-from vmat_diffusion.plan import Plan, beam_differences, delivery_s, violations
+from vmat_diffusion.plan import Plan, arc_delivery_s, beam_differences, delivery_s, violations
 from vmat_diffusion.qa.files import plan_remarks
 from vmat_diffusion.workflow.output import require_apart
-from vmat_diffusion.workflow.planning.result import arc_delivery_s
 from vmat_diffusion.workflow.planning.run_files import write_trajectories
 from vmat_diffusion.workflow.reading import Reading, read_contoured
 

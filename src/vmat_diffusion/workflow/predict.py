@@ -1,4 +1,4 @@
-"""`predict`: the doses that a model predicts for a case, and the predicted dose as an aim of `plan`."""
+"""`predict`: the doses that a model predicts for a case."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from vmat_diffusion.evaluate.goals import (
     sheet_record,
 )
 from vmat_diffusion.evaluate.task import Task
-from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Plan, timing
+from vmat_diffusion.plan import Plan, arc_delivery_s
 from vmat_diffusion.workflow.planning.search_and_check import JudgedPlan
 
 if TYPE_CHECKING:
@@ -149,12 +148,6 @@ class PlanRun:
             "peak_gb": self.peak_gb,
             "files": [str(f) for f in self.files],
         }
-
-
-def arc_delivery_s(plan: Plan, machine: Machine) -> list[float]:
-    """Beam-on time of each arc, rounded for a record."""
-    paces = (timing(arc, machine.limits, plan.dose_rate_mu_min) for arc in plan.arcs)
-    return [round(pace.total_s, 2) for pace in paces]
 
 
 def run_record(run: PlanRun) -> dict[str, Any]:
