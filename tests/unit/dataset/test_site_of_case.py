@@ -9,6 +9,7 @@ import pytest
 from small_case import small_case
 
 from vmat_diffusion.case import Case, Structure
+from vmat_diffusion.dataset.site_of_case import sheet_of, site_of
 
 PELVIS = ("Rectum", "Bladder", "Femur_Head_L", "Femur_Head_R", "Bag_Bowel")
 

@@ -302,6 +302,7 @@ def test_words_of_structures_and_plain_file_names_are_no_secrets() -> None:
 
 
 def test_what_a_library_says_of_a_value_is_not_repeated(folder: Path) -> None:
+    from vmat_diffusion.dataset.nameless import nameless
     from vmat_diffusion.dicom.names import load_table
 
     message = r"^KeyError at line \d+ of test_coding.py$"
