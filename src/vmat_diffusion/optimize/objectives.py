@@ -210,14 +210,17 @@ class Objective:
         terms = zip(self.terms, weights, strict=True)
         return replace(self, terms=tuple(replace(term, weight=weight) for term, weight in terms))
 
-    def weighted_as(self, other: Objective) -> Objective:
-        """The objective at the point where another of the same terms was last adapted."""
+    def weighted_as(self, other: Objective, dose: NDArray | None = None) -> Objective:
+        """The objective as it is where another of the same terms was last adapted.
+
+        Where the other has points of its own, `dose` is the relative dose at the points of this one.
+        """
         pairs = zip(self.terms, other.terms, strict=True)
         return replace(
             self,
             terms=tuple(replace(t, goal=o.goal, weight=o.weight, pressed=o.pressed) for t, o in pairs),
             normalization_factor=other.normalization_factor,
-            fixed_dose=other.fixed_dose,
+            fixed_dose=other.fixed_dose if dose is None else torch.as_tensor(np.array(dose, np.float32)),
         )
 
     def resume(self, weights: Sequence[float], dose: NDArray) -> Objective:
@@ -282,10 +285,12 @@ def build_objective(
     grid: Grid,
     rng: np.random.Generator,
     extra_terms: Sequence[ObjectiveTerm] = (),
+    *,
+    share: float = 1.0,
 ) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case. Raises GoalError for an extra term
+    `grid` is the dose grid; `sheet` must already be fitted to the case; `share` as in `draw_samples`. Raises GoalError for an extra term
     on a structure that is not sampled.
     """
     target_gy = {n: gy for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
@@ -293,7 +298,7 @@ def build_objective(
     levels = {name: gy / reference for name, gy in target_gy.items()}
     falloffs = {name: falloff_of(name, sheet, case) for name in levels}
     ceiling_map = CeilingMap(grid, *ceiling_of(case, levels, falloffs, grid))
-    samples = draw_samples(case, sheet, tuple(levels), ceiling_map, rng)
+    samples = draw_samples(case, sheet, tuple(levels), ceiling_map, rng, share=share)
     points_mm, regions = samples.points_mm, samples.regions
     ceiling = sample(ceiling_map.dose, grid, points_mm, fill=min(f.far for f in falloffs.values()))
     fixed_dose = ceiling.copy()
