@@ -16,7 +16,7 @@ from vmat_diffusion.errors import CaseError
 from vmat_diffusion.progress import Progress
 
 GRAY_PER_MEV_G = 1.602176634e-10
-SPLIT = 60  # interaction points of a photon; 40 to 80 are as good
+SPLIT = 80  # interaction points of a photon of the source; 60 to 120 are as good
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
 # A run that needs more histories than this (days on a workstation) to reach its uncertainty is ended, and its

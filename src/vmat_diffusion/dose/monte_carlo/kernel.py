@@ -24,9 +24,10 @@ from vmat_diffusion.dose.tissue import ELECTRON_MEV
 EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
 COMPTON, PAIR, PHOTOELECTRIC, KINDS = range(4)
-# Scattered photons have as many interaction points as this share of the source's: they are several for each
-# of those, and bring a fifth of the dose.
-SCATTERED_SHARE = 0.2
+# Of the photons that a source photon's interactions set free, every second is followed, with twice the weight;
+# each has this share of the source photon's interaction points. They bring a fifth of the dose.
+SCATTERED_SHARE = 0.4
+ROULETTE = 2.0
 _STACK = 256
 _WAITING, _MOST_STARTS = 512, 384  # starts of tracks; the others are for what they knock on
 _LONE = 8  # particles by themselves that are made at a time
@@ -166,7 +167,7 @@ def follow(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def trace(p, cell, split, weight, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
+def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
     """Follow one photon of full weight through the grid with its split interactions.
 
     All split points in one medium share one interaction of a kind, drawn at the first of them.
@@ -183,9 +184,11 @@ def trace(p, cell, split, weight, voxels, physics, state, tally, room, n_photons
     to_x, to_y, to_z = (ex[ix + up_x] - x) * per_u, (ey[iy + up_y] - y) * per_v, (ez[iz + up_z] - z) * per_w
     events[:, 0] = 0.0
     i, t = place(energy)
-    share, keep = weight / split, 1.0 / split
+    share = weight / split
+    # The point whose scattered photon survives; beyond the last: none.
+    survivor = 1 + int(uniform(state) / keep)
     offset, done, depth, way = uniform(state), 0, 0.0, 0.0
-    next_depth = -math.log(1.0 - offset * keep)
+    next_depth = -math.log(1.0 - offset / split)
     m, total, coherent, to_compton, to_pair = -1, 0.0, 0.0, 0.0, 0.0
     n = 0
     while done < split:
@@ -205,21 +208,22 @@ def trace(p, cell, split, weight, voxels, physics, state, tally, room, n_photons
                 s = way + (next_depth - depth) / rate
                 at_x, at_y, at_z = x + u * s, y + v * s, z + w * s
                 done += 1
-                next_depth = -math.log(1.0 - (done + offset) * keep) if done < split else 1e30
+                next_depth = -math.log(1.0 - (done + offset) / split) if done < split else 1e30
                 choice = uniform(state) * total
                 if choice < coherent:
-                    if uniform(state) < keep and n_photons < _STACK:
+                    if done == survivor and n_photons < _STACK:
                         c, sn = azimuth(state)
                         a, b, e = turned(u, v, w, rayleigh(energy, state), c, sn)
                         push(photons, n_photons, (at_x, at_y, at_z), a, b, e, energy, (ix, iy, iz), 0.0)
                         n_photons += 1
                     continue
-                slot = KINDS * m + (COMPTON if choice < to_compton else PAIR if choice < to_pair else PHOTOELECTRIC)
+                kind = COMPTON if choice < to_compton else PAIR if choice < to_pair else PHOTOELECTRIC
+                slot = KINDS * m + kind
                 if events[slot, 0] == 0.0:
                     draw(slot, p, physics.electron, state, room)
                 left = events[slot, 6]
                 if left > PCUT:
-                    if uniform(state) < keep and n_photons < _STACK:
+                    if done == survivor and n_photons < _STACK:
                         a, b, e = events[slot, 3], events[slot, 4], events[slot, 5]
                         push(photons, n_photons, (at_x, at_y, at_z), a, b, e, left, (ix, iy, iz), 0.0)
                         n_photons += 1
@@ -253,8 +257,11 @@ def trace(p, cell, split, weight, voxels, physics, state, tally, room, n_photons
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def cascade(n, p, cell, split, weight, part, voxels, physics, state, tally, room):  # type: ignore[no-untyped-def]
-    """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number."""
+def cascade(n, p, cell, split, weight, part, is_source, voxels, physics, state, tally, room):  # type: ignore[no-untyped-def]
+    """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number.
+
+    `is_source`: the photon on the stack comes from the source.
+    """
     traced = 0
     while n > 0:
         n -= 1
@@ -263,9 +270,13 @@ def cascade(n, p, cell, split, weight, part, voxels, physics, state, tally, room
         for k in range(3):
             cell[k] = int(room.photons[n, 7 + k])
         traced += 1
-        points = split if traced == 1 else max(1, int(split * SCATTERED_SHARE))
-        own = 0.0 if part == SCATTER and traced == 1 else weight
-        n = trace(p, cell, points, own, voxels, physics, state, tally, room, n)
+        if is_source and traced == 1:
+            own = 0.0 if part == SCATTER else weight
+            n = trace(p, cell, split, 1.0 / (ROULETTE * split), own, voxels, physics, state, tally, room, n)
+            weight *= ROULETTE
+        else:
+            points = max(1, int(split * SCATTERED_SHARE))
+            n = trace(p, cell, points, 1.0 / points, weight, voxels, physics, state, tally, room, n)
         if part == PRIMARY:
             break
     return traced
@@ -356,7 +367,7 @@ def run_batch(batch, histories, seed, split, part, source, voxels, physics, tall
         else:
             push(work.photons, 0, p, u, v, w, energy, cell, 0.0)
             n = 1
-        traced += cascade(n, p, cell, split, weight, part, voxels, physics, state, tally, work)
+        traced += cascade(n, p, cell, split, weight, part, not is_electron, voxels, physics, state, tally, work)
     return traced
 
 
