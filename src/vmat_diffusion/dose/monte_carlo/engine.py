@@ -140,7 +140,7 @@ def _voxels(phantom: Phantom) -> Voxels:
         x_cm=x,
         y_cm=y,
         z_cm=z,
-        density_g_cm3=np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
+        density_g_cm3=np.ascontiguousarray(phantom.density_g_cm3, np.float32).ravel(),
         medium=np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
     )
 

@@ -40,7 +40,7 @@ class Voxels(NamedTuple):
     x_cm: NDArray[np.float64]
     y_cm: NDArray[np.float64]
     z_cm: NDArray[np.float64]
-    density_g_cm3: NDArray[np.float64]
+    density_g_cm3: NDArray[np.float32]
     medium: NDArray[np.uint8]
 
 
@@ -194,7 +194,7 @@ def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_p
     while done < split:
         to = min(to_x, to_y, to_z)
         voxel = (iz * ny + iy) * nx + ix
-        rho = density[voxel]
+        rho = float(density[voxel])
         if rho > 0.0:
             if medium[voxel] != m:
                 m = int(medium[voxel])

@@ -175,7 +175,7 @@ def repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
         voxel = (iz * ny + iy) * nx + ix
         inside = True
         while inside:
-            rho, m = density[voxel], medium[voxel]
+            rho, m = float(density[voxel]), medium[voxel]
             level = int(track[k, LEVEL])
             event = track[k, EVENT]
             if rho > 0.0:
@@ -240,7 +240,7 @@ def repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
                         break
                     to_z = (ez[iz + up_z] - z) * per_w
                 voxel = (iz * ny + iy) * nx + ix
-                rho = density[voxel]
+                rho = float(density[voxel])
                 if medium[voxel] != m and rho > 0.0:
                     m = medium[voxel]
                     rate = track[k, RATE] * electron[m, level, LOSS] / electron[m0, level, LOSS]
