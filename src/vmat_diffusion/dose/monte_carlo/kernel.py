@@ -1,8 +1,10 @@
-"""The compiled loop over histories: photons ray-traced and split, their electrons followed at once.
+"""The compiled loop over histories: photons ray-traced and split, one electron history for all their points.
 
-Each photon is traced once; N interaction points are spread over its path in equal shares of
-probability, each with weight 1/N. Scattered photons survive with probability 1/N and full weight and
-are split again: Kawrakow and Fippel, Phys Med Biol 45:2163 (2000). The expectation is unchanged.
+Each photon is traced once; N interaction points are spread over its path in equal shares of probability, each
+with weight 1/N. All Compton interactions of a photon in one medium are the same event, and so are its pair
+and photoelectric interactions: their electrons are recorded once and repeated from every point. At one point,
+drawn evenly, the scattered photon survives with full weight and is split again: Kawrakow and Fippel, Phys Med
+Biol 45:2163 (2000). The expectation is unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read
-from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, find, forward_cosine, rayleigh, turned
+from vmat_diffusion.dose.monte_carlo.emission import emit, enter
+from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, forward_cosine, rayleigh, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
 from vmat_diffusion.dose.monte_carlo.tracks import COLUMNS, ROWS, record, repeat, wait
 from vmat_diffusion.dose.tissue import ELECTRON_MEV
@@ -24,8 +27,8 @@ from vmat_diffusion.dose.tissue import ELECTRON_MEV
 EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
 COMPTON, PAIR, PHOTOELECTRIC, KINDS = range(4)
-# Of the photons that a source photon's interactions set free, every second is followed, with twice the weight;
-# each has this share of the source photon's interaction points. They bring a fifth of the dose.
+# Every second photon that a source photon sets free is followed, with twice the weight; each has this share
+# of the source photon's interaction points. They bring a fifth of the dose.
 SCATTERED_SHARE = 0.4
 ROULETTE = 2.0
 _STACK = 256
@@ -35,35 +38,13 @@ _SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g
 
 
 class Voxels(NamedTuple):
-    """The phantom as the loops read it: edges along each axis; density and medium flat, in the order z, y, x."""
+    """The phantom as the loops read it: edges along each axis; density and medium flat, in order z, y, x."""
 
     x_cm: NDArray[np.float64]
     y_cm: NDArray[np.float64]
     z_cm: NDArray[np.float64]
     density_g_cm3: NDArray[np.float32]
     medium: NDArray[np.uint8]
-
-
-@numba.njit(error_model="numpy", fastmath=True)
-def enter(p, cell, voxels):  # type: ignore[no-untyped-def]
-    """Move a particle to the grid's border along its direction; False if it misses the grid."""
-    ex, ey, ez = voxels.x_cm, voxels.y_cm, voxels.z_cm
-    near, far = 0.0, 1e30
-    for axis, edges in enumerate((ex, ey, ez)):
-        at, slope = p[axis], p[axis + 3]
-        if abs(slope) < 1e-12:
-            if at <= edges[0] or at >= edges[-1]:
-                return False
-            continue
-        a, b = (edges[0] - at) / slope, (edges[-1] - at) / slope
-        near, far = max(near, min(a, b)), min(far, max(a, b))
-    if near >= far:
-        return False
-    for axis, edges in enumerate((ex, ey, ez)):
-        moved = p[axis] + near * p[axis + 3]
-        p[axis] = min(max(moved, edges[0]), edges[-1])
-        cell[axis] = find(edges, p[axis])
-    return True
 
 
 class Physics(NamedTuple):
@@ -130,7 +111,20 @@ def draw(slot, p, electron, state, room):  # type: ignore[no-untyped-def]
             kinetic = shared * (part if charge < 0.0 else 1.0 - part)
             u, v, w = turned(p[3], p[4], p[5], forward_cosine(kinetic + ELECTRON_MEV, state), c, s)
             half = first + ROWS // 2 if charge > 0.0 else first
-            record(room.tracks, half, half + ROWS // 2, u, v, w, kinetic, charge, m, electron, state, room.knocked)
+            record(
+                room.tracks,
+                half,
+                half + ROWS // 2,
+                u,
+                v,
+                w,
+                kinetic,
+                charge,
+                m,
+                electron,
+                state,
+                room.knocked,
+            )
             event[2] = half
             c, s = azimuth(state)
     else:
@@ -140,12 +134,10 @@ def draw(slot, p, electron, state, room):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def follow(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
-    """Follow n tracks that wait and n_charged particles to their ends; returns the size of the stack of photons."""
+    """Follow n tracks that wait and n_charged particles to their ends; returns the number of photons."""
     charged = room.charged
     nx, ny = len(voxels.x_cm) - 1, len(voxels.y_cm) - 1
-    n_charged, n_photons = repeat(
-        n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons
-    )
+    n_charged, n_photons = repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons)
     while n_charged > 0:
         n, row = 0, room.events.shape[0] * ROWS
         while n_charged > 0 and n < _LONE:
@@ -282,67 +274,6 @@ def cascade(n, p, cell, split, weight, part, is_source, voxels, physics, state, 
     return traced
 
 
-@numba.njit(inline="always")
-def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-def]
-    """Draw one particle from the source: fills p, returns its weight and whether it is an electron."""
-    cumulative, box = source.photons_cm2, source.box_cm
-    entry = min(np.searchsorted(cumulative, choice * cumulative[-1], side="right"), len(cumulative) - 1)
-    axes = source.axes[source.frame[entry]]
-    # The moment within the exposure: openings close and open linearly, so draw it by their width.
-    gap0, gap1 = box[entry, 1] - box[entry, 0], box[entry, 3] - box[entry, 2]
-    xi = uniform(state)
-    t = 1.0 - math.sqrt(1.0 - xi) if uniform(state) * (gap0 + gap1) < gap0 else math.sqrt(xi)
-    low = box[entry, 0] + t * (box[entry, 2] - box[entry, 0])
-    high = box[entry, 1] + t * (box[entry, 3] - box[entry, 1])
-    a = low + across * (high - low)
-    b = box[entry, 4] + along * (box[entry, 5] - box[entry, 4])
-    sad, collimator = source.sad_cm, source.collimator_cm
-    height, sx, sy = 0.0, 0.0, 0.0
-    kind = uniform(state)
-    electron = kind < source.electron_share
-    sigma = source.focal_sigma_cm
-    if electron:
-        sigma = source.electron_sigma_cm
-        height = source.head_distance_cm
-    elif kind < source.electron_share + source.head_share:
-        sigma, height = source.head_sigma_cm, source.head_distance_cm
-    if sigma > 0.0:
-        c, s = azimuth(state)
-        r = sigma * math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
-        sx, sy = r * c, r * s
-    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the target.
-    shrink = collimator / sad
-    ax, ay, az = a * shrink - sx, b * shrink - sy, -(collimator - height)
-    length = math.sqrt(ax * ax + ay * ay + az * az)
-    ax, ay, az = ax / length, ay / length, az / length
-    top = sad - height
-    weight = source.electron_weight if electron else source.photon_weight
-    if source.isotropic:
-        weight *= (-az) ** 3
-    fall = (sad - height) / -az
-    hit_x, hit_y = sx + ax * fall, sy + ay * fall
-    radius2 = hit_x * hit_x + hit_y * hit_y
-    xi = uniform(state)
-    if electron:
-        drawn = -source.electron_mean_mev * math.log(1.0 - xi * source.electron_cdf_max)
-        p[6] = min(drawn + source.electron_min_mev, source.electron_max_mev)
-    else:
-        edges, cdf, ratio = source.energy_mev, source.energy_cdf, source.off_axis_ratio
-        k = np.searchsorted(cdf, xi, side="right")
-        k = min(max(k, 1), len(cdf) - 1)
-        share = (xi - cdf[k - 1]) / (cdf[k] - cdf[k - 1])
-        p[6] = edges[k - 1] + share * (edges[k] - edges[k - 1])
-        p[6] = max(p[6] * (1.0 - source.softening_per_cm2 * radius2), 0.02)
-        f = min(math.sqrt(radius2) / source.off_axis_step_cm, len(ratio) - 1.001)
-        j = int(f)
-        weight *= ratio[j] + (f - j) * (ratio[j + 1] - ratio[j])
-    origin = source.isocenter_cm
-    for k in range(3):
-        p[k] = origin[k] + sx * axes[0, k] + sy * axes[1, k] + top * axes[2, k]
-        p[k + 3] = ax * axes[0, k] + ay * axes[1, k] + az * axes[2, k]
-    return weight, electron
-
-
 @numba.njit(error_model="numpy", fastmath=True)
 def run_batch(batch, histories, seed, split, part, source, voxels, physics, tally):  # type: ignore[no-untyped-def]
     """Add one batch to `tally[voxel]` in MeV. Returns the number of photons traced."""
@@ -367,7 +298,9 @@ def run_batch(batch, histories, seed, split, part, source, voxels, physics, tall
         else:
             push(work.photons, 0, p, u, v, w, energy, cell, 0.0)
             n = 1
-        traced += cascade(n, p, cell, split, weight, part, not is_electron, voxels, physics, state, tally, work)
+        traced += cascade(
+            n, p, cell, split, weight, part, not is_electron, voxels, physics, state, tally, work
+        )
     return traced
 
 

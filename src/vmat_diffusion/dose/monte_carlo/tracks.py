@@ -33,8 +33,9 @@ from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 # Columns of a track: direction and its inverse; kinetic energy at the start; energy lost on the stretch, and
 # that loss per g/cm2 in the track's medium; row of the table of media; the event and its value (the first row
-# of the knocked-on electron, the energy of the photon); charge; the medium that it was made in; the energy that the particle and what it
-# knocks on deposit from here on; the corners of the box that they reach, in g/cm2 from here.
+# of the knocked-on electron, the energy of the photon); charge; the medium that it was made in; the energy
+# that the particle and what it knocks on deposit from here on; the corners of the box that they reach, in
+# g/cm2 from here. Particles whose box lies in their voxel are absorbed there at once, with the same dose.
 U, V, W, PER_U, PER_V, PER_W, ENERGY, LOST, RATE, LEVEL, EVENT, VALUE, CHARGE, MEDIUM, REST = range(15)
 LOW, HIGH = 15, 18
 COLUMNS = 21
@@ -156,7 +157,7 @@ def wait(waiting, n, x, y, z, ix, iy, iz, row):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", fastmath=True)
 def repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
-    """Follow the n tracks that wait from their starts. Returns the sizes of the stacks of particles and photons.
+    """Follow the n tracks that wait from their starts. Returns the numbers of particles and photons.
 
     In a medium like the track's its angles stay and its losses follow the stopping powers; at the border of
     another the particle is put on the stack `charged`, to be made anew there. Bremsstrahlung and annihilation
@@ -260,10 +261,9 @@ def repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
                 if track[k, VALUE] >= 0.0 and n < waiting.shape[0]:
                     wait(waiting, n, x, y, z, ix, iy, iz, track[k, VALUE])
                     n += 1
-            elif event == PHOTON:
-                if uniform(state) < keep and n_photons < photons.shape[0]:
-                    push(photons, n_photons, (x, y, z), u, v, w, track[k, VALUE], (ix, iy, iz), 0.0)
-                    n_photons += 1
+            elif event == PHOTON and uniform(state) < keep and n_photons < photons.shape[0]:
+                push(photons, n_photons, (x, y, z), u, v, w, track[k, VALUE], (ix, iy, iz), 0.0)
+                n_photons += 1
             if event != END:
                 k += 1
     return n_charged, n_photons
