@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from vmat_diffusion.dose.pencil_beam.fluence import (
     convolved_fluence,
     fluence_model,
     jaw_parts,
-    opening,
-    opening_in_torch,
+    strips_in_torch,
 )
+from vmat_diffusion.dose.pencil_beam.openings import opening
 from vmat_diffusion.dose.pencil_beam.sampled import SampledDose, gathered_in_torch, sampled_doses
+from vmat_diffusion.dose.pencil_beam.strips import strips_times_mu
 from vmat_diffusion.dose.tissue import density_of
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.phantom import phantom
@@ -128,28 +130,39 @@ def test_dose_gradients_equal_central_differences(
                 )
 
 
+@pytest.mark.parametrize("tongue_mm", [0.0, 0.6])
 @pytest.mark.parametrize("motion_mm", [0.0, 0.3, 4.0, 12.0])
-def test_torch_operations_open_as_the_compiled_loops_do(motion_mm: float) -> None:
+def test_torch_operations_make_strips_as_the_compiled_loops_do(motion_mm: float, tongue_mm: float) -> None:
     """Values and gradients in float64: the loops' table of the normal distribution is good to 1e-8."""
     rng = np.random.default_rng(3)
     at, sigma = np.linspace(-240, 240, 49), np.array([1.5, 5.0, 40.0])
-    start = np.stack([rng.uniform(-40, 0, (2, 6)), rng.uniform(0, 40, (2, 6))], axis=1)
+    rows, mlc = 6, replace(MACHINE.mlc, tongue_mm=tongue_mm)
+    seen = 2 * rows - 1 if tongue_mm else rows
+    start = np.stack([rng.uniform(-40, 0, (2, seen)), rng.uniform(0, 40, (2, seen))], axis=1)
     start[:, :, :3] = np.round(start[:, :, :3] / 10) * 10  # edges that start at nodes
+    start[:, :, 3] = 7.0  # a closed pair
     end = start + rng.uniform(-motion_mm, motion_mm, start.shape)
     edges = torch.tensor(np.stack([start, end], axis=1)).requires_grad_()
-    weight = torch.tensor(rng.normal(size=(2, 3, 6, 49)))
-    both = [function(edges, at, sigma) for function in (opening, opening_in_torch)]
-    assert float((both[0] - both[1]).detach().abs().max()) < 1e-8
-    gradients = [torch.autograd.grad((weight * values).sum(), edges)[0] for values in both]
-    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-8
+    mu = torch.tensor([0.0, 3.0], dtype=torch.float64).requires_grad_()
+    leaked = torch.tensor(rng.uniform(0, 0.01, (2, 3, rows, 49)))
+    passing = (mlc.transmission, mlc.tongue_transmission)
+    both = [
+        strips_times_mu(edges, mu, leaked, at, sigma, passing),
+        strips_in_torch(mlc, opening(edges, at, sigma), mu, leaked),
+    ]
+    assert float((both[0] - both[1]).detach().abs().max()) < 1e-7
+    weight = torch.tensor(rng.normal(size=tuple(both[1].shape)))
+    gradients = [torch.autograd.grad((weight * values).sum(), (edges, mu)) for values in both]
+    for one, other in zip(*gradients, strict=True):
+        assert float((one - other).abs().max()) < 1e-6
 
 
 def test_torch_operations_open_in_float32_as_in_float64() -> None:
     """To a few units of float32 at 1, 24 cm away from the edges too."""
     at, sigma = np.linspace(-240, 240, 49), np.array([1.5, 5.0, 40.0])
     edges = torch.tensor([-30.0, 20, -27, 26]).reshape(1, 2, 2, 1)
-    exact = opening_in_torch(edges.double(), at, sigma)
-    assert float((opening_in_torch(edges, at, sigma) - exact).abs().max()) < 5e-7
+    exact = opening(edges.double(), at, sigma)
+    assert float((opening(edges, at, sigma) - exact).abs().max()) < 5e-7
 
 
 def test_torch_operations_gather_as_the_compiled_loops_do(sampled: tuple[SampledDose, FluenceModel]) -> None:

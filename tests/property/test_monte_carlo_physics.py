@@ -101,11 +101,8 @@ def test_compton_angles_are_those_of_klein_and_nishina(energy_mev):
 @numba.njit
 def _mean_moller(energy, n):
     state, total = seeded(3, 1), 0.0
-    stack, cell, p = np.empty((4, 11)), np.zeros(3, np.int64), np.zeros(8)
     for _ in range(n):
-        p[5], p[3], p[4], p[6] = 1.0, 0.0, 0.0, energy
-        moller(p, cell, 1.0, state, stack, 0)
-        total += stack[0, 6]
+        total += moller(energy, state)[0]
     return total / n
 
 

@@ -202,7 +202,7 @@ def yardstick(
 
 
 def prepared_for(task: Task, made: Optimized, settings: Settings, progress: Progress = silent) -> Prepared:
-    """The points, arcs and objective of the search that made a plan, without a dose to aim at."""
+    """Points, arcs and objective of the last stage of the search that made a plan, without a dose to aim at."""
     asked = PlanningTask(
         case=task.case,
         sheet=task.sheet,
@@ -216,7 +216,8 @@ def prepared_for(task: Task, made: Optimized, settings: Settings, progress: Prog
         improve=None,
         time=TimeLimit(None),
     )
-    return prepare(asked)
+    prepared = prepare(asked)
+    return replace(prepared, objective_for_maps=prepared.objective_for_leaves)
 
 
 def stage_doses(prepared: Prepared, made: Optimized, stages: Sequence[str] = STAGES) -> Stages:

@@ -30,12 +30,17 @@ class ObjectiveWeights:
 
     # Terms that are always there. Underdose of a target outweighs its overdose, both outweigh normal tissue;
     # sparing is small enough to give way to any goal that is missed.
-    underdose: float = 600.0
-    overdose: float = 60.0
+    underdose: float = 8000.0
+    overdose: float = 20.0
     normal_tissue: float = 25.0
-    sparing: float = 1.0
+    sparing: float = 4.0
+    # Coverage and sparing beyond what the goals ask yield where only goals of organs fail: their weights are
+    # multiplied by a share that falls and rises by these factors, down to the least.
+    beyond_falls: float = 0.6
+    beyond_rises: float = 1.15
+    least_beyond: float = 0.15
     # All goals, times the weight of each.
-    goal: float = 40.0
+    goal: float = 100.0
     # A dose to aim at weighs less than a missed goal.
     aim: float = 25.0
     # Below this dose nothing is asked of an organ: a predicted dose ends where an arc's scatter does not.
@@ -94,6 +99,8 @@ class ObjectiveWeights:
     # early states are far off; more where the question is which goals a plan would miss.
     normalization_while_weighing: float = 0.05
     normalization_while_judging: float = 0.25
+    # The mean of the highest targets in a normalised plan is not believed above this: early states are uneven.
+    highest_normalized_mean: float = 1.1
     # A mean of powers is not differentiable at dose 0.
     least_dose: float = 1e-4
 

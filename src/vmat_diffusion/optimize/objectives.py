@@ -45,9 +45,10 @@ class Objective:
     """The points at which dose is needed and the function that judges it.
 
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
-    highest prescription, in which all relative doses are measured. Three fields are as of the last `adapt`:
-    the weights of the `terms`; `normalization_factor`, by which the plan's normalisation would multiply the
-    dose; and `fixed_dose[n]`, the dose at all points. Organ goals count the factor in, and count organ points
+    highest prescription, in which all relative doses are measured. Five fields are as of the last `adapt`:
+    the weights of the `terms`; `beyond`, which multiplies coverage and sparing beyond the goals; `normalization_factor`, by which the plan's normalisation would multiply the
+    dose; `normalized_mean`, the mean that the highest targets would then have; and `fixed_dose[n]`, the dose
+    at all points. Organ goals count the factor in, and count organ points
     inside targets with their fixed dose.
     """
 
@@ -64,6 +65,8 @@ class Objective:
     aims: tuple[Aim, ...] = ()
     extra_terms: tuple[ObjectiveTerm, ...] = ()
     normalization_factor: float = 1.0
+    normalized_mean: float = 1.0
+    beyond: float = 1.0
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
 
     @cached_property
@@ -72,7 +75,13 @@ class Objective:
         return {name: gy / self.reference_gy for name, gy in self.target_gy.items()}
 
     def highest_level(self, dose: Tensor) -> Tensor:
-        """Mean relative dose of the targets of the highest prescription, for relative dose at all points."""
+        """Mean dose of the highest targets in units of what they have in the plan once it is normalised.
+
+        For relative dose at all points. The inverse is what normalisation multiplies the MU by.
+        """
+        return self._mean_of_highest(dose) / self.normalized_mean
+
+    def _mean_of_highest(self, dose: Tensor) -> Tensor:
         highest = max(self.target_levels.values())
         names = [name for name, level in self.target_levels.items() if level == highest]
         return torch.cat([dose[self.regions[name].points] for name in names]).mean()
@@ -113,16 +122,16 @@ class Objective:
         for name, level in self.target_levels.items():
             d = dose[self.regions[name].points]
             hot = self.ceiling[self.regions[name].points]
-            out[f"coverage of {name}"] = (
-                weights.underdose * (level - d).clamp_min(0).square().mean() / level**2
-            )
+            lacking = (level - d).clamp_min(0).square().mean() / level**2
+            out[f"coverage of {name}"] = self.beyond * weights.underdose * lacking
             out[f"hot dose in {name}"] = weights.overdose * (d - hot).clamp_min(0).square().mean() / level**2
         d = dose[self.tissue]
         out["falloff"] = weights.normal_tissue * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
         for name, region in self.regions.items():
             if name not in self.target_gy and not region.in_target.all():
                 outside = torch.from_numpy(~region.in_target)
-                out[f"sparing of {name}"] = weights.sparing * dose[region.points][outside].mean()
+                sparing = self.beyond * weights.sparing
+                out[f"sparing of {name}"] = sparing * dose[region.points][outside].mean()
         for term in self.terms:
             name = str(term.goal)
             hinge = weights.goal * term.weight * self.hinge(term, dose)
@@ -195,10 +204,18 @@ class Objective:
         """
         objective = self._normalized_for(dose)
         factor = objective.normalization_factor
+        values = self._values(dose, factor)
         terms, missed = self.weighing.adapted(
-            self.terms, self._values(dose, factor), level_met=factor <= self.weights.level_factor
+            self.terms, values, level_met=factor <= self.weights.level_factor
         )
-        return replace(objective, terms=terms), missed
+        beyond = self._beyond_after(self.weighing.failed(self.terms, values))
+        return replace(objective, terms=terms, beyond=beyond), missed
+
+    def _beyond_after(self, failing: Sequence[Goal]) -> float:
+        """The share of coverage and sparing beyond the goals, where these goals fail."""
+        if failing and not any(self.weighing.of_target(goal) for goal in failing):
+            return max(self.beyond * self.weights.beyond_falls, self.weights.least_beyond)
+        return min(self.beyond * self.weights.beyond_rises, 1.0)
 
     def _values(self, dose: NDArray, factor: float) -> list[float | None]:
         """The value of each term's goal on the normalised dose; None for the normalisation itself."""
@@ -210,14 +227,19 @@ class Objective:
         terms = zip(self.terms, weights, strict=True)
         return replace(self, terms=tuple(replace(term, weight=weight) for term, weight in terms))
 
-    def weighted_as(self, other: Objective) -> Objective:
-        """The objective at the point where another of the same terms was last adapted."""
+    def weighted_as(self, other: Objective, dose: NDArray | None = None) -> Objective:
+        """The objective as it is where another of the same terms was last adapted.
+
+        Where the other has points of its own, `dose` is the relative dose at the points of this one.
+        """
         pairs = zip(self.terms, other.terms, strict=True)
         return replace(
             self,
             terms=tuple(replace(t, goal=o.goal, weight=o.weight, pressed=o.pressed) for t, o in pairs),
             normalization_factor=other.normalization_factor,
-            fixed_dose=other.fixed_dose,
+            normalized_mean=other.normalized_mean,
+            beyond=other.beyond,
+            fixed_dose=other.fixed_dose if dose is None else torch.as_tensor(np.array(dose, np.float32)),
         )
 
     def resume(self, weights: Sequence[float], dose: NDArray) -> Objective:
@@ -260,7 +282,9 @@ class Objective:
         """The objective with the normalisation factor of a dose, and that dose as the fixed one."""
         factor = self._factor_for(dose, self.weights.normalization_while_weighing)
         fixed = torch.as_tensor(np.array(dose, np.float32))
-        return replace(self, normalization_factor=factor, fixed_dose=fixed)
+        normalized = self._factor_for(dose, np.inf) * float(self._mean_of_highest(fixed))
+        mean = float(np.clip(normalized, 1.0, self.weights.highest_normalized_mean))
+        return replace(self, normalization_factor=factor, normalized_mean=mean, fixed_dose=fixed)
 
     def _factor_for(self, dose: NDArray, most: float) -> float:
         """The factor that brings the sheet's normalisation about, `most` off 1; 1 where it says nothing."""
@@ -282,10 +306,12 @@ def build_objective(
     grid: Grid,
     rng: np.random.Generator,
     extra_terms: Sequence[ObjectiveTerm] = (),
+    *,
+    share: float = 1.0,
 ) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case. Raises GoalError for an extra term
+    `grid` is the dose grid; `sheet` must already be fitted to the case; `share` as in `draw_samples`. Raises GoalError for an extra term
     on a structure that is not sampled.
     """
     target_gy = {n: gy for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
@@ -293,7 +319,7 @@ def build_objective(
     levels = {name: gy / reference for name, gy in target_gy.items()}
     falloffs = {name: falloff_of(name, sheet, case) for name in levels}
     ceiling_map = CeilingMap(grid, *ceiling_of(case, levels, falloffs, grid))
-    samples = draw_samples(case, sheet, tuple(levels), ceiling_map, rng)
+    samples = draw_samples(case, sheet, tuple(levels), ceiling_map, rng, share=share)
     points_mm, regions = samples.points_mm, samples.regions
     ceiling = sample(ceiling_map.dose, grid, points_mm, fill=min(f.far for f in falloffs.values()))
     fixed_dose = ceiling.copy()

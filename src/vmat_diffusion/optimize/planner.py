@@ -150,9 +150,10 @@ def fluence_problem(
         patient_position=task.case.patient_position,
         sad_mm=task.machine.sad_mm,
     )
-    (sampled,) = prepared.sampled_doses(sectors.middles, [prepared.model], stage)
+    objective = prepared.objective_for_maps
+    (sampled,) = prepared.sampled_doses(objective, sectors.middles, [prepared.model], stage)
     return FluenceProblem(
-        prepared.objective_for_maps,
+        objective,
         sampled,
         prepared.model,
         sectors.jaws_mm[:, 2:],
@@ -180,7 +181,7 @@ def _start_from_maps(prepared: Prepared, maps: OptimizedMaps) -> SearchStart:
         prepared.rates,
         every=FROM_MAPS[0].every,
     )
-    objective = prepared.objective_for_leaves.weighted_as(maps.objective)
+    objective = prepared.objective_for_first_leaves.weighted_as(maps.objective)
     return SearchStart(sweeps, objective, FROM_MAPS, tracking_jaws=False, mu_price=prepared.mu_price)
 
 

@@ -41,6 +41,8 @@ from vmat_diffusion.progress import Progress, under_name
 
 # Distance of the fluence's nodes in the search; what they miss the full dose makes good.
 NODES_MM = 2.5
+# Of the most points of a structure, so many do while openings are far from their places.
+COARSE_SHARE = 0.35
 # More structures with goals need more iterations, from this number up to twice as many.
 _FEW_STRUCTURES, _MOST_EFFORT = 3, 2.0
 
@@ -99,9 +101,9 @@ class PlanningTask:
 class Prepared:
     """What stays the same during the search.
 
-    `frames` are the arcs with the most that their jaws open. The two objectives differ in how they aim at a
-    predicted dose: point by point for fluence maps, by histogram for leaves. `model` is for fluence maps,
-    `split_models`, its parts, for leaves.
+    `frames` are the arcs with the most that their jaws open. The objectives differ in how they aim at a
+    predicted dose: point by point for fluence maps, by histogram for leaves. Those for maps and `first` leaves
+    have fewer points. `model` is for fluence maps, `split_models`, its parts, for leaves.
     """
 
     task: PlanningTask
@@ -114,6 +116,7 @@ class Prepared:
     rates: DeliveryRates
     tracking_jaws: bool
     objective_for_maps: Objective
+    objective_for_first_leaves: Objective
     objective_for_leaves: Objective
 
     @property
@@ -135,13 +138,13 @@ class Prepared:
         return self.task.machine.row_pairs()[self.model.rows, 0]
 
     def sampled_doses(
-        self, points: ControlPoints, models: Sequence[FluenceModel], stage: str
+        self, objective: Objective, points: ControlPoints, models: Sequence[FluenceModel], stage: str
     ) -> tuple[SampledDose, ...]:
         """The maps from convolved fluence at the segments' middles to dose at the objective's points."""
         return sampled_doses(
             self.task.machine,
             self.density,
-            self.objective_for_maps.points_mm,
+            objective.points_mm,
             beam_directions(points),
             models,
             isocenter_mm=self.isocenter_mm,
@@ -160,7 +163,7 @@ class Prepared:
         self, allowed: DeliverableSet, objective: Objective, mu_price: MuPrice, stage: str
     ) -> ApertureProblem:
         """The problem of one stage of the search, not yet corrected by the full dose."""
-        maps = self.sampled_doses(allowed.points, self.split_models, stage)
+        maps = self.sampled_doses(objective, allowed.points, self.split_models, stage)
         return ApertureProblem(
             allowed,
             ApertureDose.between(jaws_of(allowed.points), self.split_models, maps),
@@ -198,6 +201,7 @@ def prepare(task: PlanningTask) -> Prepared:
     density = density_of(case, grid)
     rng = np.random.default_rng(settings.seed)
     objective = build_objective(case, task.sheet, grid, rng, task.terms)
+    coarse = build_objective(case, task.sheet, grid, rng, task.terms, share=COARSE_SHARE)
     plan = task.existing_plan
     isocenter = plan.isocenter_mm if plan else isocenter_of(case, targets)
     frames = _frames(task, isocenter)
@@ -215,7 +219,8 @@ def prepare(task: PlanningTask) -> Prepared:
         split_models(machine, box, NODES_MM),
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
-        objective_for_maps=objective.aiming_at(task.target, PointwiseAim),
+        objective_for_maps=coarse.aiming_at(task.target, PointwiseAim),
+        objective_for_first_leaves=coarse.aiming_at(task.target, HistogramAim),
         objective_for_leaves=objective.aiming_at(task.target, HistogramAim),
     )
 

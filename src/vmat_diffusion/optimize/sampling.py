@@ -79,9 +79,18 @@ class Samples:
 
 
 def draw_samples(
-    case: Case, sheet: GoalSheet, targets: tuple[str, ...], ceiling: CeilingMap, rng: np.random.Generator
+    case: Case,
+    sheet: GoalSheet,
+    targets: tuple[str, ...],
+    ceiling: CeilingMap,
+    rng: np.random.Generator,
+    *,
+    share: float = 1.0,
 ) -> Samples:
-    """Points in `targets`, in every structure with a goal, and in normal tissue."""
+    """Points in `targets`, in every structure with a goal, and in normal tissue.
+
+    `share` multiplies the most points of large structures and of tissue; small ones keep all of theirs.
+    """
     union = case.union(targets)
     # A mean needs few samples; the tail of a histogram lives in few voxels and needs most of them.
     tails = {g.structure for g in sheet.goals if g.metric.kind != "mean"}
@@ -104,17 +113,19 @@ def draw_samples(
             continue
         rule = _TARGET_SAMPLING if name in targets else _TAIL_SAMPLING if name in tails else _MEAN_SAMPLING
         flat = np.flatnonzero(structure.mask)
-        regions[name] = region(name, _thinned(flat, case.grid, *rule, rng), len(flat))
+        regions[name] = region(name, _thinned(flat, case.grid, *_at_most(rule, share), rng), len(flat))
         if name not in targets and any(is_near_maximum(g) for g in sheet.goals if g.structure == name):
-            hot = _hottest(flat, case.grid, ceiling, *_TAIL_SAMPLING)
+            tail = _at_most(_TAIL_SAMPLING, share)
+            hot = _hottest(flat, case.grid, ceiling, *tail)
             if len(hot) < len(flat):
-                hottest[name] = region(name, _thinned(hot, case.grid, *_TAIL_SAMPLING, rng), len(hot))
+                hottest[name] = region(name, _thinned(hot, case.grid, *tail, rng), len(hot))
     begin = sum(map(len, points))
-    points.append(_tissue(ceiling, rng))
+    points.append(_tissue(ceiling, share, rng))
     tissue = slice(begin, begin + len(points[-1]))
     outside = {}
     for goal in sheet.goals:
-        if (places := _outside(goal, case, union, ceiling, rng)) is not None and len(places[0]):
+        places = _outside(goal, case, union, ceiling, share, rng)
+        if places is not None and len(places[0]):
             outside[str(goal)] = region_at(f"body for {goal.structure}", *places)
     return Samples(np.concatenate(points), regions, hottest, tissue, outside)
 
@@ -123,7 +134,7 @@ _Places = tuple[NDArray[np.float64], NDArray[np.bool_], float]
 
 
 def _outside(
-    goal: Goal, case: Case, targets: Mask, ceiling: CeilingMap, rng: np.random.Generator
+    goal: Goal, case: Case, targets: Mask, ceiling: CeilingMap, share: float, rng: np.random.Generator
 ) -> _Places | None:
     """The points, which lie in a target, and the volume of a goal that is judged in the body.
 
@@ -134,20 +145,27 @@ def _outside(
         return None
     if goal.metric.kind == "Dcm":
         flat = _beyond(case, structure, 10.0 * (goal.metric.value or 0.0))
-        hot = _hottest(flat, case.grid, ceiling, *_BEYOND_SAMPLING)
-        chosen = _thinned(hot, case.grid, *_BEYOND_SAMPLING, rng)
+        rule = _at_most(_BEYOND_SAMPLING, share)
+        hot = _hottest(flat, case.grid, ceiling, *rule)
+        chosen = _thinned(hot, case.grid, *rule, rng)
         return case.grid.points_mm(chosen), targets.ravel()[chosen], len(hot) * case.grid.voxel_cc
     if goal.metric.kind != "R" and structure.role != "body":
         return None
-    nodes = np.flatnonzero(np.isfinite(ceiling.distance_mm))
+    nodes, most = np.flatnonzero(np.isfinite(ceiling.distance_mm)), int(_MOST_NODES * share)
     if goal.metric.kind == "R":
         allowed_cc = max(goal.limit, goal.variation or 0.0) * structure.voxels * case.grid.voxel_cc
         nodes = _nearest(nodes, structure, case, ceiling, _ALLOWED_VOLUMES * allowed_cc)
-    elif is_near_maximum(goal) and len(nodes) > _MOST_NODES:
-        nodes = np.sort(nodes[np.argpartition(-ceiling.dose.ravel()[nodes], _MOST_NODES)[:_MOST_NODES]])
-    chosen = _spread(nodes, _MOST_NODES, rng)
+    elif is_near_maximum(goal) and len(nodes) > most:
+        nodes = np.sort(nodes[np.argpartition(-ceiling.dose.ravel()[nodes], most)[:most]])
+    chosen = _spread(nodes, most, rng)
     inside = average_onto(targets, case.grid, ceiling.grid).ravel()[chosen] > 0.5
     return ceiling.grid.points_mm(chosen), inside, len(nodes) * ceiling.grid.voxel_cc
+
+
+def _at_most(rule: tuple[float, int], share: float) -> tuple[float, int]:
+    """Cubic millimetres per point, and a share of the most points."""
+    mm3, most = rule
+    return mm3, int(most * share)
 
 
 def _beyond(case: Case, target: Structure, distance_mm: float) -> NDArray[np.intp]:
@@ -203,10 +221,11 @@ def _hottest(
     return np.sort(flat[np.argpartition(-allowed, count)[:count]])
 
 
-def _tissue(ceiling: CeilingMap, rng: np.random.Generator) -> NDArray[np.float64]:
+def _tissue(ceiling: CeilingMap, share: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Points in normal tissue, denser near the targets."""
     flat, low, chosen = ceiling.distance_mm.ravel(), 0.0, []
-    for high, most in _TISSUE_POINTS:
+    for high, of_all in _TISSUE_POINTS:
+        most = int(of_all * share)
         shell = np.flatnonzero((flat > low) & (flat <= high) & np.isfinite(flat))
         chosen.append(shell if len(shell) <= most else rng.choice(shell, most, replace=False))
         low = high

@@ -145,12 +145,10 @@ def test_a_plan_is_continued_with_a_difference_by_the_last_stage_alone(setup, qu
     assert violations(more.plan, machine) == []
     assert more.history[: len(quick.history)] == quick.history
     assert {row["stage"] for row in more.history[len(quick.history) :]} == {"continue"}
-    # With an effort of 0.3 the leaves have 10 steps of 0.7 mm, or somewhat more where gradients grow: the
-    # arcs are still the first's.
-    moved = [
-        np.abs(a.leaves_mm - b.leaves_mm).max() for a, b in zip(quick.plan.arcs, more.plan.arcs, strict=True)
-    ]
-    assert 0 < max(moved) < 12.0
+    # With an effort of 0.3 the leaves have 10 steps of 0.7 mm, or somewhat more where gradients grow: but for
+    # single pairs that stay closed on their way, the arcs are still the first's.
+    moved = [np.abs(a.leaves_mm - b.leaves_mm) for a, b in zip(quick.plan.arcs, more.plan.arcs, strict=True)]
+    assert all(0 < np.percentile(arc, 98) < 7.0 for arc in moved)
     d95 = structure_dvh(more.dose, case.structures["PTV"], case.grid).dose_at_percent_gy(95)
     assert d95 == pytest.approx(sheet.normalization.gy, rel=1e-3)
     # The last normalisation, here of about 1 %, scales the difference as well: 4 % are seen, not 0 %.

@@ -35,11 +35,12 @@ class Tables:
     `photon` columns: total without coherent, coherent, share of incoherent in the former, share of
     incoherent plus pair. `electron` columns: restricted loss in MeV cm2/g, hard collisions per MeV
     lost, share of Moller in them, elastic collisions per MeV lost times the screening parameter, the
-    screening parameter, CSDA range in g/cm2.
+    screening parameter. `alike[medium, medium]`: electrons scatter alike, see `scatter_alike`.
     """
 
     photon: NDArray[np.float64]
     electron: NDArray[np.float64]
+    alike: NDArray[np.bool_]
 
 
 def energy_grid() -> NDArray[np.float64]:
@@ -54,7 +55,21 @@ def tables() -> Tables:
     return Tables(
         np.stack([_photon_table(m, energy) for m in media()]),
         np.stack([_electron_table(m, energy) for m in media()]),
+        scatter_alike(),
     )
+
+
+def scatter_alike() -> NDArray[np.bool_]:
+    """Pairs of media in which an electron of 1 MeV is turned alike per energy lost, within a fifth.
+
+    Water, lung and soft tissue differ by 1 %, adipose and air from them by 11 to 17 %, bone by 30 % and more.
+    """
+    one_mev = np.ones(1)
+    turning = np.array([
+        elastic(m, one_mev)[0][0] / (restricted_collision(m, one_mev)[0] + brems_soft_hard(m, one_mev)[0][0])
+        for m in media()
+    ])  # fmt: skip
+    return np.abs(np.log(turning[:, None] / turning)) < np.log(1.2)
 
 
 def _photon_table(medium: Medium, energy: NDArray) -> NDArray:
@@ -140,8 +155,7 @@ def _electron_table(medium: Medium, energy: NDArray) -> NDArray:
     loss = restricted_collision(medium, energy) + soft
     hard = moller + brems
     transport, log_screening = elastic(medium, energy)
-    reach = log_interpolated(energy, medium.electron_mev, medium.range_g_cm2)
     share = np.divide(moller, hard, out=np.zeros_like(hard), where=hard > 0)
     # A Rutherford collision has mean (1 - cos) = 2 eta (ln(1 + 1 / eta) - 1) to first order in eta.
     collisions = transport / loss / (2 * (np.log1p(np.exp(-log_screening)) - 1))
-    return np.stack([loss, hard / loss, share, collisions, np.exp(log_screening), reach], axis=1)
+    return np.stack([loss, hard / loss, share, collisions, np.exp(log_screening)], axis=1)

@@ -9,20 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.dose.monte_carlo.cross_sections import tables
-from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, Voxels, collect, run_batches
+from vmat_diffusion.dose.monte_carlo.kernel import EVERYTHING, Physics, Voxels, collect, run_batches
 from vmat_diffusion.dose.monte_carlo.source import Source
 from vmat_diffusion.dose.tissue import AIR_BELOW_G_CM3, MEDIA
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.progress import Progress
 
 GRAY_PER_MEV_G = 1.602176634e-10
-SPLIT = 24
+SPLIT = 80  # interaction points of a photon of the source; 60 to 120 are as good
 _ROUND = 16  # batches per round: fixed, so that the result does not depend on the number of threads
 _FEWEST_BATCHES = 32
 # A run that needs more histories than this (days on a workstation) to reach its uncertainty is ended, and its
 # sigma says so.
 _HISTORIES_MAX = 2e10
-_ABSORB_SHARE = 0.12  # electrons with a range below this share of the smallest voxel edge stay where they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +90,8 @@ def simulate(
     mass = phantom.mass_g().ravel()
     # Voxels of air are noisy without meaning much; they neither set the maximum nor hold up the run.
     tissue = voxels.density_g_cm3 >= min(AIR_BELOW_G_CM3, float(voxels.density_g_cm3.max()))
-    setup = (seed, split, part, source, voxels, data.photon, data.electron, to_water)
+    physics = Physics(data.photon, data.electron, data.alike, to_water)
+    setup = (seed, split, part, source, voxels, physics)
     # One small batch first, so that compiling does not count as computing.
     run_batches(0, 1, *setup, tally[:1])
     tally[:] = 0
@@ -136,14 +136,12 @@ def simulate(
 def _voxels(phantom: Phantom) -> Voxels:
     """The phantom as the compiled loop reads it, in cm."""
     x, y, z = (np.ascontiguousarray(e, np.float64) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm))
-    narrowest_mm = min(float(np.diff(e).min()) for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm))
     return Voxels(
         x_cm=x,
         y_cm=y,
         z_cm=z,
-        density_g_cm3=np.ascontiguousarray(phantom.density_g_cm3, np.float64).ravel(),
+        density_g_cm3=np.ascontiguousarray(phantom.density_g_cm3, np.float32).ravel(),
         medium=np.ascontiguousarray(phantom.medium, np.uint8).ravel(),
-        absorb_cm=_ABSORB_SHARE * narrowest_mm / 10,
     )
 
 

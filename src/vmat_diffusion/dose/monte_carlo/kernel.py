@@ -1,8 +1,10 @@
-"""The compiled loop over histories: photons ray-traced and split, their electrons followed at once.
+"""The compiled loop over histories: photons ray-traced and split, one electron history for all their points.
 
-Each photon is traced once; N interaction points are spread over its path in equal shares of
-probability, each with weight 1/N. Scattered photons survive with probability 1/N and full weight and
-are split again: Kawrakow and Fippel, Phys Med Biol 45:2163 (2000). The expectation is unchanged.
+Each photon is traced once; N interaction points are spread over its path in equal shares of probability, each
+with weight 1/N. All Compton interactions of a photon in one medium are the same event, and so are its pair
+and photoelectric interactions: their electrons are recorded once and repeated from every point. At one point,
+drawn evenly, the scattered photon survives with full weight and is split again: Kawrakow and Fippel, Phys Med
+Biol 45:2163 (2000). The expectation is unchanged.
 """
 
 from __future__ import annotations
@@ -15,313 +17,304 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
-from vmat_diffusion.dose.monte_carlo.electrons import place, push, read, transport
-from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, find, forward_cosine, rayleigh, turned
+from vmat_diffusion.dose.monte_carlo.electrons import place, push, read
+from vmat_diffusion.dose.monte_carlo.emission import emit, enter
+from vmat_diffusion.dose.monte_carlo.photons import azimuth, compton, forward_cosine, rayleigh, turned
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded, uniform
+from vmat_diffusion.dose.monte_carlo.tracks import COLUMNS, ROWS, record, repeat, wait
 from vmat_diffusion.dose.tissue import ELECTRON_MEV
 
 EVERYTHING, PRIMARY, SCATTER = range(3)
 TOTAL, COHERENT, TO_COMPTON, TO_PAIR = range(4)
+COMPTON, PAIR, PHOTOELECTRIC, KINDS = range(4)
+# Every second photon that a source photon sets free is followed, with twice the weight; each has this share
+# of the source photon's interaction points. They bring a fifth of the dose.
+SCATTERED_SHARE = 0.4
+ROULETTE = 2.0
 _STACK = 256
+_WAITING, _MOST_STARTS = 512, 384  # starts of tracks; the others are for what they knock on
+_LONE = 8  # particles by themselves that are made at a time
 _SPREAD_A, _SPREAD_B = 0.7548776662466927, 0.5698402909980532  # 1 / g and 1 / g^2, g^3 = g + 1
 
 
 class Voxels(NamedTuple):
-    """The phantom as the loops read it: edges along each axis; density and medium flat, in the order z, y, x.
-
-    A slow electron whose range in its voxel's medium is below `absorb_cm` is absorbed where it is.
-    """
+    """The phantom as the loops read it: edges along each axis; density and medium flat, in order z, y, x."""
 
     x_cm: NDArray[np.float64]
     y_cm: NDArray[np.float64]
     z_cm: NDArray[np.float64]
-    density_g_cm3: NDArray[np.float64]
+    density_g_cm3: NDArray[np.float32]
     medium: NDArray[np.uint8]
-    absorb_cm: float
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def enter(p, cell, voxels):  # type: ignore[no-untyped-def]
-    """Move a particle to the grid's border along its direction; False if it misses the grid."""
-    ex, ey, ez = voxels.x_cm, voxels.y_cm, voxels.z_cm
-    near, far = 0.0, 1e30
-    for axis, edges in enumerate((ex, ey, ez)):
-        at, slope = p[axis], p[axis + 3]
-        if abs(slope) < 1e-12:
-            if at <= edges[0] or at >= edges[-1]:
-                return False
-            continue
-        a, b = (edges[0] - at) / slope, (edges[-1] - at) / slope
-        near, far = max(near, min(a, b)), min(far, max(a, b))
-    if near >= far:
-        return False
-    for axis, edges in enumerate((ex, ey, ez)):
-        moved = p[axis] + near * p[axis + 3]
-        p[axis] = min(max(moved, edges[0]), edges[-1])
-        cell[axis] = find(edges, p[axis])
-    return True
+class Physics(NamedTuple):
+    """The tables of `cross_sections.py` as the loops read them, and whether dose is that to water."""
+
+    photon: NDArray[np.float64]
+    electron: NDArray[np.float64]
+    alike: NDArray[np.bool_]
+    to_water: bool
 
 
-@numba.njit(error_model="numpy", fastmath=True)
-def interact(  # type: ignore[no-untyped-def]
-    p,
-    cell,
-    m,
-    i,
-    t,
-    split,
-    weight,
-    voxels,
-    photon,
-    electron,
-    to_water,
-    state,
-    tally,
-    charged,
-    photons,
-    n_photons,
-):
-    """One of the split interactions of photon p in medium m; electrons are followed to their end."""
-    energy, keep = p[6], 1.0 / split
-    n_charged = 0
-    kind = uniform(state)
-    if kind < read(photon, m, i, t, TO_COMPTON):
-        share, cosine = compton(energy, state)
-        given = energy * (1.0 - share)
-        c, s = azimuth(state)
-        left = energy * share
-        if left > PCUT:
-            if uniform(state) < keep and n_photons < _STACK:
-                u, v, w = turned(p[3], p[4], p[5], cosine, c, s)
-                push(photons, n_photons, p, u, v, w, left, cell, 0.0)
-                n_photons += 1
-        else:
-            voxel = (cell[2] * (len(voxels.y_cm) - 1) + cell[1]) * (len(voxels.x_cm) - 1) + cell[0]
-            tally[voxel] += left * weight
-        momentum = math.sqrt(given * (given + 2.0 * ELECTRON_MEV))
-        cosine = (energy - left * cosine) / momentum if momentum > 0.0 else 1.0
-        u, v, w = turned(p[3], p[4], p[5], min(cosine, 1.0), -c, -s)
-        push(charged, 0, p, u, v, w, given, cell, -1.0)
-        n_charged = 1
-    elif kind < read(photon, m, i, t, TO_PAIR):
-        shared = energy - 2.0 * ELECTRON_MEV
-        part = uniform(state)
-        for charge in (-1.0, 1.0):
-            kinetic = shared * (part if charge < 0.0 else 1.0 - part)
-            c, s = azimuth(state)
-            u, v, w = turned(p[3], p[4], p[5], forward_cosine(kinetic + ELECTRON_MEV, state), c, s)
-            push(charged, n_charged, p, u, v, w, kinetic, cell, charge)
-            n_charged += 1
-    else:
-        c, s = azimuth(state)
-        u, v, w = turned(p[3], p[4], p[5], forward_cosine(energy + ELECTRON_MEV, state), c, s)
-        push(charged, 0, p, u, v, w, energy, cell, -1.0)
-        n_charged = 1
-    return follow(
-        keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
+class Room(NamedTuple):
+    """Working arrays of one batch: stacks of particles, and what the split points of a photon share.
+
+    A slot is a kind of interaction in a medium. It has ROWS rows of `tracks` for what the interaction sets
+    free, and in `events` whether it was drawn for this photon, the first rows of its one or two tracks (-1:
+    none), and direction and energy of the scattered photon. Rows beyond the slots are for particles by
+    themselves. `waiting` holds the starts of tracks: position, cell, first row.
+    """
+
+    charged: NDArray[np.float64]
+    photons: NDArray[np.float64]
+    waiting: NDArray[np.float64]
+    knocked: NDArray[np.float64]
+    tracks: NDArray[np.float64]
+    events: NDArray[np.float64]
+
+
+@numba.njit
+def empty_room(media):  # type: ignore[no-untyped-def]
+    """Working arrays for a number of media."""
+    slots = KINDS * media
+    return Room(
+        np.empty((2 * _WAITING, 11)),
+        np.empty((_STACK, 11)),
+        np.empty((_WAITING, 7)),
+        np.empty((64, 5)),
+        np.empty(((slots + _LONE) * ROWS, COLUMNS)),
+        np.zeros((slots, 7)),
     )
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def follow(  # type: ignore[no-untyped-def]
-    keep, weight, voxels, electron, to_water, state, tally, charged, n_charged, photons, n_photons
-):
-    """Empty the stack of charged particles; returns the size of the stack of photons."""
-    p, cell = np.empty(8), np.empty(3, np.int64)
+def draw(slot, p, electron, state, room):  # type: ignore[no-untyped-def]
+    """Draw one interaction of photon p: fills a slot with all that it sets free."""
+    energy, kind, m = p[6], slot % KINDS, slot // KINDS
+    event, first = room.events[slot], slot * ROWS
+    end = first + ROWS
+    event[0], event[1], event[2], event[6] = 1.0, first, -1.0, 0.0
+    c, s = azimuth(state)
+    if kind == COMPTON:
+        share, cosine = compton(energy, state)
+        given, left = energy * (1.0 - share), energy * share
+        event[3], event[4], event[5] = turned(p[3], p[4], p[5], cosine, c, s)
+        event[6] = left
+        momentum = math.sqrt(given * (given + 2.0 * ELECTRON_MEV))
+        cosine = (energy - left * cosine) / momentum if momentum > 0.0 else 1.0
+        u, v, w = turned(p[3], p[4], p[5], min(cosine, 1.0), -c, -s)
+        record(room.tracks, first, end, u, v, w, given, -1.0, m, electron, state, room.knocked)
+    elif kind == PAIR:
+        shared = energy - 2.0 * ELECTRON_MEV
+        part = uniform(state)
+        for charge in (-1.0, 1.0):
+            kinetic = shared * (part if charge < 0.0 else 1.0 - part)
+            u, v, w = turned(p[3], p[4], p[5], forward_cosine(kinetic + ELECTRON_MEV, state), c, s)
+            half = first + ROWS // 2 if charge > 0.0 else first
+            record(
+                room.tracks,
+                half,
+                half + ROWS // 2,
+                u,
+                v,
+                w,
+                kinetic,
+                charge,
+                m,
+                electron,
+                state,
+                room.knocked,
+            )
+            event[2] = half
+            c, s = azimuth(state)
+    else:
+        u, v, w = turned(p[3], p[4], p[5], forward_cosine(energy + ELECTRON_MEV, state), c, s)
+        record(room.tracks, first, end, u, v, w, energy, -1.0, m, electron, state, room.knocked)
+
+
+@numba.njit(error_model="numpy", fastmath=True)
+def follow(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
+    """Follow n tracks that wait and n_charged particles to their ends; returns the number of photons."""
+    charged = room.charged
+    nx, ny = len(voxels.x_cm) - 1, len(voxels.y_cm) - 1
+    n_charged, n_photons = repeat(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons)
     while n_charged > 0:
-        n_charged -= 1
-        for k in range(7):
-            p[k] = charged[n_charged, k]
-        for k in range(3):
-            cell[k] = int(charged[n_charged, 7 + k])
-        n_charged, n_photons = transport(
-            p, cell, charged[n_charged, 10], weight, keep, voxels, electron, to_water, state, tally,
-            charged, n_charged, photons, n_photons,
-        )  # fmt: skip
+        n, row = 0, room.events.shape[0] * ROWS
+        while n_charged > 0 and n < _LONE:
+            n_charged -= 1
+            c = charged[n_charged]
+            voxel = (int(c[9]) * ny + int(c[8])) * nx + int(c[7])
+            # What starts outside tissue is made in water.
+            m = int(voxels.medium[voxel]) if voxels.density_g_cm3[voxel] > 0.0 else 0
+            wait(room.waiting, n, c[0], c[1], c[2], c[7], c[8], c[9], row)
+            record(
+                room.tracks, row, row + ROWS, c[3], c[4], c[5], c[6], c[10], m, physics.electron, state,
+                room.knocked,
+            )  # fmt: skip
+            n, row = n + 1, row + ROWS
+        n_charged, n_photons = repeat(
+            n, n_charged, weight, keep, voxels, physics, state, tally, room, n_photons
+        )
     return n_photons
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def trace(  # type: ignore[no-untyped-def]
-    p, cell, split, weight, voxels, photon, electron, to_water, state, tally, charged, photons, n_photons
-):
-    """Follow one photon of full weight through the grid with its split interactions."""
-    ex, ey, ez, density, medium = voxels.x_cm, voxels.y_cm, voxels.z_cm, voxels.density_g_cm3, voxels.medium
+def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
+    """Follow one photon of full weight through the grid with its split interactions.
+
+    All split points in one medium share one interaction of a kind, drawn at the first of them.
+    """
+    ex, ey, ez, density, medium = voxels
     nx, ny, nz = len(ex) - 1, len(ey) - 1, len(ez) - 1
+    photon, photons, waiting, events = physics.photon, room.photons, room.waiting, room.events
     ix, iy, iz = cell[0], cell[1], cell[2]
-    x, y, z, u, v, w = p[0], p[1], p[2], p[3], p[4], p[5]
-    i, t = place(p[6])
-    offset, done, depth = uniform(state), 0, 0.0
-    next_depth = -math.log(1.0 - offset / split)
+    x, y, z, u, v, w, energy = p[0], p[1], p[2], p[3], p[4], p[5], p[6]
+    up_x, up_y, up_z = 1 if u > 0.0 else 0, 1 if v > 0.0 else 0, 1 if w > 0.0 else 0
+    per_u = 1.0 / u if u != 0.0 else -1e30
+    per_v = 1.0 / v if v != 0.0 else -1e30
+    per_w = 1.0 / w if w != 0.0 else -1e30
+    to_x, to_y, to_z = (ex[ix + up_x] - x) * per_u, (ey[iy + up_y] - y) * per_v, (ez[iz + up_z] - z) * per_w
+    events[:, 0] = 0.0
+    i, t = place(energy)
     share = weight / split
-    at = np.empty(3, np.int64)
-    while True:
-        dx = 1e30 if u == 0.0 else ((ex[ix + 1] if u > 0.0 else ex[ix]) - x) / u
-        dy = 1e30 if v == 0.0 else ((ey[iy + 1] if v > 0.0 else ey[iy]) - y) / v
-        dz = 1e30 if w == 0.0 else ((ez[iz + 1] if w > 0.0 else ez[iz]) - z) / w
-        d = max(min(dx, dy, dz), 0.0)
+    # The point whose scattered photon survives; beyond the last: none.
+    survivor = 1 + int(uniform(state) / keep)
+    offset, done, depth, way = uniform(state), 0, 0.0, 0.0
+    next_depth = -math.log(1.0 - offset / split)
+    m, total, coherent, to_compton, to_pair = -1, 0.0, 0.0, 0.0, 0.0
+    n = 0
+    while done < split:
+        to = min(to_x, to_y, to_z)
         voxel = (iz * ny + iy) * nx + ix
-        m = medium[voxel]
-        rho = density[voxel]
+        rho = float(density[voxel])
         if rho > 0.0:
-            total, coherent = read(photon, m, i, t, TOTAL), read(photon, m, i, t, COHERENT)
-            rate = rho * (total + coherent)
-            while done < split and depth + rate * d >= next_depth:
-                s = (next_depth - depth) / rate
-                p[0], p[1], p[2] = x + u * s, y + v * s, z + w * s
-                at[0], at[1], at[2] = ix, iy, iz
-                if uniform(state) * (total + coherent) < coherent:
-                    if uniform(state) * split < 1.0 and n_photons < _STACK:
-                        c, sn = azimuth(state)
-                        a, b, e = turned(u, v, w, rayleigh(p[6], state), c, sn)
-                        push(photons, n_photons, p, a, b, e, p[6], at, 0.0)
-                        n_photons += 1
-                else:
-                    n_photons = interact(
-                        p, at, m, i, t, split, share, voxels, photon, electron, to_water, state, tally,
-                        charged, photons, n_photons,
-                    )  # fmt: skip
+            if medium[voxel] != m:
+                m = int(medium[voxel])
+                coherent = read(photon, m, i, t, COHERENT)
+                total = read(photon, m, i, t, TOTAL)
+                to_compton = coherent + total * read(photon, m, i, t, TO_COMPTON)
+                to_pair = coherent + total * read(photon, m, i, t, TO_PAIR)
+                total += coherent
+            rate = rho * total
+            while depth + rate * (to - way) >= next_depth and done < split:
+                s = way + (next_depth - depth) / rate
+                at_x, at_y, at_z = x + u * s, y + v * s, z + w * s
                 done += 1
-                if done >= split:
-                    return n_photons
-                next_depth = -math.log(1.0 - (done + offset) / split)
-            depth += rate * d
-        x, y, z = x + u * d, y + v * d, z + w * d
-        if dx <= dy and dx <= dz:
-            ix += 1 if u > 0.0 else -1
-            x = ex[ix] if u > 0.0 else ex[ix + 1]
+                next_depth = -math.log(1.0 - (done + offset) / split) if done < split else 1e30
+                choice = uniform(state) * total
+                if choice < coherent:
+                    if done == survivor and n_photons < _STACK:
+                        c, sn = azimuth(state)
+                        a, b, e = turned(u, v, w, rayleigh(energy, state), c, sn)
+                        push(photons, n_photons, (at_x, at_y, at_z), a, b, e, energy, (ix, iy, iz), 0.0)
+                        n_photons += 1
+                    continue
+                kind = COMPTON if choice < to_compton else PAIR if choice < to_pair else PHOTOELECTRIC
+                slot = KINDS * m + kind
+                if events[slot, 0] == 0.0:
+                    draw(slot, p, physics.electron, state, room)
+                left = events[slot, 6]
+                if left > PCUT:
+                    if done == survivor and n_photons < _STACK:
+                        a, b, e = events[slot, 3], events[slot, 4], events[slot, 5]
+                        push(photons, n_photons, (at_x, at_y, at_z), a, b, e, left, (ix, iy, iz), 0.0)
+                        n_photons += 1
+                elif left > 0.0:
+                    tally[voxel] += left * share
+                for root in range(1, 3):
+                    if events[slot, root] >= 0.0:
+                        wait(waiting, n, at_x, at_y, at_z, ix, iy, iz, events[slot, root])
+                        n += 1
+                if n >= _MOST_STARTS:
+                    n_photons = follow(n, 0, share, keep, voxels, physics, state, tally, room, n_photons)
+                    n = 0
+            depth += rate * (to - way)
+        way = to
+        if to_x <= to_y and to_x <= to_z:
+            ix += 2 * up_x - 1
             if ix < 0 or ix >= nx:
-                return n_photons
-        elif dy <= dz:
-            iy += 1 if v > 0.0 else -1
-            y = ey[iy] if v > 0.0 else ey[iy + 1]
+                break
+            to_x = (ex[ix + up_x] - x) * per_u
+        elif to_y <= to_z:
+            iy += 2 * up_y - 1
             if iy < 0 or iy >= ny:
-                return n_photons
+                break
+            to_y = (ey[iy + up_y] - y) * per_v
         else:
-            iz += 1 if w > 0.0 else -1
-            z = ez[iz] if w > 0.0 else ez[iz + 1]
+            iz += 2 * up_z - 1
             if iz < 0 or iz >= nz:
-                return n_photons
+                break
+            to_z = (ez[iz + up_z] - z) * per_w
+    return follow(n, 0, share, keep, voxels, physics, state, tally, room, n_photons)
 
 
 @numba.njit(error_model="numpy", fastmath=True)
-def cascade(  # type: ignore[no-untyped-def]
-    n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, tally, charged, photons
-):
-    """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number."""
+def cascade(n, p, cell, split, weight, part, is_source, voxels, physics, state, tally, room):  # type: ignore[no-untyped-def]
+    """Trace the n photons on the stack and, as `part` says, all that come of them; returns their number.
+
+    `is_source`: the photon on the stack comes from the source.
+    """
     traced = 0
     while n > 0:
         n -= 1
         for k in range(7):
-            p[k] = photons[n, k]
+            p[k] = room.photons[n, k]
         for k in range(3):
-            cell[k] = int(photons[n, 7 + k])
+            cell[k] = int(room.photons[n, 7 + k])
         traced += 1
-        own = 0.0 if part == SCATTER and traced == 1 else weight
-        n = trace(p, cell, split, own, voxels, photon, electron, to_water, state, tally, charged, photons, n)
+        if is_source and traced == 1:
+            own = 0.0 if part == SCATTER else weight
+            n = trace(p, cell, split, 1.0 / (ROULETTE * split), own, voxels, physics, state, tally, room, n)
+            weight *= ROULETTE
+        else:
+            points = max(1, int(split * SCATTERED_SHARE))
+            n = trace(p, cell, points, 1.0 / points, weight, voxels, physics, state, tally, room, n)
         if part == PRIMARY:
             break
     return traced
 
 
-@numba.njit(inline="always")
-def emit(p, source, choice, across, along, state):  # type: ignore[no-untyped-def]
-    """Draw one particle from the source: fills p, returns its weight and whether it is an electron."""
-    cumulative, box = source.photons_cm2, source.box_cm
-    entry = min(np.searchsorted(cumulative, choice * cumulative[-1], side="right"), len(cumulative) - 1)
-    axes = source.axes[source.frame[entry]]
-    # The moment within the exposure: openings close and open linearly, so draw it by their width.
-    gap0, gap1 = box[entry, 1] - box[entry, 0], box[entry, 3] - box[entry, 2]
-    xi = uniform(state)
-    t = 1.0 - math.sqrt(1.0 - xi) if uniform(state) * (gap0 + gap1) < gap0 else math.sqrt(xi)
-    low = box[entry, 0] + t * (box[entry, 2] - box[entry, 0])
-    high = box[entry, 1] + t * (box[entry, 3] - box[entry, 1])
-    a = low + across * (high - low)
-    b = box[entry, 4] + along * (box[entry, 5] - box[entry, 4])
-    sad, collimator = source.sad_cm, source.collimator_cm
-    height, sx, sy = 0.0, 0.0, 0.0
-    kind = uniform(state)
-    electron = kind < source.electron_share
-    sigma = source.focal_sigma_cm
-    if electron:
-        sigma = source.electron_sigma_cm
-        height = source.head_distance_cm
-    elif kind < source.electron_share + source.head_share:
-        sigma, height = source.head_sigma_cm, source.head_distance_cm
-    if sigma > 0.0:
-        c, s = azimuth(state)
-        r = sigma * math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
-        sx, sy = r * c, r * s
-    # (a, b) are isocentre-plane coordinates of a point in the collimator plane, seen from the target.
-    shrink = collimator / sad
-    ax, ay, az = a * shrink - sx, b * shrink - sy, -(collimator - height)
-    length = math.sqrt(ax * ax + ay * ay + az * az)
-    ax, ay, az = ax / length, ay / length, az / length
-    top = sad - height
-    weight = source.electron_weight if electron else source.photon_weight
-    if source.isotropic:
-        weight *= (-az) ** 3
-    fall = (sad - height) / -az
-    hit_x, hit_y = sx + ax * fall, sy + ay * fall
-    radius2 = hit_x * hit_x + hit_y * hit_y
-    xi = uniform(state)
-    if electron:
-        drawn = -source.electron_mean_mev * math.log(1.0 - xi * source.electron_cdf_max)
-        p[6] = min(drawn + source.electron_min_mev, source.electron_max_mev)
-    else:
-        edges, cdf, ratio = source.energy_mev, source.energy_cdf, source.off_axis_ratio
-        k = np.searchsorted(cdf, xi, side="right")
-        k = min(max(k, 1), len(cdf) - 1)
-        share = (xi - cdf[k - 1]) / (cdf[k] - cdf[k - 1])
-        p[6] = edges[k - 1] + share * (edges[k] - edges[k - 1])
-        p[6] = max(p[6] * (1.0 - source.softening_per_cm2 * radius2), 0.02)
-        f = min(math.sqrt(radius2) / source.off_axis_step_cm, len(ratio) - 1.001)
-        j = int(f)
-        weight *= ratio[j] + (f - j) * (ratio[j + 1] - ratio[j])
-    origin = source.isocenter_cm
-    for k in range(3):
-        p[k] = origin[k] + sx * axes[0, k] + sy * axes[1, k] + top * axes[2, k]
-        p[k + 3] = ax * axes[0, k] + ay * axes[1, k] + az * axes[2, k]
-    return weight, electron
+@numba.njit(error_model="numpy", fastmath=True)
+def run_batch(batch, histories, seed, split, part, source, voxels, physics, tally):  # type: ignore[no-untyped-def]
+    """Add one batch to `tally[voxel]` in MeV. Returns the number of photons traced."""
+    state = seeded(seed, batch)
+    p, cell = np.empty(8), np.empty(3, np.int64)
+    work = empty_room(physics.electron.shape[0])
+    traced = 0
+    # The histories of a batch cover openings and positions evenly (an additive sequence of the
+    # plastic number in each opening's area); shifts drawn anew make batches independent.
+    shift_a, shift_b = uniform(state), uniform(state)
+    for h in range(histories):
+        across = (shift_a + h * _SPREAD_A) % 1.0
+        along = (shift_b + h * _SPREAD_B) % 1.0
+        weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
+        if not enter(p, cell, voxels):
+            continue
+        u, v, w, energy = p[3], p[4], p[5], p[6]
+        if is_electron:
+            push(work.charged, 0, p, u, v, w, energy, cell, -1.0)
+            n = follow(0, 1, weight, 1.0 / split, voxels, physics, state, tally, work, 0)
+            weight *= split
+        else:
+            push(work.photons, 0, p, u, v, w, energy, cell, 0.0)
+            n = 1
+        traced += cascade(
+            n, p, cell, split, weight, part, not is_electron, voxels, physics, state, tally, work
+        )
+    return traced
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def run_batches(  # type: ignore[no-untyped-def]
-    first, histories, seed, split, part, source, voxels, photon, electron, to_water, tally
-):
+def run_batches(first, histories, seed, split, part, source, voxels, physics, tally):  # type: ignore[no-untyped-def]
     """Fill one row of `tally[batch, voxel]` in MeV for each batch. Returns photons traced per batch.
 
     `part` is EVERYTHING, PRIMARY (what the source photons' first interactions set free) or SCATTER.
     """
     traced = np.zeros(tally.shape[0], np.int64)
     for batch in numba.prange(tally.shape[0]):
-        state = seeded(seed, first + batch)
-        p, cell = np.empty(8), np.empty(3, np.int64)
-        charged, photons = np.empty((64, 11)), np.empty((_STACK, 11))
-        row = tally[batch]
-        # The histories of a batch cover openings and positions evenly (an additive sequence of the
-        # plastic number in each opening's area); shifts drawn anew make batches independent.
-        shift_a, shift_b = uniform(state), uniform(state)
-        for h in range(histories):
-            across = (shift_a + h * _SPREAD_A) % 1.0
-            along = (shift_b + h * _SPREAD_B) % 1.0
-            weight, is_electron = emit(p, source, (h + uniform(state)) / histories, across, along, state)
-            if not enter(p, cell, voxels):
-                continue
-            u, v, w, energy = p[3], p[4], p[5], p[6]
-            if is_electron:
-                push(charged, 0, p, u, v, w, energy, cell, -1.0)
-                n = follow(
-                    1.0 / split, weight, voxels, electron, to_water, state, row, charged, 1, photons, 0
-                )
-                weight *= split
-            else:
-                push(photons, 0, p, u, v, w, energy, cell, 0.0)
-                n = 1
-            traced[batch] += cascade(
-                n, p, cell, split, weight, part, voxels, photon, electron, to_water, state, row, charged,
-                photons,
-            )  # fmt: skip
+        traced[batch] = run_batch(
+            first + batch, histories, seed, split, part, source, voxels, physics, tally[batch]
+        )
     return traced
 
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import erf
 from torch import Tensor
 
 from vmat_diffusion.dose.pencil_beam.beam_tables import kernel_sigma_mm
+from vmat_diffusion.dose.pencil_beam.strips import strips_times_mu
 from vmat_diffusion.dose.pencil_beam.loops import LUT_PER_MM
+from vmat_diffusion.dose.pencil_beam.openings import opening
 from vmat_diffusion.machine import Machine, Mlc
 
 # Nodes stay dense for this far beyond the jaws, where the narrowest kernel falls off, then thin out at
@@ -52,6 +52,7 @@ def nodes(low_mm: float, high_mm: float, step_mm: float, beyond_mm: float = math
     count = max(math.ceil((high_mm - low_mm) / step_mm), 1)
     inner = low_mm + step_mm * np.arange(count + 1)
     outside = _OUTSIDE_MM[: int(np.searchsorted(_OUTSIDE_MM, beyond_mm)) + 1]
+    outside = outside[outside >= min(step_mm, outside[-1])]
     position = np.concatenate([inner[0] - outside[::-1], inner, inner[-1] + outside])
     step = 1.0 / LUT_PER_MM
     grid = np.arange(position[0], position[-1] + step, step)
@@ -138,147 +139,6 @@ def split_models(
     return tuple(fluence_model(machine, jaws_low_high_mm, step, part) for part, step in parts)
 
 
-# Phi, its density and its antiderivative J(x) = x Phi(x) + phi(x), every 1/64 from -6 to 6; a Taylor
-# step of third order from the nearest entry is exact to 1e-8.
-_TABLE_REACH, _TABLE_DENSITY = 6.0, 64
-_X = np.linspace(-_TABLE_REACH, _TABLE_REACH, int(2 * _TABLE_REACH * _TABLE_DENSITY) + 1)
-_NORMAL = np.stack(
-    [
-        0.5 * (1 + erf(_X / math.sqrt(2))),
-        np.exp(-_X * _X / 2) / math.sqrt(2 * math.pi),
-        0.5 * _X * (1 + erf(_X / math.sqrt(2))) + np.exp(-_X * _X / 2) / math.sqrt(2 * math.pi),
-        _X,
-    ],
-    axis=1,
-)
-_RESTING = 0.5  # motion in units of sigma below which the mean is taken by its series, exact to 3e-5
-
-
-@numba.njit(inline="always")
-def _normal(table, x):  # type: ignore[no-untyped-def]
-    """(J, Phi, phi) of the standard normal distribution at x."""
-    if x <= -_TABLE_REACH:
-        return 0.0, 0.0, 0.0
-    if x >= _TABLE_REACH:
-        return x, 1.0, 0.0
-    i = int((x + _TABLE_REACH) * _TABLE_DENSITY + 0.5)
-    x0, phi0 = table[i, 3], table[i, 1]
-    d = x - x0
-    j = table[i, 2] + d * (table[i, 0] + d * (0.5 * phi0 - d * x0 * phi0 / 6))
-    big = table[i, 0] + d * (phi0 + d * (-0.5 * x0 * phi0 + d * (x0 * x0 - 1) * phi0 / 6))
-    small = phi0 * (1 - d * x0 + d * d * (x0 * x0 - 1) / 2)
-    return j, big, small
-
-
-@numba.njit(inline="always")
-def _mean_step(table, a, b):  # type: ignore[no-untyped-def]
-    """Mean of Phi between a and b, and its derivatives in a and in b."""
-    moved = a - b
-    if abs(moved) < _RESTING:
-        x = 0.5 * (a + b)
-        _, big, small = _normal(table, x)
-        # mean = Phi(x) + Phi''(x) m^2 / 24 at the middle x; the derivatives are exactly this function's.
-        bend = -x * small
-        slope = 0.5 * (small + (x * x - 1.0) * small * moved * moved / 24)
-        return big + bend * moved * moved / 24, slope + bend * moved / 12, slope - bend * moved / 12
-    ja, pa, _ = _normal(table, a)
-    jb, pb, _ = _normal(table, b)
-    mean = (ja - jb) / moved
-    return mean, (pa - mean) / moved, (mean - pb) / moved
-
-
-@numba.njit(parallel=True, cache=True)
-def _opening_forward(table, edges, at, sigma, out):  # type: ignore[no-untyped-def]
-    """`out[n, kernel, row, node]` of openings `edges[n, start|end, low|high, row]`."""
-    n, rows, nodes_n = edges.shape[0], edges.shape[3], len(at)
-    for s in numba.prange(n):
-        for k in range(len(sigma)):
-            inverse = 1.0 / sigma[k]
-            for r in range(rows):
-                for u in range(nodes_n):
-                    low, _, _ = _mean_step(
-                        table, (at[u] - edges[s, 0, 0, r]) * inverse, (at[u] - edges[s, 1, 0, r]) * inverse
-                    )
-                    high, _, _ = _mean_step(
-                        table, (at[u] - edges[s, 0, 1, r]) * inverse, (at[u] - edges[s, 1, 1, r]) * inverse
-                    )
-                    out[s, k, r, u] = low - high
-
-
-@numba.njit(parallel=True, cache=True)
-def _opening_backward(table, edges, at, sigma, gradient, out):  # type: ignore[no-untyped-def]
-    """Transpose of the derivative of `_opening_forward`: `out` has the shape of `edges`."""
-    n, rows, nodes_n = edges.shape[0], edges.shape[3], len(at)
-    for s in numba.prange(n):
-        for r in range(rows):
-            for side in range(2):
-                sign = 1.0 - 2.0 * side
-                start, end = edges[s, 0, side, r], edges[s, 1, side, r]
-                total0, total1 = 0.0, 0.0
-                for k in range(len(sigma)):
-                    inverse = 1.0 / sigma[k]
-                    for u in range(nodes_n):
-                        g = gradient[s, k, r, u]
-                        if g != 0.0:
-                            _, d0, d1 = _mean_step(table, (at[u] - start) * inverse, (at[u] - end) * inverse)
-                            total0 -= g * d0 * inverse
-                            total1 -= g * d1 * inverse
-                out[s, 0, side, r] = sign * total0
-                out[s, 1, side, r] = sign * total1
-
-
-class _Opening(torch.autograd.Function):
-    """Blurred openings at nodes, averaged over the motion of both edges; exact gradient."""
-
-    @staticmethod
-    def forward(ctx, edges, at, sigma):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(edges)
-        ctx.at, ctx.sigma = at, sigma
-        values = edges.detach().numpy()
-        out = np.empty((values.shape[0], len(sigma), values.shape[3], len(at)), values.dtype)
-        _opening_forward(_NORMAL, values, at, sigma, out)
-        return torch.from_numpy(out)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        values = ctx.saved_tensors[0].detach().numpy()
-        out = np.empty_like(values)
-        _opening_backward(_NORMAL, values, ctx.at, ctx.sigma, gradient.contiguous().numpy(), out)
-        return torch.from_numpy(out), None, None
-
-
-def opening(edges_mm: Tensor, at_mm: NDArray, sigma_mm: NDArray) -> Tensor:
-    """Openings `edges_mm[n, start|end, low|high, row]` blurred, at nodes: shape (n, kernels, rows, nodes).
-
-    Averaged over the motion of both edges. Compiled loops on the CPU, torch operations on any other device.
-    """
-    if edges_mm.is_cpu:
-        return _Opening.apply(edges_mm.contiguous(), at_mm, sigma_mm)
-    return opening_in_torch(edges_mm, at_mm, sigma_mm)
-
-
-def opening_in_torch(edges_mm: Tensor, at_mm: NDArray, sigma_mm: NDArray) -> Tensor:
-    """`opening` in plain torch operations, on any device."""
-    at, sigma = (torch.as_tensor(a, dtype=edges_mm.dtype, device=edges_mm.device) for a in (at_mm, sigma_mm))
-    x = (at - edges_mm[:, :, :, None, :, None]) / sigma[:, None, None]
-    moved = x[:, 0] - x[:, 1]
-    # J(x) = max(x, 0) + J(-|x|): far from the edge the first part cancels exactly, in float32 too.
-    # maximum, not clamp: its derivative at 0 is a half, as that of J.
-    ramp = torch.maximum(x, torch.zeros_like(x))
-    tail = _density(x) - x.abs() * torch.special.ndtr(-x.abs())
-    resting = moved.abs() < _RESTING
-    change = (ramp[:, 0] - ramp[:, 1]) + (tail[:, 0] - tail[:, 1])
-    moving = change / torch.where(resting, torch.ones_like(moved), moved)
-    middle = (x[:, 0] + x[:, 1]) / 2
-    still = torch.special.ndtr(middle) - middle * _density(middle) * moved.square() / 24
-    mean = torch.where(resting, still, moving)
-    return mean[:, 0] - mean[:, 1]
-
-
-def _density(x: Tensor) -> Tensor:
-    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-
-
 @dataclass(frozen=True, eq=False)
 class JawParts:
     """What the jaws alone decide, for n exposures: worth keeping while only leaves and MU change.
@@ -324,11 +184,26 @@ def convolved_fluence(
     rows = seen_mm.shape[-1]
     if model.mlc.tongue_mm:
         seen_mm = torch.cat([seen_mm, _common(seen_mm)], dim=-1)
-    seen = opening(seen_mm, *model.across)
-    strips = torch.add(fixed.leaked, seen[:, :, :rows], alpha=1 - model.mlc.transmission)
-    if model.mlc.tongue_mm:
-        strips = torch.cat([strips, *_tongues(model.mlc, seen[:, :, :rows], seen[:, :, rows:])], dim=2)
-    return torch.matmul(fixed.shares, strips * mu[:, None, None, None]).permute(0, 2, 3, 1).contiguous()
+    mlc = model.mlc
+    if seen_mm.is_cpu and not fixed.leaked.requires_grad:
+        passing = (mlc.transmission, mlc.tongue_transmission)
+        strips = strips_times_mu(seen_mm, mu, fixed.leaked, *model.across, passing)
+    else:
+        strips = strips_in_torch(mlc, opening(seen_mm, *model.across), mu, fixed.leaked)
+    return torch.matmul(fixed.shares, strips).permute(0, 2, 3, 1).contiguous()
+
+
+def strips_in_torch(mlc: Mlc, seen: Tensor, mu: Tensor, leaked: Tensor) -> Tensor:
+    """Fluence of strips times MU, as `strips_times_mu` has it, in torch operations on any device.
+
+    `seen[n, kernels, rows, u]` are the blurred openings of the rows and, where there are tongues, of what
+    each two neighbours leave open in common.
+    """
+    rows = leaked.shape[2]
+    strips = torch.add(leaked, seen[:, :, :rows], alpha=1 - mlc.transmission)
+    if mlc.tongue_mm:
+        strips = torch.cat([strips, *_tongues(mlc, seen[:, :, :rows], seen[:, :, rows:])], dim=2)
+    return strips * mu[:, None, None, None]
 
 
 def _tongues(mlc: Mlc, own: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
