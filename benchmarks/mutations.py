@@ -3,9 +3,8 @@
     python benchmarks/mutations.py [--dicom 10000] [--arrays 2000] [--texts 2000] [--seed 0]
 
 The kinds of files and the ways to harm them are those of tests/harmed_files.py and tests/mutants.py. Chunks
-of files run in processes of their own, each file within 20 s of
-processor time and 2 GB more than the program has loaded. The
-exit code is 1 if any file led to a traceback, took longer or needed more.
+of files run in processes of their own, each file within 20 s of processor time and 2 GB more than the program
+has loaded. The exit code is 1 if any file led to a traceback, took longer or needed more.
 """
 
 from __future__ import annotations

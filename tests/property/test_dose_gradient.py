@@ -145,9 +145,8 @@ def test_torch_operations_make_strips_as_the_compiled_loops_do(motion_mm: float,
     edges = torch.tensor(np.stack([start, end], axis=1)).requires_grad_()
     mu = torch.tensor([0.0, 3.0], dtype=torch.float64).requires_grad_()
     leaked = torch.tensor(rng.uniform(0, 0.01, (2, 3, rows, 49)))
-    passing = (mlc.transmission, mlc.tongue_transmission)
     both = [
-        strips_times_mu(edges, mu, leaked, at, sigma, passing),
+        strips_times_mu(edges, mu, leaked, (at, sigma), mlc),
         strips_in_torch(mlc, opening(edges, at, sigma), mu, leaked),
     ]
     assert float((both[0] - both[1]).detach().abs().max()) < 1e-7

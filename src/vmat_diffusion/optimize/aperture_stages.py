@@ -164,9 +164,7 @@ def _refined(
     refined. The state that fails fewest goals is kept, higher priorities first. `goal_weights` are the
     weights to begin with.
     """
-    problem = prepared.problem(
-        state.allowed, prepared.objective_for_leaves, state.mu_price, stage.name
-    )
+    problem = prepared.problem(state.allowed, prepared.objective_for_leaves, state.mu_price, stage.name)
     problem = replace(problem, correction=_correction(prepared, problem, state.apertures))
     objective = problem.objective.weighted_as(state.objective, problem.dose(state.apertures))
     problem, state = replace(problem, objective=objective), replace(state, objective=objective)

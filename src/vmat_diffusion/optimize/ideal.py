@@ -202,7 +202,7 @@ def yardstick(
 
 
 def prepared_for(task: Task, made: Optimized, settings: Settings, progress: Progress = silent) -> Prepared:
-    """Points, arcs and objective of the last stage of the search that made a plan, without a dose to aim at."""
+    """Points, arcs and objective of the last stage of a plan's search, without a dose to aim at."""
     asked = PlanningTask(
         case=task.case,
         sheet=task.sheet,

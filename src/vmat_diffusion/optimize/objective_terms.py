@@ -99,7 +99,7 @@ class ObjectiveWeights:
     # early states are far off; more where the question is which goals a plan would miss.
     normalization_while_weighing: float = 0.05
     normalization_while_judging: float = 0.25
-    # The mean of the highest targets in a normalised plan is not believed above this: early states are uneven.
+    # The mean of the highest targets in a normalised plan is not believed above this: early doses are uneven.
     highest_normalized_mean: float = 1.1
     # A mean of powers is not differentiable at dose 0.
     least_dose: float = 1e-4

@@ -46,10 +46,10 @@ class Objective:
 
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
     highest prescription, in which all relative doses are measured. Five fields are as of the last `adapt`:
-    the weights of the `terms`; `beyond`, which multiplies coverage and sparing beyond the goals; `normalization_factor`, by which the plan's normalisation would multiply the
-    dose; `normalized_mean`, the mean that the highest targets would then have; and `fixed_dose[n]`, the dose
-    at all points. Organ goals count the factor in, and count organ points
-    inside targets with their fixed dose.
+    the weights of the `terms`; `beyond`, which multiplies coverage and sparing beyond the goals;
+    `normalization_factor`, by which the plan's normalisation would multiply the dose; `normalized_mean`, the
+    mean that the highest targets would then have; and `fixed_dose[n]`, the dose at all points. Organ goals
+    count the factor in, and count organ points inside targets with their fixed dose.
     """
 
     points_mm: NDArray[np.float64]
@@ -311,8 +311,8 @@ def build_objective(
 ) -> Objective:
     """Sample the structures that the sheet names, and normal tissue, and set up the terms of all goals.
 
-    `grid` is the dose grid; `sheet` must already be fitted to the case; `share` as in `draw_samples`. Raises GoalError for an extra term
-    on a structure that is not sampled.
+    `grid` is the dose grid; `sheet` must already be fitted to the case; `share` as in `draw_samples`. Raises
+    GoalError for an extra term on a structure that is not sampled.
     """
     target_gy = {n: gy for n, gy in sheet.prescription.target_gy.items() if n in case.structures}
     reference = max(sheet.prescription.target_gy.values())

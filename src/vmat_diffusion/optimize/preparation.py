@@ -102,7 +102,7 @@ class Prepared:
     """What stays the same during the search.
 
     `frames` are the arcs with the most that their jaws open. The objectives differ in how they aim at a
-    predicted dose: point by point for fluence maps, by histogram for leaves. Those for maps and `first` leaves
+    predicted dose: point by point for fluence maps, by histogram for leaves. Those for maps and first leaves
     have fewer points. `model` is for fluence maps, `split_models`, its parts, for leaves.
     """
 

@@ -124,7 +124,7 @@ def draw_samples(
     tissue = slice(begin, begin + len(points[-1]))
     outside = {}
     for goal in sheet.goals:
-        places = _outside(goal, case, union, ceiling, share, rng)
+        places = _outside(goal, case, union, ceiling, rng, share=share)
         if places is not None and len(places[0]):
             outside[str(goal)] = region_at(f"body for {goal.structure}", *places)
     return Samples(np.concatenate(points), regions, hottest, tissue, outside)
@@ -134,7 +134,7 @@ _Places = tuple[NDArray[np.float64], NDArray[np.bool_], float]
 
 
 def _outside(
-    goal: Goal, case: Case, targets: Mask, ceiling: CeilingMap, share: float, rng: np.random.Generator
+    goal: Goal, case: Case, targets: Mask, ceiling: CeilingMap, rng: np.random.Generator, *, share: float
 ) -> _Places | None:
     """The points, which lie in a target, and the volume of a goal that is judged in the body.
 

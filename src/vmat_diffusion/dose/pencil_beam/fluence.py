@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.pencil_beam.beam_tables import kernel_sigma_mm
-from vmat_diffusion.dose.pencil_beam.strips import strips_times_mu
 from vmat_diffusion.dose.pencil_beam.loops import LUT_PER_MM
 from vmat_diffusion.dose.pencil_beam.openings import opening
+from vmat_diffusion.dose.pencil_beam.strips import strips_times_mu
 from vmat_diffusion.machine import Machine, Mlc
 
 # Nodes stay dense for this far beyond the jaws, where the narrowest kernel falls off, then thin out at
@@ -181,15 +181,12 @@ def convolved_fluence(
     fixed = parts or jaw_parts(model, jaws_mm)
     x1, x2 = jaws_mm[:, :, None, 0, None], jaws_mm[:, :, None, 1, None]
     seen_mm = torch.minimum(torch.maximum(_widened(model.mlc, leaves_mm), x1), x2)
-    rows = seen_mm.shape[-1]
     if model.mlc.tongue_mm:
         seen_mm = torch.cat([seen_mm, _common(seen_mm)], dim=-1)
-    mlc = model.mlc
     if seen_mm.is_cpu and not fixed.leaked.requires_grad:
-        passing = (mlc.transmission, mlc.tongue_transmission)
-        strips = strips_times_mu(seen_mm, mu, fixed.leaked, *model.across, passing)
+        strips = strips_times_mu(seen_mm, mu, fixed.leaked, model.across, model.mlc)
     else:
-        strips = strips_in_torch(mlc, opening(seen_mm, *model.across), mu, fixed.leaked)
+        strips = strips_in_torch(model.mlc, opening(seen_mm, *model.across), mu, fixed.leaked)
     return torch.matmul(fixed.shares, strips).permute(0, 2, 3, 1).contiguous()
 
 

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmat_diffusion.dose.pencil_beam.openings import NORMAL, TABLE_REACH, mean_step
+from vmat_diffusion.machine import Mlc
 
 
 def strips_times_mu(
     edges_mm: Tensor,
     mu: Tensor,
     leaked: Tensor,
-    at_mm: NDArray,
-    sigma_mm: NDArray,
-    passing: tuple[float, float],
+    across: tuple[NDArray, NDArray],
+    mlc: Mlc,
 ) -> Tensor:
     """Fluence of strips times MU, blurred along the leaves, at nodes: `[n, kernels, strips, u]`.
 
     Differentiable in edges and MU. `edges_mm[n, start|end, low|high, rows]`, followed, where there are
     tongues, by what each two neighbours leave open in common; `leaked` and the order of the strips as in
-    `JawParts`; `at_mm` and `sigma_mm` the nodes along the leaves and the kernels; `passing` the transmission
-    of a leaf and of a tongue.
+    `JawParts`; `across` the positions of the nodes along the leaves and the widths of the kernels in mm.
     """
-    out: Tensor = _Strips.apply(edges_mm.contiguous(), mu, leaked, at_mm, sigma_mm, passing)
+    passing = (mlc.transmission, mlc.tongue_transmission)
+    out: Tensor = _Strips.apply(edges_mm.contiguous(), mu, leaked, *across, passing)
     return out
 
 
@@ -43,18 +43,17 @@ class _Strips(torch.autograd.Function):
         kind, rows = values.dtype.type, values.shape[3]
         shape = (len(values), len(sigma), 2 * rows - behind.shape[2], len(at))
         opened, out = np.empty((*shape[:2], rows, len(at)), kind), np.empty(shape, kind)
-        _forward(NORMAL, values, weights, behind, at, sigma, *map(kind, passing), opened, out)
-        ctx.arrays, ctx.passing = (values, weights, behind, at, sigma), passing
-        ctx.opened = opened
+        leaf, tongue = map(kind, passing)
+        _forward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, opened, out)
+        ctx.arrays, ctx.opened, ctx.passing = (values, weights, behind, at, sigma), opened, (leaf, tongue)
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         by_edge, by_mu = np.zeros_like(ctx.arrays[0]), np.zeros_like(ctx.arrays[1])
-        passing = map(by_mu.dtype.type, ctx.passing)
-        _backward(
-            NORMAL, *ctx.arrays, *passing, ctx.opened, gradient.contiguous().numpy(), by_edge, by_mu
-        )
+        (values, weights, behind, at, sigma), (leaf, tongue) = ctx.arrays, ctx.passing
+        given = gradient.contiguous().numpy()
+        _backward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, ctx.opened, given, by_edge, by_mu)
         return torch.from_numpy(by_edge), torch.from_numpy(by_mu), None, None, None, None
 
 
