@@ -255,6 +255,8 @@ def cascade(n, p, cell, split, weight, part, is_source, voxels, physics, state, 
     `is_source`: the photon on the stack comes from the source.
     """
     traced = 0
+    # Without splitting no roulette is played: each history conserves its energy.
+    roulette = ROULETTE if split > 1 else 1.0
     while n > 0:
         n -= 1
         for k in range(7):
@@ -264,8 +266,8 @@ def cascade(n, p, cell, split, weight, part, is_source, voxels, physics, state, 
         traced += 1
         if is_source and traced == 1:
             own = 0.0 if part == SCATTER else weight
-            n = trace(p, cell, split, 1.0 / (ROULETTE * split), own, voxels, physics, state, tally, room, n)
-            weight *= ROULETTE
+            n = trace(p, cell, split, 1.0 / (roulette * split), own, voxels, physics, state, tally, room, n)
+            weight *= roulette
         else:
             points = max(1, int(split * SCATTERED_SHARE))
             n = trace(p, cell, points, 1.0 / points, weight, voxels, physics, state, tally, room, n)
