@@ -191,6 +191,42 @@ def test_goals_are_judged_on_the_normalised_dose(objective):
     assert adapted.normalization_factor == pytest.approx(50.2 / 49.0, rel=1e-3)
 
 
+def test_coverage_and_sparing_beyond_the_goals_yield_to_goals_of_organs_alone(objective):
+    """They fall round by round while the core fails, rise again when it is met, and hold where targets fail."""
+    weights = objective.weights
+    met = np.full(len(objective.points_mm), 1.01, np.float32)
+    met[objective.regions["Core"].points] = 0.1
+    hot = met.copy()
+    hot[objective.regions["Core"].points] = 0.9
+    cold = hot.copy()
+    cold[objective.regions["PTV"].points] = 0.5
+    once, _ = objective.adapt(hot)
+    assert objective.beyond == 1.0 and once.beyond == pytest.approx(weights.beyond_falls)
+    lowest = once
+    for _ in range(20):
+        lowest, _ = lowest.adapt(hot)
+    assert lowest.beyond == weights.least_beyond
+    assert lowest.adapt(met)[0].beyond == pytest.approx(weights.least_beyond * weights.beyond_rises)
+    assert lowest.adapt(cold)[0].beyond > lowest.beyond
+    dose = torch.from_numpy(cold)
+    for name in ("coverage of PTV", "sparing of Core"):
+        now, before = (o.parts(dose)[name] for o in (once, objective))
+        assert float(now) == pytest.approx(weights.beyond_falls * float(before))
+
+
+def test_mu_are_counted_for_the_plan_once_it_is_normalised(objective):
+    """The level of a dose is 1 where it meets the normalisation, however uneven the target is."""
+    rng = np.random.default_rng(2)
+    dose = np.full(len(objective.points_mm), 0.2, np.float32)
+    target = objective.regions["PTV"].points
+    dose[target] = 0.97 + 0.03 * rng.normal(size=target.stop - target.start)
+    adapted, _ = objective.adapt(dose)
+    factor = objective.factor_to_normalization(dose)
+    assert adapted.normalized_mean > 1.02
+    assert float(adapted.highest_level(torch.from_numpy(dose * np.float32(factor)))) == pytest.approx(1, rel=1e-3)
+    assert float(adapted.highest_level(torch.from_numpy(dose))) == pytest.approx(1 / factor, rel=1e-3)
+
+
 def test_adapting_leaves_the_objective_as_it_was_and_another_can_take_it_over(objective):
     """The maps' objective is adapted; that for leaves takes over weights, factor and fixed dose, no more."""
     dose = np.full(len(objective.points_mm), 0.98, np.float32)

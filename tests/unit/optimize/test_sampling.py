@@ -76,6 +76,25 @@ def around():
     return case, build_objective(case, sheet, dose_grid(case, 4.0), np.random.default_rng(0))
 
 
+def test_fewer_points_are_fewer_of_large_structures_alone(around):
+    """A third of the most points: the same terms, small structures whole, percentiles as before."""
+    case, _ = around
+    sheet = fit_to_case(load_goals("tg119_cshape_easy"), case)
+    grid, rng = dose_grid(case, 4.0), np.random.default_rng(0)
+    full = build_objective(case, sheet, grid, rng)
+    few = build_objective(case, sheet, grid, rng, share=0.3)
+    count = {
+        name: tuple(o.regions[name].points.stop - o.regions[name].points.start for o in (few, full))
+        for name in full.regions
+    }
+    assert [str(t.goal) for t in few.terms] == [str(t.goal) for t in full.terms]
+    assert count["PTV"] == (2100, 7000) and count["Core"][0] <= count["Core"][1]
+    tissue = few.tissue.stop - few.tissue.start, full.tissue.stop - full.tissue.start
+    assert tissue[0] == pytest.approx(0.3 * tissue[1], rel=0.01)
+    x = [o.points_mm[o.regions["PTV"].points][:, 0] for o in (few, full)]
+    assert np.percentile(x[0], [5, 50, 95]) == pytest.approx(np.percentile(x[1], [5, 50, 95]), abs=1.0)
+
+
 def test_an_isodose_is_looked_for_in_twice_the_volume_that_it_may_have(around):
     case, objective = around
     target = case.structures["PTV"]
