@@ -21,6 +21,7 @@ from vmat_diffusion.cli.program import COMMANDS
 ROOT = Path(__file__).parents[2]
 # Named by no code of the package, and kept for a reason. Short, and each with its reason.
 ALLOWED = {
+    "range_g_cm2": "ESTAR's ranges, which the tests hold the stopping powers and electron tracks against",
     "reference_point": "says of a machine's beam for which field its Gy per MU hold",
     "restore_dose": "the way back, by which the error of preparing is measured: benchmarks/preprocess.py",
     "suggestions": "of dicom.structures.Named, to be deleted: the inspection asks the table of names itself",
