@@ -102,7 +102,7 @@ def section() -> Iterator[str]:
     yield "again: a result, or one sentence. Kinds and seeds: `tests/harmed_files.py`. The peak of memory is"
     yield "that of the whole process, libraries included."
     yield ""
-    yield "| files | number | read | refused | tracebacks, too slow or too large | slowest, processor s | peak, GB |"
+    yield "| files | number | read | refused | tracebacks, too slow, too large | slowest, CPU s | peak, GB |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for group, row in kept["groups"].items():
         ends = Counter[str]()
