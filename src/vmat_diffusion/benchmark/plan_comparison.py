@@ -20,6 +20,8 @@ Points = Mapping[str, Mapping[str, float]]
 COVERAGE, MEAN = "D95", "mean"
 # The last decimal of the challenge's doses: scaled to the same coverage, doses differ by rounding.
 _EQUAL_GY = 1e-3
+# Shares are of clinical means of at least this.
+_LEAST_MEAN_GY = 1.0
 
 # Lower limits of targets and upper limits of organs in Gy, as `plan_criteria_dict` of the published code of
 # Babier et al., Phys Med Biol 67:185012 (2022), github.com/ababier/open-kbp-opt, has them.
@@ -172,10 +174,14 @@ def metric_table(compared: Sequence[PlanComparison]) -> dict[str, dict[str, Pair
 def organ_changes_percent(one: PlanComparison) -> dict[str, float]:
     """By how much each organ's mean dose is above the clinical one at matched coverage.
 
-    An organ without any clinical dose has none.
+    An organ whose clinical mean is below 1 Gy has none: such shares mean nothing.
     """
     theirs = {name: metrics[MEAN] for name, metrics in one.clinical.points.items() if MEAN in metrics}
-    return {name: 100 * (one.matched.points[name][MEAN] / gy - 1) for name, gy in theirs.items() if gy > 0}
+    return {
+        name: 100 * (one.matched.points[name][MEAN] / gy - 1)
+        for name, gy in theirs.items()
+        if gy >= _LEAST_MEAN_GY
+    }
 
 
 def organ_change(compared: Sequence[PlanComparison]) -> Interval | None:

@@ -71,6 +71,12 @@ def test_the_plan_is_scaled_until_its_coverage_is_the_clinical_one(case: Case, s
     assert organ_changes_percent(found)["Larynx"] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_an_organ_of_almost_no_clinical_dose_is_no_share(case: Case, sheet: GoalSheet) -> None:
+    low = CLINICAL | {"Esophagus": 0.9, "Larynx": 1.1}
+    changes = organ_changes_percent(compare_plan(uniform(case, **CLINICAL), uniform(case, **low), case, sheet))
+    assert "Esophagus" not in changes and changes["Larynx"] > 3000
+
+
 def test_criteria_are_those_of_the_challenge_and_of_the_sheet(case: Case, sheet: GoalSheet) -> None:
     planned = CLINICAL | {"Parotid_L": 25.0, "Brainstem": 49.0, "SpinalCord": 46.0}
     found = compare_plan(uniform(case, **planned), uniform(case, **CLINICAL), case, sheet)
