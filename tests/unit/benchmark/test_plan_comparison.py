@@ -73,7 +73,9 @@ def test_the_plan_is_scaled_until_its_coverage_is_the_clinical_one(case: Case, s
 
 def test_an_organ_of_almost_no_clinical_dose_is_no_share(case: Case, sheet: GoalSheet) -> None:
     low = CLINICAL | {"Esophagus": 0.9, "Larynx": 1.1}
-    changes = organ_changes_percent(compare_plan(uniform(case, **CLINICAL), uniform(case, **low), case, sheet))
+    changes = organ_changes_percent(
+        compare_plan(uniform(case, **CLINICAL), uniform(case, **low), case, sheet)
+    )
     assert "Esophagus" not in changes and changes["Larynx"] > 3000
 
 
