@@ -111,6 +111,9 @@ def section() -> Iterator[str]:
         cells = [sum(ends.values()), ends["read"], ends["refused"], len(row["defects"])]
         cells += [row["slowest_s"], row["peak_gb"]]
         yield f"| {group} | {' | '.join(map(str, cells))} |"
+    if remark := kept.get("remark"):
+        yield ""
+        yield remark
 
 
 def main() -> None:

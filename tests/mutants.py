@@ -154,7 +154,8 @@ def array_changed(draw: random.Random, values: np.ndarray) -> np.ndarray:
     """An array of another type, shape or size, or with one odd value."""
     kind = draw.randrange(7)
     if kind == 0:
-        return values.astype(draw.choice(["f2", "f4", "f8", "i1", "i8", "u8", "c16", "U5", "b"]))
+        other = draw.choice(["f2", "f4", "f8", "i1", "i8", "u8", "c16", "U5", "b"])
+        return values.astype(other if values.dtype.kind in "iufb" else "U5")
     if kind == 1:
         return values.ravel()[: draw.randrange(max(values.size, 1))]
     if kind == 2:

@@ -368,7 +368,8 @@ def _not_empty(values: NDArray, label: str) -> Mask:
 def _voxel_mm(values: NDArray, label: str) -> Point:
     low, high = _VOXEL_MM
     if values.shape != (3,) or values.dtype.kind not in "fiu" or not all(low <= v <= high for v in values):
-        raise CaseError(f"{label}: voxel dimensions {values} mm are not three of {low:g} to {high:g} mm")
+        shown = values.tolist() if values.size <= 3 else f"of shape {values.shape}"
+        raise CaseError(f"{label}: voxel dimensions {shown} mm are not three of {low:g} to {high:g} mm")
     a, b, c = (round(float(v), 4) for v in values)
     return a, b, c
 

@@ -103,7 +103,8 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
             implicit, little = dataset.original_encoding
             native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
             dataset.file_meta.TransferSyntaxUID = native if little else ExplicitVRBigEndian
-        # Touching the elements of the top level finds broken sequences while the file is named.
+        # Touching elements finds broken ones while the file is named.
+        list(dataset.file_meta)
         for keyword in ("SOPClassUID", "Modality"):
             dataset.get(keyword)
     except MemoryError:

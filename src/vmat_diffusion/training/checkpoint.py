@@ -68,7 +68,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if limit := limit_of(fault):
             raise LimitError(f"{path}: {limit}") from None
         raise InputError(f"{path} is no readable checkpoint; {remedy}") from None
-    if stated != _FORMAT:
+    if not isinstance(stated, int) or stated != _FORMAT:
         raise InputError(f"{path} is a checkpoint of another version; go on with the version that made it")
     if wrong := fault_of(record):
         raise InputError(f"{path} is no checkpoint that a training can go on from: {wrong}; {remedy}")

@@ -162,6 +162,8 @@ def read_encoded(path: Path, encoding: Encoding) -> dict[str, NDArray]:
 
 def _fits(arrays: dict[str, NDArray], encoding: Encoding) -> bool:
     """Whether the arrays have the types, shapes and ranges of `save_encoded`. KeyError for a missing one."""
+    if arrays["names"].ndim != 1:
+        return False
     channels, *shape = arrays["volume"].shape
     bits, count = -(-math.prod(shape) // 8), len(arrays["names"])
     organs = (len(encoding.organs),)

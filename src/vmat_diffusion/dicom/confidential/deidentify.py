@@ -243,6 +243,8 @@ class _Job:
         if "PixelData" not in dataset or compressed(dataset) or bits % 8 or size <= 0:
             return
         pixels = dataset.PixelData
+        if not isinstance(pixels, bytes):
+            raise CaseError("PixelData (7FE0,0010) holds no bytes; export the file again or leave it out")
         if len(pixels) > size + size % 2:
             self._replace(dataset, BaseTag(0x7FE00010), pixels[:size] + bytes(size % 2), "cut to its size")
 
