@@ -233,14 +233,16 @@ class Objective:
         Where the other has points of its own, `dose` is the relative dose at the points of this one.
         """
         pairs = zip(self.terms, other.terms, strict=True)
-        return replace(
+        weighted = replace(
             self,
             terms=tuple(replace(t, goal=o.goal, weight=o.weight, pressed=o.pressed) for t, o in pairs),
             normalization_factor=other.normalization_factor,
             normalized_mean=other.normalized_mean,
             beyond=other.beyond,
-            fixed_dose=other.fixed_dose if dose is None else torch.as_tensor(np.array(dose, np.float32)),
         )
+        if dose is not None:
+            return weighted._normalized_for(dose)
+        return replace(weighted, fixed_dose=other.fixed_dose)
 
     def resume(self, weights: Sequence[float], dose: NDArray) -> Objective:
         """The objective with the weights of an earlier search, raised for goals that `dose` misses."""

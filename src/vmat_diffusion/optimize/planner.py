@@ -200,7 +200,7 @@ def _start_from_plan(prepared: Prepared, plan: Plan) -> SearchStart:
         )
     return SearchStart(
         apertures,
-        prepared.objective_for_leaves,
+        replace(prepared.objective_for_leaves, beyond=earlier.beyond),
         FROM_SEARCH,
         tracking_jaws=True,
         mu_price=prepared.mu_price,
@@ -232,6 +232,7 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
         state.history,
         fluence,
         goal_weights=state.objective.goal_weights,
+        beyond=state.objective.beyond,
         conflicts=conflicts,
         frames=prepared.frames,
     )

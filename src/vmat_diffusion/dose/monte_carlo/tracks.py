@@ -39,7 +39,7 @@ from vmat_diffusion.dose.tissue import ELECTRON_MEV
 U, V, W, PER_U, PER_V, PER_W, ENERGY, LOST, RATE, LEVEL, EVENT, VALUE, CHARGE, MEDIUM, REST = range(15)
 LOW, HIGH = 15, 18
 COLUMNS = 21
-ROWS = 256  # of a track; 20 MeV need some 80
+ROWS = 256  # of a track; of 4000 tracks of 20 MeV the longest had 104
 TURN, KNOCK, PHOTON, END = range(4)
 _FAR = 1e30
 

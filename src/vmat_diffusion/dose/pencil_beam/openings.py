@@ -67,7 +67,7 @@ def mean_step(table, a, b):  # type: ignore[no-untyped-def]
 def opening(edges_mm: Tensor, at_mm: NDArray, sigma_mm: NDArray) -> Tensor:
     """Openings `edges_mm[n, start|end, low|high, row]` blurred, at nodes: shape (n, kernels, rows, nodes).
 
-    Averaged over the motion of both edges. Torch operations, on any device; `convolution` has the same in
+    Averaged over the motion of both edges. Torch operations, on any device; `strips` has the same in
     compiled loops.
     """
     at, sigma = (torch.as_tensor(a, dtype=edges_mm.dtype, device=edges_mm.device) for a in (at_mm, sigma_mm))

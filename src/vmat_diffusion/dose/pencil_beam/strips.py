@@ -1,6 +1,6 @@
 """Compiled loops from leaf edges to the fluence of strips, and back: innermost work of the search.
 
-The same as in torch operations in `fluence.convolved_fluence`, but with the work left out that comes to
+The same as in torch operations in `fluence.strips_in_torch`, but with the work left out that comes to
 nothing: an edge is neither 0 nor 1 only near its place.
 """
 
@@ -45,6 +45,8 @@ class _Strips(torch.autograd.Function):
         opened, out = np.empty((*shape[:2], rows, len(at)), kind), np.empty(shape, kind)
         leaf, tongue = map(kind, passing)
         _forward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, opened, out)
+        if not np.isfinite(values).all():
+            out.fill(np.nan)  # the loops would look up a place for an edge that is nowhere
         ctx.arrays, ctx.opened, ctx.passing = (values, weights, behind, at, sigma), opened, (leaf, tongue)
         return torch.from_numpy(out)
 
