@@ -216,8 +216,7 @@ def prepared_for(task: Task, made: Optimized, settings: Settings, progress: Prog
         improve=None,
         time=TimeLimit(None),
     )
-    prepared = prepare(asked)
-    return replace(prepared, objective_for_maps=prepared.objective_for_leaves)
+    return prepare(asked)
 
 
 def stage_doses(prepared: Prepared, made: Optimized, stages: Sequence[str] = STAGES) -> Stages:

@@ -42,7 +42,7 @@ from vmat_diffusion.progress import Progress, under_name
 # Distance of the fluence's nodes in the search; what they miss the full dose makes good.
 NODES_MM = 2.5
 # Of the most points of a structure, so many do while openings are far from their places.
-COARSE_SHARE = 0.35
+_COARSE_SHARE = 0.35
 # More structures with goals need more iterations, from this number up to twice as many.
 _FEW_STRUCTURES, _MOST_EFFORT = 3, 2.0
 
@@ -103,7 +103,8 @@ class Prepared:
 
     `frames` are the arcs with the most that their jaws open. The objectives differ in how they aim at a
     predicted dose: point by point for fluence maps, by histogram for leaves. Those for maps and first leaves
-    have fewer points. `model` is for fluence maps, `split_models`, its parts, for leaves.
+    have fewer points, unless the search begins with a plan. `model` is for fluence maps, `split_models`, its
+    parts, for leaves.
     """
 
     task: PlanningTask
@@ -201,8 +202,11 @@ def prepare(task: PlanningTask) -> Prepared:
     density = density_of(case, grid)
     rng = np.random.default_rng(settings.seed)
     objective = build_objective(case, task.sheet, grid, rng, task.terms)
-    coarse = build_objective(case, task.sheet, grid, rng, task.terms, share=COARSE_SHARE)
     plan = task.existing_plan
+    # A search that begins with a plan has no coarse stages.
+    first = objective
+    if plan is None:
+        first = build_objective(case, task.sheet, grid, rng, task.terms, share=_COARSE_SHARE)
     isocenter = plan.isocenter_mm if plan else isocenter_of(case, targets)
     frames = _frames(task, isocenter)
     boxes = np.array([f.jaws_mm for f in frames])
@@ -219,8 +223,8 @@ def prepare(task: PlanningTask) -> Prepared:
         split_models(machine, box, NODES_MM),
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
-        objective_for_maps=coarse.aiming_at(task.target, PointwiseAim),
-        objective_for_first_leaves=coarse.aiming_at(task.target, HistogramAim),
+        objective_for_maps=first.aiming_at(task.target, PointwiseAim),
+        objective_for_first_leaves=first.aiming_at(task.target, HistogramAim),
         objective_for_leaves=objective.aiming_at(task.target, HistogramAim),
     )
 

@@ -70,8 +70,8 @@ class Optimized:
     missed, seconds. The weights of goals change between rounds, so objectives compare only within one.
     `fluence` holds the ideal map of every arc sector, `ideal_mu[maps, leaf rows, columns]`, and its axes.
     `goal_weights` are the weights of the objective's goals in the end, `beyond` its share of what is asked
-    beyond them; `conflicts` the goals that stay open
-    with what opposes them; `frames` the arcs with the most that their jaws may open.
+    beyond them; `conflicts` the goals that stay open with what opposes them; `frames` the arcs with the most
+    that their jaws may open.
     """
 
     plan: Plan
