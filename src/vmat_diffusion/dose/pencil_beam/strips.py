@@ -39,7 +39,8 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, edges, mu, leaked, at, sigma, passing):  # type: ignore[no-untyped-def]
-        values, weights, behind = (part.detach().contiguous().numpy() for part in (edges, mu, leaked))
+        given = [part.detach().contiguous() for part in (edges, mu, leaked)]
+        values, weights, behind = (part.numpy() for part in given)
         kind, rows = values.dtype.type, values.shape[3]
         shape = (len(values), len(sigma), 2 * rows - behind.shape[2], len(at))
         opened, out = np.empty((*shape[:2], rows, len(at)), kind), np.empty(shape, kind)
@@ -47,15 +48,17 @@ class _Strips(torch.autograd.Function):
         _forward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, opened, out)
         if not np.isfinite(values).all():
             out.fill(np.nan)  # the loops would look up a place for an edge that is nowhere
-        ctx.arrays, ctx.opened, ctx.passing = (values, weights, behind, at, sigma), opened, (leaf, tongue)
+        ctx.save_for_backward(*given)
+        ctx.across, ctx.opened, ctx.passing = (at, sigma), opened, (leaf, tongue)
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        by_edge, by_mu = np.zeros_like(ctx.arrays[0]), np.zeros_like(ctx.arrays[1])
-        (values, weights, behind, at, sigma), (leaf, tongue) = ctx.arrays, ctx.passing
-        given = gradient.contiguous().numpy()
-        _backward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, ctx.opened, given, by_edge, by_mu)
+        values, weights, behind = (part.numpy() for part in ctx.saved_tensors)
+        (at, sigma), (leaf, tongue) = ctx.across, ctx.passing
+        by_edge, by_mu = np.zeros_like(values), np.zeros_like(weights)
+        above = gradient.contiguous().numpy()
+        _backward(NORMAL, values, weights, behind, at, sigma, leaf, tongue, ctx.opened, above, by_edge, by_mu)
         return torch.from_numpy(by_edge), torch.from_numpy(by_mu), None, None, None, None
 
 
