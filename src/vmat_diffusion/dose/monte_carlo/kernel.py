@@ -10,12 +10,14 @@ Biol 45:2163 (2000). The expectation is unchanged.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.compiled import watching
 from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read
 from vmat_diffusion.dose.monte_carlo.emission import emit, enter
@@ -194,6 +196,9 @@ def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_p
                 total = read(photon, m, i, t, TOTAL)
                 to_compton = coherent + total * read(photon, m, i, t, TO_COMPTON)
                 to_pair = coherent + total * read(photon, m, i, t, TO_PAIR)
+                # The table's step across the threshold of pairs gives them a share on both sides of it.
+                if energy <= 2.0 * ELECTRON_MEV:
+                    to_compton = to_pair
                 total += coherent
             rate = rho * total
             while depth + rate * (to - way) >= next_depth and done < split:
@@ -321,12 +326,16 @@ def run_batches(first, histories, seed, split, part, source, voxels, physics, ta
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def collect(tally, total, square):  # type: ignore[no-untyped-def]
-    """Add each batch and its square to the sums, and clear the tally."""
+def collect(tally, groups, square):  # type: ignore[no-untyped-def]
+    """Add each batch to its group and its square to the sum of squares, and clear the tally."""
     for voxel in numba.prange(tally.shape[1]):
         for batch in range(tally.shape[0]):
             value = tally[batch, voxel]
             if value != 0.0:
-                total[voxel] += value
+                groups[batch, voxel] += value
                 square[voxel] += np.float64(value) * value
                 tally[batch, voxel] = 0.0
+
+
+for _loop in (run_batches, collect):
+    watching(_loop, Path(__file__).parents[1])
