@@ -91,7 +91,7 @@ def test_noise_that_voxels_have_in_common_fails_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", RUNS)
 def test_errors_are_those_of_doses_drawn_anew(seed: int) -> None:
-    """Of the factor, the mean of the target, the shift: the spread over 24 doses, within what 15 degrees allow."""
+    """Of the factor and the mean of the target: the spread over 24 doses, within what 15 degrees allow."""
     rng = np.random.default_rng(600 + seed)
     values: dict[str, list[tuple[float, float]]] = {}
     for _ in range(24):

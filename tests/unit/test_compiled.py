@@ -32,7 +32,7 @@ print(twice(1), sum(twice.stats.cache_hits.values()))
 
 
 def printed(folder: Path, step: int, *, watched: bool = True) -> str:
-    """What the outer module prints after the inner one was written with a step: value and hits of the cache."""
+    """What the outer module prints once the inner one has a step: the value, and hits of the cache."""
     (folder / "inner.py").write_text(_INNER.format(step=step))
     outer = folder / "outer.py"
     text = _OUTER.format(watched=watched)

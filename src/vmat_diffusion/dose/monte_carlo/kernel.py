@@ -160,6 +160,17 @@ def follow(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
     return n_photons
 
 
+@numba.njit(inline="always")
+def kind_of(choice, to_compton, to_pair, energy):  # type: ignore[no-untyped-def]
+    """The kind of an interaction by a number drawn up to the sums of the cross sections.
+
+    The table's step across the threshold of pairs holds a share of them below it as well: that is Compton's.
+    """
+    if choice < to_compton or (choice < to_pair and energy <= 2.0 * ELECTRON_MEV):
+        return COMPTON
+    return PAIR if choice < to_pair else PHOTOELECTRIC
+
+
 @numba.njit(error_model="numpy", fastmath=True)
 def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
     """Follow one photon of full weight through the grid with its split interactions.
@@ -196,9 +207,6 @@ def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_p
                 total = read(photon, m, i, t, TOTAL)
                 to_compton = coherent + total * read(photon, m, i, t, TO_COMPTON)
                 to_pair = coherent + total * read(photon, m, i, t, TO_PAIR)
-                # The table's step across the threshold of pairs gives them a share on both sides of it.
-                if energy <= 2.0 * ELECTRON_MEV:
-                    to_compton = to_pair
                 total += coherent
             rate = rho * total
             while depth + rate * (to - way) >= next_depth and done < split:
@@ -214,7 +222,7 @@ def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_p
                         push(photons, n_photons, (at_x, at_y, at_z), a, b, e, energy, (ix, iy, iz), 0.0)
                         n_photons += 1
                     continue
-                kind = COMPTON if choice < to_compton else PAIR if choice < to_pair else PHOTOELECTRIC
+                kind = kind_of(choice, to_compton, to_pair, energy)
                 slot = KINDS * m + kind
                 if events[slot, 0] == 0.0:
                     draw(slot, p, physics.electron, state, room)
