@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vmat_diffusion.compiled import sources_digest
-
 _INNER = """
 import numba
 STEP = {step}
@@ -54,13 +52,28 @@ def test_code_compiled_with_an_older_file_is_not_used_again(tmp_path: Path) -> N
     assert printed(tmp_path, 5, watched=False) == "4 1"
 
 
-def test_the_digest_is_that_of_names_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("x = 1\n")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "c.py").write_text("x = 1\n")
-    first = sources_digest(tmp_path)
-    sources_digest.cache_clear()
-    assert sources_digest(tmp_path) == first
-    (tmp_path / "b" / "c.py").write_text("x = 2\n")
-    sources_digest.cache_clear()
-    assert sources_digest(tmp_path) != first
+def test_the_digest_follows_imports_and_nothing_else(tmp_path: Path) -> None:
+    """In a process that has loaded the modules: an imported source counts, however far, another does not."""
+    for name, text in (
+        ("first", "import second"),
+        ("second", "from third import X"),
+        ("third", "X = 1"),
+        ("other", ""),
+    ):
+        (tmp_path / f"{name}.py").write_text(text + "\n")
+
+    def digest() -> str:
+        code = (
+            "import first; from pathlib import Path; from vmat_diffusion.compiled import sources_digest; "
+            "print(sources_digest(Path('first.py'), Path('.')))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    before = digest()
+    (tmp_path / "other.py").write_text("Y = 2\n")
+    assert digest() == before
+    (tmp_path / "third.py").write_text("X = 2\n")
+    assert digest() != before

@@ -87,8 +87,8 @@ def _with_time(check: Check, dose: Dose) -> Check:
         whole = took / 60.0 * check.needs
         left = whole - took / 60.0
         remedy = (
-            f"about {left:.1f} more minutes are needed: go on with `check-again`, or give the same command "
-            f"again with --check-minutes {max(1, round(whole + 0.5))}"
+            f"about {left:.1f} more minutes are needed: go on with `check-again`, after `qa` with the same "
+            f"command and --overwrite; or begin again with --check-minutes {max(1, round(whole + 0.5))}"
         )
     return replace(check, why=f"{check.why}; {remedy}")
 

@@ -440,7 +440,8 @@ def test_summary_is_plain_data(case: Case, plan: Plan, machine: Machine, dose: D
 
     summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, check=dose).summary()))
     assert summary["passed"] is True
-    assert set(summary["checks"][0]) == {"name", "group", "passed", "result", "value", "limit", "unit", "why"}
+    named = {"name", "group", "passed", "result", "value", "error", "limit", "unit", "why"}
+    assert set(summary["checks"][0]) == named
     assert summary["gamma"]["dose_percent"] == 3.0
 
 

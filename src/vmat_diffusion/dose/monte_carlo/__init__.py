@@ -81,7 +81,7 @@ class MonteCarlo:
 
         key, begun = "", None
         if self.kept is not None:
-            code = sources_digest(Path(__file__).parents[1])
+            code = sources_digest(Path(__file__), Path(__file__).parents[2])
             arrays = (phantom.x_mm, phantom.y_mm, phantom.z_mm, phantom.density_g_cm3, phantom.medium)
             key = run_key(arrays, tuple(source), self.seed, self.to_water, SPLIT, code)
             begun = read_tallies(self.kept, key)
@@ -105,7 +105,10 @@ class MonteCarlo:
             write_tallies(self.kept, found.tallies, key)
         elif self.kept is not None:
             self.kept.unlink(missing_ok=True)
-        return looked[0] if found.decided and looked else self._dose(found, where, gy_per_gy)
+        # The dose that was looked at last, so that what was found of it need not be found again.
+        if looked and looked[0].provenance["histories"] == found.histories:
+            return looked[0]
+        return self._dose(found, where, gy_per_gy)
 
     def _dose(self, found: Estimate, grid: Grid, gy_per_gy: float) -> Dose:
         """The dose of the course; `gy_per_gy` is that to a source of one photon per cm2."""

@@ -47,9 +47,9 @@ def check_again(
     """Go on with the check of the plan in the folder of a run that was inconclusive, and judge it again.
 
     Monte Carlo goes on with the tallies of the first part, until all is decided or for `check_minutes`;
-    Ctrl-C ends it and leaves the check open again. Report, record and, with a passed verdict, RP.dcm
-    and RD.dcm are written anew. `case_folder` says where the case lies now. Raises PlanError for a folder without an
-    open check, CaseError for another case.
+    Ctrl-C ends it and leaves the check open again. Report, record and, with a passed verdict, RP.dcm and
+    RD.dcm are written anew. `case_folder` says where the case lies now. Raises PlanError for a folder without
+    an open check, CaseError for another case.
     """
     clock, tools = Clock(progress), tools or PlanningTools()
     state, record = read_open_check(run), read_json(run / RECORD)
