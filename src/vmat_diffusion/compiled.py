@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,43 +18,43 @@ _Loop = TypeVar("_Loop")
 
 
 @cache
-def sources_digest(file: Path, folder: Path) -> str:
-    """SHA-256 of a source and of all in `folder` that it imports, however indirectly.
+def sources_digest(file: Path, root: Path) -> str:
+    """SHA-256 of a source and of all that it imports below `root`, the packages' folder."""
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in _sources(file, root))).hexdigest()
 
-    Modules must be loaded, as those of a module that runs are.
-    """
-    seen, waiting = {file.resolve()}, [file.resolve()]
+
+def _sources(file: Path, root: Path) -> list[Path]:
+    seen, waiting = {file}, [file]
     while waiting:
-        for found in _imported(waiting.pop(), folder.resolve()):
+        for found in _imported(waiting.pop(), root):
             if found not in seen:
                 seen.add(found)
                 waiting.append(found)
-    digest = hashlib.sha256()
-    for source in sorted(seen):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return sorted(seen)
 
 
-def _imported(file: Path, folder: Path) -> Iterator[Path]:
-    """The sources in a folder that a source imports."""
-    names: list[str] = []
+def _imported(file: Path, root: Path) -> Iterator[Path]:
+    """The sources below `root` that a source names in an import, wherever in it."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     for name in names:
-        source = getattr(sys.modules.get(name), "__file__", None)
-        if source and (path := Path(source).resolve()).is_relative_to(folder) and path.suffix == ".py":
-            yield path
+        place = root.joinpath(*name.split("."))
+        for source in (place.with_suffix(".py"), place / "__init__.py"):
+            if source.is_file():
+                yield source
 
 
-def watching(loop: _Loop, folder: Path) -> _Loop:
+def watching(loop: _Loop, root: Path) -> _Loop:
     """A numba function with `cache=True`, whose kept code counts while no source it uses changes.
 
-    The digest joins the stamp of the function's own file, which numba keeps with the compiled code.
+    The digest joins the stamp of the function's own file, which numba keeps with the compiled code. `root` is
+    that of `sources_digest`.
     """
     kept = loop._cache._cache_file  # type: ignore[attr-defined]
     file = Path(loop.py_func.__code__.co_filename)  # type: ignore[attr-defined]
-    kept._source_stamp = (kept._source_stamp, sources_digest(file, folder))
+    kept._source_stamp = (kept._source_stamp, sources_digest(file, root))
     return loop

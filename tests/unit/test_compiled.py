@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vmat_diffusion.compiled import sources_digest
+
 _INNER = """
 import numba
 STEP = {step}
@@ -53,7 +55,6 @@ def test_code_compiled_with_an_older_file_is_not_used_again(tmp_path: Path) -> N
 
 
 def test_the_digest_follows_imports_and_nothing_else(tmp_path: Path) -> None:
-    """In a process that has loaded the modules: an imported source counts, however far, another does not."""
     for name, text in (
         ("first", "import second"),
         ("second", "from third import X"),
@@ -63,14 +64,8 @@ def test_the_digest_follows_imports_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(text + "\n")
 
     def digest() -> str:
-        code = (
-            "import first; from pathlib import Path; from vmat_diffusion.compiled import sources_digest; "
-            "print(sources_digest(Path('first.py'), Path('.')))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout
+        sources_digest.cache_clear()
+        return sources_digest(tmp_path / "first.py", tmp_path)
 
     before = digest()
     (tmp_path / "other.py").write_text("Y = 2\n")

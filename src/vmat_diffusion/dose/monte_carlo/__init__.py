@@ -16,6 +16,7 @@ from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.compiled import sources_digest
 from vmat_diffusion.dose.delivery import exposures, require_isocenter_near_body
+from vmat_diffusion.dose.monte_carlo import engine
 from vmat_diffusion.dose.monte_carlo.engine import SPLIT, Ends, Estimate, Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import photon_source, plan_openings
 from vmat_diffusion.dose.monte_carlo.tallies import read_tallies, run_key, write_tallies
@@ -81,7 +82,7 @@ class MonteCarlo:
 
         key, begun = "", None
         if self.kept is not None:
-            code = sources_digest(Path(__file__), Path(__file__).parents[2])
+            code = sources_digest(Path(engine.__file__), Path(__file__).parents[3])
             arrays = (phantom.x_mm, phantom.y_mm, phantom.z_mm, phantom.density_g_cm3, phantom.medium)
             key = run_key(arrays, tuple(source), self.seed, self.to_water, SPLIT, code)
             begun = read_tallies(self.kept, key)

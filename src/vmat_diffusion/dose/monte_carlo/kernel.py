@@ -346,4 +346,4 @@ def collect(tally, groups, square):  # type: ignore[no-untyped-def]
 
 
 for _loop in (run_batches, collect):
-    watching(_loop, Path(__file__).parents[2])
+    watching(_loop, Path(__file__).parents[3])
