@@ -1,7 +1,8 @@
 """pyRadMC 0.2.1 (Apache-2.0), a Monte Carlo code by others, beside ours: same phantom, spectrum and openings.
 
-It has water, lung, adipose, cortical bone and air, and no vacuum: what is outside the body is thin air. Its
-cross sections are its own analytic ones, as the tabulated ones need files that it does not bring.
+Its own cross sections are analytic ones of water, good to a few percent for soft photons; tabulated ones need
+files that it does not bring. So all is water, of any density. It has no vacuum: what is outside the body is
+thin.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from vmat_diffusion.dose.monte_carlo.source import Source
 from vmat_diffusion.dose.tissue import MEDIA
 
 DRIVER = Path(__file__).resolve().parent / "peer_drivers" / "run_pyradmc.py"
-# pyRadMC's numbers of our media; soft tissue and soft bone are not among its own, titanium neither.
-NUMBERS = {"water": 0, "air": 1, "lung": 2, "adipose": 3, "bone_cortical": 4}
 _THIN_G_CM3 = 1e-4
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -51,17 +50,15 @@ def second_dose(phantom: Phantom, source: Source, histories: int) -> SecondDose:
     if source.isotropic or source.focal_sigma_cm or source.head_share or source.electron_share:
         raise ValueError("pyRadMC gets a point source that is even in the plane of the isocentre alone")
     empty = phantom.density_g_cm3 <= 0
-    medium = np.array([NUMBERS.get(name, -1) for name in MEDIA])[phantom.medium]
-    medium[empty] = NUMBERS["air"]
-    if (medium < 0).any():
-        raise ValueError(f"pyRadMC has {', '.join(NUMBERS)} alone")
+    if (phantom.medium[~empty] != MEDIA.index("water")).any():
+        raise ValueError("pyRadMC's analytic cross sections are those of water alone")
     edges = [np.asarray(e, float) / 10 for e in (phantom.x_mm, phantom.y_mm, phantom.z_mm)]
     with tempfile.TemporaryDirectory() as folder:
         case, dose, figures = (Path(folder) / name for name in ("case.npz", "dose.npz", "figures.json"))
         np.savez(
             case,
             density=np.where(empty, _THIN_G_CM3, phantom.density_g_cm3),
-            medium=medium,
+            medium=np.zeros(phantom.medium.shape, np.int32),
             origin_cm=[e[0] for e in edges],
             spacing_cm=[e[1] - e[0] for e in edges],
             energy_mev=source.energy_mev,

@@ -2,7 +2,7 @@
 
 run_pyradmc.py HISTORIES CASE.npz DOSE.npz FIGURES.json
 
-CASE holds the phantom: `density[z, y, x]` in g/cm3, `medium[z, y, x]` in pyRadMC's numbers, `origin_cm` and
+CASE holds the phantom: `density[z, y, x]` in g/cm3, `medium[z, y, x]` in its numbers, `origin_cm` and
 `spacing_cm` along x, y, z; the spectrum: `energy_mev` and `number` per bin; and the openings of a point
 source as `dose/monte_carlo/source.py` has them. DOSE gets `gy` and `sigma_gy` `[z, y, x]` for one photon
 per cm2.
