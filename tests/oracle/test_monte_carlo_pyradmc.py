@@ -33,7 +33,7 @@ def point_beam() -> object:
 
 
 def block(slab: bool = False) -> Phantom:
-    """20 cm of water of 5 mm voxels, its surface at the isocentre; `slab`: as thin as lung from 5 to 11 cm depth."""
+    """20 cm of water of 5 mm voxels behind the isocentre; `slab`: as thin as lung from 5 to 11 cm depth."""
     edges = np.linspace(-100.0, 100.0, 41)
     density, medium = np.ones((40, 40, 40)), np.zeros((40, 40, 40), np.uint8)
     if slab:
