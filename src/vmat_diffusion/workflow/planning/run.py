@@ -318,8 +318,7 @@ def run_demo(out: Path, *, shareable: bool = False, progress: Progress | None = 
     with appearing_whole(out / "phantom", overwrite=True, names=before, listed=before) as folder:
         write_case(folder, case)
     report("phantom", 1.0, "")
-    # Within the default gate, for four fifths of the usual time.
-    settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022, shareable=shareable)
+    settings = plan_settings(goals="tg119_cshape_easy", shareable=shareable)
     run = plan_case(out / "phantom", out / "plan", settings, overwrite=True, progress=progress)
     picture = plan_picture(
         out.resolve() / "plan.png", case=run.task.case, plan=run.plan, dose=run.dose, results=run.results
