@@ -87,7 +87,8 @@ def plan(options: PlanOptions) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
 
     Every plan is recomputed by Monte Carlo and judged; one that does not pass gets no RP.dcm, and the
-    exit code is 1. Ctrl-C while optimising keeps the best plan so far.
+    exit code is 1. Ctrl-C while optimising keeps the best plan so far; while checking it leaves the check
+    open for check-again.
     """
     from vmat_diffusion.workflow import plan_case
 

@@ -80,8 +80,8 @@ def plan_case(
     `search_and_check` makes and judges the plans. One that does not pass gets its report and RD.dcm, but
     no RP.dcm. Of several candidates each is judged and written whole, the best into `out`, the others into
     folders in it. `tools` stand in for the optimiser and the independent engine.
-    Ctrl-C while optimising keeps the best plan so far, unless `keep_interrupted` is false; at any other
-    time nothing is left behind.
+    Ctrl-C while optimising keeps the best plan so far, and ends Monte Carlo with what it has, so that the
+    check can go on; unless `keep_interrupted` is false. At any other time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
