@@ -106,11 +106,11 @@ class CheckAgainOptions(Working):
     run: Annotated[
         Path,
         Field(description="Folder of a planning run whose check was inconclusive or interrupted."),
-        Option(positional=True, metavar="RUN"),
+        Option(positional=True, metavar="DIR"),
     ]
-    case: Annotated[
+    case_folder: Annotated[
         Path | None,
-        Field(description="Case: where its folder lies now; by default where it was."),
+        Field(description="Where the folder of the case lies now; by default where it was."),
         Option(metavar="DIR"),
     ] = None
     check_minutes: CheckMinutes = None
@@ -125,7 +125,10 @@ def check_again(options: CheckAgainOptions) -> None:
 
     with work_shown(options) as progress:
         run = go_on(
-            options.run, case_folder=options.case, check_minutes=options.check_minutes, progress=progress
+            options.run,
+            case_folder=options.case_folder,
+            check_minutes=options.check_minutes,
+            progress=progress,
         )
     if options.json:
         summary = run.summary()

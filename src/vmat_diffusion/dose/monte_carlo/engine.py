@@ -20,7 +20,7 @@ from vmat_diffusion.progress import Progress
 
 GRAY_PER_MEV_G = 1.602176634e-10
 # Interaction points of a photon of the source. Single voxels hold up the gate: with 80 they need half the
-# time that they need with 24, and regions, whose noise is that of the photons, are still ten times as certain.
+# time that they need with 24; regions, whose noise is that of the photons, are still ten times as certain.
 SPLIT = 80
 _FEWEST_BATCHES = 32
 # A run that needs more histories than this (days on a workstation) to reach its uncertainty is ended, and its

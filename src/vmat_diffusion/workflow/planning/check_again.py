@@ -57,7 +57,9 @@ def check_again(
         raise PlanError(f"{run} holds no {RECORD} that can be read; plan the case again")
     place = case_folder or state.case_folder
     if not place.is_dir():
-        raise CaseError("the case is no longer in its folder; name the folder that it is in now with --case")
+        raise CaseError(
+            "the case is no longer in its folder; name the one that it is in now with --case-folder"
+        )
     require_apart(run, place)
     with clock.stage("read"):
         if content_hash(place) != record.get("inputs", {}).get("sha256"):

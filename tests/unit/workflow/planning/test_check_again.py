@@ -142,7 +142,7 @@ def test_only_the_same_case_is_gone_on_with(
     write_case(tmp_path / "other", small_case())
     with pytest.raises(CaseError, match="not those of the run"):
         check_again(out, case_folder=tmp_path / "other")
-    with pytest.raises(CaseError, match="--case"):
+    with pytest.raises(CaseError, match="--case-folder"):
         check_again(out, case_folder=tmp_path / "nowhere")
     still = check_again(out, tools=PlanningTools(check_engine=Checked(0.01)))
     assert still.verdict.outcome.value == "INCONCLUSIVE" and (out / CHECK_FOLDER).is_dir()
