@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,6 @@ def read_tallies(file: Path, key: str) -> Tallies | None:
             out.square_mev2[kept["hit"]] = kept["square_mev2"]
             counts = [int(n) for n in kept["counts"]]
             seconds = float(kept["seconds"])
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return Tallies(out.groups_mev, out.square_mev2, counts[0], counts[1], counts[2], counts[3], seconds)
