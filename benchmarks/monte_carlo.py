@@ -138,7 +138,7 @@ def section() -> Iterator[str]:
     yield "## Monte Carlo"
     yield ""
     yield f"`python benchmarks/monte_carlo.py`, {figures['date']}."
-    yield f"10 x 10 cm2 on a 30 cm cube, 3 mm voxels. A history has {SPLIT} interaction points."
+    yield f"10 x 10 cm2 on a 30 cm cube, 3 mm voxels. A history has {figures['split']} interaction points."
     yield "Seconds are the processor's, all cores together; 2 % is the mean above half of the maximum."
     yield EGSNRC
     yield ""
@@ -190,7 +190,7 @@ def main() -> None:
     given = parser.parse_args()
     minutes, figures = given.minutes, {**load("monte_carlo"), "date": today()}
     if given.only in (None, "speed"):
-        figures["speed"] = speed()
+        figures |= {"speed": speed(), "split": SPLIT}
     if given.only in (None, "pyradmc"):
         figures["pyradmc"] = beside_pyradmc()
     folder = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "reference_dose"

@@ -138,5 +138,6 @@ def _written(
     names = [name for name in names_of_run(made.plan) if name == RECORD or (folder / name).exists()]
     made = replace(made, seconds=seconds, files=tuple(run.resolve() / name for name in names))
     found = coding.record(run_record(made))
+    found["verdict"]["corrected"] = record["verdict"]["corrected"]
     write_json(folder / RECORD, {**record, **{key: found[key] for key in _ANEW}})
     return made
