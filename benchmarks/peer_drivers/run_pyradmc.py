@@ -66,7 +66,8 @@ class OpeningsSource(Source):
 
 def source_of(case: dict[str, np.ndarray]) -> Source:
     """The beam; an open field from one direction by pyRadMC's own generator, which is the faster one."""
-    spectrum = Spectrum(case["energy_mev"], case["number"])
+    # It takes no spectrum from 0 on; slower photons than this carry no dose.
+    spectrum = Spectrum(np.maximum(case["energy_mev"], 1e-3), case["number"])
     if len(case["box_cm"]) > 1:
         return OpeningsSource(case, spectrum)
     x1, x2, _, _, y1, y2 = case["box_cm"][0]

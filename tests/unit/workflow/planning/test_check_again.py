@@ -24,15 +24,16 @@ from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, read_open_
 from vmat_diffusion.workflow.settings import PlanSettings
 
 SHEET = """
-format = 2
 title = "no musts"
-site = "test"
+site = "phantom"
+source = "x"
 fractions = 25
 [prescription_gy]
 PTV = 50.0
 [[goals]]
 structure = "PTV"
 goal = "D95% >= 1 Gy"
+source = "x"
 priority = 2
 """
 MACHINE = load_machine("generic_6mv")
