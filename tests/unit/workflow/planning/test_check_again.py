@@ -30,6 +30,8 @@ source = "x"
 fractions = 25
 [prescription_gy]
 PTV = 50.0
+[normalization]
+PTV = "D95% = 50 Gy"
 [[goals]]
 structure = "PTV"
 goal = "D95% >= 1 Gy"
