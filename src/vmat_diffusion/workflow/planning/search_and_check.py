@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -255,25 +256,15 @@ def judge_files(
     a check that stays inconclusive can go on from what lies in `open_check`.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
-    from vmat_diffusion.dicom.sealed import unseal
-    from vmat_diffusion.qa import (
-        Decision,
-        Outcome,
-        PlanFiles,
-        judge,
-        release_plan,
-        robustness_of,
-        with_robustness,
-    )
+    from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
     if gate.looser():
         plan = _labelled(plan)
     unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
-    plan_file, dose_file = folder / PLAN_FILE, folder / DOSE_FILE
-    for file in (plan_file, dose_file):  # of the plan before a correction
-        file.unlink(missing_ok=True)
+    for name in (PLAN_FILE, DOSE_FILE):  # of the plan before a correction
+        (folder / name).unlink(missing_ok=True)
     tallies = tallies_of(folder) if may_go_on else None
     decision = Decision(case, sheet, plan, machine, dose, gate)
     check: Dose | None = None
@@ -299,18 +290,32 @@ def judge_files(
     # By the plan's own engine: a plan that the independent one corrects is asked anew.
     found = robustness_of(case, sheet, plan, machine, dose, progress=progress)
     verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
+    may_continue = tallies is not None and tallies.is_file() and verdict.outcome is Outcome.INCONCLUSIVE
+    kept = partial(keep_open, folder, dose.grid, correction, earlier) if may_continue else None
+    _settle(folder, plan, dose, case, verdict, kept=kept)
+    return JudgedPlan(optimized, verdict, without_parts(check), plan)
+
+
+def _settle(
+    folder: Path, plan: Plan, dose: Dose, case: Case, verdict: Verdict, *, kept: Callable[[], None] | None
+) -> None:
+    """Give the sealed files in `folder` their names if the verdict has passed; else `kept` has them or none."""
+    from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.dicom.sealed import unseal
+    from vmat_diffusion.qa import release_plan
+
+    unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
     if verdict.passed:
-        release_plan(unjudged, plan_file, plan, case, verdict)
-        unseal(unjudged_dose, dose_file)
+        release_plan(unjudged, folder / PLAN_FILE, plan, case, verdict)
+        unseal(unjudged_dose, folder / DOSE_FILE)
     else:
-        write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
-    if tallies is not None and tallies.is_file() and verdict.outcome is Outcome.INCONCLUSIVE:
-        keep_open(folder, dose.grid, correction, earlier)
+        write_dose(folder / DOSE_FILE, dose, case, plan_file=None, overwrite=True)
+    if kept is not None:
+        kept()
     else:
         drop(folder)
     for file in (unjudged, unjudged_dose):
         file.unlink(missing_ok=True)
-    return JudgedPlan(optimized, verdict, without_parts(check), plan)
 
 
 def without_parts(check: Dose | None) -> Dose | None:
