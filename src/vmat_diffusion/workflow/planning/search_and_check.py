@@ -299,7 +299,7 @@ def judge_files(
 def _settle(
     folder: Path, plan: Plan, dose: Dose, case: Case, verdict: Verdict, *, kept: Callable[[], None] | None
 ) -> None:
-    """Give the sealed files in `folder` their names if the verdict has passed; else `kept` has them or none."""
+    """Give the sealed files in `folder` their names if the verdict has passed; else only `kept` has them."""
     from vmat_diffusion.dicom import write_dose
     from vmat_diffusion.dicom.sealed import unseal
     from vmat_diffusion.qa import release_plan
