@@ -2,9 +2,11 @@
 
     python benchmarks/monte_carlo.py                # speed and all reference cases, about half an hour
     python benchmarks/monte_carlo.py --minutes 0.5  # per reference case; noisier
+    python benchmarks/monte_carlo.py --only pyradmc # or speed, or cases; the others stay as they are
 
 Speed: a 10 x 10 cm2 field of the point source on a 30 cm cube of 3 mm voxels, of water and with 8 cm of
-lung, in processor seconds. The time for a two-arc plan is in the table of plans.
+lung, in processor seconds. The time for a two-arc plan is in the table of plans. pyRadMC: the same in water
+and with a thin slab, on one thread, after each other; left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numba
 import numpy as np
 from computer import today
 from figures import load, save
+from second_oracle import is_installed, second_dose
 
 from vmat_diffusion.dose.monte_carlo.engine import SPLIT, Phantom, simulate
 from vmat_diffusion.dose.monte_carlo.source import Openings, Source, frames, photon_source
@@ -83,6 +86,49 @@ def speed() -> list[dict[str, float | str]]:
     return rows
 
 
+# For pyRadMC, whose history is one photon without splitting: some minutes.
+_ANALOGUE_HISTORIES = 4_000_000
+
+
+def beside_pyradmc() -> list[dict[str, Any]]:
+    """Processor seconds to 2 % on one thread by both codes, and how far their doses differ."""
+    if not is_installed():
+        print("Monte Carlo: pyradmc and warp-lang are not installed, nothing beside ours", file=sys.stderr)
+        return []
+    rows = []
+    numba.set_num_threads(1)
+    for name, slab in (("water", False), ("thin slab", True)):
+        phantom, source = water_cube()
+        source = source._replace(isotropic=False)
+        if slab:
+            density = phantom.density_g_cm3.copy()
+            density[:, 17:43] = 0.26
+            phantom = replace(phantom, density_g_cm3=density)
+        simulate(phantom, source, uncertainty=1.0, max_seconds=0.0, batch_histories=10)
+        begun = time.process_time()
+        ours = simulate(phantom, source, uncertainty=0.02)
+        seconds = time.process_time() - begun
+        theirs = second_dose(phantom, source, _ANALOGUE_HISTORIES)
+        high = ours.gy > 0.5 * np.partition(ours.gy, -50, axis=None)[-50]
+        sigma = float((theirs.sigma_gy[high] / theirs.gy[high]).mean())
+        other = float(theirs.figures["run"]["cpu_s"]) * (sigma / 0.02) ** 2
+        axis, second = (d[46:54, :, 46:54].mean(axis=(0, 2)) for d in (ours.gy, theirs.gy))
+        percent = 100 * (axis - second)[5:] / axis.max()
+        rows.append(
+            {
+                "phantom": name,
+                "ours_s": seconds * (ours.uncertainty / 0.02) ** 2,
+                "pyradmc_s": other,
+                "high_dose_ratio": float(ours.gy[high].sum(dtype=float) / theirs.gy[high].sum()),
+                "axis_mean_pct": float(percent.mean()),
+                "axis_most_pct": float(np.abs(percent).max()),
+                "version": theirs.figures["version"],
+            }
+        )
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    return rows
+
+
 def section() -> Iterator[str]:
     """The lines of docs/benchmarks.md about Monte Carlo; none without figures."""
     figures = load("monte_carlo")
@@ -92,7 +138,7 @@ def section() -> Iterator[str]:
     yield "## Monte Carlo"
     yield ""
     yield f"`python benchmarks/monte_carlo.py`, {figures['date']}."
-    yield f"10 x 10 cm2 on a 30 cm cube, 3 mm voxels. A history has {SPLIT} interaction points."
+    yield f"10 x 10 cm2 on a 30 cm cube, 3 mm voxels. A history has {figures['split']} interaction points."
     yield "Seconds are the processor's, all cores together; 2 % is the mean above half of the maximum."
     yield EGSNRC
     yield ""
@@ -103,6 +149,21 @@ def section() -> Iterator[str]:
             f"| {row['phantom']} | {row['threads']} | {row['histories_per_s']:,.0f} | "
             f"{row['to_2_percent_s']:.0f} | {row['to_2_percent_of_maximum_s']:.0f} |"
         )
+    if peers := figures.get("pyradmc"):
+        yield ""
+        version = peers[0]["version"]["pyradmc"]
+        yield f"Beside pyRadMC {version} (Warp, no variance reduction, analytic cross sections of water): one"
+        yield "thread each, processor seconds to 2 % of the voxel's dose, doses per photon, nothing rescaled."
+        yield "Axis: over 24 x 24 mm2 beyond 15 mm, percent of the maximum. The slab has 0.26 g/cm3."
+        yield ""
+        yield "| phantom | ours | pyRadMC | ratio | high dose, ours / theirs | axis, mean | axis, largest |"
+        yield "|---|---:|---:|---:|---:|---:|---:|"
+        for row in peers:
+            yield (
+                f"| {row['phantom']} | {row['ours_s']:.0f} | {row['pyradmc_s']:.0f} | "
+                f"{row['pyradmc_s'] / row['ours_s']:.1f} | {row['high_dose_ratio']:.4f} | "
+                f"{row['axis_mean_pct']:+.2f} | {row['axis_most_pct']:.2f} |"
+            )
     if cases := figures["cases"]:
         yield ""
         yield "Against EGSnrc, nothing rescaled; differences in percent of the maximum, single voxels for the"
@@ -125,10 +186,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=3.0, help="at most for each reference case")
-    minutes = parser.parse_args().minutes
-    figures: dict[str, Any] = {"date": today(), "speed": speed()}
+    parser.add_argument("--only", choices=("speed", "pyradmc", "cases"), default=None)
+    given = parser.parse_args()
+    minutes, figures = given.minutes, {**load("monte_carlo"), "date": today()}
+    if given.only in (None, "speed"):
+        figures |= {"speed": speed(), "split": SPLIT}
+    if given.only in (None, "pyradmc"):
+        figures["pyradmc"] = beside_pyradmc()
     folder = Path(os.environ.get("VMAT_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "reference_dose"
-    if folder.is_dir():
+    if given.only not in (None, "cases"):
+        pass
+    elif folder.is_dir():
         figures["cases"] = check_references(folder, uncertainty=0.01, check_minutes=minutes)["cases"]
     else:
         print("Monte Carlo: no reference doses in VMAT_SHARED_DATA, speed only", file=sys.stderr)

@@ -33,7 +33,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.qa import Check, gate
+from vmat_diffusion.qa import Check, decision
 from vmat_diffusion.workflow import check_plan, recompute, second_check
 from vmat_diffusion.workflow.settings import QaSettings
 
@@ -62,13 +62,16 @@ class KeptDose:
                 scale, place = np.float32(given_mu / float(kept["mu"])), kept["grid"].tolist()
                 at = grid or Grid(tuple(int(n) for n in place[0]), tuple(place[1]), tuple(place[2]))  # type: ignore[arg-type]
                 facts = {"engine": "monte-carlo", "seconds": float(kept["seconds"])}
-                return Dose(at, kept["gy"] * scale, std_gy=kept["std_gy"] * scale, provenance=facts)
+                doses = (kept[name] * scale for name in ("gy", "std_gy", "replicates_gy"))
+                gy, std_gy, replicates_gy = doses
+                return Dose(at, gy, std_gy=std_gy, provenance=facts, replicates_gy=replicates_gy)
         if self.engine is None:
             raise DoseNotKept
         dose = self.engine(plan, case, grid, progress)
         place = np.array([dose.grid.shape, dose.grid.spacing_mm, dose.grid.origin_mm])
         seconds = dose.provenance.get("seconds", 0.0)
-        np.savez(file, gy=dose.gy, std_gy=dose.std_gy, mu=given_mu, grid=place, seconds=seconds)
+        doses = {"gy": dose.gy, "std_gy": dose.std_gy, "replicates_gy": dose.replicates_gy}
+        np.savez(file, **doses, mu=given_mu, grid=place, seconds=seconds)
         return dose
 
 
@@ -98,8 +101,8 @@ def kept_changes(plan: Plan, case: Case, machine: Machine, grid: Grid) -> dict[s
 
 
 _ENGINE: Callable[..., DoseEngine] = recompute.dose_engine
-_COLLIMATION = gate.collimation_changes
-gate.collimation_changes = kept_changes
+_COLLIMATION = decision.collimation_changes
+decision.collimation_changes = kept_changes
 # What the table does not need, and what it would read a hundred times.
 report.write_report = lambda *_, **__: None
 dicom.read_case = cache(dicom.read_case)

@@ -66,9 +66,10 @@ def prescription_text(target_gy: Mapping[str, float], fractions: int) -> str:
 class Dose:
     """A dose distribution in Gy for the whole course on its own grid.
 
-    `std_gy` is the statistical or predictive standard deviation where the maker knows one.
-    `medium` says to what the dose is: "medium" or "water". `provenance` carries version, engine,
-    settings and seed.
+    `std_gy` is the statistical or predictive standard deviation where the maker knows one. `replicates_gy`
+    `[k, z, y, x]` are independent doses of equal weight whose mean is `gy`, where its maker draws at random:
+    what is computed from them says how certain the same is of `gy`. `medium` says to what the dose is:
+    "medium" or "water". `provenance` carries version, engine, settings and seed.
     """
 
     grid: Grid
@@ -76,6 +77,7 @@ class Dose:
     std_gy: Volume | None = None
     medium: str = "medium"
     provenance: Mapping[str, object] = field(default_factory=dict)
+    replicates_gy: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.gy.shape != self.grid.shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,29 @@ def silent(stage: str, fraction: float, note: str) -> None:
 def under_name(progress: Progress, stage: str) -> Progress:
     """Progress that is handed on under the name of the caller's stage, whatever the callee calls its own."""
     return lambda _, fraction, note: progress(stage, fraction, note)
+
+
+@contextmanager
+def ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed within: it is noted instead of raised, so that work can end in good order.
+
+    A second Ctrl-C is raised at once. Only the main thread hears of either.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Clock:

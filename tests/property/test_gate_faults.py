@@ -14,7 +14,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.qa import GateSettings, Outcome, Verdict, judge
 from vmat_diffusion.qa.agreement import Compared, gammas
-from vmat_diffusion.qa.dose_points import voxels
+from vmat_diffusion.qa.dose_points import scale_factor, target_means, voxels
 from vmat_diffusion.qa.motion import fitted_motion
 
 GRID = Grid((36, 40, 44), (4.0, 4.0, 4.0), (-86.0, -78.0, -70.0))
@@ -47,11 +47,18 @@ def planned() -> Dose:
     return Dose(GRID, np.where(CASE.body.mask, gy + 1.0, 0.0).astype(np.float32))
 
 
-def noisy(dose: Dose, rng: np.random.Generator, percent: float = 2.0) -> Dose:
-    """The dose as Monte Carlo would find it."""
+def noisy(dose: Dose, rng: np.random.Generator, percent: float = 2.0, common_percent: float = 0.0) -> Dose:
+    """The dose as Monte Carlo would find it: the mean of 16 independent doses.
+
+    `common_percent` is noise that voxels within some 4 cm have in common, as the points of one photon do.
+    """
     sigma = percent / 100 * np.sqrt(np.maximum(dose.gy, 0.5) * dose.gy.max())
-    return replace(dose, gy=(dose.gy + rng.normal(0, 1, dose.gy.shape) * sigma).clip(0).astype(np.float32),
-                   std_gy=sigma.astype(np.float32))  # fmt: skip
+    shape = (16, *GRID.shape)
+    common = ndimage.gaussian_filter(rng.normal(0, 1, shape), (0, 4, 4, 4))
+    common *= common_percent / 100 / common.std()
+    groups = dose.gy + 4.0 * (rng.normal(0, 1, shape) * sigma + common * dose.gy)
+    return replace(dose, gy=groups.mean(axis=0).astype(np.float32), std_gy=sigma.astype(np.float32),
+                   replicates_gy=groups.astype(np.float32))  # fmt: skip
 
 
 def verdict_on(dose: Dose, check: Dose) -> Verdict:
@@ -73,6 +80,29 @@ def moved(dose: Dose, shift_mm: np.ndarray, turn_deg: float, axis: int) -> Dose:
 def test_noise_alone_fails_nothing(seed: int) -> None:
     verdict = verdict_on(planned(), noisy(planned(), np.random.default_rng(seed)))
     assert verdict.passed, [(c.name, c.value, c.why) for c in verdict.checks if not c.passed]
+
+
+@pytest.mark.parametrize("seed", RUNS)
+def test_noise_that_voxels_have_in_common_fails_nothing(seed: int) -> None:
+    """3 % of it, which moves regions, means and fits by more than their limits: open, not decided."""
+    verdict = verdict_on(planned(), noisy(planned(), np.random.default_rng(500 + seed), 1.5, 3.0))
+    assert not verdict.failed, [(c.name, c.value, c.error, c.why) for c in verdict.failed]
+
+
+@pytest.mark.parametrize("seed", RUNS)
+def test_errors_are_those_of_doses_drawn_anew(seed: int) -> None:
+    """Of the factor and the mean of the target: the spread over 24 doses, within what 15 degrees allow."""
+    rng = np.random.default_rng(600 + seed)
+    values: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(24):
+        pair = Compared.of(CASE, planned(), noisy(planned(), rng, 2.0, 1.0))
+        found = scale_factor(pair, GateSettings()) + target_means(CASE, None, pair, GateSettings())
+        for check in found:
+            assert check.value is not None and check.error is not None
+            values.setdefault(check.name, []).append((check.value, check.error))
+    for name, rows in values.items():
+        value, error = np.array(rows).T
+        assert value.std(ddof=1) == pytest.approx(float(np.sqrt(np.mean(error**2))), rel=0.45), name
 
 
 @pytest.mark.parametrize("seed", RUNS)

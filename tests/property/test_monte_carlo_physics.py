@@ -10,10 +10,18 @@ import pytest
 from vmat_diffusion.dose.monte_carlo.cross_sections import ECUT, energy_grid, tables
 from vmat_diffusion.dose.monte_carlo.electrons import HARD, LOSS, MOLLER, brems_energy, moller
 from vmat_diffusion.dose.monte_carlo.engine import Phantom, simulate
+from vmat_diffusion.dose.monte_carlo.kernel import (
+    COMPTON,
+    PAIR,
+    PHOTOELECTRIC,
+    TO_COMPTON,
+    TO_PAIR,
+    kind_of,
+)
 from vmat_diffusion.dose.monte_carlo.photons import compton
 from vmat_diffusion.dose.monte_carlo.random_numbers import seeded
 from vmat_diffusion.dose.monte_carlo.source import Openings, frames, photon_source
-from vmat_diffusion.dose.tissue import ELECTRON_MEV, attenuation, media
+from vmat_diffusion.dose.tissue import ELECTRON_MEV, MEDIA, attenuation, media
 from vmat_diffusion.machine import load_machine
 
 
@@ -130,6 +138,15 @@ def test_electron_range_is_the_csda_range(energy_mev, medium):
     at_cut = np.interp(ECUT, data.electron_mev, data.range_g_cm2)
     reach = at_cut + ((slope[1:] + slope[:-1]) / 2 * np.diff(np.log(energy))).sum()
     assert reach == pytest.approx(np.interp(energy_mev, data.electron_mev, data.range_g_cm2), rel=0.02)
+
+
+def test_no_pairs_are_made_below_their_threshold():
+    grid, titanium = energy_grid(), tables().photon[MEDIA.index("titanium")]
+    for above, energy in ((False, 2 * ELECTRON_MEV - 1e-4), (True, 2 * ELECTRON_MEV + 1e-4)):
+        row = [np.interp(np.log(energy), np.log(grid), titanium[:, k]) for k in (TO_COMPTON, TO_PAIR)]
+        assert row[1] > row[0], "the table has no share of pairs here; the test tests nothing"
+        drawn = [kind_of(choice, *row, energy) for choice in (0.0, 0.5 * (row[0] + row[1]), 1.0)]
+        assert drawn == [COMPTON, PAIR if above else COMPTON, PHOTOELECTRIC]
 
 
 def small_run(seed, histories, **more):

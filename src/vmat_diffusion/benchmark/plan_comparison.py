@@ -111,8 +111,9 @@ def highest_target(prescription: Prescription) -> str:
 
 
 def scaled(dose: Dose, factor: float) -> Dose:
-    """The dose times a number."""
-    return replace(dose, gy=dose.gy * factor, std_gy=None if dose.std_gy is None else dose.std_gy * factor)
+    """The dose times a number, without the parts that it may be the mean of."""
+    std_gy = None if dose.std_gy is None else dose.std_gy * factor
+    return replace(dose, gy=dose.gy * factor, std_gy=std_gy, replicates_gy=None)
 
 
 def judge_dose(dose: Dose, case: Case, sheet: GoalSheet) -> JudgedDose:

@@ -190,6 +190,7 @@ def verdict_text(verdict: Verdict) -> str:
     rows = []
     for check in verdict.checks:
         value = "" if check.value is None else f"{check.value:.2f}"
+        value += "" if check.error is None else f" +- {check.error:.2f}"
         limit = "" if check.limit is None else f"{check.limit:g}"
         mark = check.word.upper() if check.warns or not check.passed else check.word
         rows.append([check.name, mark, value, limit, check.unit])

@@ -33,6 +33,7 @@ _COMPUTING = (
         "predict",
         "dose",
         "qa",
+        "check-again",
         "simulate",
         "train",
         "fine-tune",

@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import Field
 
-from vmat_diffusion.cli.display import goals_text, run_text, show, stdout_kept, table, work_shown
+from vmat_diffusion.cli.display import (
+    goals_text,
+    run_text,
+    show,
+    stdout_kept,
+    table,
+    verdict_text,
+    work_shown,
+)
 from vmat_diffusion.cli.fields import TO_FILE, TO_FOLDER, CaseFolder, Facts, OutFolder, Overwrite, Working
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.planning.request import plan_settings, sheet_defaults
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, Shareable
+from vmat_diffusion.workflow.settings import CheckMinutes, PlanSettings, PredictSettings, Shareable
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.predict import PredictRun
@@ -79,7 +87,8 @@ def plan(options: PlanOptions) -> None:
     """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
 
     Every plan is recomputed by Monte Carlo and judged; one that does not pass gets no RP.dcm, and the
-    exit code is 1. Ctrl-C while optimising keeps the best plan so far.
+    exit code is 1. Ctrl-C while optimising keeps the best plan so far; while checking it leaves the check
+    open for check-again.
     """
     from vmat_diffusion.workflow import plan_case
 
@@ -87,6 +96,45 @@ def plan(options: PlanOptions) -> None:
     with work_shown(options) as progress:
         run = plan_case(options.case, options.out, asked, overwrite=options.overwrite, progress=progress)
     show(json.dumps(run.summary()) if options.json else run_text(run))
+    raise typer.Exit(0 if run.passed else 1)
+
+
+@settings
+class CheckAgainOptions(Working):
+    """What `check-again` takes."""
+
+    run: Annotated[
+        Path,
+        Field(description="Folder of a planning run whose check was inconclusive or interrupted."),
+        Option(positional=True, metavar="DIR"),
+    ]
+    case_folder: Annotated[
+        Path | None,
+        Field(description="Where the folder of the case lies now; by default where it was."),
+        Option(metavar="DIR"),
+    ] = None
+    check_minutes: CheckMinutes = None
+
+
+def check_again(options: CheckAgainOptions) -> None:
+    """Go on with a check that was inconclusive, where it stopped; exit code 1 if the plan does not pass.
+
+    Report, record and, with a passed verdict, RP.dcm and RD.dcm in the folder of the run are written anew.
+    """
+    from vmat_diffusion.workflow.planning.check_again import check_again as go_on
+
+    with work_shown(options) as progress:
+        run = go_on(
+            options.run,
+            case_folder=options.case_folder,
+            check_minutes=options.check_minutes,
+            progress=progress,
+        )
+    if options.json:
+        summary = run.summary()
+        show(json.dumps({key: summary[key] for key in ("verdict", "robustness", "seconds", "files")}))
+    else:
+        show("\n".join([verdict_text(run.verdict), "", *map(str, run.files)]))
     raise typer.Exit(0 if run.passed else 1)
 
 

@@ -51,6 +51,7 @@ COMMANDS = {
     "gamma": "checking",
     "dose": "dose",
     "qa": "checking",
+    "check-again": "planning",
     "reference-check": "checking",
     "trade-off": "planning",
     "influence": "dose",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.errors import InputError
@@ -25,6 +27,29 @@ class DoseEngine(Protocol):
         `progress` is called with the stage "dose".
         """
         ...
+
+
+# Told the dose so far: how many times the computing so far it takes to decide all that is asked of the
+# dose; 1 or less where that is decided.
+Enough = Callable[[Dose], float]
+
+
+@runtime_checkable
+class DecidingEngine(Protocol):
+    """An engine whose dose becomes more certain with time."""
+
+    def deciding(self, enough: Enough, kept: Path | None) -> DoseEngine:
+        """The engine that ends as soon as the dose is `enough`; else it leaves what it has in `kept`."""
+        ...
+
+
+def deciding(engine: DoseEngine, enough: Enough, kept: Path | None = None) -> DoseEngine:
+    """The engine, ending when the dose is `enough`, where it can; one that is sure of its dose as it is.
+
+    Where it ends earlier, by its time limit or by Ctrl-C, what it has lies in the file `kept`; the same
+    engine goes on from there.
+    """
+    return engine.deciding(enough, kept) if isinstance(engine, DecidingEngine) else engine
 
 
 def dose_engine(

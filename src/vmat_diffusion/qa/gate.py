@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.evaluate.dvh import outside_percent
-from vmat_diffusion.evaluate.goals import GoalResult, GoalSheet, evaluate
+from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.geometry import signed_deg
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
-from vmat_diffusion.qa.agreement import (
-    Compared,
-    denoised,
-    gammas,
-    highest_dose,
-    required_goals,
-    uncertainty_percent,
-)
-from vmat_diffusion.qa.collimation import COLLIMATOR, LEAVES, collimation_changes
+from vmat_diffusion.qa.agreement import Compared, highest_dose
 from vmat_diffusion.qa.ct_numbers import ct_numbers, ignored_overrides
+from vmat_diffusion.qa.decision import Decision
 from vmat_diffusion.qa.delivery import delivery_checks
-from vmat_diffusion.qa.dose_points import (
-    dose_points,
-    prescribed_doses,
-    regions,
-    scale_factor,
-    target_means,
-    voxels,
-)
+from vmat_diffusion.qa.dose_points import prescribed_doses
 from vmat_diffusion.qa.field_of_view import beams_beyond_ct, supports_in_beam
 from vmat_diffusion.qa.files import PlanFiles, dose_remarks, plan_remarks, round_trip, same_patient
 from vmat_diffusion.qa.limits import GateSettings
-from vmat_diffusion.qa.motion import Motion, fitted_motion
 from vmat_diffusion.qa.outline import body_outline, contours_left_out, outline_place
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
@@ -55,12 +38,14 @@ def judge(
     settings: GateSettings | None = None,
     files: PlanFiles | None = None,
     earlier_checks: Sequence[Check] = (),
+    decision: Decision | None = None,
 ) -> Verdict:
     """Check a plan with the dose `dose` against `check`, the independent dose of the same plan.
 
     Where `check` is None, what needs it is undecided. `sheet` must be fitted to the case; with None no
     goals are checked. `files` are read again and must hold `plan` and `dose`. `earlier_checks` join the
-    verdict: those of what led to the plan. Never raises for a fault of what it judges.
+    verdict: those of what led to the plan. `decision` has looked at `check` already.
+    Never raises for a fault of what it judges.
     """
     settings = settings or GateSettings()
     checks = [*earlier_checks, _deliverable(plan, machine), *_coverage(case, dose, settings)]
@@ -78,28 +63,34 @@ def judge(
     pair = Compared.of(case, dose, check)
     checks.append(highest_dose(pair, settings))
     others_passed = all(c.passed for c in checks)
-    main, engines = gammas(pair, settings)
-    near = engines[0].value is not None and engines[0].value >= settings.correctable_gamma_percent
-    engines += target_means(case, sheet, pair, settings)
-    engines += dose_points(case, pair, settings)
-    engines += regions(pair, settings)
-    engines += voxels(case, pair, settings)
-    engines += _motion(plan, pair, settings)
-    results: tuple[GoalResult, ...] = ()
-    if sheet is not None:
-        results = evaluate(sheet, case, denoised(dose, check))
-        engines.append(required_goals(results))
-    if (noise := _noise(pair, settings)) is not None:
-        checks.append(noise)
-        if noise.undecided and near:
-            engines = [c.left_open("the independent dose is too noisy") if c.fails else c for c in engines]
-    engines += scale_factor(pair, settings)
     # What a coarse grid leaves open is worth the cost all the same.
-    if all(c.passed or c.name == _DOSE_GRID for c in (*checks, *engines)):
-        engines += _collimation(case, plan, machine, pair, settings)
-    verdict = Verdict((*checks, *engines), main, results, fingerprint=fingerprint(plan, case))
-    sure = others_passed and near and not verdict.undecided
+    ready = all(c.passed or c.name == _DOSE_GRID for c in checks)
+    decision = decision or Decision(case, sheet, plan, machine, dose, settings)
+    found = decision.checks(check, pair, ready=ready)
+    checks += [c if c.passed else _with_time(c, check) for c in found.checks]
+    verdict = Verdict(tuple(checks), found.gamma, found.results, fingerprint=fingerprint(plan, case))
+    sure = others_passed and found.near and (found.noise is None or found.noise.passed)
     return replace(verdict, correctable=sure and not verdict.passed)
+
+
+def _with_time(check: Check, dose: Dose) -> Check:
+    """A check that more computing would decide, with how many minutes that takes."""
+    if not check.undecided or check.needs <= 1.0:
+        return check
+    took = dose.provenance.get("seconds")
+    if not isinstance(took, int | float) or not took > 0:
+        remedy = "compute the independent dose with a smaller --uncertainty"
+    elif not math.isfinite(check.needs):
+        remedy = "no time decides it"
+    else:
+        # Sigma falls with the square root of the time.
+        whole = took / 60.0 * check.needs
+        left = whole - took / 60.0
+        remedy = (
+            f"about {left:.1f} more minutes are needed: go on with `check-again`, after `qa` with the same "
+            f"command and --overwrite; or begin again with --check-minutes {max(1, round(whole + 0.5))}"
+        )
+    return replace(check, why=f"{check.why}; {remedy}")
 
 
 def _said_of_files(
@@ -137,90 +128,6 @@ def _said_of_case(case: Case, settings: GateSettings) -> list[Check]:
     out += outline_place(case, settings)
     if lost := contours_left_out(case):
         out.append(warning("contours without an image", lost, ""))
-    return out
-
-
-def _noise(pair: Compared, settings: GateSettings) -> Check | None:
-    """Whether the independent dose is known well enough to judge; undecided with what is still needed."""
-    sigma = uncertainty_percent(pair.check, pair.dose, pair.tissue)
-    if sigma is None:
-        return None
-    name, limit = "statistical uncertainty", settings.uncertainty_percent
-    why = "mean sigma of the independent dose in tissue where the plan has more than half of its maximum"
-    if sigma <= limit:
-        return Check(name, True, sigma, limit, "%", why)
-    took = pair.check.provenance.get("seconds")
-    if isinstance(took, int | float) and took > 0:
-        # Sigma falls with the square root of the time; a tenth more, as it is itself an estimate.
-        whole = 1.1 * took / 60.0 * (sigma / limit) ** 2
-        left = whole - took / 60.0
-        why += (
-            f"; about {left:.1f} more minutes are needed: give the same command again with "
-            f"--check-minutes {max(1, round(whole + 0.5))}"
-        )
-    else:
-        why += "; compute the independent dose with a smaller --uncertainty"
-    return Check(name, False, sigma, limit, "%", why, undecided=True)
-
-
-def _motion(plan: Plan, pair: Compared, settings: GateSettings) -> list[Check]:
-    """How far the planned dose must be moved and turned to lie on the independent one."""
-    motion = _fitted(plan, pair) if pair.reference_gy > 0 else None
-    if motion is None:
-        return []
-    shift, turn = (", ".join(f"{v:+.2f}" for v in values) for values in (motion.shift_mm, motion.turn_deg))
-    return [
-        Check(
-            "shift between the doses",
-            motion.length_mm <= settings.shift_mm,
-            motion.length_mm,
-            settings.shift_mm,
-            "mm",
-            f"{shift} mm along x, y, z from the planned dose to the independent one",
-        ),
-        Check(
-            "turn between the doses",
-            motion.angle_deg <= settings.turn_deg,
-            motion.angle_deg,
-            settings.turn_deg,
-            "deg",
-            f"{turn} deg about x, y, z through the isocentre, from the planned dose to the independent one",
-        ),
-    ]
-
-
-def _fitted(plan: Plan, pair: Compared, **options: Any) -> Motion | None:
-    """The motion of the planned dose that explains the independent one best; `options` of `fitted_motion`."""
-    return fitted_motion(
-        pair.grid,
-        pair.planned_gy,
-        pair.check.gy,
-        pair.tissue,
-        plan.isocenter_mm,
-        reference_gy=pair.reference_gy,
-        **options,
-    )
-
-
-def _collimation(
-    case: Case, plan: Plan, machine: Machine, pair: Compared, settings: GateSettings
-) -> list[Check]:
-    """Whether an error of collimator or jaws explains what is left between the doses; the costliest check.
-
-    An error that the dose does not show, and one within twice its standard error of the limit, passes.
-    """
-    if machine.beam is None or np.allclose(pair.planned_gy, pair.check.gy, atol=1e-3 * pair.reference_gy):
-        return []
-    changes = collimation_changes(plan, case, machine, pair.grid)
-    motion = _fitted(plan, pair, least_percent=20.0, changes=changes)
-    out = []
-    for name, (value, sigma) in (motion.changes if motion else {}).items():
-        limit = {COLLIMATOR: settings.turn_deg, LEAVES: settings.leaf_mm}.get(name, settings.jaw_mm)
-        unit = "deg" if name == COLLIMATOR else "mm"
-        why = f"{value:+.2f} +- {sigma:.2f} {unit}, as the independent dose differs from the planned one"
-        out.append(
-            Check(f"{name} by the doses", abs(value) - 2.0 * sigma <= limit, abs(value), limit, unit, why)
-        )
     return out
 
 

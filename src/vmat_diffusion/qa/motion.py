@@ -41,6 +41,8 @@ class Motion:
     turn_sigma_deg: float
     voxels: int
     changes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    length_error_mm: float | None = None
+    angle_error_deg: float | None = None
 
     @property
     def length_mm(self) -> float:
@@ -63,6 +65,7 @@ def fitted_motion(
     reference_gy: float,
     least_percent: float = 30.0,
     changes: Mapping[str, NDArray] | None = None,
+    replicates_gy: NDArray | None = None,
 ) -> Motion | None:
     """The motion that carries `planned_gy` onto `check_gy`, both `[z, y, x]` on `grid`, by least squares.
 
@@ -70,7 +73,9 @@ def fitted_motion(
     factor is fitted beside them. Voxels of tissue count below the skin where either dose has at least
     `least_percent` of `reference_gy`. `changes` are further changes of the dose by name, in Gy per unit of
     something, that are fitted with it; those too small to matter are left out. None where too few voxels are
-    left, or the dose does not vary.
+    left, or the dose does not vary. `replicates_gy` are independent doses whose mean is `check_gy`: standard
+    errors then hold what noise has in common between voxels; those of `changes` are never below what the
+    residuals of the fit make of them.
     """
     widths = _SMOOTHING_MM / np.array(grid.spacing_mm)[::-1]
     padded = np.pad(tissue, 1)
@@ -95,10 +100,18 @@ def fitted_motion(
         step = _step(_columns(grid, moved, inside, arms, beside), (check - moved)[inside])
         if step is None:
             return None
-        whole, sigma, last = whole + step[0][:6], step[1], step[0]
+        whole, last = whole + step.found[:6], step
         # A fit that runs away has nothing to hold on to; it is a large motion all the same.
         if np.abs(whole[:3]).max() > 30.0:
             break
+    sigma = last.sigma
+    lengths: tuple[float | None, float | None] = (None, None)
+    if replicates_gy is not None:
+        noise = _noise(replicates_gy, check_gy, last.estimator, inside, widths)
+        errors = noise.std(axis=0, ddof=1) / np.sqrt(len(noise))
+        sigma = np.concatenate([errors[:6], np.maximum(errors, sigma)[6:]])
+        turned = float(np.degrees(_error_along(noise[:, 3:6], whole[3:])))
+        lengths = _error_along(noise[:, :3], whole[:3]), turned
     shift, turn = whole[:3], np.degrees(whole[3:])
     return Motion(
         (float(shift[0]), float(shift[1]), float(shift[2])),
@@ -106,8 +119,31 @@ def fitted_motion(
         float(sigma[:3].max()),
         float(np.degrees(sigma[3:6]).max()),
         int(np.count_nonzero(inside)),
-        {name: (float(last[7 + k]), float(sigma[7 + k])) for k, name in enumerate(further)},
+        {name: (float(last.found[7 + k]), float(sigma[7 + k])) for k, name in enumerate(further)},
+        *lengths,
     )
+
+
+def _noise(
+    replicates_gy: NDArray, check_gy: NDArray, estimator: NDArray, inside: Mask, widths: NDArray
+) -> NDArray[np.float64]:
+    """What a fit finds in the noise of each of the doses whose mean is `check_gy`, `(doses, columns)`."""
+    # Only the box of the voxels that take part, and what the smoothing reaches.
+    reach = np.ceil(4.0 * widths).astype(int)
+    where = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = tuple(slice(max(w[0] - r, 0), w[-1] + r + 1) for w, r in zip(where, reach, strict=True))
+    part, usual = inside[box], check_gy[box].astype(np.float32)
+    return np.array(
+        [estimator @ ndimage.gaussian_filter(gy[box] - usual, widths)[part] for gy in replicates_gy]
+    )
+
+
+def _error_along(noise: NDArray, vector: NDArray) -> float:
+    """The standard error of a vector's length, from its parts in several doses."""
+    length = float(np.linalg.norm(vector))
+    # A vector that is all noise has no direction; its least certain axis stands for it.
+    along = noise @ (vector / length) if length > 0 else noise[:, np.argmax(noise.std(axis=0))]
+    return float(along.std(ddof=1) / np.sqrt(len(noise)))
 
 
 def _arms_mm(grid: Grid, inside: Mask, isocenter_mm: Point) -> NDArray[np.float64]:
@@ -125,23 +161,32 @@ def _columns(
     return np.concatenate([-slopes, -np.cross(arms, slopes), planned[inside][:, None], beside], axis=1)
 
 
-def _step(columns: NDArray, wanted: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The share of each column in what is wanted, and the standard errors, by reweighted least squares."""
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What a fit finds, its standard errors by its residuals, and `estimator @ wanted`, which finds it."""
+
+    found: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    estimator: NDArray[np.float64]
+
+
+def _step(columns: NDArray, wanted: NDArray) -> _Fit | None:
+    """The share of each column in what is wanted, by reweighted least squares."""
     scale = np.linalg.norm(columns, axis=0)
     if not (scale > 0).all():
         return None
     columns = columns / scale
     weights = np.ones(len(wanted))
     for _ in range(_REWEIGHTINGS):
-        normal = (columns * weights[:, None]).T @ columns
+        weighted = (columns * weights[:, None]).T
         # What the dose does not show, such as a turn of a sphere, stays at zero.
-        inverse = np.linalg.pinv(normal, rcond=1e-5, hermitian=True)
-        found = inverse @ ((columns * weights[:, None]).T @ wanted)
+        inverse = np.linalg.pinv(weighted @ columns, rcond=1e-5, hermitian=True)
+        found = inverse @ (weighted @ wanted)
         left = wanted - columns @ found
         spread = max(1.4826 * float(np.median(np.abs(left))), 1e-9)
         weights = 1.0 / (1.0 + (left / (2.0 * spread)) ** 2)
     sigma = np.sqrt(np.maximum(np.diag(inverse), 0.0)) * spread
-    return found / scale, sigma / scale
+    return _Fit(found / scale, sigma / scale, inverse @ weighted / scale[:, None])
 
 
 def _moved(gy: NDArray, grid: Grid, motion: NDArray, isocenter_mm: Point) -> NDArray[np.float64]:

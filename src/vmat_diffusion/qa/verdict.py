@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from vmat_diffusion.case import Case
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.gamma import GammaResult
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from vmat_diffusion.qa.robustness_result import Robustness
 
 _WARNINGS = "warnings"
+# A value is decided where its limit is so many standard errors away: 95 %.
+SIGMAS = 2.0
+# Errors below this share of what a limit leaves change no decision that a clinic would make: 0.1 of 2 %.
+_SMALL = 0.05
 # The check that names limits looser than the shipped ones.
 LOOSER_LIMITS = "limits of the gate"
 
@@ -35,6 +42,8 @@ class Check:
     """The outcome of one check; `value` and `limit` are in `unit`. Without a limit it is only reported.
 
     A check that could not be decided (`undecided`), as the independent dose is too noisy, has not passed.
+    `error` is the standard error of the value, None where it has none or nothing depends on it; `needs` how
+    many times the computing so far it takes until noise can carry the value across its limit no more.
     A check that `cautions` passed, but a person must read `why`: it lies between two limits. Checks of one
     kind have a `group`.
     """
@@ -48,6 +57,8 @@ class Check:
     undecided: bool = False
     cautions: bool = False
     group: str = ""
+    error: float | None = None
+    needs: float = 1.0
 
     def __post_init__(self) -> None:
         if self.undecided and self.passed:
@@ -86,9 +97,46 @@ class Check:
             "result": self.word,
             "value": value,
             "limit": self.limit,
+            "error": None if self.error is None else round(float(self.error), 4),
             "unit": self.unit,
             "why": self.why,
         }
+
+
+def bounded(
+    name: str,
+    value: float | None,
+    limit: float,
+    unit: str,
+    why: str,
+    *,
+    error: float | None = None,
+    least: bool = False,
+) -> Check:
+    """A check of a value against the most that its size may be, or the `least` that it may be.
+
+    A value beyond the limit by less than two standard errors is undecided: that may be noise. None fails.
+    """
+    beyond = None if value is None else (limit - value if least else abs(value) - limit)
+    passed = beyond is not None and beyond <= 0.0
+    check = Check(name, passed, value, limit, unit, why, error=error)
+    if beyond is None or error is None:
+        return check
+    check = replace(check, needs=computing_needed(beyond, error, 100.0 - limit if least else limit))
+    if passed or beyond > SIGMAS * error:
+        return check
+    return check.left_open(f"beyond the limit by less than {SIGMAS:g} standard errors of {error:.2g} {unit}")
+
+
+def computing_needed(apart: ArrayLike, error: ArrayLike, room: float) -> float:
+    """How many times the computing so far it takes until values lie two standard errors from their limit.
+
+    1 where they do, and where the errors are small beside the `room` that the limit leaves: what lies that
+    near to it may fall on either side.
+    """
+    margin = SIGMAS * np.asarray(error, np.float64)
+    nearest = np.maximum(np.abs(apart), max(_SMALL * abs(room), 1e-9))
+    return float(np.max((margin / nearest) ** 2, initial=1.0))
 
 
 def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:

@@ -22,7 +22,7 @@ from vmat_diffusion.lettering import legible
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.origin import without_uids
 from vmat_diffusion.plan import Arc, Plan, delivery_s, timing
-from vmat_diffusion.qa import Verdict, denoised
+from vmat_diffusion.qa import Check, Verdict, denoised
 from vmat_diffusion.report import charts
 from vmat_diffusion.report.comparison import both_dvh_figure, gamma_figure
 from vmat_diffusion.report.content import Shown, ShownDose, shown_dose
@@ -188,6 +188,11 @@ def _arrangement(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("Arcs", str(found["text"]))] if found else []
 
 
+def _error(check: Check) -> str:
+    """The standard error of a check's value; empty where it has none."""
+    return "" if check.error is None else f" ± {check.error:.2f}"
+
+
 def _gate(
     plan: Plan,
     shown: ShownDose,
@@ -201,7 +206,7 @@ def _gate(
             "name": c.name,
             "status": "acceptable" if c.warns else "pass" if c.passed else "fail",
             "word": c.word,
-            "value": "–" if c.value is None else f"{c.value:.2f}",
+            "value": "–" if c.value is None else f"{c.value:.2f}{_error(c)}",
             "limit": "–" if c.limit is None else f"{c.limit:g}",
             "unit": c.unit,
             "why": pretty(c.why),

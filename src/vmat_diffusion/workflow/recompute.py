@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
-from vmat_diffusion.dose.engines import ENGINES, DoseEngine, dose_engine
+from vmat_diffusion.dose.engines import ENGINES, DoseEngine, deciding, dose_engine
 from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.evaluate.complexity import complexity_of, outside_ranges
 from vmat_diffusion.evaluate.goals import (
@@ -55,6 +56,8 @@ REFERENCE_KEYS = (
     "seconds",
 )
 QA_FILES = ("report.html", "qa.json", "RD_check.dcm")
+# What an inconclusive check leaves: the same command goes on from there.
+OPEN_CHECK = "open_check.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +206,12 @@ def second_check(
     """Recompute an RTPLAN from any system and judge it; writes `QA_FILES` into `out`.
 
     Without `dose_file` the fast engine stands in for the planned dose, and so it does for a file that
-    cannot be read, which fails the check of the files. Raises InputError where the plan or the case cannot
+    cannot be read, which fails the check of the files. Monte Carlo ends as soon as all is decided. What it
+    has of a check that stays inconclusive, or that Ctrl-C ends, lies in `OPEN_CHECK`; the same command with
+    `overwrite` goes on from there. Raises InputError where the plan or the case cannot
     be read, a file does not exist or the machine cannot represent the plan.
     """
-    from vmat_diffusion.qa import PlanFiles, judge, robustness_of, with_robustness
+    from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
 
     settings, report = settings or QaSettings(), progress or silent
     require_apart(out, case_folder, plan_file, dose_file)
@@ -216,7 +221,7 @@ def second_check(
         raise InputError("the pencil beam cannot check itself; give the planned dose or --engine monte-carlo")
     if dose_file is not None:
         require_file(dose_file, "RTDOSE")
-    with appearing_whole(out, overwrite=overwrite, names=QA_FILES) as folder:
+    with appearing_whole(out, overwrite=overwrite, names=(*QA_FILES, OPEN_CHECK)) as folder:
         report("read", 0.0, "")
         plan, case, linac = _read(plan_file, case_folder, settings)
         compute = _engine(linac, settings)
@@ -231,13 +236,24 @@ def second_check(
         if dose is None:
             fast = dose_engine("pencil-beam", linac)
             dose = fast(plan, case, grid, progress=report)
-        check = compute(plan, case, grid, progress=under_name(report, "check"))
+        tallies = folder / OPEN_CHECK
+        if (out / OPEN_CHECK).is_file():
+            shutil.copyfile(out / OPEN_CHECK, tallies)
+        decision = Decision(case, sheet, plan, linac, dose, limits)
+        ending = deciding(compute, decision.needs, tallies)
+        check = ending(plan, case, grid, progress=under_name(report, "check"))
         files = PlanFiles(plan_file, dose_file)
-        verdict = judge(case, sheet, plan, linac, dose, check=check, settings=limits, files=files)
+        verdict = judge(
+            case, sheet, plan, linac, dose, check=check, settings=limits, files=files, decision=decision
+        )
+        check = replace(check, replicates_gy=None)
+        if verdict.outcome is not Outcome.INCONCLUSIVE:
+            tallies.unlink(missing_ok=True)
         found = robustness_of(case, sheet, plan, linac, dose, progress=under_name(report, "robustness"))
         verdict = with_robustness(verdict, found, stops=limits.robustness == "stop")
         report("report", 0.0, "")
-        names = tuple(out.resolve() / name for name in QA_FILES)
+        kept = (*QA_FILES, *([OPEN_CHECK] if tallies.is_file() else []))
+        names = tuple(out.resolve() / name for name in kept)
         done = SecondCheck(case, plan, linac, dose, check, verdict, names, sheet)
         coding = coding_of(
             case,
@@ -302,7 +318,10 @@ def _write(
     )
     linked = plan_file if belongs(done.plan, done.case) else None
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
-    write_json(folder / record, coding.record({**done.summary(), "gate": limits, "files": list(QA_FILES)}))
+    write_json(
+        folder / record,
+        coding.record({**done.summary(), "gate": limits, "files": [f.name for f in done.files]}),
+    )
 
 
 def belongs(plan: Plan, case: Case) -> bool:

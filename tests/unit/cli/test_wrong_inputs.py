@@ -26,6 +26,7 @@ CALLS: Mapping[str, str] = {
     "gamma": "{dose} {dose}",
     "dose": "{plan} {case} --out OUT --mapping {mapping?} --ct-table {table?} --machine {machine}",
     "qa": "{plan} {case} --out OUT --dose {dose} --goals {sheet} --gate {gate?}",
+    "check-again": "{run?}",
     "reference-check": "{references?}",
     "trade-off": "{run?} {run?} --out OUT",
     "influence": "{case} --out OUT.npz --mapping {mapping?}",

@@ -440,7 +440,8 @@ def test_summary_is_plain_data(case: Case, plan: Plan, machine: Machine, dose: D
 
     summary = json.loads(json.dumps(judge(case, None, plan, machine, dose, check=dose).summary()))
     assert summary["passed"] is True
-    assert set(summary["checks"][0]) == {"name", "group", "passed", "result", "value", "limit", "unit", "why"}
+    named = {"name", "group", "passed", "result", "value", "error", "limit", "unit", "why"}
+    assert set(summary["checks"][0]) == named
     assert summary["gamma"]["dose_percent"] == 3.0
 
 
@@ -469,3 +470,51 @@ def test_the_monte_carlo_engine_itself_tells_a_sound_plan_from_a_mirrored_one(
     faulty = every(plan, lambda arc: replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1]))
     verdict = judge(case, None, faulty, machine, dose, check=engine(faulty, case, grid))
     assert "gamma 3 %/3 mm" in failed(verdict) and not verdict.correctable
+
+
+FAULTS = {
+    "none": (lambda plan: plan, set()),
+    "MU x 1.03": (
+        lambda plan: every(plan, lambda arc: replace(arc, mu=1.03 * arc.mu)),
+        {"mean dose of PTV", "D95%, D98%, D2% of targets"},
+    ),
+    "isocentre 3 mm": (
+        lambda plan: replace(plan, isocenter_mm=(plan.isocenter_mm[0] + 3.0, *plan.isocenter_mm[1:])),
+        {"shift between the doses"},
+    ),
+    "isocentre 1.5 mm": (
+        lambda plan: replace(plan, isocenter_mm=(plan.isocenter_mm[0] + 1.5, *plan.isocenter_mm[1:])),
+        {"shift between the doses"},
+    ),
+    "collimator 3 degrees": (
+        lambda plan: every(plan, lambda arc: replace(arc, collimator_deg=(arc.collimator_deg + 3.0) % 360.0)),
+        {"collimator angle by the doses"},
+    ),
+    "bank mirrored": (
+        lambda plan: every(plan, lambda arc: replace(arc, leaves_mm=-arc.leaves_mm[:, ::-1])),
+        {"gamma 3 %/3 mm", "mean dose of PTV", "dose of any region"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_fault_slips_through_a_check_that_ends_when_it_is_decided(
+    case: Case, machine: Machine, name: str
+) -> None:
+    """The plan that is delivered has the fault; Monte Carlo ends by the gate's own rule."""
+    from vmat_diffusion.dose.monte_carlo import MonteCarlo
+    from vmat_diffusion.qa import Decision
+    from vmat_diffusion.workflow.settings import FIRST_LOOK
+
+    planned = as_written(two_arcs(case, machine, step_deg=4.0))
+    grid = dose_grid(case, 5.0)
+    dose = PencilBeam(machine)(planned, case, grid)
+    fault, caught_by = FAULTS[name]
+    decision = Decision(case, None, planned, machine, dose, QUICK)
+    engine = MonteCarlo(machine, uncertainty=FIRST_LOOK, enough=decision.needs)
+    check = engine(fault(planned), case, grid)
+    verdict = judge(case, None, planned, machine, dose, check=check, decision=decision)
+    found = {c.name for c in verdict.failed}
+    assert caught_by <= found if caught_by else verdict.passed, (found, verdict.undecided)

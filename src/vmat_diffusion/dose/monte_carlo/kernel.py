@@ -10,12 +10,14 @@ Biol 45:2163 (2000). The expectation is unchanged.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.compiled import watching
 from vmat_diffusion.dose.monte_carlo.cross_sections import PCUT
 from vmat_diffusion.dose.monte_carlo.electrons import place, push, read
 from vmat_diffusion.dose.monte_carlo.emission import emit, enter
@@ -158,6 +160,17 @@ def follow(n, n_charged, weight, keep, voxels, physics, state, tally, room, n_ph
     return n_photons
 
 
+@numba.njit(inline="always")
+def kind_of(choice, to_compton, to_pair, energy):  # type: ignore[no-untyped-def]
+    """The kind of an interaction by a number drawn up to the sums of the cross sections.
+
+    The table's step across the threshold of pairs holds a share of them below it as well: that is Compton's.
+    """
+    if choice < to_compton or (choice < to_pair and energy <= 2.0 * ELECTRON_MEV):
+        return COMPTON
+    return PAIR if choice < to_pair else PHOTOELECTRIC
+
+
 @numba.njit(error_model="numpy", fastmath=True)
 def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_photons):  # type: ignore[no-untyped-def]
     """Follow one photon of full weight through the grid with its split interactions.
@@ -209,7 +222,7 @@ def trace(p, cell, split, keep, weight, voxels, physics, state, tally, room, n_p
                         push(photons, n_photons, (at_x, at_y, at_z), a, b, e, energy, (ix, iy, iz), 0.0)
                         n_photons += 1
                     continue
-                kind = COMPTON if choice < to_compton else PAIR if choice < to_pair else PHOTOELECTRIC
+                kind = kind_of(choice, to_compton, to_pair, energy)
                 slot = KINDS * m + kind
                 if events[slot, 0] == 0.0:
                     draw(slot, p, physics.electron, state, room)
@@ -321,12 +334,16 @@ def run_batches(first, histories, seed, split, part, source, voxels, physics, ta
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=True)
-def collect(tally, total, square):  # type: ignore[no-untyped-def]
-    """Add each batch and its square to the sums, and clear the tally."""
+def collect(tally, groups, square):  # type: ignore[no-untyped-def]
+    """Add each batch to its group and its square to the sum of squares, and clear the tally."""
     for voxel in numba.prange(tally.shape[1]):
         for batch in range(tally.shape[0]):
             value = tally[batch, voxel]
             if value != 0.0:
-                total[voxel] += value
+                groups[batch, voxel] += value
                 square[voxel] += np.float64(value) * value
                 tally[batch, voxel] = 0.0
+
+
+for _loop in (run_batches, collect):
+    watching(_loop, Path(__file__).parents[3])

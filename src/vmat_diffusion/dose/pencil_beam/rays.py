@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from vmat_diffusion.compiled import watching
 from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.dose.pencil_beam.loops import RAY_LANES
 from vmat_diffusion.dose.tissue import Density
@@ -191,3 +193,6 @@ def trace_directions(
         axes = beam_axes(gantry_deg, 0.0, couch_deg, patient_position)
         rays = depth_field(density, axes, isocenter_mm, sad_mm)
         yield members, np.stack([axes.x, axes.y, axes.to_source]), rays
+
+
+watching(_trace, Path(__file__).parents[3])

@@ -6,12 +6,15 @@ nothing: an edge is neither 0 nor 1 only near its place.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmat_diffusion.compiled import watching
 from vmat_diffusion.dose.pencil_beam.openings import NORMAL, TABLE_REACH, mean_step
 from vmat_diffusion.machine import Mlc
 
@@ -157,3 +160,7 @@ def _backward(  # type: ignore[no-untyped-def]
                     by_edge[s, 0, side, r] += factor * total0
                     by_edge[s, 1, side, r] += factor * total1
             by_mu[s] += total
+
+
+for _loop in (_forward, _backward):
+    watching(_loop, Path(__file__).parents[3])

@@ -7,6 +7,7 @@ source sees them; a voxel receives what its ray carries, by depth and distance f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from vmat_diffusion.compiled import watching
 from vmat_diffusion.dose.pencil_beam.beam_tables import tables
 from vmat_diffusion.dose.pencil_beam.loops import DEPTH_STEP_MM, SCALES
 from vmat_diffusion.dose.pencil_beam.rays import DepthField, depth_field
@@ -141,3 +143,6 @@ def _relative_dose(
     seen = np.stack([map_coordinates(view.level[..., k], cells, order=1) for k in range(3)], axis=1)
     seen[:, :2] *= carried[:, None]
     return seen
+
+
+watching(_cast, Path(__file__).parents[3])

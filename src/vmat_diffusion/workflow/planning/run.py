@@ -21,6 +21,7 @@ from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, write_asked
 from vmat_diffusion.workflow.planning.prior import Prior, prior_of
 from vmat_diffusion.workflow.planning.prior_file import prior_from_file, require_prior_file
 from vmat_diffusion.workflow.planning.request import arranged, plan_settings, with_asked_delivery
@@ -32,7 +33,7 @@ from vmat_diffusion.workflow.planning.run_files import (
     RECORD,
     REPORT_FILE,
     TRAJECTORIES,
-    trajectory_name,
+    names_of_run,
     write_control_points,
     write_fluence,
     write_trajectories,
@@ -79,17 +80,17 @@ def plan_case(
     `search_and_check` makes and judges the plans. One that does not pass gets its report and RD.dcm, but
     no RP.dcm. Of several candidates each is judged and written whole, the best into `out`, the others into
     folders in it. `tools` stand in for the optimiser and the independent engine.
-    Ctrl-C while optimising keeps the best plan so far, unless `keep_interrupted` is false; at any other
-    time nothing is left behind.
+    Ctrl-C while optimising keeps the best plan so far, and ends Monte Carlo with what it has, so that the
+    check can go on; unless `keep_interrupted` is false. At any other time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
     require_apart(out, case_folder, settings.improve, settings.prior_file)
     with appearing_whole(
-        out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, *CANDIDATE_FOLDERS)
+        out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, CHECK_FOLDER, *CANDIDATE_FOLDERS)
     ) as folder:
         with clock.stage("read"):
-            task = _read(case_folder, settings)
+            task = read_task(case_folder, settings)
             gate = gate_limits(settings.gate, settings.uncertainty, settings.robustness)
             improve, task, forced = _plan_to_improve(settings, task)
             prior = Prior()
@@ -131,7 +132,7 @@ def plan_case(
             "gate": asdict(gate),
             **prior.record(),
         }
-        runs = [_planning_run(task, one, clock, before=before, origin=origin) for one in judged]
+        runs = [planning_run(task, one, clock, before=before, origin=origin) for one in judged]
         chosen, candidates = _choose(runs)
         if len(prior.doses) > 1:
             runs = [replace(run, candidates=candidates) for run in runs]
@@ -141,6 +142,7 @@ def plan_case(
         places = [plan_folder(folder, k, len(runs)) for k in range(len(runs))]
         for k, place in enumerate(places):
             home = out if k == chosen else out / place.name
+            write_asked(place, case_folder, settings)
             runs[k] = _write(place, home, runs[k], settings, clock, coding=coding)
         if len(runs) > 1:
             for file in places[chosen].iterdir():
@@ -149,7 +151,7 @@ def plan_case(
     return runs[chosen]
 
 
-def _read(case_folder: Path, settings: PlanSettings) -> Task:
+def read_task(case_folder: Path, settings: PlanSettings) -> Task:
     """The case with the sheet's prescription, the sheet for its targets, and the machine."""
     if settings.prior_file is not None:
         require_prior_file(settings.prior_file)
@@ -206,7 +208,7 @@ def _score(task: Task, plan: Plan, grid: Grid) -> GoalScore:
     return goal_score(evaluate(task.sheet, task.case, dose))
 
 
-def _planning_run(
+def planning_run(
     task: Task,
     judged: JudgedPlan,
     clock: Clock,
@@ -256,16 +258,25 @@ def _write(
         if settings.trajectory and not run.violations:
             write_trajectories(folder, plan, machine)
     with clock.stage("report"):
-        _report(folder, run, coding)
-    asked = (trajectory_name(arc.number) for arc in plan.arcs)
-    names = [name for name in (*FILES, *asked) if name == RECORD or (folder / name).exists()]
+        ideal = coding.tree(run.yardstick.record()) if run.yardstick else None
+        others = [c.record() for c in run.candidates]
+        write_run_report(folder, run, coding, yardstick=ideal, candidates=others)
+    names = [name for name in names_of_run(plan) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
     write_json(folder / RECORD, coding.record(run_record(run)))
     return run
 
 
-def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
+def write_run_report(
+    folder: Path,
+    run: PlanRun,
+    coding: Coding,
+    *,
+    yardstick: Mapping[str, Any] | None,
+    candidates: Sequence[Mapping[str, Any]],
+) -> None:
+    """The report of a run; `yardstick` and `candidates` are records in codes already."""
     from vmat_diffusion.report import write_report
 
     history = run.judged.optimized.history
@@ -289,8 +300,8 @@ def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
         check=coding.dose(run.check),
         history=[float(str(step["objective"])) for step in history if "objective" in step],
         seconds=run.seconds,
-        candidates=[c.record() for c in run.candidates],
-        yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
+        candidates=candidates,
+        yardstick=yardstick,
     )
 
 
@@ -307,8 +318,7 @@ def run_demo(out: Path, *, shareable: bool = False, progress: Progress | None = 
     with appearing_whole(out / "phantom", overwrite=True, names=before, listed=before) as folder:
         write_case(folder, case)
     report("phantom", 1.0, "")
-    # Within the default gate, for four fifths of the usual time.
-    settings = plan_settings(goals="tg119_cshape_easy", uncertainty=0.022, shareable=shareable)
+    settings = plan_settings(goals="tg119_cshape_easy", shareable=shareable)
     run = plan_case(out / "phantom", out / "plan", settings, overwrite=True, progress=progress)
     picture = plan_picture(
         out.resolve() / "plan.png", case=run.task.case, plan=run.plan, dose=run.dose, results=run.results

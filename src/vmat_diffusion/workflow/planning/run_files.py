@@ -14,6 +14,7 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER
 
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
 PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
@@ -57,6 +58,11 @@ def _position_names(pairs: int) -> list[str]:
 def trajectory_name(arc_number: int) -> str:
     """The file of one arc's expected positions."""
     return TRAJECTORIES.replace("*", str(arc_number))
+
+
+def names_of_run(plan: Plan) -> tuple[str, ...]:
+    """All names that a run of this plan may have written."""
+    return (*FILES, CHECK_FOLDER, *(trajectory_name(arc.number) for arc in plan.arcs))
 
 
 def write_trajectories(folder: Path, plan: Plan, machine: Machine) -> tuple[Path, ...]:

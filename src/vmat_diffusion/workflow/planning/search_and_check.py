@@ -9,17 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmat_diffusion.case import Case, Dose
-from vmat_diffusion.dose.engines import DoseEngine, dose_engine
+from vmat_diffusion.dose.engines import DoseEngine, deciding, dose_engine
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
+from vmat_diffusion.workflow.planning.open_check import (
+    UNJUDGED_DOSE,
+    UNJUDGED_FILE,
+    drop,
+    keep_open,
+    tallies_of,
+)
 from vmat_diffusion.workflow.planning.prior import Prior
 from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -30,9 +38,6 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize.ideal import Yardstick
     from vmat_diffusion.qa import Check, GateSettings, Verdict
 
-# Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
-# not even after the process was killed.
-UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
 # Plans judged by looser limits than the shipped ones say so in every planning system.
 _LOOSE_LABEL = "LOOSE GATE"
 CANDIDATE_FOLDERS = tuple(f"candidate_{k}" for k in range(16))
@@ -167,6 +172,8 @@ def search_and_check(
                     engine=tools.check_engine(task.machine, settings, correction),
                     gate=gate,
                     earlier=prior.checks,
+                    correction=correction,
+                    may_go_on=keep_interrupted,
                     progress=under_name(clock.report, stage),
                 )
             if not judged.verdict.correctable or judged.check is None or correction == _CORRECTIONS:
@@ -235,6 +242,8 @@ def judge_files(
     engine: DoseEngine,
     gate: GateSettings,
     earlier: Sequence[Check] = (),
+    correction: int = 0,
+    may_go_on: bool = False,
     progress: Progress | None = None,
 ) -> JudgedPlan:
     """Write plan and dose into `folder`, recompute what the file says, and judge it with `earlier` checks.
@@ -243,27 +252,29 @@ def judge_files(
     becomes RP.dcm if every check passed, else it is removed; RD.dcm then refers to no plan. Until then both
     files are sealed. A plan that the machine cannot deliver is neither written nor recomputed; its dose is
     written. What small errors of the linac do to the dose joins the verdict. Limits looser than the shipped
-    ones are named in the plan's label.
+    ones are named in the plan's label. With `may_go_on`, Ctrl-C ends the engine as its time limit does, and
+    a check that stays inconclusive can go on from what lies in `open_check`.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
-    from vmat_diffusion.dicom.sealed import unseal
-    from vmat_diffusion.qa import PlanFiles, judge, release_plan, robustness_of, with_robustness
+    from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
     if gate.looser():
         plan = _labelled(plan)
     unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
-    plan_file, dose_file = folder / PLAN_FILE, folder / DOSE_FILE
-    for file in (plan_file, dose_file):  # of the plan before a correction
-        file.unlink(missing_ok=True)
+    for name in (PLAN_FILE, DOSE_FILE):  # of the plan before a correction
+        (folder / name).unlink(missing_ok=True)
+    tallies = tallies_of(folder) if may_go_on else None
+    decision = Decision(case, sheet, plan, machine, dose, gate)
     check: Dose | None = None
     files: PlanFiles | None = None
     if not violations(plan, machine):
         write_unjudged_plan(unjudged, plan, case, machine, prescription=sheet.prescription, overwrite=True)
         write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True)
         files = PlanFiles(unjudged, unjudged_dose)
-        check = engine(read_plan(unjudged, machine), case, dose.grid, progress=progress)
+        ending = deciding(engine, decision.needs, tallies)
+        check = ending(read_plan(unjudged, machine), case, dose.grid, progress=progress)
     verdict = judge(
         case,
         sheet,
@@ -274,18 +285,42 @@ def judge_files(
         settings=gate,
         files=files,
         earlier_checks=earlier,
+        decision=decision,
     )
     # By the plan's own engine: a plan that the independent one corrects is asked anew.
     found = robustness_of(case, sheet, plan, machine, dose, progress=progress)
     verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
+    may_continue = tallies is not None and tallies.is_file() and verdict.outcome is Outcome.INCONCLUSIVE
+    kept = partial(keep_open, folder, dose.grid, correction, earlier) if may_continue else None
+    _settle(folder, plan, dose, case, verdict, kept=kept)
+    return JudgedPlan(optimized, verdict, without_parts(check), plan)
+
+
+def _settle(
+    folder: Path, plan: Plan, dose: Dose, case: Case, verdict: Verdict, *, kept: Callable[[], None] | None
+) -> None:
+    """Give the sealed files in `folder` their names if the verdict has passed; else only `kept` has them."""
+    from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.dicom.sealed import unseal
+    from vmat_diffusion.qa import release_plan
+
+    unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
     if verdict.passed:
-        release_plan(unjudged, plan_file, plan, case, verdict)
-        unseal(unjudged_dose, dose_file)
+        release_plan(unjudged, folder / PLAN_FILE, plan, case, verdict)
+        unseal(unjudged_dose, folder / DOSE_FILE)
     else:
-        for file in (unjudged, unjudged_dose):
-            file.unlink(missing_ok=True)
-        write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
-    return JudgedPlan(optimized, verdict, check, plan)
+        write_dose(folder / DOSE_FILE, dose, case, plan_file=None, overwrite=True)
+    if kept is not None:
+        kept()
+    else:
+        drop(folder)
+    for file in (unjudged, unjudged_dose):
+        file.unlink(missing_ok=True)
+
+
+def without_parts(check: Dose | None) -> Dose | None:
+    """The independent dose without the parts that it is the mean of, which take many times its memory."""
+    return None if check is None else replace(check, replicates_gy=None)
 
 
 def search_plan(

@@ -1,0 +1,143 @@
+"""`check-again`: a check that was inconclusive goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion.case import Dose
+from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.evaluate.task import Task
+from vmat_diffusion.files import content_hash, is_plain_name, read_json, write_json
+from vmat_diffusion.progress import Clock, Progress, under_name
+from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.qa.verdict import Check
+from vmat_diffusion.report.coding import coding_of
+from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.planning.open_check import (
+    CHECK_FOLDER,
+    OpenCheck,
+    read_open_check,
+    write_asked,
+)
+from vmat_diffusion.workflow.planning.result import PlanRun, run_record
+from vmat_diffusion.workflow.planning.run import planning_run, read_task, write_run_report
+from vmat_diffusion.workflow.planning.run_files import FILES, RECORD, names_of_run
+from vmat_diffusion.workflow.planning.search_and_check import JudgedPlan, PlanningTools, judge_files
+from vmat_diffusion.workflow.reading import plan_and_machine
+
+if TYPE_CHECKING:
+    from vmat_diffusion.optimize import Optimized
+
+# Of `run.json`, what a continued check finds anew.
+_ANEW = ("verdict", "robustness", "check", "seconds", "files")
+
+
+def check_again(
+    run: Path,
+    *,
+    case_folder: Path | None = None,
+    check_minutes: float | None = None,
+    tools: PlanningTools | None = None,
+    progress: Progress | None = None,
+) -> PlanRun:
+    """Go on with the check of the plan in the folder of a run that was inconclusive, and judge it again.
+
+    Monte Carlo goes on with the tallies of the first part, until all is decided or for `check_minutes`;
+    Ctrl-C ends it and leaves the check open again. Report, record and, with a passed verdict, RP.dcm and
+    RD.dcm are written anew. `case_folder` says where the case lies now. Raises PlanError for a folder without
+    an open check, CaseError for another case.
+    """
+    clock, tools = Clock(progress), tools or PlanningTools()
+    state, record = read_open_check(run), read_json(run / RECORD)
+    if not isinstance(record, dict):
+        raise PlanError(f"{run} holds no {RECORD} that can be read; plan the case again")
+    place = case_folder or state.case_folder
+    if not place.is_dir():
+        raise CaseError(
+            "the case is no longer in its folder; name the one that it is in now with --case-folder"
+        )
+    require_apart(run, place)
+    with clock.stage("read"):
+        if content_hash(place) != record.get("inputs", {}).get("sha256"):
+            raise CaseError("the files of the case are not those of the run; name the folder with its files")
+        settings = replace(state.settings, check_minutes=check_minutes)
+        task = read_task(place, settings)
+    with appearing_whole(run, overwrite=True, names=(*FILES, CHECK_FOLDER)) as folder:
+        _copy_run(run, folder, record)
+        plan, machine = plan_and_machine(state.plan_file, task.machine)
+        task = replace(task, machine=machine)
+        with clock.stage("check"):
+            judged = judge_files(
+                folder,
+                task,
+                _searched(state, record, plan),
+                engine=tools.check_engine(machine, settings, state.correction),
+                gate=gate_limits(settings.gate, settings.uncertainty, settings.robustness),
+                earlier=tuple(Check(**check) for check in state.earlier),
+                correction=state.correction,
+                may_go_on=True,
+                progress=under_name(clock.report, "check"),
+            )
+        write_asked(folder, place, state.settings)
+        return _written(folder, run, task, judged, settings_of=state, record=record, clock=clock)
+
+
+def _copy_run(run: Path, folder: Path, record: Mapping[str, Any]) -> None:
+    """Everything of the run into the folder that will stand in its place."""
+    for name in filter(is_plain_name, record.get("files", [])):
+        if (run / name).is_file():
+            shutil.copy2(run / name, folder / name)
+    shutil.copytree(run / CHECK_FOLDER, folder / CHECK_FOLDER)
+
+
+def _searched(state: OpenCheck, record: Mapping[str, Any], plan: Any) -> Optimized:
+    """What the search made, as far as the check and the report need it."""
+    from vmat_diffusion.dicom import read_dose
+    from vmat_diffusion.optimize import Optimized, Outcome
+
+    read = read_dose(state.dose_file)
+    # The file rounds the places of voxels; the tallies belong to those that the check began with.
+    dose = Dose(state.grid, read.gy, provenance=dict(record.get("dose", {})))
+    return Optimized(plan, dose, Outcome[record["outcome"]], tuple(record.get("history", ())), {})
+
+
+def _written(
+    folder: Path,
+    run: Path,
+    task: Task,
+    judged: JudgedPlan,
+    *,
+    settings_of: OpenCheck,
+    record: Mapping[str, Any],
+    clock: Clock,
+) -> PlanRun:
+    """The run with its report and record in `folder`, which will stand in the place of `run`."""
+    settings = settings_of.settings
+    made = planning_run(task, judged, clock, before=None, origin={})
+    known = run_record(made).keys() - {"arrangement"}
+    made = replace(made, provenance={key: value for key, value in record.items() if key not in known})
+    coding = coding_of(
+        task.case,
+        task.machine,
+        machine_file=settings.machine,
+        folder=settings_of.case_folder,
+        plans=[],
+        mapping=settings.mapping,
+        shareable=settings.shareable,
+    )
+    with clock.stage("report"):
+        write_run_report(
+            folder, made, coding, yardstick=record.get("yardstick"), candidates=record["candidates"]
+        )
+    seconds = {**record.get("seconds", {}), **clock.seconds}
+    seconds["check"] = float(record.get("seconds", {}).get("check", 0.0)) + clock.seconds["check"]
+    names = [name for name in names_of_run(made.plan) if name == RECORD or (folder / name).exists()]
+    made = replace(made, seconds=seconds, files=tuple(run.resolve() / name for name in names))
+    found = coding.record(run_record(made))
+    found["verdict"]["corrected"] = record["verdict"]["corrected"]
+    write_json(folder / RECORD, {**record, **{key: found[key] for key in _ANEW}})
+    return made

@@ -1,0 +1,103 @@
+"""What an inconclusive check leaves in the folder of its run, so that it can go on.
+
+A folder with the plan and dose that were judged, sealed, the tallies of the independent dose, and what was
+asked. It stays on the computer it was made on: it names the case's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.files import read_json, written_whole
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.workflow.planning.request import plan_settings
+from vmat_diffusion.workflow.settings import PlanSettings
+
+if TYPE_CHECKING:
+    from vmat_diffusion.qa import Check
+
+# Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
+# not even after the process was killed.
+UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
+CHECK_FOLDER = "open_check"
+_TALLIES, _STATE, _ASKED = "tallies.npz", "state.json", "asked.json"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenCheck:
+    """A check that can go on: its case and settings, the grid and number of the check, and earlier checks."""
+
+    folder: Path
+    case_folder: Path
+    settings: PlanSettings
+    grid: Grid
+    correction: int
+    earlier: tuple[dict[str, Any], ...]
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan that was judged, sealed."""
+        return self.folder / UNJUDGED_FILE
+
+    @property
+    def dose_file(self) -> Path:
+        """Its dose, sealed."""
+        return self.folder / UNJUDGED_DOSE
+
+
+def tallies_of(folder: Path) -> Path:
+    """Where the engine leaves what it has for a check in the run's `folder`, which is made."""
+    (folder / CHECK_FOLDER).mkdir(exist_ok=True)
+    return folder / CHECK_FOLDER / _TALLIES
+
+
+def keep_open(folder: Path, grid: Grid, correction: int, earlier: Sequence[Check]) -> None:
+    """Move the sealed files in `folder` beside the tallies, with what the check stands for."""
+    place = folder / CHECK_FOLDER
+    for name in (UNJUDGED_FILE, UNJUDGED_DOSE):
+        (folder / name).replace(place / name)
+    state = {"grid": asdict(grid), "correction": correction, "earlier": [asdict(c) for c in earlier]}
+    _write(place / _STATE, state)
+
+
+def write_asked(folder: Path, case_folder: Path, settings: PlanSettings) -> None:
+    """Note what was asked beside a check that is open; nothing where none is."""
+    place = folder / CHECK_FOLDER
+    if place.is_dir():
+        _write(place / _ASKED, {"case": str(case_folder.resolve()), "settings": asdict(settings)})
+
+
+def drop(folder: Path) -> None:
+    """Remove what a check left in the run's `folder`."""
+    shutil.rmtree(folder / CHECK_FOLDER, ignore_errors=True)
+
+
+def read_open_check(run: Path) -> OpenCheck:
+    """The open check in the folder of a run. Raises PlanError where there is none that can go on."""
+    place = run / CHECK_FOLDER
+    if not place.is_dir():
+        raise PlanError(f"{run} holds no check that is open; name the folder of a run that was inconclusive")
+    state, asked = (read_json(place / name) for name in (_STATE, _ASKED))
+    try:
+        grid = {key: tuple(value) for key, value in state["grid"].items()}  # type: ignore[index]
+        return OpenCheck(
+            place,
+            Path(asked["case"]),  # type: ignore[index]
+            plan_settings(**asked["settings"]),  # type: ignore[index]
+            Grid(**grid),
+            int(state["correction"]),  # type: ignore[index]
+            tuple(state["earlier"]),  # type: ignore[index]
+        )
+    except (TypeError, KeyError, ValueError, AttributeError, InputError):
+        raise PlanError(f"the check in {place} is damaged or of another version; plan again") from None
+
+
+def _write(file: Path, record: dict[str, Any]) -> None:
+    with written_whole(file) as part:
+        part.write_text(json.dumps(record, default=str), encoding="utf-8")
