@@ -27,8 +27,10 @@ from vmat_diffusion.workflow.planning.request import arranged, plan_settings, wi
 from vmat_diffusion.workflow.planning.result import Candidate, PlanRun, run_record
 from vmat_diffusion.workflow.planning.run_files import (
     CONTROL_POINTS,
+    DOSE_FILE,
     FILES,
     FLUENCE,
+    PLAN_FILE,
     RECORD,
     REPORT_FILE,
     TRAJECTORIES,
@@ -45,7 +47,7 @@ from vmat_diffusion.workflow.planning.search_and_check import (
     plan_folder,
     search_and_check,
 )
-from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.provenance import peak_gb, profile_shown, provenance
 from vmat_diffusion.workflow.reading import plan_and_machine, read_with_goals
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -256,7 +258,7 @@ def _write(
         if settings.trajectory and not run.violations:
             write_trajectories(folder, plan, machine)
     with clock.stage("report"):
-        _report(folder, run, coding)
+        _report(folder, run, settings, coding)
     asked = (trajectory_name(arc.number) for arc in plan.arcs)
     names = [name for name in (*FILES, *asked) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
@@ -265,32 +267,40 @@ def _write(
     return run
 
 
-def _report(folder: Path, run: PlanRun, coding: Coding) -> None:
-    from vmat_diffusion.report import write_report
+def _report(folder: Path, run: PlanRun, settings: PlanSettings, coding: Coding) -> None:
+    from vmat_diffusion.dicom import instance_uid, patient_named
+    from vmat_diffusion.report import Identity, Reported, write_report
 
+    source, origins = run.task.case.source, settings.origins
+    patient = patient_named(source.image_path) if settings.identity else ()
+    uids = (instance_uid(folder / PLAN_FILE), instance_uid(folder / DOSE_FILE))
     history = run.judged.optimized.history
     write_report(
         folder / REPORT_FILE,
-        **coding.report(
-            case=run.task.case,
-            plan=run.plan,
-            machine=run.task.machine,
-            provenance={
-                **run.provenance,
-                "outcome": run.outcome,
-                "normalization": str(run.task.sheet.normalization),
-            },
+        Reported(
+            **coding.report(
+                case=run.task.case,
+                plan=run.plan,
+                machine=run.task.machine,
+                provenance={
+                    **run.provenance,
+                    "profile": profile_shown(origins, shareable=settings.shareable),
+                    "outcome": run.outcome,
+                    "normalization": str(run.task.sheet.normalization),
+                },
+            ),
+            dose=coding.dose(run.dose),
+            results=coding.results(run.results),
+            sheet=coding.sheet(run.task.sheet),
+            violations=list(map(coding.shown, run.violations)),
+            verdict=coding.verdict(run.verdict),
+            check=coding.dose(run.check),
+            history=[float(str(step["objective"])) for step in history if "objective" in step],
+            seconds=run.seconds,
+            candidates=[c.record() for c in run.candidates],
+            yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
+            identity=Identity(*map(coding.own_uid, uids), patient),
         ),
-        dose=coding.dose(run.dose),
-        results=coding.results(run.results),
-        sheet=coding.sheet(run.task.sheet),
-        violations=list(map(coding.shown, run.violations)),
-        verdict=coding.verdict(run.verdict),
-        check=coding.dose(run.check),
-        history=[float(str(step["objective"])) for step in history if "objective" in step],
-        seconds=run.seconds,
-        candidates=[c.record() for c in run.candidates],
-        yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
     )
 
 
