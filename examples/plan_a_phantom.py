@@ -52,15 +52,17 @@ def main(folder: Path) -> vd.Verdict:
     # What a physicist reads before signing.
     vd.write_report(
         folder / "report.html",
-        case=case,
-        plan=result.plan,
-        machine=machine,
-        dose=dose,
-        results=vd.evaluate(sheet, case, dose),
-        violations=vd.violations(result.plan, machine),
-        provenance=dict(dose.provenance),
-        verdict=verdict,
-        check=check,
+        vd.Reported(
+            case=case,
+            plan=result.plan,
+            machine=machine,
+            dose=dose,
+            results=vd.evaluate(sheet, case, dose),
+            violations=vd.violations(result.plan, machine),
+            provenance=dict(dose.provenance),
+            verdict=verdict,
+            check=check,
+        ),
     )
     return verdict
 

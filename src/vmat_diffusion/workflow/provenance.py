@@ -41,8 +41,7 @@ def origins_record(origins: Origins | None) -> dict[str, Any]:
 
 
 def profile_shown(origins: Origins | None, *, shareable: bool) -> dict[str, str] | None:
-    """What a report says of the site's profile: its code, and its title where the report is not to be "
-    "shared."""
+    """What a report says of the site's profile: its code, and unless it is to be shared its title."""
     if origins is None or not origins.profile:
         return None
     return {"title": "" if shareable else origins.title, "code": origins.profile}

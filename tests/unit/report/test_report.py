@@ -22,7 +22,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import uid_code
 from vmat_diffusion.plan import Arc, Plan
-from vmat_diffusion.report import Identity, Reported, plan_picture, write_report
+from vmat_diffusion.report import Reported, plan_picture, write_report
 from vmat_diffusion.report.charts import control_points_figure, png
 from vmat_diffusion.report.looks import ShownDose, reference_gy, shown_structures
 from vmat_diffusion.report.planes import planes_figure
@@ -106,14 +106,19 @@ def test_goals_on_the_delivery_stand_in_the_report_with_value_status_and_source(
         DeliveryGoal("open gap", 100.0, 90.0, priority=3, source="theirs"),
     )
     sheet = replace(load_goals("head_neck_70_63_56"), delivery=goals)
-    path = write_report(tmp_path / "report.html", Reported(case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=[],
-        provenance={},
-        sheet=sheet,))
+    path = write_report(
+        tmp_path / "report.html",
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=[],
+            provenance={},
+            sheet=sheet,
+        ),
+    )
     page = path.read_text(encoding="utf-8")
     table = page[page.index("Goals on the delivery") :]
     table = table[: table.index("</table>")]
@@ -135,19 +140,24 @@ def test_goals_on_the_delivery_stand_in_the_report_with_value_status_and_source(
 def test_report_is_one_file_that_refers_to_nothing_else(
     tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose
 ) -> None:
-    path = write_report(tmp_path / "report.html", Reported(case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=["beam 1: leaf pair 3 is <too> fast"],
-        provenance={
-            "version": "9.8.7",
-            "seed": 5,
-            "configuration": {"arcs": 2, "when": Path("x"), "w": np.arange(2)},
-        },
-        history=[3.0, 2.0, 1.0],
-        seconds={"optimise": 12.34},))
+    path = write_report(
+        tmp_path / "report.html",
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=["beam 1: leaf pair 3 is <too> fast"],
+            provenance={
+                "version": "9.8.7",
+                "seed": 5,
+                "configuration": {"arcs": 2, "when": Path("x"), "w": np.arange(2)},
+            },
+            history=[3.0, 2.0, 1.0],
+            seconds={"optimise": 12.34},
+        ),
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     page = path.read_text(encoding="utf-8")
     for source in re.findall(r'(?:src|href)="([^"]*)"', page):
@@ -190,13 +200,18 @@ def test_report_of_a_sound_plan_without_goals_history_or_prescription(
     tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose
 ) -> None:
     bare = replace(case, prescription=None)
-    page = write_report(tmp_path / "r.html", Reported(case=bare,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=(),
-        violations=[],
-        provenance={},)).read_text(encoding="utf-8")
+    page = write_report(
+        tmp_path / "r.html",
+        Reported(
+            case=bare,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=(),
+            violations=[],
+            provenance={},
+        ),
+    ).read_text(encoding="utf-8")
     assert "Deliverable: 0 violations" in page and "No goal evaluated" in page
     assert "not given in 35 fractions" in page and "Optimisation" not in page
     assert reference_gy(dose, None) == pytest.approx(float(dose.gy.max()))
@@ -206,25 +221,35 @@ def test_a_report_of_no_dose_at_all_is_still_a_report(
     tmp_path: Path, case: Case, plan: Plan, machine: Machine
 ) -> None:
     nothing = Dose(case.grid, np.zeros(case.grid.shape, np.float32))
-    assert write_report(tmp_path / "r.html", Reported(case=case,
-        plan=plan,
-        machine=machine,
-        dose=nothing,
-        results=(),
-        violations=[],
-        provenance={},)).is_file()
+    assert write_report(
+        tmp_path / "r.html",
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=nothing,
+            results=(),
+            violations=[],
+            provenance={},
+        ),
+    ).is_file()
 
 
 def test_figures_in_the_page_can_be_decoded(
     tmp_path: Path, case: Case, plan: Plan, machine: Machine, dose: Dose
 ) -> None:
-    page = write_report(tmp_path / "r.html", Reported(case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=[],
-        provenance={},)).read_text(encoding="utf-8")
+    page = write_report(
+        tmp_path / "r.html",
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=[],
+            provenance={},
+        ),
+    ).read_text(encoding="utf-8")
     pngs = re.findall(r"data:image/png;base64,([^\"]+)", page)
     svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
     assert len(pngs) == 2 and len(svgs) == 3
@@ -295,14 +320,19 @@ def test_a_failed_report_leaves_the_old_one(
     old = tmp_path / "report.html"
     old.write_text("old")
     with pytest.raises((TypeError, ValueError)):
-        write_report(old, Reported(case=case,
-            plan=plan,
-            machine=machine,
-            dose=dose,
-            results=(),
-            violations=[],
-            provenance={},
-            seconds={"read": "soon"},  # type: ignore[dict-item]))
+        write_report(
+            old,
+            Reported(
+                case=case,
+                plan=plan,
+                machine=machine,
+                dose=dose,
+                results=(),
+                violations=[],
+                provenance={},
+                seconds={"read": "soon"},  # type: ignore[dict-item]
+            ),
+        )
     assert old.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 

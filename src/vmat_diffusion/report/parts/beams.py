@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from vmat_diffusion.case import Prescription
@@ -85,7 +86,7 @@ def arc_blocks(arc: Arc, plan: Plan, machine: Machine, shown: ShownDose) -> list
     ]
 
 
-def _bev_keys(targets: list[Look]) -> tuple[Key, ...]:
+def _bev_keys(targets: Sequence[Look]) -> tuple[Key, ...]:
     fixed = (Key("aperture", APERTURE, "area"), Key("leaves", LEAF, "area"), Key("jaws", JAW))
     return (*fixed, *(Key(f"{t.name}, projected", t.ink, "broken" if t.repeat else "line") for t in targets))
 

@@ -112,7 +112,7 @@ def _robustness(found: Robustness) -> list[Block | Heading]:
         "change of a target above which a person looks; above the limit the gate warns or stops."
         + (f" {gap}." if gap else "")
     )
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Error",
         "Result",
         *(
@@ -122,7 +122,7 @@ def _robustness(found: Robustness) -> list[Block | Heading]:
         Column("Look", True),
         Column("Limit", True),
     )
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             r.name,
             Cell(_WORDS[r.colour], _STATUS[r.colour], note=pretty("; ".join(r.goals_lost))),

@@ -273,7 +273,7 @@ def _report(folder: Path, run: PlanRun, settings: PlanSettings, coding: Coding) 
 
     source, origins = run.task.case.source, settings.origins
     patient = patient_named(source.image_path) if settings.identity else ()
-    uids = (instance_uid(folder / PLAN_FILE), instance_uid(folder / DOSE_FILE))
+    plan_uid, dose_uid = (coding.own_uid(instance_uid(folder / name)) for name in (PLAN_FILE, DOSE_FILE))
     history = run.judged.optimized.history
     write_report(
         folder / REPORT_FILE,
@@ -299,7 +299,7 @@ def _report(folder: Path, run: PlanRun, settings: PlanSettings, coding: Coding) 
             seconds=run.seconds,
             candidates=[c.record() for c in run.candidates],
             yardstick=coding.tree(run.yardstick.record()) if run.yardstick else None,
-            identity=Identity(*map(coding.own_uid, uids), patient),
+            identity=Identity(plan_uid, dose_uid, patient),
         ),
     )
 
