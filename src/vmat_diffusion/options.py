@@ -49,7 +49,7 @@ class Option:
 class Origins:
     """Where the values of settings come from, for the record.
 
-    `of` says it of each setting by name: command line, options file, profile, goal sheet, program, default.
+    `of` says it of each setting by name: command line, options file, caller, profile, goal sheet, default.
     `profile` is the code of the profile's contents and `title` its title; "" without one.
     """
 

@@ -21,7 +21,6 @@ from typer.core import TyperCommand
 from vmat_diffusion.errors import InputError, LimitError, memory_limit_gb
 from vmat_diffusion.files import parse_toml
 from vmat_diffusion.options import Option, marks_of, range_of, range_text, spelled
-from vmat_diffusion.workflow.profile import Chosen, load_profile
 
 _T = TypeVar("_T")
 CONFIG_HELP = "Options from a TOML file, by their names with underscores; the command line goes first."
@@ -315,6 +314,8 @@ def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
         for name, value in given.items()
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
+    from vmat_diffusion.workflow.profile import Chosen, load_profile
+
     file, site = line.pop(_CONFIG, None), line.pop(_PROFILE, None)
     found = fields_of(kind)
     written, given_now = (_from_file(kind, file) if file else {}), _with_old_spellings(found, line)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,13 @@ import typer
 from pydantic import Field
 
 from vmat_diffusion.cli.display import show
-from vmat_diffusion.cli.fields import TO_FILE
+from vmat_diffusion.cli.fields import TO_FILE, Facts, Overwrite
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 
 
 @settings
-class SetupOptions:
+class SetupOptions(Facts):
     """What `setup` takes."""
 
     title: Annotated[
@@ -47,15 +49,15 @@ class SetupOptions:
         Field(description="Limits of the gate: a TOML file such as `gate copy` prints."),
         Option(metavar="FILE"),
     ] = None
-    goals: Annotated[
+    sheets: Annotated[
         tuple[str, ...],
         Field(
             description="Goal sheet of a site: the site's name, then a shipped sheet's name or a TOML file."
         ),
-        Option(metavar="SITE=SHEET"),
+        Option(metavar="SITE=SHEET", long="--sheet"),
     ] = ()
     out: Annotated[Path, Field(description="Where to write: a TOML file."), TO_FILE] = Path("site.toml")
-    overwrite: Annotated[bool, Field(description="Replace a file that is there already.")] = False
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,20 @@ def setup(options: SetupOptions) -> None:
         raise InputError(f"profile {options.out} exists; name another file or pass --overwrite")
     questions = _questions()
     said = {name: value for name in questions if (value := getattr(options, name)) is not None}
-    if said or options.goals:
+    if said or options.sheets:
         for name, value in said.items():
             questions[name].check(value)
-        goals = dict(map(_site, options.goals))
+        goals = dict(map(_site, options.sheets))
     else:
         said = {name: answer for name, q in questions.items() if (answer := _asked(q.text, q.check))}
         goals = _asked_goals()
     text = _toml(said, goals, options.out.resolve().parent)
     with written_whole(options.out, overwrite=options.overwrite) as part:
         part.write_text(text, encoding="utf-8")
-    show(f"{options.out.resolve()}\nUse it with --profile {options.out}")
+    if options.json:
+        show(json.dumps({"file": str(options.out.resolve()), **said, "goals": goals}))
+    else:
+        show(f"{options.out.resolve()}\nUse it with --profile {options.out}")
 
 
 def _site(given: str) -> tuple[str, str]:
@@ -113,7 +118,7 @@ def _site(given: str) -> tuple[str, str]:
     site, equals, sheet = given.partition("=")
     site = site.strip()
     if not equals or not site or not sheet:
-        raise InputError(f"--goals {given!r} is no site with its sheet; write it as prostate=prostate_60_20")
+        raise InputError(f"--sheet {given!r} is no site with its sheet; write it as prostate=prostate_60_20")
     if site in goal_sheet_names() or site.endswith(".toml"):
         raise InputError(f"site {site!r} has the name of a goal sheet; name it otherwise")
     load_goals(sheet)
@@ -123,7 +128,7 @@ def _site(given: str) -> tuple[str, str]:
 def _asked(text: str, check: Callable[[str], object]) -> str:
     """A right answer, or "" for none; a wrong one is explained and asked again at a terminal."""
     while True:
-        answer: str = typer.prompt(text, default="", show_default=False).strip()
+        answer: str = typer.prompt(text, default="", show_default=False, err=True).strip()
         if not answer:
             return ""
         try:
@@ -131,7 +136,7 @@ def _asked(text: str, check: Callable[[str], object]) -> str:
         except InputError as fault:
             if not os.isatty(0):
                 raise
-            show(str(fault))
+            print(fault, file=sys.stderr)
             continue
         return answer
 

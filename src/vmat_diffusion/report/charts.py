@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MultipleLocator
@@ -27,6 +30,8 @@ from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
 from vmat_diffusion.report.looks import Look, Shown
 
+# DejaVu Sans comes with matplotlib; the PDF takes it too.
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 INK = "#1d2733"
 FAINT = "#6b7785"
 LINE = "#1f5f99"
@@ -75,7 +80,19 @@ def _as_written(figure: Figure) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
-        text.set_text(legible(text.get_text()))
+        text.set_text(in_letters(text.get_text()))
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The characters of the font of pictures and PDF."""
+    return frozenset(get_font(str(FONTS / "DejaVuSans.ttf")).get_charmap())
+
+
+def in_letters(text: str) -> str:
+    """A text in characters that can be seen and that the font has; others are spelled out."""
+    known = _letters()
+    return "".join(c if c in "\n\t" or ord(c) in known else f"\\u{ord(c):04x}" for c in legible(text))
 
 
 def dvh_figure(shown: Sequence[Shown], prescription: Prescription | None) -> Figure:

@@ -338,16 +338,13 @@ def _provenance(of: Reported) -> Section:
         ("Steps on the case", without_uids("; ".join(source.steps))),
         ("Computing time", ", ".join(f"{stage} {s:.1f} s" for stage, s in (of.seconds or {}).items())),
     ]
-    blocks: list[Block | Heading] = [
-        Table.of(
-            "Where the plan came from: enough to make it again.",
-            (),
-            [pair for pair in pairs if pair[1]] + [(k, _plain(v)) for k, v in tree.items() if not _nests(v)],
-        )
-    ]
+    blocks: list[Block | Heading] = [Text("Where the plan came from: enough to make it again.", "faint")]
+    rows = [pair for pair in pairs if pair[1]] + [(k, _plain(v)) for k, v in tree.items() if not _nests(v)]
+    if rows:
+        blocks.append(Table.of("", (), rows))
     for key, value in tree.items():
-        if _nests(value):
-            blocks += [Heading(key), Table.of("", (), list(_leaves("", value)))]
+        if _nests(value) and (leaves := list(_leaves("", value))):
+            blocks += [Heading(key), Table.of("", (), leaves)]
     return Section("provenance", "Provenance", tuple(blocks), new_page=True)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-import matplotlib
 from reportlab.lib.colors import HexColor
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
@@ -35,8 +33,8 @@ from reportlab.platypus import (
 )
 from reportlab.platypus import Table as Grid
 
-from vmat_diffusion.lettering import legible
 from vmat_diffusion.report import charts
+from vmat_diffusion.report.charts import in_letters
 from vmat_diffusion.report.document import (
     Block,
     Boxes,
@@ -112,7 +110,7 @@ class _Template(BaseDocTemplate):
             rightMargin=_SIDE,
             topMargin=_TOP,
             bottomMargin=_BOTTOM,
-            title=_shown(document.tab),
+            title=in_letters(document.tab),
             author="vmat-diffusion",
             invariant=1,
         )
@@ -126,11 +124,11 @@ class _Template(BaseDocTemplate):
         canvas.saveState()
         canvas.setFont(_BOLD, 7.5)
         canvas.setFillColor(HexColor(_LOUD))
-        canvas.drawString(_SIDE, head, " ".join(map(_shown, document.banner)))
+        canvas.drawString(_SIDE, head, " ".join(map(in_letters, document.banner)))
         canvas.setFont(_PLAIN, 7.5)
         canvas.setFillColor(HexColor(_FAINT))
-        canvas.drawRightString(right, head, _shown(document.head))
-        canvas.drawString(_SIDE, foot, _shown(document.foot))
+        canvas.drawRightString(right, head, in_letters(document.head))
+        canvas.drawString(_SIDE, foot, in_letters(document.foot))
         canvas.drawRightString(right, foot, f"Page {canvas.getPageNumber()} of {self.total}")
         canvas.setStrokeColor(HexColor(_LINE))
         canvas.line(_SIDE, head - 4, right, head - 4)
@@ -150,7 +148,7 @@ class _Begin(Flowable):
 
     def __init__(self, section: Section) -> None:
         super().__init__()
-        self.section, self.title = section.id, _shown(section.title) or "Summary"
+        self.section, self.title = section.id, in_letters(section.title) or "Summary"
         self.width = self.height = 0.0
 
     def draw(self) -> None:
@@ -380,7 +378,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], size: flo
 
 
 def _width(text: str, size: float, *, bold: bool) -> float:
-    return float(pdfmetrics.stringWidth(_shown(text), _BOLD if bold else _PLAIN, size))
+    return float(pdfmetrics.stringWidth(in_letters(text), _BOLD if bold else _PLAIN, size))
 
 
 def _pads(points: float) -> list[Any]:
@@ -428,21 +426,12 @@ _PLAIN, _BOLD = "DejaVuSans", "DejaVuSans-Bold"
 
 
 @cache
-def _fonts() -> frozenset[int]:
-    """Register the letters with ReportLab; returns the characters that they have."""
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    plain = TTFont(_PLAIN, folder / "DejaVuSans.ttf")
-    pdfmetrics.registerFont(plain)
-    pdfmetrics.registerFont(TTFont(_BOLD, folder / "DejaVuSans-Bold.ttf"))
+def _fonts() -> None:
+    """Register the letters with ReportLab, once."""
+    pdfmetrics.registerFont(TTFont(_PLAIN, charts.FONTS / "DejaVuSans.ttf"))
+    pdfmetrics.registerFont(TTFont(_BOLD, charts.FONTS / "DejaVuSans-Bold.ttf"))
     pdfmetrics.registerFontFamily(_PLAIN, normal=_PLAIN, bold=_BOLD, italic=_PLAIN, boldItalic=_BOLD)
-    return frozenset(plain.face.charToGlyph)
-
-
-def _shown(text: str) -> str:
-    """A text in characters that can be seen and that the letters have."""
-    known = _fonts()
-    return "".join(c if ord(c) in known or c in "\n\t" else f"\\u{ord(c):04x}" for c in legible(text))
 
 
 def _text(text: str) -> str:
-    return escape(_shown(text)).replace("\n", "<br/>")
+    return escape(in_letters(text)).replace("\n", "<br/>")

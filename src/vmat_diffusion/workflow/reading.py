@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,7 +52,7 @@ class Reading:
 
     mapping: MappingFile = None
     patient_position: PatientPosition = None
-    origins: Annotated[Origins | None, Option(internal=True)] = None
+    origins: Annotated[Origins | None, Option(internal=True)] = field(default=None, compare=False)
 
 
 @settings

@@ -124,13 +124,13 @@ def test_goals_on_the_delivery_stand_in_the_report_with_value_status_and_source(
     table = table[: table.index("</table>")]
     for expected in (
         "MU ≤ 300 MU/Gy",
-        "<td>Should</td>",
+        "<div>Should</div>",
         "350 MU/Gy",
         "<strong>324 MU/Gy</strong>",
         "~ acceptable",
         "our physicists (chosen)",
         "open gap ≥ 100 mm",
-        "<td>Wish</td>",
+        "<div>Wish</div>",
         "✗ fail",
     ):
         assert expected in table, expected
@@ -158,10 +158,10 @@ def test_report_is_one_file_that_refers_to_nothing_else(
             seconds={"optimise": 12.34},
         ),
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.pdf"]
     page = path.read_text(encoding="utf-8")
     for source in re.findall(r'(?:src|href)="([^"]*)"', page):
-        assert source.startswith("data:image/")
+        assert source.startswith(("data:image/", "#"))
     assert not re.search(r"https?://|@import|url\(", page)
     assert "<script" not in page
     assert "ptv &lt;script&gt;" in page and "is &lt;too&gt; fast" in page
@@ -188,12 +188,13 @@ def test_report_is_one_file_that_refers_to_nothing_else(
         f"code {uid_code('1.2.3.4')}",
         "a named step",
         "optimise 12.3 s",
-        "&#34;engine&#34;: &#34;analytic&#34;",
-        "&#34;arcs&#34;: 2",
+        '<th scope="row">engine</th><td><div>analytic</div></td>',
+        '<th scope="row">arcs</th><td><div>2</div></td>',
     ):
         assert expected in page, expected
-    # DVH, two groups of planes, two beams and the history.
-    assert page.count('src="data:image/') == 6
+    # DVH, planes through two points and their surroundings, two pictures of two beams, and the history.
+    assert page.count('src="data:image/') == 1 + 7 + 4 + 1
+    assert "<details" not in page  # print would hide what is folded
 
 
 def test_report_of_a_sound_plan_without_goals_history_or_prescription(
@@ -250,10 +251,10 @@ def test_figures_in_the_page_can_be_decoded(
             provenance={},
         ),
     ).read_text(encoding="utf-8")
-    pngs = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    photos = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    assert len(pngs) == 2 and len(svgs) == 3
-    for data in pngs:
+    assert len(photos) == 7 and len(svgs) == 5
+    for data in photos:
         assert Image.open(io.BytesIO(base64.b64decode(data))).width > 1000
     assert all(b"</svg>" in base64.b64decode(data) for data in svgs)
 
@@ -333,7 +334,7 @@ def test_a_failed_report_leaves_the_old_one(
                 seconds={"read": "soon"},  # type: ignore[dict-item]
             ),
         )
-    assert old.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert old.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_no_global_plotting_state_is_touched() -> None:

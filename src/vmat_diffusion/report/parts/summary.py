@@ -21,7 +21,7 @@ _ALLOWED = {
     "ignore_density_overrides": "density overrides of the structure set were ignored "
     "(--ignore-density-overrides)",
 }
-_ORIGINS = ("command line", "options file", "profile", "goal sheet", "program")
+_ORIGINS = ("command line", "caller", "options file", "profile", "goal sheet")
 NO_PLAN_FILE = "no plan file was written"
 
 
