@@ -9,6 +9,8 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
+from vmat_diffusion.report import charts
+
 # How something stands: the colour of a badge or a box.
 Standing = Literal["", "pass", "acceptable", "fail"]
 
@@ -96,6 +98,11 @@ class Picture:
     def figure(self) -> Figure:
         """The drawn figure."""
         return self.draw()
+
+    @cached_property
+    def jpeg(self) -> bytes:
+        """The figure as JPEG, for both forms of the report."""
+        return charts.jpeg(self.figure)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 from xml.sax.saxutils import escape
 
+from reportlab import rl_config
 from reportlab.lib.colors import HexColor
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
@@ -71,18 +72,14 @@ _SHORT_CHARACTERS = 40
 
 
 def pdf_bytes(document: Document) -> bytes:
-    """The report as PDF. It is set twice: the number of pages and where sections begin are known then."""
+    """The report as PDF. It is set twice: only then pages are counted and sections have theirs."""
     pages: dict[str, int] = {}
-    images: dict[int, bytes] = {}
-    total = 0
-    for _ in range(2):
-        total, out = _set(document, pages, total, images)
-    return out
+    draft, _ = _set(document, pages, 0, draft=True)
+    return _set(document, pages, draft, draft=False)[1]
 
 
-def _set(
-    document: Document, pages: dict[str, int], total: int, images: dict[int, bytes]
-) -> tuple[int, bytes]:
+def _set(document: Document, pages: dict[str, int], total: int, *, draft: bool) -> tuple[int, bytes]:
+    """The number of pages and the PDF; a `draft` has room for pictures in place of them."""
     buffer = io.BytesIO()
     made = _Template(buffer, document, total)
     story: list[Flowable] = [
@@ -90,7 +87,7 @@ def _set(
         Paragraph(_text(document.subtitle), _style(9, colour=_FAINT, after=4)),
     ]
     for section in document.sections:
-        story += _section(section, pages, images)
+        story += _section(section, pages, draft)
     story.append(Spacer(1, 8))
     story.append(Paragraph(_text(document.closing), _style(7, colour=_FAINT)))
     made.build(story)
@@ -155,7 +152,7 @@ class _Begin(Flowable):
         """Draw nothing."""
 
 
-def _section(section: Section, pages: Mapping[str, int], images: dict[int, bytes]) -> list[Flowable]:
+def _section(section: Section, pages: Mapping[str, int], draft: bool) -> list[Flowable]:
     out: list[Flowable] = [PageBreak()] if section.new_page else [CondPageBreak(1.4 * _START)]
     if not section.title:
         out = []
@@ -163,15 +160,15 @@ def _section(section: Section, pages: Mapping[str, int], images: dict[int, bytes
     if section.title:
         out.append(Paragraph(_text(section.title), _style(12.5, bold=True, before=8, after=4)))
     for block in section.blocks:
-        out += _block(block, pages, images)
+        out += _block(block, pages, draft)
     return out
 
 
-def _block(block: Block | Heading, pages: Mapping[str, int], images: dict[int, bytes]) -> list[Flowable]:
+def _block(block: Block | Heading, pages: Mapping[str, int], draft: bool) -> list[Flowable]:
     if isinstance(block, Table):
         return _table(block, pages)
     if isinstance(block, Picture):
-        return [_picture(block, images)]
+        return [_picture(block, draft)]
     if isinstance(block, Facts):
         return [_facts(block)]
     if isinstance(block, Boxes):
@@ -257,7 +254,7 @@ def _signature(block: Signature) -> Flowable:
     ]
     rows = [[Paragraph(_text(role), _style(8, bold=True)), "", "", "", ""] for role in block.roles]
     widths = [share * _WIDTH for share in (0.19, 0.25, 0.14, 0.17, 0.25)]
-    grid = Grid([head, *rows], colWidths=widths, rowHeights=[14, *([15 * mm] * len(rows))])
+    grid = Grid([head, *rows], colWidths=widths, rowHeights=[None, *([15 * mm] * len(rows))])
     grid.setStyle(
         TableStyle(
             [
@@ -272,15 +269,14 @@ def _signature(block: Signature) -> Flowable:
     return KeepTogether(parts)
 
 
-def _picture(block: Picture, images: dict[int, bytes]) -> Flowable:
-    if id(block) not in images:
-        images[id(block)] = (
-            charts.jpeg(block.figure) if block.photo else charts.png(block.figure, dpi=_CHART_DPI)
-        )
+def _picture(block: Picture, draft: bool) -> Flowable:
     width, height = block.figure.get_size_inches()
     high = min(_WIDTH * height / width, _CHART_HEIGHT if block.wide else _PLANE_HEIGHT)
-    image = Image(io.BytesIO(images[id(block)]), high * width / height, high)
-    image.hAlign = "LEFT"
+    image: Flowable = Spacer(high * width / height, high)
+    if not draft:
+        data = block.jpeg if block.photo else charts.png(block.figure, dpi=_CHART_DPI)
+        image = Image(io.BytesIO(data), high * width / height, high)
+        image.hAlign = "LEFT"
     parts: list[Flowable] = []
     if block.caption:
         parts.append(Paragraph(_text(block.caption), _style(7.2, colour=_FAINT, before=3, after=2)))
@@ -427,7 +423,8 @@ _PLAIN, _BOLD = "DejaVuSans", "DejaVuSans-Bold"
 
 @cache
 def _fonts() -> None:
-    """Register the letters with ReportLab, once."""
+    """Register the letters with ReportLab, once, and let it write bytes as they are: text takes seconds."""
+    rl_config.useA85 = 0
     pdfmetrics.registerFont(TTFont(_PLAIN, charts.FONTS / "DejaVuSans.ttf"))
     pdfmetrics.registerFont(TTFont(_BOLD, charts.FONTS / "DejaVuSans-Bold.ttf"))
     pdfmetrics.registerFontFamily(_PLAIN, normal=_PLAIN, bold=_BOLD, italic=_PLAIN, boldItalic=_BOLD)

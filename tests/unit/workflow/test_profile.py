@@ -120,7 +120,8 @@ def test_a_run_records_where_values_came_from(case_folder: Path, tmp_path: Path,
     (tmp_path / "gate.toml").write_text("gamma_pass_percent = 96.0\n")
     file = written(
         tmp_path,
-        'title = "Nordklinik"\nct_table = "ct.csv"\ngate = "gate.toml"\n[goals]\nwater = "tg119_cshape_easy"\n',
+        'title = "Nordklinik"\nct_table = "ct.csv"\ngate = "gate.toml"\n'
+        '[goals]\nwater = "tg119_cshape_easy"\n',
     )
     optimiser()
     asked = plan_settings(profile=file, seed=3, identity=True)
