@@ -297,9 +297,10 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Table:
 
 def _review(of: Reported) -> Section:
     """The checklist, and where to sign."""
-    refused = ""
-    if not of.identity.plan_uid:
-        refused = f"Not to be signed: {NO_PLAN_FILE}."
+    reasons = [] if of.identity.plan_uid else [NO_PLAN_FILE]
+    if of.verdict and not of.verdict.passed:
+        reasons.append("the gate was not passed")
+    refused = f"Not to be signed: {' and '.join(reasons)}." if reasons else ""
     return Section(
         "review",
         "Review and signature",

@@ -37,6 +37,7 @@ def checklist(
     )
     overrides = case.source.density_overrides
     warnings = sum(c.warns for c in verdict.checks) if verdict else 0
+    gate = "gate" if verdict else ""
     rows = [
         ("Patient: name, record number, birth date", _patient(case, identity), "summary"),
         (
@@ -79,9 +80,9 @@ def checklist(
         (
             "Deliverable; warnings dealt with",
             f"{delivery.heading.lstrip('✓✗ ')}; {warnings} warnings",
-            "gate",
+            gate,
         ),
-        ("Independent dose agrees", _independent(verdict), "gate"),
+        ("Independent dose agrees", _independent(verdict), gate),
         ("Errors of the linac; complexity", "robustness table, metrics beside other plans", "complexity"),
         ("Clearance of gantry, couch and patient", "not checked by the program", ""),
         ("Couch, bolus, supports", "only what lies in the body contour is tissue; no bolus is planned", ""),
@@ -94,7 +95,7 @@ def checklist(
         "(schedule, imaging, set-up notes, approvals there) is not in a plan and not listed.",
         ("Item", "What the report says", "Where", "Seen"),
         [
-            (item, said, Cell("here" if place else "–", section=place), Cell(_BOX, bold=True))
+            (item, said, Cell("here", section=place) if place else Cell("–"), Cell(_BOX, bold=True))
             for item, said, place in rows
         ],
     )
