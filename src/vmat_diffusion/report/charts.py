@@ -49,8 +49,7 @@ def jpeg(figure: Figure, dpi: int = 125) -> bytes:
     FigureCanvasAgg(figure)
     _as_written(figure)
     buffer = io.BytesIO()
-    options = {"quality": 90, "subsampling": 0, "optimize": True}
-    figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs=options)
+    figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 90, "subsampling": 0})
     return buffer.getvalue()
 
 
