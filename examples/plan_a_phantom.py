@@ -45,22 +45,27 @@ def main(folder: Path) -> vd.Verdict:
         print(f"not passed: {open_check.name}: {open_check.why}")
 
     # RTPLAN and RTDOSE, always UNAPPROVED. Without a passed verdict on this very plan nothing is written.
+    identity = vd.Identity()
     if verdict.passed:
         plan_file = vd.write_plan(folder / "RP.dcm", result.plan, case, machine, verdict)
         vd.write_dose(folder / "RD.dcm", dose, case, plan_file=plan_file)
+        identity = vd.Identity(str(vd.read_plan(plan_file).provenance["sop_instance_uid"]))
 
     # What a physicist reads before signing.
     vd.write_report(
         folder / "report.html",
-        case=case,
-        plan=result.plan,
-        machine=machine,
-        dose=dose,
-        results=vd.evaluate(sheet, case, dose),
-        violations=vd.violations(result.plan, machine),
-        provenance=dict(dose.provenance),
-        verdict=verdict,
-        check=check,
+        vd.Reported(
+            case=case,
+            plan=result.plan,
+            machine=machine,
+            dose=dose,
+            results=vd.evaluate(sheet, case, dose),
+            violations=vd.violations(result.plan, machine),
+            provenance=dict(dose.provenance),
+            verdict=verdict,
+            check=check,
+            identity=identity,
+        ),
     )
     return verdict
 

@@ -103,9 +103,14 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def optimiser() -> StandIn:
-    """A stand-in for the optimiser and the independent engine, to be handed in as `optimiser.tools`."""
+def optimiser(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A stand-in for the optimiser and the independent engine, to be handed in as `optimiser.tools`.
+
+    The PDF of the report, seconds for each plan, is left empty: `tests/unit/report` looks at it.
+    """
     from small_case import StandIn
+
+    monkeypatch.setattr("vmat_diffusion.report.page.pdf_bytes", lambda document: b"%PDF-1.4")
 
     return StandIn()
 

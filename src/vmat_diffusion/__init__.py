@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.phantom import phantom
     from vmat_diffusion.plan import Arc, Plan, violations
     from vmat_diffusion.qa import GateSettings, Verdict, judge, write_plan
-    from vmat_diffusion.report import write_report
+    from vmat_diffusion.report import Identity, Reported, write_report
     from vmat_diffusion.workflow import PlanningTools, plan_case, plan_settings
     from vmat_diffusion.workflow.beam import fit_machine
     from vmat_diffusion.workflow.predict import predict_dose as predict
@@ -59,6 +59,7 @@ __all__ = [
     "GoalResult",
     "GoalSheet",
     "Grid",
+    "Identity",
     "Machine",
     "MonteCarlo",
     "ObjectiveTerm",
@@ -68,6 +69,7 @@ __all__ = [
     "Plan",
     "PlanningTools",
     "Prescription",
+    "Reported",
     "Structure",
     "Task",
     "Verdict",
@@ -112,7 +114,7 @@ _HOMES = {
     "phantom": "phantom",
     "plan": "Arc Plan violations",
     "qa": "GateSettings Verdict judge write_plan",
-    "report": "write_report",
+    "report": "Identity Reported write_report",
     "workflow": "PlanningTools plan_case plan_settings",
     "workflow.beam": "fit_machine",
     "workflow.predict": "predict=predict_dose",

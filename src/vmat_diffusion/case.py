@@ -96,7 +96,8 @@ class Source:
 
     `path` is kept so that a writer can copy the patient module from the original files; it is
     never printed. `steps` are the named repairs and conversions made while reading. `patient` is a code
-    of the record number, for comparison with other files; "" where there is none.
+    of the record number, for comparison with other files; "" where there is none. `colours` are those of the
+    structure set, as `#rrggbb` by canonical name.
     """
 
     study_uid: str = ""
@@ -108,6 +109,7 @@ class Source:
     roi_numbers: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
     patient: str = ""
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def density_overrides(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ The command line, `--config` files, the records of runs and the manual's tables 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, wraps
 from inspect import get_annotations
@@ -31,6 +31,8 @@ class Option:
         old: Spellings that are accepted, with a hint, until the next release; without dashes a last argument.
         text: The "whole" value, or "each" of several, is read as text, which a validator takes apart.
         long: Its spelling where that is not its name, such as "--with".
+        profile: A site's profile may say it.
+        internal: It is for the record and no option at all.
     """
 
     short: tuple[str, ...] = ()
@@ -39,6 +41,21 @@ class Option:
     old: tuple[str, ...] = ()
     text: Literal["", "each", "whole"] = ""
     long: str = ""
+    profile: bool = False
+    internal: bool = False
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the values of settings come from, for the record.
+
+    `of` says it of each setting by name: command line, options file, caller, profile, goal sheet, default.
+    `profile` is the code of the profile's contents and `title` its title; "" without one.
+    """
+
+    of: Mapping[str, str]
+    profile: str = ""
+    title: str = ""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -133,7 +150,8 @@ def _sentence(kind: type, error: ValidationError) -> str:
         return str(cause)
     name, given = str(first["loc"][0]) if first["loc"] else "", first.get("input")
     if first["type"] == "extra_forbidden":
-        return f"setting {name} is not known; known are {', '.join(f.name for f in fields(kind))}"
+        known = [n for n, (_, _, mark) in marks_of(kind).items() if not mark.internal]
+        return f"setting {name} is not known; known are {', '.join(known)}"
     hint = get_type_hints(kind, include_extras=True).get(name)
     shown = f"{given:g}" if isinstance(given, float) else str(given)
     option = marks_of(kind)[name][2].long or spelled(name) if hint is not None else spelled(name)

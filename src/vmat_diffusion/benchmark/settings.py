@@ -304,7 +304,9 @@ class TradeSettings:
 
     def of_plan(self, goals: str, limit: float | None) -> PlanSettings:
         """The settings of one plan."""
-        minutes = {} if self.search_minutes is None else {"search_minutes": self.search_minutes}
+        minutes: dict[str, Any] = {}
+        if self.search_minutes is not None:
+            minutes["search_minutes"] = self.search_minutes
         return plan_settings(
             goals=goals,
             mu_per_gy="off" if limit is None else limit,

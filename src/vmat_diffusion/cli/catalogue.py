@@ -16,7 +16,7 @@ from vmat_diffusion.cli.fields import TO_FILE, Facts
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.reading import Reading
+from vmat_diffusion.workflow.reading import MappingFile, Reading
 from vmat_diffusion.workflow.settings import Conditions
 
 _ANY_NAME = "Name of a shipped one, or a file."
@@ -120,11 +120,7 @@ class UnknownOptions(Facts):
         Field(description="Folder with DICOM files of any number of patients."),
         Option(positional=True, metavar="FOLDER"),
     ]
-    mapping: Annotated[
-        str | None,
-        Field(description="Structure names: a JSON file such as `mapping copy` prints."),
-        Option(metavar="FILE"),
-    ] = None
+    mapping: MappingFile = None
     out: Annotated[
         Path | None,
         Field(description="Where to write: a new file; by default it is printed."),
@@ -222,7 +218,10 @@ def _of(number: int, word: str) -> str:
 
 
 def mapping_show(options: ShowOneOptions) -> None:
-    """The canonical structure names with their roles and the names that are taken for them."""
+    """The canonical structure names with their roles and the names that are taken for them.
+
+    Of a file of your own its entries; a line says whether they add to the shipped table or replace it.
+    """
     from vmat_diffusion.dicom.names import load_table
 
     load_table(options.file)  # refuses a table with a wrong entry
@@ -231,7 +230,8 @@ def mapping_show(options: ShowOneOptions) -> None:
         if options.file
         else SHELVES["mapping"].text("oar_mapping")
     )
-    structures = json.loads(text)["structures"]
+    tree = json.loads(text)
+    structures = tree["structures"]
     if options.json:
         show(json.dumps(structures))
         return
@@ -240,6 +240,8 @@ def mapping_show(options: ShowOneOptions) -> None:
         for name, entry in structures.items()
     ]
     show(table(["name", "role", "other names", "patterns"], rows, left=4))
+    if options.file:
+        show("\n" + ("replaces the shipped table" if tree.get("replace") else "adds to the shipped table"))
 
 
 def gate_show(options: ShowOneOptions) -> None:

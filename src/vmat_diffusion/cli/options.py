@@ -24,8 +24,9 @@ from vmat_diffusion.options import Option, marks_of, range_of, range_text, spell
 
 _T = TypeVar("_T")
 CONFIG_HELP = "Options from a TOML file, by their names with underscores; the command line goes first."
+PROFILE_HELP = "Profile of the site, as `setup` makes it; options that are given go first."
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_CONFIG = "config_file"
+_CONFIG, _PROFILE = "config_file", "profile_file"
 # Commands that load torch and numba; a process with both takes 1.1 to 1.3 GB of addresses before it computes.
 _COMPUTING = (
     *(
@@ -151,11 +152,12 @@ def _plain(hint: Any) -> Any:
 def fields_of(kind: type) -> list[Spelled]:
     """The fields of a command's dataclass: arguments, required options, others."""
     defaults = {f.name: f.default for f in fields(kind)}
+    marks = {name: m for name, m in marks_of(kind).items() if not m[2].internal}
     found = [
         Spelled(
             name, _plain(hint), info.description or "", mark, defaults[name], range_text(_bounds(hint, info))
         )
-        for name, (hint, info, mark) in marks_of(kind).items()
+        for name, (hint, info, mark) in marks.items()
     ]
     return sorted(found, key=_place)
 
@@ -176,6 +178,11 @@ def has_config(kind: type) -> bool:
     """Whether a command takes `--config`: it has settings, and no file of its own by that name."""
     names = {f.name for f in fields_of(kind) if not f.mark.positional} - {"json", "quiet", "verbose"}
     return bool(names) and "config" not in names
+
+
+def has_profile(kind: type) -> bool:
+    """Whether a command takes `--profile`: it has an option that a site's profile may say."""
+    return any(f.mark.profile for f in fields_of(kind))
 
 
 def usage_of(kind: type) -> str:
@@ -206,6 +213,8 @@ class Command(TyperCommand):
         rows = [(f.spelling, f.help) for f in found if not f.mark.positional]
         if has_config(kind):
             rows.append(("--config FILE", CONFIG_HELP))
+        if has_profile(kind):
+            rows.append(("--profile FILE", PROFILE_HELP))
         rows.append(("-h, --help", "Show this message and exit."))
         arguments = [(f.spelling, f.help) for f in found if f.mark.positional]
         for title, lines in (("Arguments", arguments), ("Options", rows)):
@@ -232,6 +241,9 @@ def command(function: Callable[[Any], None]) -> Callable[..., None]:
     if has_config(kind):
         file = typer.Option("--config", metavar="FILE", help=CONFIG_HELP)
         parameters.append(_parameter(_CONFIG, Annotated[Path | None, file], None))
+    if has_profile(kind):
+        site = typer.Option("--profile", metavar="FILE", help=PROFILE_HELP)
+        parameters.append(_parameter(_PROFILE, Annotated[Path | None, site], None))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__, run.__name__ = function.__doc__, function.__name__
@@ -294,7 +306,7 @@ def _read_as(field: Spelled) -> Any:
 
 
 def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
-    """The options of a command: from the command line, the file of `--config`, or the defaults.
+    """The options of a command: from the command line, the file of `--config`, the profile, or the defaults.
 
     Raises InputError, one sentence, for what is missing, unknown or out of range.
     """
@@ -303,12 +315,23 @@ def resolved(kind: type[_T], context: Any, given: Mapping[str, Any]) -> _T:
         for name, value in given.items()
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
-    file = line.pop(_CONFIG, None)
+    from vmat_diffusion.workflow.profile import Chosen, load_profile
+
+    file, site = line.pop(_CONFIG, None), line.pop(_PROFILE, None)
     found = fields_of(kind)
-    values = (_from_file(kind, file) if file else {}) | _with_old_spellings(found, line)
+    written, given_now = (_from_file(kind, file) if file else {}), _with_old_spellings(found, line)
+    site = site or (Path(written.pop("profile")) if "profile" in written else None)
+    origins = {name: "options file" for name in written} | {name: "command line" for name in given_now}
+    chosen = Chosen(written | given_now, origins)
+    if site:
+        wanted = {f.name: f.required for f in found if f.mark.profile}
+        chosen = chosen.with_profile(load_profile(site), wanted)
     # What the values themselves bring about, as a goal sheet its number of arcs, is weaker than any of them.
     if (further := getattr(kind, "further_defaults", None)) is not None:
-        values = further(values) | values
+        chosen = chosen.with_weaker(further(chosen.values), "goal sheet")
+    values = dict(chosen.values)
+    if "origins" in marks_of(kind):
+        values["origins"] = chosen.record(f.name for f in found)
     missing = [_short(f) for f in found if f.required and f.name not in values]
     if missing:
         name, path = context.info_name, context.command_path
@@ -350,7 +373,7 @@ def _from_file(kind: type, file: Path) -> dict[str, Any]:
         raise InputError(f"options {file} cannot be read ({fault.strerror}); give a TOML file") from None
     except ValueError as fault:
         raise InputError(f"options {file} are no TOML ({fault}); correct the file") from None
-    known = [f.name for f in fields_of(kind)]
+    known = [f.name for f in fields_of(kind)] + (["profile"] if has_profile(kind) else [])
     for key in values:
         if key not in known:
             near = get_close_matches(key, known, n=1)

@@ -11,7 +11,15 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
-from vmat_diffusion.cli.options import CONFIG_HELP, Spelled, fields_of, has_config, usage_of
+from vmat_diffusion.cli.options import (
+    CONFIG_HELP,
+    PROFILE_HELP,
+    Spelled,
+    fields_of,
+    has_config,
+    has_profile,
+    usage_of,
+)
 from vmat_diffusion.cli.program import COMMANDS, function_of
 from vmat_diffusion.errors import InputError
 
@@ -38,6 +46,7 @@ def _block(path: str) -> str:
     found = [f for f in fields_of(kind) if f.name not in _COMMON]
     usage = f"```console\n$ vmat-diffusion {path} {usage_of(kind)}\n```\n"
     rows = [(f"`{f.spelling}`", _meaning(f), _default(f)) for f in found]
+    rows += [("`--profile FILE`", PROFILE_HELP, "")] if has_profile(kind) else []
     return f"\n{usage}{_table(rows)}" if rows else f"\n{usage}\n"
 
 

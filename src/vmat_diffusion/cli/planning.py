@@ -84,7 +84,7 @@ class PlanOptions(PlanSettings, Working):
 
 
 def plan(options: PlanOptions) -> None:
-    """Plan a case: writes RP.dcm, RD.dcm, report.html, run.json, control_points.csv and fluence.npz.
+    """Plan a case: writes RP.dcm, RD.dcm, report.html and .pdf, run.json, tables and arrays.
 
     Every plan is recomputed by Monte Carlo and judged; one that does not pass gets no RP.dcm, and the
     exit code is 1. Ctrl-C while optimising keeps the best plan so far; while checking it leaves the check

@@ -63,6 +63,7 @@ COMMANDS = {
     "fine-tune": "training",
     "export-weights": "training",
     "demo": "planning",
+    "setup": "site",
     "machine list": "catalogue",
     "machine show": "catalogue",
     "machine copy": "catalogue",

@@ -2,6 +2,7 @@
 
 from vmat_diffusion.dicom.case_read import read_case
 from vmat_diffusion.dicom.case_write import files_of_case, write_case
+from vmat_diffusion.dicom.dataset import instance_uid, patient_named
 from vmat_diffusion.dicom.inspection import inspect
 from vmat_diffusion.dicom.rtdose_read import read_dose, read_plane_or_volume
 from vmat_diffusion.dicom.rtdose_write import write_dose
@@ -14,6 +15,8 @@ __all__ = [
     "as_written",
     "files_of_case",
     "inspect",
+    "instance_uid",
+    "patient_named",
     "read_case",
     "read_dose",
     "read_plan",

@@ -129,6 +129,7 @@ def case_from(
             roi_numbers=numbers,
             steps=tuple([*steps, *dose_steps, *prescription_steps]),
             patient=patient,
+            colours={n.name: n.roi.colour for n in named if n.roi.colour and n.name in structures},
         ),
         reference_dose=dose,
     )

@@ -225,3 +225,23 @@ def check_decimal_lengths(dataset: Dataset) -> None:
         elif element is not None and element.VR == "SQ":
             for item in dataset[tag].value:
                 check_decimal_lengths(item)
+
+
+def instance_uid(file: Path) -> str:
+    """SOP instance UID of a DICOM file; "" where there is no such file or it says none."""
+    if not file.is_file():
+        return ""
+    dataset = open_dataset(file)
+    return text(dataset, "SOPInstanceUID") if dataset is not None else ""
+
+
+def patient_named(image: Path | str) -> tuple[tuple[str, str], ...]:
+    """Name, ID and birth date of the patient as an image of the case states them, each with its label.
+
+    For the reader of a report who asked for them, and for nothing else.
+    """
+    dataset = open_dataset(Path(image)) if image else None
+    if dataset is None:
+        return ()
+    keywords = {"Patient": "PatientName", "Patient ID": "PatientID", "Birth date": "PatientBirthDate"}
+    return tuple((label, text(dataset, keyword) or "not stated") for label, keyword in keywords.items())

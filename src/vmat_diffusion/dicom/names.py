@@ -2,7 +2,7 @@
 
 The table is a JSON file: for each canonical name its role, aliases and regular expressions. A name
 that the table does not know is never guessed; it keeps its own cleaned form and the role "other". A user's
-table adds to the shipped one and wins where both know a name.
+table adds to the shipped one and wins where both know a name; with `"replace": true` it stands alone.
 
 Targets that are numbered, classed or levelled (PTV1, GTVp, PTV_High) are targets by the grammar of TG-263
 (Mayo et al., Int J Radiat Oncol Biol Phys 100:1057, 2018, table 4); each keeps a name of its own, and a dose
@@ -48,6 +48,7 @@ _TARGET = re.compile(
 )
 # The role of an entry that the user has not decided on yet; see unknown_names.
 UNDECIDED = "unknown"
+_KEYS = {"about", "replace", "sides", "structures"}
 _ENTRY = {"role", "aliases", "regexes", "seen", "nearest"}
 _LEVELS = {"hi": "High", "lo": "Low", "int": "Mid", "intermediate": "Mid"}
 
@@ -154,12 +155,12 @@ def _shipped() -> Mapping[str, Any]:
 def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTable:
     """The shipped table, and in front of it the entries of a JSON file or a mapping of the same form.
 
-    Raises CaseError naming the entry at fault.
+    With `"replace": true` they stand alone. Raises CaseError naming the entry at fault.
     """
     if mapping is None:
         return default_table()
     if isinstance(mapping, Mapping):
-        return _added(parse_table(_with_sides(mapping), "the mapping"))
+        return _overlay(mapping, "the mapping")
     path = Path(mapping)
     if not path.is_file():
         raise CaseError(f"name mapping {path.name} {why_no_file(path)}; give an existing JSON file")
@@ -169,7 +170,13 @@ def load_table(mapping: str | Path | Mapping[str, Any] | None = None) -> NameTab
         raise CaseError(f"name mapping {path.name} cannot be opened; give an existing JSON file") from None
     except ValueError as fault:
         raise CaseError(f"name mapping {path.name} is not valid JSON ({fault}); correct it") from None
-    return _added(parse_table(_with_sides(tree), path.name))
+    return _overlay(tree, path.name)
+
+
+def _overlay(tree: Any, label: str) -> NameTable:
+    """The table of a user: in front of the shipped one, or alone where it says so."""
+    own = parse_table(_with_sides(tree), label)
+    return own if tree.get("replace") else _added(own)
 
 
 def _with_sides(tree: Any) -> Any:
@@ -191,8 +198,10 @@ def parse_table(tree: Any, label: str) -> NameTable:
     """A table from its JSON form. Raises CaseError for an unknown key, role or a wrong expression."""
     if not isinstance(tree, Mapping) or not isinstance(tree.get("structures"), Mapping):
         raise CaseError(f"{label}: the key 'structures' is missing; see the shipped oar_mapping.json")
-    if unknown := set(tree) - {"about", "sides", "structures"}:
-        raise CaseError(f"{label}: unknown key {sorted(unknown)[0]!r}; known are about, sides, structures")
+    if unknown := set(tree) - _KEYS:
+        raise CaseError(f"{label}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(_KEYS))}")
+    if not isinstance(tree.get("replace", False), bool):
+        raise CaseError(f"{label}: replace must be true or false, not {tree['replace']!r}; correct it")
     sides = tree.get("sides", {"L": ["l"], "R": ["r"]})
     if not isinstance(sides, Mapping) or set(sides) != {"L", "R"}:
         raise CaseError(f"{label}: 'sides' must hold the spellings of L and of R")

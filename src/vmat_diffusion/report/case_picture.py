@@ -21,7 +21,7 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import mask_bounds_mm
 from vmat_diffusion.lettering import legend_label
 from vmat_diffusion.report.charts import INK, line_style, png
-from vmat_diffusion.report.content import Look, looks, reference_gy
+from vmat_diffusion.report.looks import Look, looks, reference_gy
 from vmat_diffusion.report.planes import Plane, draw_contours, draw_ct, draw_letters, plane_at
 
 _DPI = 100

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MultipleLocator
@@ -25,8 +28,10 @@ from vmat_diffusion.files import written_whole
 from vmat_diffusion.lettering import legend_label, legible
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Arc, Plan, timing
-from vmat_diffusion.report.content import Look, Shown
+from vmat_diffusion.report.looks import Look, Shown
 
+# DejaVu Sans comes with matplotlib; the PDF takes it too.
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 INK = "#1d2733"
 FAINT = "#6b7785"
 LINE = "#1f5f99"
@@ -37,6 +42,15 @@ GRID = "#e4e8ec"
 def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as PNG."""
     return _saved(figure, "png", dpi)
+
+
+def jpeg(figure: Figure, dpi: int = 125) -> bytes:
+    """The figure as JPEG with full colour resolution: a quarter of a PNG where there is a CT."""
+    FigureCanvasAgg(figure)
+    _as_written(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 90, "subsampling": 0})
+    return buffer.getvalue()
 
 
 def write_png(path: Path, figure: Figure, dpi: int = 120) -> Path:
@@ -65,7 +79,19 @@ def _as_written(figure: Figure) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
-        text.set_text(legible(text.get_text()))
+        text.set_text(in_letters(text.get_text()))
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The characters of the font of pictures and PDF."""
+    return frozenset(get_font(str(FONTS / "DejaVuSans.ttf")).get_charmap())
+
+
+def in_letters(text: str) -> str:
+    """A text in characters that can be seen and that the font has; others are spelled out."""
+    known = _letters()
+    return "".join(c if c in "\n\t" or ord(c) in known else f"\\u{ord(c):04x}" for c in legible(text))
 
 
 def dvh_figure(shown: Sequence[Shown], prescription: Prescription | None) -> Figure:
@@ -116,7 +142,7 @@ def draw_dvh(figure: Figure | SubFigure, shown: Sequence[Shown], prescription: P
 def line_style(s: Look) -> dict[str, Any]:
     """Line style; the dash tells structures apart that share a colour."""
     dashes: tuple = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-    return {"color": s.colour, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}
+    return {"color": s.ink, "lw": 2.4 if s.is_target else 1.4, "ls": dashes[s.repeat % len(dashes)]}
 
 
 def plain_axes(axes: Axes) -> None:

@@ -108,6 +108,7 @@ class Coding:
         found = {s.name: replace(s, name=self.name(s.name), alias="") for s in case.structures.values()}
         return replace(
             coded,
+            source=replace(coded.source, colours={self.name(n): c for n, c in source.colours.items()}),
             structures={s.name: s for s in found.values()},
             prescription=self.prescription(case.prescription),
         )
@@ -130,6 +131,10 @@ class Coding:
             return coded
         arcs = tuple(replace(arc, name=f"Beam {arc.number}") for arc in plan.arcs)
         return replace(coded, label="Plan", arcs=arcs, machine=self.text(plan.machine))
+
+    def own_uid(self, uid: str) -> str:
+        """The UID of a file of ours as a report shows it: to be found again, where `shareable` a code."""
+        return f"code {uid_code(uid)}" if uid and self.shareable else uid
 
     def dose(self, dose: _DoseT) -> _DoseT:
         """A dose with codes in its provenance; None stays None."""

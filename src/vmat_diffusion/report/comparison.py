@@ -25,7 +25,7 @@ from vmat_diffusion.evaluate.goals import GoalResult
 from vmat_diffusion.geometry import Point, bounding_box, resample
 from vmat_diffusion.lettering import one_line
 from vmat_diffusion.report.charts import FAINT, GRID, INK, LIMIT, LINE, draw_dvh, plain_axes, png, write_png
-from vmat_diffusion.report.content import Shown, shown_structures
+from vmat_diffusion.report.looks import Shown, shown_structures
 from vmat_diffusion.report.planes import draw_letters, window_hu
 
 # Pale where the doses agree, so that what fails stands out; the change of hue is at gamma 1.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,7 +21,8 @@ from vmat_diffusion.geometry import Grid, Point, mask_bounds_mm, subgrid
 from vmat_diffusion.lettering import legend_label
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.report.charts import INK, draw_dvh, line_style, write_png
-from vmat_diffusion.report.content import Look, Shown, ShownDose, shown_dose
+from vmat_diffusion.report.document import Key
+from vmat_diffusion.report.looks import Look, Shown, ShownDose, shown_dose
 
 ISODOSE_PERCENT = (30, 50, 70, 80, 90, 95, 100, 105, 107)
 _ISODOSE_COLOURS = (
@@ -48,6 +48,10 @@ _ISODOSE_KEYS_IN = 1.85
 _PLANE_HEIGHT_IN = 5.6
 _TITLE_IN = 0.3
 _GAP_IN = 0.12
+# A zoomed plane: its width, what lies around the targets, and the sides that it may have to each other.
+_ZOOM_IN = 8.1
+_ZOOM_MARGIN_MM = 28.0
+_ZOOM_RATIO = (0.62, 0.9)
 
 
 def plan_picture(
@@ -83,6 +87,80 @@ def planes_figure(shown: ShownDose, point_mm: Point, *, mark: str = "+") -> Figu
     figure = Figure(figsize=(_WIDTH_IN, _planes_height_in(shown)), facecolor="white")
     _draw_planes(figure, shown, point_mm, mark=mark)
     return figure
+
+
+def zoomed_figure(shown: ShownDose, point_mm: Point, axis: int, *, mark: str = "+") -> Figure:
+    """One plane through a point across `axis` (0 = x, 1 = y, 2 = z), zoomed to the targets.
+
+    Isodoses lie over thin contours and bear their percent, so that both can be told apart beside a target.
+    """
+    across, up = (k for k in (0, 1, 2) if k != axis)
+    low, high = _zoom(shown, point_mm)
+    width, height = high[across] - low[across], high[up] - low[up]
+    # The shorter side grows until the picture is neither a strip nor a tower.
+    ratio = min(max(height / width, _ZOOM_RATIO[0]), _ZOOM_RATIO[1])
+    size = max(width, height / ratio), max(height, width * ratio)
+    middle = (low[across] + high[across]) / 2, (low[up] + high[up]) / 2
+    total_in = _ZOOM_IN * size[1] / size[0] + _TITLE_IN
+    figure = Figure(figsize=(_ZOOM_IN, total_in), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1 - _TITLE_IN / total_in))
+    plane = plane_at(shown.case.grid, point_mm, axis)
+    draw_ct(axes, shown.case, plane)
+    gy = np.squeeze(shown.dose.on(plane.grid), 2 - axis)
+    draw_contours(axes, shown.structures, plane, thin=True)
+    _draw_isodoses(axes, *plane.coordinates_mm, gy, shown.reference_gy, labels=True)
+    axes.plot(point_mm[across], point_mm[up], mark, color="white", ms=11, mew=1.4)
+    axes.set_xlim(middle[0] - size[0] / 2, middle[0] + size[0] / 2)
+    bottom, top = middle[1] - size[1] / 2, middle[1] + size[1] / 2
+    axes.set_ylim(*((top, bottom) if axis == 2 else (bottom, top)))
+    draw_letters(axes, axis)
+    _draw_scale(axes)
+    name = {2: "Axial", 1: "Coronal", 0: "Sagittal"}[axis]
+    where = f"{name}, {'xyz'[axis]} = {point_mm[axis]:.1f} mm"
+    axes.set_title(where, fontsize=11, color=INK, loc="left", pad=5)
+    return figure
+
+
+def _zoom(shown: ShownDose, point_mm: Point) -> tuple[NDArray, NDArray]:
+    """Corners `(x, y, z)` in mm around the targets and the point; without targets those of `_region`."""
+    case = shown.case
+    found = [mask_bounds_mm(s.mask, case.grid) for s in case.targets if s.mask.any()]
+    if not found:
+        low, high = _region(shown)
+        return np.asarray(low), np.asarray(high)
+    point = np.asarray(point_mm)
+    low_mm = np.minimum(np.min([c[0] for c in found], axis=0) - _ZOOM_MARGIN_MM, point - _ZOOM_MARGIN_MM / 2)
+    high_mm = np.maximum(np.max([c[1] for c in found], axis=0) + _ZOOM_MARGIN_MM, point + _ZOOM_MARGIN_MM / 2)
+    return low_mm, high_mm
+
+
+def _draw_scale(axes: Axes) -> None:
+    """A bar of 20 mm at the lower left."""
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    x, y = left + 0.03 * (right - left), bottom + 0.03 * (top - bottom)
+    around = [Stroke(linewidth=4, foreground="black"), Normal()]
+    axes.plot([x, x + 20.0], [y, y], color="white", lw=2, solid_capstyle="butt", path_effects=around)
+    axes.text(
+        x,
+        y + 0.012 * (top - bottom),
+        "20 mm",
+        color="white",
+        fontsize=8.5,
+        va="bottom",
+        path_effects=[Stroke(linewidth=2, foreground="black"), Normal()],
+    )
+
+
+def isodose_keys(reference_gy: float) -> tuple[Key, ...]:
+    """What the colours of isodoses mean, the highest first."""
+    pairs = reversed(list(zip(ISODOSE_PERCENT, _ISODOSE_COLOURS, strict=True)))
+    return tuple(Key(f"{p} % = {p / 100 * reference_gy:.1f} Gy", colour, "area") for p, colour in pairs)
+
+
+def structure_keys(shown: Sequence[Look]) -> tuple[Key, ...]:
+    """What the colours of contours mean."""
+    return tuple(Key(s.name, s.colour, "broken" if s.repeat else "line") for s in shown)
 
 
 def _planes_scale(shown: ShownDose) -> tuple[list[float], list[float], float]:
@@ -219,11 +297,11 @@ def draw_ct(axes: Axes, case: Case, plane: Plane) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_contours(axes: Axes, shown: Sequence[Look], plane: Plane) -> set[str]:
+def draw_contours(axes: Axes, shown: Sequence[Look], plane: Plane, *, thin: bool = False) -> set[str]:
     """Outlines of the structures in a plane; returns the names of those that it cuts."""
     seen = set()
     # A dark rim keeps a contour apart from an isodose of like colour.
-    halo = [Stroke(linewidth=3.2, foreground="#00000090"), Normal()]
+    halo = [] if thin else [Stroke(linewidth=3.2, foreground="#00000090"), Normal()]
     for s in shown:
         mask = plane.of(s.structure.mask)
         if not mask.any():
@@ -235,28 +313,36 @@ def draw_contours(axes: Axes, shown: Sequence[Look], plane: Plane) -> set[str]:
             mask.astype(np.float32),
             levels=[0.5],
             colors=[s.colour],
-            linewidths=0.8 if s.is_body else 2.0 if s.is_target else 1.5,
+            linewidths=0.8 if s.is_body else (1.7, 1.3)[thin] + (0.3 if s.is_target else -0.2),
             linestyles=[style["ls"]],
         ).set_path_effects([] if s.is_body else halo)
     return seen
 
 
-def _draw_isodoses(axes: Axes, x: NDArray, y: NDArray, gy: NDArray, reference: float) -> None:
+def _draw_isodoses(
+    axes: Axes, x: NDArray, y: NDArray, gy: NDArray, reference: float, *, labels: bool = False
+) -> None:
     levels = [p / 100 * reference for p in ISODOSE_PERCENT]
     top = float(gy.max())
     if top <= levels[0]:
         return
     bands = [*levels, max(top, levels[-1]) * 1.01 + 1e-6]
-    axes.contourf(x, y, gy, levels=bands, cmap=ListedColormap(_ISODOSE_COLOURS), alpha=0.28, antialiased=True)
+    wash = 0.2 if labels else 0.28
+    axes.contourf(x, y, gy, levels=bands, colors=_ISODOSE_COLOURS, alpha=wash, antialiased=True)
     present = [i for i, level in enumerate(levels) if level < top]
-    axes.contour(
+    lines = axes.contour(
         x,
         y,
         gy,
         levels=[levels[i] for i in present],
         colors=[_ISODOSE_COLOURS[i] for i in present],
-        linewidths=0.8,
+        linewidths=1.3 if labels else 0.8,
     )
+    if labels:
+        lines.set_path_effects([Stroke(linewidth=2.3, foreground="#000000a0"), Normal()])
+        named = {levels[i]: str(ISODOSE_PERCENT[i]) for i in present}
+        for text in axes.clabel(lines, fmt=named, fontsize=9.5, inline_spacing=2, colors="white"):
+            text.set_path_effects([Stroke(linewidth=2.4, foreground="black"), Normal()])
 
 
 def draw_letters(axes: Axes, axis: int) -> None:

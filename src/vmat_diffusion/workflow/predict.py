@@ -16,7 +16,7 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.provenance import case_provenance, settings_record
+from vmat_diffusion.workflow.provenance import case_provenance, origins_record, settings_record
 from vmat_diffusion.workflow.reading import read_with_goals
 from vmat_diffusion.workflow.settings import PredictSettings
 
@@ -127,6 +127,7 @@ def predict_case(
             provenance={
                 **case_provenance(path, source.case),
                 "settings": settings_record(settings),
+                **origins_record(settings.origins),
                 "model": {"card": dict(model.description.card), "spread": model.description.spread},
             },
             sheet=source.sheet,

@@ -16,18 +16,38 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.evaluate.goals import goal_sheet_names
 from vmat_diffusion.files import content_hash, shipped_or_code
 from vmat_diffusion.machine import machine_names
+from vmat_diffusion.options import Origins
 from vmat_diffusion.origin import uid_code
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
+from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, QaSettings
 
 _PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "matplotlib")
 
 
 def provenance(case_folder: Path, case: Case, settings: PlanSettings) -> dict[str, Any]:
     """What is needed to make a planning run again."""
-    return {**case_provenance(case_folder, case), "settings": settings_record(settings)}
+    return {
+        **case_provenance(case_folder, case),
+        "settings": settings_record(settings),
+        **origins_record(settings.origins),
+    }
 
 
-def settings_record(settings: PlanSettings | PredictSettings) -> dict[str, Any]:
+def origins_record(origins: Origins | None) -> dict[str, Any]:
+    """Where the values of the settings came from, and the code of the site's profile; None without one."""
+    return {
+        "profile": origins.profile or None if origins else None,
+        "origins": dict(origins.of) if origins else {},
+    }
+
+
+def profile_shown(origins: Origins | None, *, shareable: bool) -> dict[str, str] | None:
+    """What a report says of the site's profile: its code, and unless it is to be shared its title."""
+    if origins is None or not origins.profile:
+        return None
+    return {"title": "" if shareable else origins.title, "code": origins.profile}
+
+
+def settings_record(settings: PlanSettings | PredictSettings | QaSettings) -> dict[str, Any]:
     """Settings as plain data: what is shipped by name, files of the user by the hash of their contents."""
     shipped = {
         "machine": machine_names(),
@@ -35,7 +55,7 @@ def settings_record(settings: PlanSettings | PredictSettings) -> dict[str, Any]:
         "weights": ("shipped",),
         "prior": ("goals", "diffusion"),
     }
-    values = asdict(settings)
+    values = {name: value for name, value in asdict(settings).items() if name != "origins"}
     for name in ("mapping", "ct_table", "gate", "improve", *shipped):
         if name in values:
             values[name] = shipped_or_code(values[name], shipped.get(name, ()))
@@ -49,7 +69,7 @@ def case_provenance(source: Path, case: Case) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "inputs": {
             "case": case.id,
             "patient_position": case.patient_position,
@@ -64,6 +84,11 @@ def case_provenance(source: Path, case: Case) -> dict[str, Any]:
             "ct_table": {"hu": list(case.ct_table.hu), "g_cm3": list(case.ct_table.g_cm3)},
         },
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that a result depends on."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def program_record() -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.files import why_no_file, why_no_folder
-from vmat_diffusion.options import Option, settings
+from vmat_diffusion.options import Option, Origins, settings
 
 if TYPE_CHECKING:
     from vmat_diffusion.case import Case
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 MappingFile = Annotated[
     str | None,
-    Field(description="Structure names: a JSON file such as `mapping copy` prints."),
-    Option(metavar="FILE"),
+    Field(
+        description="Structure names: a JSON file such as `mapping copy` prints; it adds to the shipped "
+        "table."
+    ),
+    Option(metavar="FILE", profile=True),
 ]
 CtTableFile = Annotated[
     str | None,
     Field(description="CT numbers to density: a CSV file with the columns hu,density_g_cm3."),
-    Option(metavar="FILE"),
+    Option(metavar="FILE", profile=True),
 ]
 PatientPosition = Annotated[
     Literal["HFS", "HFP", "FFS", "FFP"] | None,
@@ -45,10 +48,11 @@ IgnoreDensityOverrides = Annotated[
 
 @settings
 class Reading:
-    """How a folder of DICOM files becomes a case; `mapping` is a path, None for the shipped table."""
+    """How a folder of DICOM files becomes a case; `mapping` is a path, None for the shipped table alone."""
 
     mapping: MappingFile = None
     patient_position: PatientPosition = None
+    origins: Annotated[Origins | None, Option(internal=True)] = field(default=None, compare=False)
 
 
 @settings

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion import __version__
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.delivery import require_isocenter_near_body
 from vmat_diffusion.dose.engines import ENGINES, DoseEngine, deciding, dose_engine
@@ -32,13 +31,20 @@ from vmat_diffusion.progress import Progress, silent, under_name
 from vmat_diffusion.qa import gate_limits
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
+from vmat_diffusion.workflow.provenance import (
+    origins_record,
+    package_versions,
+    profile_shown,
+    program_record,
+    settings_record,
+)
 from vmat_diffusion.workflow.reading import (
     plan_and_machine,
     read_for_dose,
     require_case_folder,
     require_file,
 )
-from vmat_diffusion.workflow.settings import DoseSettings, QaSettings
+from vmat_diffusion.workflow.settings import IDENTITY_SHARED, DoseSettings, QaSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.complexity import Complexity
@@ -55,7 +61,7 @@ REFERENCE_KEYS = (
     "gamma_2_2",
     "seconds",
 )
-QA_FILES = ("report.html", "qa.json", "RD_check.dcm")
+QA_FILES = ("report.html", "report.pdf", "qa.json", "RD_check.dcm")
 # What an inconclusive check leaves: the same command goes on from there.
 OPEN_CHECK = "open_check.npz"
 
@@ -214,6 +220,8 @@ def second_check(
     from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
 
     settings, report = settings or QaSettings(), progress or silent
+    if settings.identity and settings.shareable:
+        raise InputError(IDENTITY_SHARED)
     require_apart(out, case_folder, plan_file, dose_file)
     asked = settings.uncertainty if settings.engine == "monte-carlo" else 0.0
     limits = gate_limits(settings.gate, asked, settings.robustness)
@@ -265,7 +273,7 @@ def second_check(
             mapping=settings.mapping,
             shareable=settings.shareable,
         )
-        _write(folder, done, plan_file, asdict(limits), coding=coding)
+        _write(folder, done, plan_file, asdict(limits), settings, coding=coding)
     return done
 
 
@@ -289,38 +297,54 @@ def _planned_dose(file: Path | None, engine: str) -> Dose | None:
 
 
 def _write(
-    folder: Path, done: SecondCheck, plan_file: Path, limits: dict[str, Any], *, coding: Coding
+    folder: Path,
+    done: SecondCheck,
+    plan_file: Path,
+    limits: dict[str, Any],
+    settings: QaSettings,
+    *,
+    coding: Coding,
 ) -> None:
-    from vmat_diffusion.dicom import write_dose
+    from vmat_diffusion.dicom import patient_named, write_dose
     from vmat_diffusion.evaluate.goals import evaluate
     from vmat_diffusion.plan import violations
-    from vmat_diffusion.report import write_report
+    from vmat_diffusion.report import Identity, Reported, write_report
 
-    report, record, dose = QA_FILES
+    report, _, record, dose = QA_FILES
+    origins = settings.origins
+    patient = patient_named(done.case.source.image_path) if settings.identity else ()
+    uid = str(done.plan.provenance.get("sop_instance_uid", ""))
     write_report(
         folder / report,
-        **coding.report(
-            case=done.case,
-            plan=done.plan,
-            machine=done.machine,
-            provenance={
-                "program": f"vmat-diffusion {__version__}",
-                "gate": limits,
-                "check": _plain(done.check),
-            },
+        Reported(
+            **coding.report(
+                case=done.case,
+                plan=done.plan,
+                machine=done.machine,
+                provenance={
+                    "program": program_record(),
+                    "packages": package_versions(),
+                    "settings": settings_record(settings),
+                    **origins_record(origins),
+                    "profile": profile_shown(origins, shareable=settings.shareable),
+                    "gate": limits,
+                    "check": _plain(done.check),
+                },
+            ),
+            dose=coding.dose(done.dose),
+            results=coding.results(evaluate(done.sheet, done.case, done.dose) if done.sheet else ()),
+            sheet=coding.sheet(done.sheet),
+            violations=list(map(coding.shown, violations(done.plan, done.machine))),
+            verdict=coding.verdict(done.verdict),
+            check=coding.dose(done.check),
+            identity=Identity(coding.own_uid(uid), "", patient),
         ),
-        dose=coding.dose(done.dose),
-        results=coding.results(evaluate(done.sheet, done.case, done.dose) if done.sheet else ()),
-        sheet=coding.sheet(done.sheet),
-        violations=list(map(coding.shown, violations(done.plan, done.machine))),
-        verdict=coding.verdict(done.verdict),
-        check=coding.dose(done.check),
     )
     linked = plan_file if belongs(done.plan, done.case) else None
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
     write_json(
         folder / record,
-        coding.record({**done.summary(), "gate": limits, "files": [f.name for f in done.files]}),
+        coding.record({**done.summary(), **origins_record(origins), "gate": limits, "files": [f.name for f in done.files]}),
     )
 
 

@@ -19,12 +19,18 @@ from vmat_diffusion.workflow.reading import DoseReading, TargetReading
 # before a colon say what the option means and are the same everywhere.
 
 GoalsName = Annotated[
-    str, Field(description="Goal sheet: a shipped sheet's name or a TOML file."), Option(metavar="SHEET")
+    str,
+    Field(description="Goal sheet: a shipped sheet's name, a TOML file, or a site of the profile."),
+    Option(metavar="SHEET", profile=True),
 ]
 JudgedGoals = Annotated[
     str | None,
-    Field(description="Goal sheet: a shipped sheet's name or a TOML file; its goals are judged too."),
-    Option(metavar="SHEET"),
+    Field(
+        description="Goal sheet: a shipped sheet's name, a TOML file, or a site of the profile; its "
+        "goals are "
+        "judged too."
+    ),
+    Option(metavar="SHEET", profile=True),
 ]
 Conditions = Annotated[
     tuple[str, ...],
@@ -35,7 +41,9 @@ EngineName = Annotated[
     Literal["pencil-beam", "monte-carlo"], Field(description="Dose engine that computes the dose.")
 ]
 MachineName = Annotated[
-    str, Field(description="Machine: a shipped machine's name or a TOML file."), Option(metavar="NAME")
+    str,
+    Field(description="Machine: a shipped machine's name or a TOML file."),
+    Option(metavar="NAME", profile=True),
 ]
 WeightsName = Annotated[
     str,
@@ -86,7 +94,7 @@ CheckMinutes = Annotated[
 GateFile = Annotated[
     str | None,
     Field(description="Limits of the gate: a TOML file such as `gate copy` prints."),
-    Option(metavar="FILE"),
+    Option(metavar="FILE", profile=True),
 ]
 RobustnessAction = Annotated[
     Literal["warn", "stop"] | None,
@@ -111,6 +119,13 @@ Force = Annotated[
 
 # A limit of the delivery: a number, "off" for none, or None for what the goal sheet says.
 DeliveryLimit = Annotated[float, Field(gt=0)] | Literal["off"] | None
+IdentityShown = Annotated[
+    bool,
+    Field(
+        description="Print the patient's name, ID and birth date on the report, for the chart; nowhere else."
+    ),
+]
+IDENTITY_SHARED = "--identity names the patient, whom --shareable leaves out; give one of them"
 Shareable = Annotated[
     bool,
     Field(
@@ -269,6 +284,7 @@ class PlanSettings(Search, TargetReading):
     ] = None
     force: Force = False
     trajectory: TrajectoryKind = None
+    identity: IdentityShown = False
     shareable: Shareable = False
 
     @property
@@ -293,6 +309,7 @@ class QaSettings(DoseSettings):
     conditions: Conditions = ()
     gate: GateFile = None
     robustness: RobustnessAction = None
+    identity: IdentityShown = False
     shareable: Shareable = False
 
 

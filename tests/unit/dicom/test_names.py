@@ -233,6 +233,16 @@ def test_file_at_the_root_is_the_one_in_the_package() -> None:
     assert (ROOT / "oar_mapping.json").read_text(encoding="utf-8") == shipped
 
 
+def test_a_table_that_replaces_stands_alone() -> None:
+    """Targets by the grammar of TG-263 need no table; everything else the shipped one knew is unknown."""
+    own = {"Heart": {"role": "organ", "aliases": ["herz"]}}
+    table = load_table({"structures": own, "replace": True})
+    found = {n: m.name if (m := table.match(n)) else None for n in ("herz", "Rectum", "PTV1")}
+    assert found == {"herz": "Heart", "Rectum": None, "PTV1": "PTV1"}
+    added = load_table({"structures": own, "replace": False}).match("Rectum")
+    assert added is not None and added.name == "Rectum"
+
+
 def test_shipped_table_gives_every_canonical_name_back() -> None:
     table = load_table()
     for match in table.exact.values():
@@ -260,6 +270,7 @@ def test_own_table_from_file(tmp_path: Path) -> None:
         ({"structures": {"A": {"role": "organ", "alias": []}}}, "role, aliases and regexes only"),
         ({"structures": {"A": {"role": "organ", "aliases": "b"}}}, "list of texts"),
         ({"structures": {"A": {"role": "organ", "regexes": ["("]}}}, "not a regular expression"),
+        ({"structures": {}, "replace": "yes"}, "replace must be true or false, not 'yes'"),
         ({"structures": {"A_{dose}": {"role": "target", "regexes": ["a"]}}}, "need each other"),
         (
             {

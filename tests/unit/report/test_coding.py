@@ -192,12 +192,15 @@ def test_a_second_check_says_nothing_of_its_patient(
         )
     show(verdict_text(done.verdict))
     out, err = capsys.readouterr()
-    uids = uids_of(folder) | {str(pydicom.dcmread(f).SOPInstanceUID) for f in (rp, rd)}
+    own = str(pydicom.dcmread(rp).SOPInstanceUID)
+    uids = uids_of(folder) | {str(pydicom.dcmread(rd).SOPInstanceUID)}
     everywhere = [NUMBER, "7744119", BIRTH, STUDY, FOLDER, "Philomena", rp.name, rd.name, *uids]
     assert not met([*everywhere, NAME], (out + err).encode())
     written = contents(tmp_path / "out")
     for name, data in written.items():
         assert not met(everywhere, data), name
+        # A signature is for one plan: its UID stands in the report, and nowhere in what is to be shared.
+        assert bool(met([own], data)) == (name == "report.html" and not shareable), name
     assert not met([MACHINE, "Westhalle"], written["qa.json"])
     if shareable:
         for name, data in written.items():

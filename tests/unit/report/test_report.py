@@ -22,9 +22,9 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.origin import uid_code
 from vmat_diffusion.plan import Arc, Plan
-from vmat_diffusion.report import plan_picture, write_report
+from vmat_diffusion.report import Reported, plan_picture, write_report
 from vmat_diffusion.report.charts import control_points_figure, png
-from vmat_diffusion.report.content import ShownDose, reference_gy, shown_structures
+from vmat_diffusion.report.looks import ShownDose, reference_gy, shown_structures
 from vmat_diffusion.report.planes import planes_figure
 
 
@@ -108,27 +108,29 @@ def test_goals_on_the_delivery_stand_in_the_report_with_value_status_and_source(
     sheet = replace(load_goals("head_neck_70_63_56"), delivery=goals)
     path = write_report(
         tmp_path / "report.html",
-        case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=[],
-        provenance={},
-        sheet=sheet,
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=[],
+            provenance={},
+            sheet=sheet,
+        ),
     )
     page = path.read_text(encoding="utf-8")
     table = page[page.index("Goals on the delivery") :]
     table = table[: table.index("</table>")]
     for expected in (
         "MU ≤ 300 MU/Gy",
-        "<td>Should</td>",
+        "<div>Should</div>",
         "350 MU/Gy",
         "<strong>324 MU/Gy</strong>",
         "~ acceptable",
         "our physicists (chosen)",
         "open gap ≥ 100 mm",
-        "<td>Wish</td>",
+        "<div>Wish</div>",
         "✗ fail",
     ):
         assert expected in table, expected
@@ -140,24 +142,26 @@ def test_report_is_one_file_that_refers_to_nothing_else(
 ) -> None:
     path = write_report(
         tmp_path / "report.html",
-        case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=["beam 1: leaf pair 3 is <too> fast"],
-        provenance={
-            "version": "9.8.7",
-            "seed": 5,
-            "configuration": {"arcs": 2, "when": Path("x"), "w": np.arange(2)},
-        },
-        history=[3.0, 2.0, 1.0],
-        seconds={"optimise": 12.34},
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=["beam 1: leaf pair 3 is <too> fast"],
+            provenance={
+                "version": "9.8.7",
+                "seed": 5,
+                "configuration": {"arcs": 2, "when": Path("x"), "w": np.arange(2)},
+            },
+            history=[3.0, 2.0, 1.0],
+            seconds={"optimise": 12.34},
+        ),
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.pdf"]
     page = path.read_text(encoding="utf-8")
     for source in re.findall(r'(?:src|href)="([^"]*)"', page):
-        assert source.startswith("data:image/")
+        assert source.startswith(("data:image/", "#"))
     assert not re.search(r"https?://|@import|url\(", page)
     assert "<script" not in page
     assert "ptv &lt;script&gt;" in page and "is &lt;too&gt; fast" in page
@@ -184,12 +188,13 @@ def test_report_is_one_file_that_refers_to_nothing_else(
         f"code {uid_code('1.2.3.4')}",
         "a named step",
         "optimise 12.3 s",
-        "&#34;engine&#34;: &#34;analytic&#34;",
-        "&#34;arcs&#34;: 2",
+        '<th scope="row">engine</th><td><div>analytic</div></td>',
+        '<th scope="row">arcs</th><td><div>2</div></td>',
     ):
         assert expected in page, expected
-    # DVH, two groups of planes, two beams and the history.
-    assert page.count('src="data:image/') == 6
+    # DVH, planes through two points and their surroundings, two pictures of two beams, and the history.
+    assert page.count('src="data:image/') == 1 + 7 + 4 + 1
+    assert "<details" not in page  # print would hide what is folded
 
 
 def test_report_of_a_sound_plan_without_goals_history_or_prescription(
@@ -198,13 +203,15 @@ def test_report_of_a_sound_plan_without_goals_history_or_prescription(
     bare = replace(case, prescription=None)
     page = write_report(
         tmp_path / "r.html",
-        case=bare,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=(),
-        violations=[],
-        provenance={},
+        Reported(
+            case=bare,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=(),
+            violations=[],
+            provenance={},
+        ),
     ).read_text(encoding="utf-8")
     assert "Deliverable: 0 violations" in page and "No goal evaluated" in page
     assert "not given in 35 fractions" in page and "Optimisation" not in page
@@ -217,13 +224,15 @@ def test_a_report_of_no_dose_at_all_is_still_a_report(
     nothing = Dose(case.grid, np.zeros(case.grid.shape, np.float32))
     assert write_report(
         tmp_path / "r.html",
-        case=case,
-        plan=plan,
-        machine=machine,
-        dose=nothing,
-        results=(),
-        violations=[],
-        provenance={},
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=nothing,
+            results=(),
+            violations=[],
+            provenance={},
+        ),
     ).is_file()
 
 
@@ -232,18 +241,20 @@ def test_figures_in_the_page_can_be_decoded(
 ) -> None:
     page = write_report(
         tmp_path / "r.html",
-        case=case,
-        plan=plan,
-        machine=machine,
-        dose=dose,
-        results=_results(),
-        violations=[],
-        provenance={},
+        Reported(
+            case=case,
+            plan=plan,
+            machine=machine,
+            dose=dose,
+            results=_results(),
+            violations=[],
+            provenance={},
+        ),
     ).read_text(encoding="utf-8")
-    pngs = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    photos = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    assert len(pngs) == 2 and len(svgs) == 3
-    for data in pngs:
+    assert len(photos) == 7 and len(svgs) == 5
+    for data in photos:
         assert Image.open(io.BytesIO(base64.b64decode(data))).width > 1000
     assert all(b"</svg>" in base64.b64decode(data) for data in svgs)
 
@@ -312,16 +323,18 @@ def test_a_failed_report_leaves_the_old_one(
     with pytest.raises((TypeError, ValueError)):
         write_report(
             old,
-            case=case,
-            plan=plan,
-            machine=machine,
-            dose=dose,
-            results=(),
-            violations=[],
-            provenance={},
-            seconds={"read": "soon"},  # type: ignore[dict-item]
+            Reported(
+                case=case,
+                plan=plan,
+                machine=machine,
+                dose=dose,
+                results=(),
+                violations=[],
+                provenance={},
+                seconds={"read": "soon"},  # type: ignore[dict-item]
+            ),
         )
-    assert old.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert old.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_no_global_plotting_state_is_touched() -> None:

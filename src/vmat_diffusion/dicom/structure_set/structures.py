@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from vmat_diffusion.case import DENSITY_OVERRIDE, Role, Structure
-from vmat_diffusion.dicom.attributes import about, integer, items, points_mm, text
+from vmat_diffusion.dicom.attributes import about, integer, items, numbers, points_mm, text
 from vmat_diffusion.dicom.lattice import Placement
 from vmat_diffusion.dicom.names import NameTable, cleaned
 from vmat_diffusion.dicom.structure_set.overrides import overrides_of
@@ -28,7 +28,8 @@ class Roi:
     """One region of a structure set as stored.
 
     `fault` says what is wrong with a contour of it, `lines` how many contours of lines enclose no area.
-    `empty` means that nothing at all is drawn; such a region claims no name.
+    `empty` means that nothing at all is drawn; such a region claims no name. `colour` is `#rrggbb`, "" where
+    the file states none.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Roi:
     lines: int = 0
     empty: bool = False
     overrides: tuple[str, ...] = ()
+    colour: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,31 @@ def read_rois(dataset: Dataset) -> tuple[Roi, ...]:
                 lines += area is None and kind.startswith("OPEN") and points > 2
         frame = text(item, "ReferencedFrameOfReferenceUID")
         out[number] = Roi(
-            number, alias, declared, frame, tuple(areas), _remarks(others), fault, lines, not drawn, overrides
+            number,
+            alias,
+            declared,
+            frame,
+            tuple(areas),
+            _remarks(others),
+            fault,
+            lines,
+            not drawn,
+            overrides,
+            _colour(contours.get(number, ())),
         )
     return tuple(out.values())
+
+
+def _colour(parts: Sequence[Dataset]) -> str:
+    """ROIDisplayColor (3006,002A) as `#rrggbb`; "" where it is absent or no colour, which harms nobody."""
+    for part in parts:
+        try:
+            levels = [round(level) for level in numbers(part, "ROIDisplayColor")]
+        except CaseError:
+            continue
+        if len(levels) == 3 and all(0 <= level <= 255 for level in levels):
+            return "#" + "".join(f"{level:02x}" for level in levels)
+    return ""
 
 
 def _area(contour: Dataset) -> tuple[str, Contour | None, int]:

@@ -131,7 +131,12 @@ def _written(
     )
     with clock.stage("report"):
         write_run_report(
-            folder, made, coding, yardstick=record.get("yardstick"), candidates=record["candidates"]
+            folder,
+            made,
+            settings,
+            coding,
+            yardstick=record.get("yardstick"),
+            candidates=record["candidates"],
         )
     seconds = {**record.get("seconds", {}), **clock.seconds}
     seconds["check"] = float(record.get("seconds", {}).get("check", 0.0)) + clock.seconds["check"]

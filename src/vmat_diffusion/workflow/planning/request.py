@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import GoalError, InputError
-from vmat_diffusion.workflow.settings import PlanSettings
+from vmat_diffusion.options import marks_of
+from vmat_diffusion.workflow.profile import SAID, Chosen, load_profile
+from vmat_diffusion.workflow.settings import IDENTITY_SHARED, PlanSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.delivery_goals import Quantity
@@ -55,16 +57,26 @@ def sheet_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sheet.plan.items() if name not in without and name not in given}
 
 
+# What a profile may say of a plan, and whether it must be said.
+_PROFILE_MAY_SAY = {name: name == "goals" for name in SAID}
 # The least that each of several searches gets: preparation counts in it, and would leave little of less.
 _LEAST_MINUTES = 1.0
 
 
-def plan_settings(**values: Any) -> PlanSettings:
+def plan_settings(*, profile: Path | str | None = None, **values: Any) -> PlanSettings:
     """Checked settings from keywords; raises InputError with one sentence for a wrong one.
 
-    What is not given is as the goal sheet has it in [plan], else the default.
+    What is not given is as the site's `profile` says, then as the goal sheet has it in [plan], else the
+    default.
     """
-    settings = PlanSettings(**(sheet_defaults(values) | values))
+    chosen = Chosen(values, dict.fromkeys(values, "caller"))
+    if profile is not None:
+        chosen = chosen.with_profile(load_profile(profile), _PROFILE_MAY_SAY)
+    chosen = chosen.with_weaker(sheet_defaults(chosen.values), "goal sheet")
+    names = [name for name, (_, _, mark) in marks_of(PlanSettings).items() if not mark.internal]
+    settings = PlanSettings(**({"origins": chosen.record(names)} | dict(chosen.values)))
+    if settings.identity and settings.shareable:
+        raise InputError(IDENTITY_SHARED)
     if (settings.arc_start_deg is None) != (settings.arc_stop_deg is None):
         raise InputError("an arc needs both a start and a stop angle; give both or neither")
     if settings.span == "partial" and settings.arc_start_deg is not None:

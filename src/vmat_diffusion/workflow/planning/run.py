@@ -28,8 +28,10 @@ from vmat_diffusion.workflow.planning.request import arranged, plan_settings, wi
 from vmat_diffusion.workflow.planning.result import Candidate, PlanRun, run_record
 from vmat_diffusion.workflow.planning.run_files import (
     CONTROL_POINTS,
+    DOSE_FILE,
     FILES,
     FLUENCE,
+    PLAN_FILE,
     RECORD,
     REPORT_FILE,
     TRAJECTORIES,
@@ -46,7 +48,7 @@ from vmat_diffusion.workflow.planning.search_and_check import (
     plan_folder,
     search_and_check,
 )
-from vmat_diffusion.workflow.provenance import peak_gb, provenance
+from vmat_diffusion.workflow.provenance import peak_gb, profile_shown, provenance
 from vmat_diffusion.workflow.reading import plan_and_machine, read_with_goals
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -260,7 +262,7 @@ def _write(
     with clock.stage("report"):
         ideal = coding.tree(run.yardstick.record()) if run.yardstick else None
         others = [c.record() for c in run.candidates]
-        write_run_report(folder, run, coding, yardstick=ideal, candidates=others)
+        write_run_report(folder, run, settings, coding, yardstick=ideal, candidates=others)
     names = [name for name in names_of_run(plan) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
@@ -271,37 +273,46 @@ def _write(
 def write_run_report(
     folder: Path,
     run: PlanRun,
+    settings: PlanSettings,
     coding: Coding,
     *,
     yardstick: Mapping[str, Any] | None,
     candidates: Sequence[Mapping[str, Any]],
 ) -> None:
     """The report of a run; `yardstick` and `candidates` are records in codes already."""
-    from vmat_diffusion.report import write_report
+    from vmat_diffusion.dicom import instance_uid, patient_named
+    from vmat_diffusion.report import Identity, Reported, write_report
 
+    source, origins = run.task.case.source, settings.origins
+    patient = patient_named(source.image_path) if settings.identity else ()
+    plan_uid, dose_uid = (coding.own_uid(instance_uid(folder / name)) for name in (PLAN_FILE, DOSE_FILE))
     history = run.judged.optimized.history
     write_report(
         folder / REPORT_FILE,
-        **coding.report(
-            case=run.task.case,
-            plan=run.plan,
-            machine=run.task.machine,
-            provenance={
-                **run.provenance,
-                "outcome": run.outcome,
-                "normalization": str(run.task.sheet.normalization),
-            },
+        Reported(
+            **coding.report(
+                case=run.task.case,
+                plan=run.plan,
+                machine=run.task.machine,
+                provenance={
+                    **run.provenance,
+                    "profile": profile_shown(origins, shareable=settings.shareable),
+                    "outcome": run.outcome,
+                    "normalization": str(run.task.sheet.normalization),
+                },
+            ),
+            dose=coding.dose(run.dose),
+            results=coding.results(run.results),
+            sheet=coding.sheet(run.task.sheet),
+            violations=list(map(coding.shown, run.violations)),
+            verdict=coding.verdict(run.verdict),
+            check=coding.dose(run.check),
+            history=[float(str(step["objective"])) for step in history if "objective" in step],
+            seconds=run.seconds,
+            candidates=candidates,
+            yardstick=yardstick,
+            identity=Identity(plan_uid, dose_uid, patient),
         ),
-        dose=coding.dose(run.dose),
-        results=coding.results(run.results),
-        sheet=coding.sheet(run.task.sheet),
-        violations=list(map(coding.shown, run.violations)),
-        verdict=coding.verdict(run.verdict),
-        check=coding.dose(run.check),
-        history=[float(str(step["objective"])) for step in history if "objective" in step],
-        seconds=run.seconds,
-        candidates=candidates,
-        yardstick=yardstick,
     )
 
 

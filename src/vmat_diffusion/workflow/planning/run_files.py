@@ -18,8 +18,9 @@ from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER
 
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
 PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
+REPORT_PDF = "report.pdf"
 CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
-FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
+FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, REPORT_PDF, CONTROL_POINTS, FLUENCE, RECORD)
 
 
 def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import ct_series, cylinder_hu, square, structure_set, write_patient
+from pydicom import config
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.dicom import read_case
@@ -32,6 +33,21 @@ def test_contours_between_slices_go_to_the_nearest(tmp_path: Path) -> None:
     case = case_with(tmp_path, {"BODY": BODY, "Rectum": [(CLOSED, square(0, 0, 5, 5.0 + 1.1))]})
     assert np.flatnonzero(case.structures["Rectum"].mask.any(axis=(1, 2))).tolist() == [2]
     assert says(case, "snap-contours: Rectum: contours moved by up to 1.10 mm")
+
+
+def test_colours_are_read_and_wrong_ones_left_out(tmp_path: Path) -> None:
+    """A colour that is none harms no structure: a palette takes its place."""
+    images = ct_series()
+    names = ("BODY", "Rectum", "Bladder", "Heart", "Lung_L")
+    rois = {name: BODY if name == "BODY" else [(CLOSED, square(0, 0, 5, 5.0))] for name in names}
+    drawn = structure_set(images, rois)
+    colours = ([0, 255, 16], [300, 0, 0], [1, 2], ["x", "y", "z"])
+    for item, colour in zip(drawn.ROIContourSequence[1:], colours, strict=True):
+        with config.disable_value_validation():
+            item.add_new("ROIDisplayColor", "LO" if colour[0] == "x" else "IS", colour)
+    case = read_case(write_patient(tmp_path, images, drawn))
+    assert set(case.structures) == set(names)
+    assert case.source.colours == {"Rectum": "#00ff10"}
 
 
 def test_two_planes_at_one_slice_do_not_cancel(tmp_path: Path) -> None:
