@@ -1,8 +1,8 @@
 """Who may ask for what: the dependencies that every route but those of logging in has.
 
 `require("planner", "reviewer")` lets through a session of a user with one of these roles. A request that
-changes something must also carry the session's token in the header `X-CSRF-Token` and come from a page of this
-server.
+changes something must also carry the session's token in the header `X-CSRF-Token` and come from a page of
+this server.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ _hasher = PasswordHasher(time_cost=3, memory_cost=65_536, parallelism=4)
 _hashing = threading.BoundedSemaphore(2)
 # Found in every list of leaked passwords with 12 and more characters; the name itself is refused too.
 _COMMON = frozenset(
-    "123456789012 1234567890123 passwordpassword password1234 qwertyuiop12 qwertyuiopas 111111111111 "
-    "000000000000 abcdefghijkl administrator iloveyouiloveyou adminadminadmin letmeinletmein "
-    "radiotherapy radiotherapy1 medicalphysics vmatdiffusion vmat-diffusion changemechangeme".split()
+    ("123456789012", "1234567890123", "passwordpassword", "password1234", "qwertyuiop12", "qwertyuiopas")
+    + ("abcdefghijkl", "administrator", "iloveyouiloveyou", "adminadminadmin", "letmeinletmein")
+    + ("radiotherapy", "radiotherapy1", "medicalphysics", "vmatdiffusion", "vmat-diffusion")
 )
 
 
@@ -184,9 +184,7 @@ def new_session(store: Store, user: User) -> tuple[str, Session]:
     secret, csrf, moment = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time()
     key = _key(secret)
     with store.write() as db:
-        db.execute(
-            "DELETE FROM sessions WHERE used < ? OR begun < ?", (moment - IDLE_S, moment - LONGEST_S)
-        )
+        db.execute("DELETE FROM sessions WHERE used < ? OR begun < ?", (moment - IDLE_S, moment - LONGEST_S))
         db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", (key, user.id, csrf, moment, moment))
         record(db, user.id, "login")
     return secret, Session(user, csrf, key)

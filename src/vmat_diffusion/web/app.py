@@ -23,13 +23,14 @@ from vmat_diffusion.web.access import require
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
 from vmat_diffusion.web.runs import run_folder
+from vmat_diffusion.web.supervisor import Supervisor
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
 BODY_MOST = 64 * 1024
 _CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; frame-src 'self'; frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; font-src 'self'; frame-src 'self'; frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
 )
 HEADERS = {
     "Content-Security-Policy": _CSP,
@@ -68,7 +69,12 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
 def _lifespan(room: Room, work: bool) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        supervisor = Supervisor(room) if work else None
+        if supervisor is not None:
+            supervisor.start()
         yield
+        if supervisor is not None:
+            supervisor.stop()
 
     return lifespan
 
@@ -93,7 +99,11 @@ class _Guard:
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *((n, v) for n, v in message["headers"] if n.lower() != b"server"),
-                    *((n.lower().encode(), v.encode()) for n, v in headers.items() if n.lower().encode() not in there),
+                    *(
+                        (n.lower().encode(), v.encode())
+                        for n, v in headers.items()
+                        if n.lower().encode() not in there
+                    ),
                 ]
             await send(message)
 

@@ -43,11 +43,14 @@ def record(db: sqlite3.Connection, actor: str, action: str, subject: str = "", *
     }
     digest = _hash(previous, entry)
     db.execute(
-        "INSERT INTO audit (seq, at, actor, action, subject, detail, previous, hash) VALUES (?,?,?,?,?,?,?,?)",
+        "INSERT INTO audit (seq, at, actor, action, subject, detail, previous, hash) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (*(entry[name] for name in _FIELDS), previous, digest),
     )
     head = f"{entry['seq']} {digest}"
-    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = ?", (_HEAD, head, head))
+    db.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = ?", (_HEAD, head, head)
+    )
     return digest
 
 
@@ -63,8 +66,8 @@ class AuditCheck:
 def verify(store: Store, *, holds: str = "") -> AuditCheck:
     """Check the whole chain, and that each decision has its entry.
 
-    A chain cannot show that its newest entries were cut off by somebody who can write the database: `holds` is
-    a hash noted down earlier, which must be in it.
+    A chain cannot show that its newest entries were cut off by somebody who can write the database: `holds`
+    is a hash noted down earlier, which must be in it.
     """
     faults: list[str] = []
     previous, count, hashes = _BEGINNING, 0, set()

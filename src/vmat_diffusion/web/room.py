@@ -19,7 +19,7 @@ class RefusedError(InputError):
 
 @dataclass(frozen=True)
 class Rules:
-    """How a room runs. `hosts` are the names under which it may be called, `secure` says it is reached by TLS.
+    """How a room runs. `hosts` are the names by which it may be called, `secure` says it is reached by TLS.
 
     `upload_gb` bounds one upload, unpacked; `workers` are plans made at a time.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from vmat_diffusion.web.room import AbsentError, Room
 
 # The record of a run, and the plan file that only a passed verdict lets into its folder.
 RECORD, PLAN_FILE = "run.json", "RP.dcm"
+# In a run's folder, the link to the folder of the case's DICOM files.
+CASE_LINK = "case"
 
 
 @dataclass(frozen=True)
@@ -31,24 +34,25 @@ class RunEntry:
     files: dict[str, str]
     slices: tuple[int, ...]
 
-
-def _entry(row: Any) -> RunEntry:
-    return RunEntry(
-        row["id"],
-        row["case_id"],
-        row["version"],
-        row["made_by"],
-        row["made_at"],
-        row["outcome"],
-        json.loads(row["files"]),
-        tuple(json.loads(row["slices"])),
-    )
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> RunEntry:
+        """The entry in a row of the table."""
+        return cls(
+            row["id"],
+            row["case_id"],
+            row["version"],
+            row["made_by"],
+            row["made_at"],
+            row["outcome"],
+            json.loads(row["files"]),
+            tuple(json.loads(row["slices"])),
+        )
 
 
 def runs(room: Room) -> list[RunEntry]:
     """All runs, the newest first."""
     with room.store.read() as db:
-        return [_entry(row) for row in db.execute("SELECT * FROM runs ORDER BY made_at DESC, id")]
+        return [RunEntry.of(row) for row in db.execute("SELECT * FROM runs ORDER BY made_at DESC, id")]
 
 
 def run_entry(room: Room, run_id: str) -> RunEntry:
@@ -57,7 +61,7 @@ def run_entry(room: Room, run_id: str) -> RunEntry:
         row = db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
     if row is None:
         raise AbsentError("there is no such plan; load the worklist again")
-    return _entry(row)
+    return RunEntry.of(row)
 
 
 def run_folder(room: Room, run_id: str) -> Path:
@@ -85,9 +89,9 @@ def run_record(folder: Path) -> dict[str, Any]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a run, by its path in the folder."""
+    """SHA-256 of each file of a run, by its path in the folder; not of the case, to which a link leads."""
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] != CASE_LINK
     }

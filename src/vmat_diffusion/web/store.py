@@ -51,13 +51,15 @@ _STEPS = (
         made_by TEXT NOT NULL REFERENCES users(id), made_at TEXT NOT NULL, settings TEXT NOT NULL,
         state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
         cancel INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, token TEXT, lease REAL,
-        worker TEXT, stage TEXT NOT NULL DEFAULT '', share REAL NOT NULL DEFAULT 0, began REAL,
+        worker TEXT,
+        stage TEXT NOT NULL DEFAULT '', share REAL NOT NULL DEFAULT 0, left_s REAL,
         ended_at TEXT, error TEXT NOT NULL DEFAULT '', seconds TEXT NOT NULL DEFAULT '{}') STRICT;
     CREATE INDEX jobs_state ON jobs(state);
     CREATE TABLE runs (
         id TEXT PRIMARY KEY, case_id TEXT NOT NULL REFERENCES cases(id), version INTEGER NOT NULL,
         made_by TEXT NOT NULL REFERENCES users(id), made_at TEXT NOT NULL, outcome TEXT NOT NULL,
-        files TEXT NOT NULL, slices TEXT NOT NULL, UNIQUE (case_id, version)) STRICT;
+        files TEXT NOT NULL, case_hash TEXT NOT NULL,
+        slices TEXT NOT NULL, UNIQUE (case_id, version)) STRICT;
     CREATE TABLE evidence (
         run_id TEXT NOT NULL REFERENCES runs(id), user_id TEXT NOT NULL REFERENCES users(id),
         key TEXT NOT NULL, seen_at TEXT NOT NULL, PRIMARY KEY (run_id, user_id, key)) STRICT;
@@ -130,7 +132,7 @@ class Store:
 def open_store(folder: Path, *, make: bool = True) -> Store:
     """The store in a folder, made where there is none, its database brought to the newest version.
 
-    Raises InputError for a folder without a database (unless it is to be made) and for one of a newer program.
+    Raises InputError for a folder without a database (unless it is to be made) and one of a newer program.
     """
     store = Store(folder.absolute())
     if not make and not store.database.is_file():

@@ -1,4 +1,4 @@
-"""How often a password may be wrong: for an account, and for an address from which many accounts are tried."""
+"""How often a password may be wrong: for an account, and from an address that tries many accounts."""
 
 from __future__ import annotations
 

@@ -92,10 +92,8 @@ def log_in(asked: _Login, request: Request, response: Response, room: TheRoom) -
     return _begin(room, user, response)
 
 
-def current(
-    session: Annotated[Session | None, Depends(session_or_none)], room: TheRoom
-) -> dict[str, Any]:
-    """Who is logged in, with the token for requests; without a session, whether the first admin is to come."""
+def current(session: Annotated[Session | None, Depends(session_or_none)], room: TheRoom) -> dict[str, Any]:
+    """Who is logged in, with the token for requests; else whether the first admin is still to be made."""
     if session is None:
         return {"id": None, "set_up": setup_token_waits(room.store)}
     return _facts(session)
