@@ -168,9 +168,11 @@ def _read(folder: Path, asked: Any) -> Case:
     return case
 
 
-def _target_slices(case: Case) -> tuple[int, ...]:
-    """Indices of the slices that hold a target."""
-    return tuple(k for k in range(case.grid.shape[0]) if any(target.mask[k].any() for target in case.targets))
+def _target_slices(case: Case) -> dict[str, list[int]]:
+    """For each target the indices of the slices that hold it."""
+    return {
+        target.name: [k for k in range(case.grid.shape[0]) if target.mask[k].any()] for target in case.targets
+    }
 
 
 def _sentence(error: BaseException) -> str:
