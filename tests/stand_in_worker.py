@@ -34,6 +34,6 @@ def plan_case(*arguments: Any, progress: Any, **options: Any) -> Any:
 
 if __name__ == "__main__":
     workflow.plan_case = plan_case  # type: ignore[assignment]
-    from vmat_diffusion.web.worker import main
+    from vmat_diffusion.web.queue.worker import main
 
     main(*sys.argv[1:])

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from vmat_diffusion.web import accounts
 from vmat_diffusion.web.app import create_app
 from vmat_diffusion.web.cases import cases
-from vmat_diffusion.web.jobs import Claim, claim, submit
+from vmat_diffusion.web.queue.jobs import Claim, claim, submit
 from vmat_diffusion.web.room import Room, Rules
 from vmat_diffusion.web.store import open_store
 

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.lettering import legible
 from vmat_diffusion.web.access import require
+from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
 from vmat_diffusion.web.runs import case_folder_of, run_folder
-from vmat_diffusion.web.supervisor import Supervisor
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
@@ -97,6 +97,8 @@ class _Guard:
             return
         given = Request(scope)
         headers = {**HEADERS, **(_HSTS if self.room.rules.secure else {})}
+        if given.url.path.startswith("/static/"):  # no data: kept, and asked for again whether it is the same
+            headers["Cache-Control"] = "no-cache"
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.worker DATA JOB TOKEN`.
+"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.queue.worker DATA JOB TOKEN`.
 
 It outlives the server. It says how far it is every second, and ends by itself where its job was cancelled or
 is another's.
@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vmat_diffusion import workflow
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.files import content_hash, this_process
-from vmat_diffusion.web.jobs import Claim, beat, complete, give_up, remove_leftovers, take, typical_seconds
+from vmat_diffusion.web.queue.jobs import (
+    Claim,
+    beat,
+    complete,
+    give_up,
+    remove_leftovers,
+    take,
+    typical_seconds,
+)
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
 from vmat_diffusion.web.store import Store, now, open_store
