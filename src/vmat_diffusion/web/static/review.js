@@ -99,6 +99,7 @@ function decision(obstacles) {
   },
     plan.status === "UNAPPROVED" && obstacles.length
       ? el("ul", { class: "history" }, obstacles.map((sentence) => el("li", {}, sentence))) : null,
+    el("input", { type: "text", name: "name", value: me.name, autocomplete: "username", hidden: true, readonly: true }),
     el("label", {}, "Reason", reason),
     el("label", {}, "Your password, as the signature", password),
     el("div", { class: "row" }, ways.map(([status, text, look]) => el("button", {

@@ -19,14 +19,13 @@ function plans(entry) {
   if (!entry.runs.length) return null;
   const rows = entry.runs.map((run) =>
     el("tr", {},
-      el("td", {}, `Version ${run.version}`),
-      el("td", {}, when(run.made_at)),
-      el("td", {}, run.made_by),
+      el("td", {}, el("a", { href: `/review/${run.id}` }, `Version ${run.version}`)),
       el("td", {}, chip(`gate ${run.outcome.toLowerCase()}`, OUTCOMES[run.outcome])),
       el("td", {}, chip(run.status.toLowerCase(), STATUSES[run.status])),
-      el("td", {}, el("a", { href: `/review/${run.id}` }, "Review"))));
+      el("td", {}, when(run.made_at)),
+      el("td", {}, run.made_by)));
   return el("div", { class: "scroll" }, el("table", {},
-    el("thead", {}, el("tr", {}, ...["Plan", "Made", "By", "Gate", "State", ""].map((t) => el("th", {}, t)))),
+    el("thead", {}, el("tr", {}, ...["Plan", "Gate", "State", "Made", "By"].map((t) => el("th", {}, t)))),
     el("tbody", {}, rows)));
 }
 
