@@ -47,6 +47,7 @@ class UsersAddOptions:
     role: Annotated[
         tuple[Literal["planner", "reviewer", "admin"], ...],
         Field(description="What the user may do."),
+        Option(metavar="planner|reviewer|admin", text="each"),
     ]
     data: DataFolder = Path("review_room")
 
