@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.geometry import subgrid
 from vmat_diffusion.origin import compare
 from vmat_diffusion.web.view import beams, histograms, scorecard
 from vmat_diffusion.web.view.cases import CaseStore
@@ -207,11 +208,7 @@ def structures_of(run: Run, structures: tuple[PackedStructure, ...]) -> list[dic
     out = []
     for number, structure in enumerate(structures):
         k, region = regions.get(structure.name, (-1, {}))
-        z, y, x = structure.box
-        centre = [
-            round(float(axis[part.start] + axis[part.stop - 1]) / 2, 2)
-            for axis, part in zip(grid.axes_mm, (x, y, z), strict=True)
-        ]
+        low, high = subgrid(grid, structure.box).bounds_mm
         drawn = run.images.outlines.layers_of(k) if k >= 0 else []
         out.append(
             {
@@ -221,7 +218,8 @@ def structures_of(run: Run, structures: tuple[PackedStructure, ...]) -> list[dic
                 "role": structure.role,
                 "colour": region.get("colour"),
                 "prescribed_gy": levels.get(structure.name),
-                "centre_mm": centre,
+                "low_mm": low,
+                "high_mm": high,
                 "slices": structure.layers(),
                 "drawn": [drawn[0], drawn[-1]] if drawn else None,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def checks(record: Mapping[str, Any]) -> dict[str, Any]:
         used[name] = used.get(name, 0) + 1
         key = name if used[name] == 1 else f"{name} ({used[name]})"
         row = {part: check.get(part) for part in ("name", "group", "result", "value", "limit", "unit")}
-        out.append({**row, "key": key, "evidence": _evidence(check, verdict, record)})
+        out.append({**row, "key": key, "evidence": _evidence(check, verdict, record), **_where(check)})
     return {
         "outcome": verdict.get("outcome"),
         "corrected": verdict.get("corrected"),
@@ -62,19 +63,48 @@ def _evidence(check: Mapping[str, Any], verdict: Mapping[str, Any], record: Mapp
     lines = [part.strip() for part in str(check.get("why") or "").split("; ") if part.strip()]
     name = str(check.get("name", ""))
     if name.startswith("gamma") and isinstance(verdict.get("gamma"), Mapping):
-        lines += [_figure(key, value) for key, value in verdict["gamma"].items() if not isinstance(value, list | dict)]
-    if "robust" in f"{name} {check.get('group')}".lower() and isinstance(record.get("robustness"), Mapping):
-        lines += _robustness(record["robustness"])
+        found = verdict["gamma"]
+        mine = f"gamma {found.get('dose_percent'):g} %/{found.get('distance_mm'):g} mm"
+        if name == mine:
+            figures = ("pass_percent", "points", "outside", "mean_gamma")
+            lines += [_figure(key, found[key]) for key in figures if key in found]
+    if name.startswith(_ROBUSTNESS) and isinstance(record.get("robustness"), Mapping):
+        lines += _scenarios(record["robustness"], name.removeprefix(_ROBUSTNESS))
     return lines
+
+
+_ROBUSTNESS = "robustness: "
 
 
 def _figure(key: str, value: object) -> str:
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{key.replace('_', ' ')}: {shown}"
+    return f"{key.replace('_percent', ', %').replace('_', ' ')}: {shown}"
 
 
-def _robustness(found: Mapping[str, Any]) -> list[str]:
-    return [_figure(key, value) for key, value in found.items() if isinstance(value, str | int | float)]
+def _scenarios(found: Mapping[str, Any], row: str) -> list[str]:
+    """What each error of the linac in a row of the robustness changes."""
+    out = []
+    for one in _items(found, "scenarios"):
+        if one.get("row") == row:
+            changes = (
+                f"{c['structure']} {c['metric']} {c['change_gy']:+.2f} Gy ({c['change_percent']:+.2f} %)"
+                for c in _items(one, "changes")
+            )
+            out.append(f"{one.get('scenario')}: {', '.join(changes)}")
+    return out
+
+
+_PLACE = re.compile(r"x, y, z = (-?\d+(?:\.\d+)?), (-?\d+(?:\.\d+)?), (-?\d+(?:\.\d+)?) mm")
+_DIFFERENCE = ("gamma", "dose of any", "mean dose", "D95%", "D2%", "factor")
+
+
+def _where(check: Mapping[str, Any]) -> dict[str, Any]:
+    """Where in the images a check can be looked at: a place in mm, and whether the difference map shows it."""
+    place = _PLACE.search(str(check.get("why") or ""))
+    return {
+        "place_mm": [float(v) for v in place.groups()] if place else None,
+        "difference": str(check.get("name", "")).startswith(_DIFFERENCE),
+    }
 
 
 def complexity(record: Mapping[str, Any]) -> dict[str, Any]:
