@@ -103,10 +103,11 @@ def read_scan(folder: str | Path, *, mapping: str | Path | Mapping[str, Any] | N
         named, _ = name_rois(read_rois(structure_set.dataset), load_table(mapping))
         drawings, axial = _drawings(named, _colours(structure_set), placement, series.frame_uid)
     native, padding = read_hu(series)
-    hu = placement.values(_whole(native), AIR_HU)
+    stored = _whole(native)
+    del native
     return Scan(
         placement.grid,
-        _whole(hu),
+        _whole(placement.values(stored, AIR_HU)),
         drawings,
         _origin(series, structure_set, patient),
         series.uid,
@@ -118,8 +119,13 @@ def read_scan(folder: str | Path, *, mapping: str | Path | Mapping[str, Any] | N
 
 
 def _whole(hu: NDArray) -> NDArray[np.int16]:
-    limits = np.iinfo(np.int16)
-    return np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16, copy=False)
+    """HU as 16-bit whole numbers, layer by layer: a large CT need not lie in memory three times."""
+    if hu.dtype == np.int16:
+        return hu
+    out, limits = np.empty(hu.shape, np.int16), np.iinfo(np.int16)
+    for layer, values in zip(out, hu, strict=True):
+        layer[...] = np.clip(np.rint(values), limits.min, limits.max)
+    return out
 
 
 def _origin(series: Series, structure_set: Found, patient: str) -> Origin:

@@ -41,15 +41,31 @@ def ct_plane(hu: NDArray[np.int16], plane: str, index: int) -> NDArray[np.int16]
 def dose_plane(gy: NDArray, source: Grid, grid: Grid, plane: str, index: int) -> NDArray[np.float32]:
     """A dose in Gy at the pixels of one layer of `grid`, by the definition of `resample_dose`; 0 outside.
 
-    Cost: 10 to 30 ms for 512 x 512 pixels.
+    Cost: 10 to 30 ms for 512 x 512 pixels and a dose on 3 mm voxels.
     """
     axis, layer = PLANES[plane], layer_grid(grid, plane, index)
     out = np.zeros(layer.shape, np.float32)
     box = _covered(source, layer)
     if box is not None:
         part, near = _near(gy, source, axis, layer.origin_mm[2 - axis])
-        out[box] = resample_dose(part, near, subgrid(layer, box))
+        # The axis across the plane goes first: it alone leaves one layer of many.
+        order = [axis, *(a for a in range(3) if a != axis)]
+        turned = np.ascontiguousarray(part.transpose(order))
+        found = resample_dose(turned, _ordered(near, order), _ordered(subgrid(layer, box), order))
+        out[box] = found.transpose(np.argsort(order))
     return np.squeeze(out, axis)
+
+
+def _ordered(grid: Grid, order: list[int]) -> Grid:
+    """The same points with the array axes in another order."""
+    (x, y, z), (ox, oy, oz) = grid.spacing_mm, grid.origin_mm
+    spacing, origin, shape = (z, y, x), (oz, oy, ox), grid.shape
+    a, b, c = order
+    return Grid(
+        (shape[a], shape[b], shape[c]),
+        (spacing[c], spacing[b], spacing[a]),
+        (origin[c], origin[b], origin[a]),
+    )
 
 
 def _covered(source: Grid, layer: Grid) -> tuple[slice, slice, slice] | None:

@@ -77,4 +77,6 @@ function amount({ value, limit, unit }) {
   return limit === null || limit === undefined ? shown : `${shown}, limit ${figure(limit)}`;
 }
 
-const figure = (value) => number(value, Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : Math.abs(value) < 0.1 && value ? 3 : 2);
+// Counts without decimals, other figures with three digits or so.
+const figure = (value) => (Number.isInteger(value) ? String(value) : decimals(value)).replace("-", "−");
+const decimals = (value) => number(value, Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : Math.abs(value) < 0.1 && value ? 3 : 2);

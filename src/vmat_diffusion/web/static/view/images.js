@@ -107,7 +107,7 @@ export class Images {
     this.redraw();
   }
 
-  // One scale for the three planes of a plan, so that lengths can be compared.
+  // Pixels a millimetre at which the frame fills a plane along each of its sides.
   fits(pane, width, height) {
     const { low, high } = this.view.frame;
     const { column, row } = pane.plane;
@@ -250,12 +250,11 @@ export class Images {
       facts.isocenter_mm ? el("button", { type: "button", onclick: () => this.goTo(facts.isocenter_mm) }, "Isocentre") : null,
       el("button", { type: "button", onclick: () => this.act.zoom(0) }, "Fit"),
     );
-    this.structureList = el("div", { class: "list" }, el("p", { class: "quiet" }, "Reading the structures …"));
+    this.structureList = el("div", { class: "list structures" }, el("p", { class: "quiet" }, "Reading the structures …"));
     fill(this.panel,
-      section("Shown", this.modeChoice, this.volumeChoice, this.legend, jump),
-      section("Window", this.windowRow()),
-      section("Isodoses", this.isodoseRows()),
+      section("Shown", this.modeChoice, this.volumeChoice, this.legend, jump, this.windowRow()),
       section("Structures", this.structureTools(), this.structureList),
+      section("Isodoses", this.isodoseRows()),
     );
   }
 
@@ -287,8 +286,8 @@ export class Images {
   }
 
   windowRow() {
-    const level = el("input", { type: "number", step: "10", value: String(this.view.window.level), "aria-label": "Level, HU" });
-    const width = el("input", { type: "number", step: "10", min: "1", value: String(this.view.window.width), "aria-label": "Width, HU" });
+    const level = el("input", { type: "number", step: "10", title: "Level, HU", value: String(this.view.window.level), "aria-label": "Level, HU" });
+    const width = el("input", { type: "number", step: "10", title: "Width, HU", min: "1", value: String(this.view.window.width), "aria-label": "Width, HU" });
     const select = el("select", { "aria-label": "Window" }, [...WINDOWS.map(([k, t]) => el("option", { value: k }, t)), el("option", { value: "own" }, "Own")]);
     const apply = () => { this.setWindow(Number(level.value) || 0, Math.max(1, Number(width.value) || 1)); this.redraw(); };
     select.addEventListener("change", () => {
@@ -298,7 +297,7 @@ export class Images {
       apply();
     });
     for (const input of [level, width]) input.addEventListener("input", () => { select.value = "own"; apply(); });
-    return el("div", { class: "row" }, select, el("label", {}, "L ", level), el("label", {}, "W ", width));
+    return el("div", { class: "row" }, select, level, width);
   }
 
   isodoseRows() {

@@ -67,7 +67,7 @@ export class Pane {
   needs(index) {
     const list = [`ct/${this.name}/${index}`];
     for (const volume of this.volumes()) list.push(`dose/${volume}/${this.name}/${index}`);
-    if (this.view.contours) list.push(`outlines/${this.name}/${index}`);
+    if (this.view.contours && this.plan.structures.length) list.push(`outlines/${this.name}/${index}`);
     return list.filter((path) => !this.failed.has(path));
   }
 
@@ -141,7 +141,8 @@ export class Pane {
       this.told();
     }
     this.marks(context, ratio, width, height);
-    this.drawn = (this.drawn || 0) + (this.shown === now ? 1 : 0);
+    this.node.dataset.shown = String(this.shown);
+    this.node.dataset.ready = String(this.shown === now);
   }
 
   // Scale and centre: at zoom 1 the body fills the plane.
@@ -234,7 +235,7 @@ export class Pane {
   }
 
   contours(context, px) {
-    if (!this.view.contours) return;
+    if (!this.view.contours || !this.plan.structures.length) return;
     const found = this.plan.source.peek(`outlines/${this.name}/${this.shown}`);
     if (!found) return;
     if (this.cached.outlines !== found) {
