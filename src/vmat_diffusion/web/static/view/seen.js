@@ -2,9 +2,10 @@
 // kind: "slices" {structure, plane, slices}, "check" {key}, "dvh", "goals", "complexity", "arc" {arc}, "difference".
 
 const WAIT_MS = 800;
+const AGAIN_MS = 3000; // the server leaves out slices that pass faster than one can look: they are told of again
 let root = "";
 let token = null;
-const told = new Set();
+const told = new Map(); // what was told -> when
 const slices = new Map(); // structure -> set of slices not yet told
 let timer = null;
 
@@ -12,7 +13,7 @@ export function seenFor(run) { root = `/api/runs/${encodeURIComponent(run)}/seen
 
 export function seen(kind, detail = {}) {
   if (kind === "slices") {
-    const fresh = detail.slices.filter((k) => mark(`slices ${detail.structure} ${k}`));
+    const fresh = detail.slices.filter((k) => mark(`slices ${detail.structure} ${k}`, AGAIN_MS));
     if (!fresh.length) return;
     const waiting = slices.get(detail.structure) || new Set();
     fresh.forEach((k) => waiting.add(k));
@@ -24,9 +25,10 @@ export function seen(kind, detail = {}) {
   if (mark(`${kind} ${JSON.stringify(detail)}`)) post(kind, detail);
 }
 
-function mark(key) {
-  if (told.has(key)) return false;
-  told.add(key);
+function mark(key, again = Infinity) {
+  const now = performance.now();
+  if (told.has(key) && now - told.get(key) < again) return false;
+  told.set(key, now);
   return true;
 }
 
