@@ -7,35 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from viewed_run import made_run, noisy, shaped_case, shaped_dose
+from viewer_server import application
 
 from vmat_diffusion.dicom import read_case, write_case
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import sample_dose
-from vmat_diffusion.web.view.cases import CaseStore
 from vmat_diffusion.web.view.planes import PLANES, layer_grid
-from vmat_diffusion.web.viewing import case_beside, router
-
-
-def application(folders: dict[str, tuple[Path, Path]], store: Path) -> FastAPI:
-    """The routes alone, with the two things that the room adds: names of runs, and sentences of refusals."""
-    app = FastAPI()
-
-    def of(run_id: str, k: int) -> Path:
-        if run_id not in folders:
-            raise CaseError("there is no such plan; choose one of the list")
-        return folders[run_id][k]
-
-    app.include_router(router(lambda r: of(r, 0), lambda r: of(r, 1), store=CaseStore(store)))
-
-    async def refused(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
-
-    app.add_exception_handler(InputError, refused)
-    return app
+from vmat_diffusion.web.viewing import case_beside
 
 
 @pytest.fixture(scope="module")

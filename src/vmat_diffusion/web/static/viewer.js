@@ -40,8 +40,9 @@ function header(plans) {
   verdict.hidden = false;
   document.getElementById("title").textContent = facts.sheet || "Plan";
   const levels = [...new Set(Object.values(facts.prescription_gy))].sort((a, b) => b - a);
+  const prescribed = levels.length ? `${levels.join("/")} Gy in ${facts.fractions}` : "";
   const parts = [
-    levels.length ? `${levels.join("/")} Gy in ${facts.fractions}` : "",
+    (facts.sheet || "").includes(prescribed) ? "" : prescribed,
     facts.mu ? `${number(facts.mu, 0)} MU` : "",
     facts.created ? `planned ${facts.created.slice(0, 16).replace("T", " ")}` : "",
     plans.length > 1 ? "A beside B" : "",

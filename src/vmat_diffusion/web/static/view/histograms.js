@@ -126,7 +126,7 @@ export class Histograms {
     const axis = { stroke: "#c4ced8", grid: { stroke: "#2b3540", width: 1 }, ticks: { stroke: "#2b3540" }, font: "13px system-ui" };
     this.plot = new uPlot({
       width: this.chart.clientWidth,
-      height: this.chart.clientHeight || 340,
+      height: this.chart.clientHeight || 400,
       scales: { x: { time: false }, y: { range: (_, low, high) => [0, this.options.absolute ? high * 1.03 : 103] } },
       axes: [{ ...axis, label: this.options.percent ? "Dose, % of the prescription" : "Dose, Gy", labelSize: 22, labelFont: "13px system-ui" },
         { ...axis, label: this.options.absolute ? "Volume, cm³" : "Volume, %", labelSize: 22, labelFont: "13px system-ui" }],
@@ -173,7 +173,7 @@ export class Histograms {
       } });
       const found = this.curves[0].get(s.number)?.curves.planned;
       const cells = found ? [number(found.volume_cc, 1), ...["min_gy", "mean_gy", "max_gy", "d98_gy", "d2_gy"].map((k) => number(found[k], 1))] : Array(6).fill("");
-      return el("tr", {}, el("td", {}, el("label", {}, box, " ", swatch(structureColour(s)), ` ${s.name}`)), cells.map((c) => el("td", { class: "n" }, c)));
+      return el("tr", {}, el("td", {}, el("label", {}, box, swatch(structureColour(s)), s.name)), cells.map((c) => el("td", { class: "n" }, c)));
     });
     fill(this.rows, el("table", {}, el("thead", {}, el("tr", {}, head.map((h, k) => el("th", { class: k ? "n" : "" }, h)))), el("tbody", {}, rows)),
       el("p", { class: "quiet" }, "Planned dose, Gy."));
@@ -203,7 +203,8 @@ export class Histograms {
       ...(other ? [["Plan B", "–"], ["Change", "–"]] : []), ["Priority", { 1: "must", 2: "should", 3: "wish" }[g.priority] || ""],
     ].map(([name, content]) => el("td", { "data-name": name || null }, content))));
     const groups = own.groups.map((g) => el("p", {}, chip(g), ` ${g.group}: at least ${g.at_least} of ${g.of.join(", ")} (${g.met} met)`));
-    fill(this.goals, el("h2", {}, "Goals"),
+    const sources = el("input", { type: "checkbox", onchange: () => this.goals.classList.toggle("sources", sources.checked) });
+    fill(this.goals, el("div", { class: "row" }, el("h2", {}, "Goals"), el("label", { class: "quiet" }, sources, " with their sources")),
       own.conflicts.map((c) => el("p", { class: "near" }, c)),
       el("div", { class: "scroll" }, el("table", { class: "cards" }, el("thead", {}, el("tr", {}, head.map((h) => el("th", {}, h)))), el("tbody", {}, rows, delivery))),
       groups, own.remarks.map((r) => el("p", { class: "quiet" }, r)));

@@ -5,6 +5,7 @@ import { choice, el, fill, number, swatch } from "./dom.js";
 import { PLANES, Pane, differenceTable, indexAt, pixel, positionOf, sizeOf } from "./pane.js";
 import { seen } from "./seen.js";
 
+const AROUND_MM = 50; // of the targets, in the first view
 const MODES = [["dose", "Dose"], ["difference", "Difference"], ["noise", "Noise"], ["ct", "CT"]];
 
 export class Images {
@@ -97,14 +98,26 @@ export class Images {
 
   structured() {
     const [{ structures }] = this.plans;
-    const body = structures.find((s) => s.role === "body");
-    if (body) {
-      this.view.frame = { low: body.low_mm.map((v) => v - 5), high: body.high_mm.map((v) => v + 5) };
-      this.panes.forEach((p) => { p.centre = null; });
-    }
+    this.fit("target");
     for (const s of structures) if (s.role !== "other") this.view.visible.add(s.name);
     this.fillStructures();
     this.redraw();
+  }
+
+  // Fill the planes with the targets and what is around them, or with the body.
+  fit(what) {
+    const { structures } = this.plans[0];
+    const body = structures.find((s) => s.role === "body");
+    const inside = structures.filter((s) => s.role === what);
+    if (!body) return this.act.zoom(0);
+    const wide = what === "target" && inside.length ? AROUND_MM : 5;
+    const boxes = inside.length ? inside : [body];
+    const edge = (side, pick) => [0, 1, 2].map((a) => pick(...boxes.map((s) => s[side][a])));
+    this.view.frame = {
+      low: edge("low_mm", Math.min).map((v, a) => Math.max(v - wide, body.low_mm[a] - 5)),
+      high: edge("high_mm", Math.max).map((v, a) => Math.min(v + wide, body.high_mm[a] + 5)),
+    };
+    return this.act.zoom(0);
   }
 
   // Pixels a millimetre at which the frame fills a plane along each of its sides.
@@ -246,9 +259,10 @@ export class Images {
     this.volumeChoice = choice("Dose", offered, view.volume, (v) => this.setVolume(v));
     this.legend = el("div", { class: "legend", hidden: true });
     const jump = el("div", { class: "row" },
-      el("button", { type: "button", onclick: () => this.toMaximum() }, "Go to maximum"),
+      el("button", { type: "button", title: "Go to the highest dose shown", onclick: () => this.toMaximum() }, "Maximum"),
       facts.isocenter_mm ? el("button", { type: "button", onclick: () => this.goTo(facts.isocenter_mm) }, "Isocentre") : null,
-      el("button", { type: "button", onclick: () => this.act.zoom(0) }, "Fit"),
+      el("button", { type: "button", onclick: () => this.fit("target") }, "Fit targets"),
+      el("button", { type: "button", onclick: () => this.fit("body") }, "Fit body"),
     );
     this.structureList = el("div", { class: "list structures" }, el("p", { class: "quiet" }, "Reading the structures …"));
     fill(this.panel,

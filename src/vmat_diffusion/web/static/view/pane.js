@@ -47,6 +47,7 @@ export class Pane {
       oninput: () => this.act.goto(this.plane.across, Number(this.slider.value)),
     });
     this.node = el("figure", { class: `pane ${name}` }, this.canvas, this.slider);
+    this.node.pane = this;
     listen(this);
     new ResizeObserver(() => this.redraw()).observe(this.canvas);
   }
