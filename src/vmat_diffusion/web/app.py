@@ -54,10 +54,13 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
         app.include_router(part.router)
     clinical = [Depends(require("planner", "reviewer"))]
     if find_spec("vmat_diffusion.web.viewing") is not None:
-        from vmat_diffusion.web.viewing import router as viewing  # type: ignore[import-not-found]
+        from vmat_diffusion.web.view.cases import CaseStore
+        from vmat_diffusion.web.viewing import router as viewing
 
         looking = viewing(
-            lambda run_id: run_folder(room, run_id), lambda run_id: case_folder_of(room, run_id)
+            lambda run_id: run_folder(room, run_id),
+            lambda run_id: case_folder_of(room, run_id),
+            store=CaseStore(room.store.folder / "views"),
         )
         app.include_router(looking, dependencies=clinical)
     static = Path(str(resources.files("vmat_diffusion.web"))) / "static"
