@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.lettering import legible
+from vmat_diffusion.web import viewing
 from vmat_diffusion.web.access import require
 from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
 from vmat_diffusion.web.runs import case_folder_of, run_folder
+from vmat_diffusion.web.view.cases import CaseStore
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
@@ -53,16 +54,12 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     for part in (pages, sessions, worklist, reviewing, administration):
         app.include_router(part.router)
     clinical = [Depends(require("planner", "reviewer"))]
-    if find_spec("vmat_diffusion.web.viewing") is not None:
-        from vmat_diffusion.web.view.cases import CaseStore
-        from vmat_diffusion.web.viewing import router as viewing
-
-        looking = viewing(
-            lambda run_id: run_folder(room, run_id),
-            lambda run_id: case_folder_of(room, run_id),
-            store=CaseStore(room.store.folder / "views"),
-        )
-        app.include_router(looking, dependencies=clinical)
+    looking = viewing.router(
+        lambda run_id: run_folder(room, run_id),
+        lambda run_id: case_folder_of(room, run_id),
+        store=CaseStore(room.store.folder / "views"),
+    )
+    app.include_router(looking, dependencies=clinical)
     static = Path(str(resources.files("vmat_diffusion.web"))) / "static"
     app.mount("/static", StaticFiles(directory=static), name="static")
     app.add_exception_handler(AnyHTTPException, _http_error)
