@@ -101,6 +101,25 @@ def test_a_worker_that_never_came_gives_its_job_back(
     assert take(room.room.store, given, this_process()) is None
 
 
+def test_a_worker_of_another_computer_is_left_alone_and_its_job_goes_on(
+    room: SmallRoom, case_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = room.job(case_id)
+    bystander = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+    )
+    take(room.room.store, room.claimed(), {**this_process(), "pid": bystander.pid, "host": "another"})
+    recover(room.room)
+    assert room.state(job) == "running"
+    later = jobs.time.time() + jobs.LEASE_S + 1
+    monkeypatch.setattr(jobs.time, "time", lambda: later)
+    recover(room.room)
+    assert room.state(job) == "queued"
+    assert bystander.poll() is None, "the number of the process is another's by now"
+    os.killpg(bystander.pid, signal.SIGKILL)
+    bystander.wait()
+
+
 def test_a_worker_that_stands_still_is_ended_before_its_job_goes_on(
     room: SmallRoom, case_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

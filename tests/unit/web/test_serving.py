@@ -95,6 +95,16 @@ def test_audit_verify_makes_no_room(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_every_test_of_the_table_of_security_is_there() -> None:
+    here = Path(__file__).parent
+    page = (here.parents[2] / "docs" / "review_room.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    defined = {
+        name for file in here.glob("test_*.py") for name in re.findall(r"def (test_\w+)\(", file.read_text())
+    }
+    assert len(named) > 25 and sorted(named - defined) == []
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
