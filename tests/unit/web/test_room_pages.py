@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 import zipfile
@@ -63,6 +64,12 @@ class _Person:
         page.wait_for_selector("#log-out")
         return page
 
+    def shot(self, name: str) -> None:
+        """Keep a picture of the page where a folder for them is named."""
+        if folder := os.environ.get("ROOM_TEST_SHOTS"):
+            width = self.page.viewport_size["width"]
+            self.page.screenshot(path=str(Path(folder) / f"{name}_{width}.png"), full_page=width < 500)
+
     def done(self) -> None:
         assert self.faults == []
         self.page.context.close()
@@ -112,7 +119,7 @@ def test_a_reviewer_looks_answers_and_rejects(browser: Any, tmp_path: Path) -> N
         page.fill("#reason", "the gantry would touch the couch")
         page.fill("#signature", PASSWORD)
         page.click("#decision button[value=REJECTED]")
-        page.wait_for_selector("#state >> text=rejected")
+        page.wait_for_selector("#state .chip:text-is('rejected')")
         page.set_viewport_size({"width": 390, "height": 844})
         assert _fits(page)
         person.done()
@@ -133,8 +140,9 @@ def _zipped_case(folder: Path) -> Path:
     return folder / "case.zip"
 
 
-def _look_at_everything(page: Any) -> None:
+def _look_at_everything(person: _Person) -> None:
     """Scroll through the slices, open all views and checks, play all arcs, read the report."""
+    page = person.page
     frame = page.frame_locator("#viewer")
     frame.locator(".pane.axial[data-ready=true]").wait_for()
     canvas = frame.locator(".pane.axial canvas")
@@ -153,6 +161,7 @@ def _look_at_everything(page: Any) -> None:
     frame.locator(".check").first.wait_for()
     for check in frame.locator(".check summary, .check > button").all():
         check.click()
+    person.shot("looking")
     page.click("#open-report")
     page.frame_locator("#report").locator("text=Plan report").first.wait_for()
     page.click("#close-report")
@@ -199,7 +208,10 @@ def _set_up(person: _Person, token: str) -> None:
         page.check(f"#add [value={name}]")
         page.click("#add button")
         page.wait_for_selector(f"#users td:text-is('{name}')")
+    page.click("#check")
+    page.wait_for_selector("#chain:has-text('the chain is whole')")
     assert _fits(page)
+    person.shot("admin")
     person.done()
 
 
@@ -213,9 +225,12 @@ def _plan(person: _Person, case: Path) -> None:
     page.select_option("[name=goals]", "small")
     page.click(".case form button:has-text('Plan')")
     page.wait_for_selector(".job .chip")
+    page.wait_for_selector(".job progress")
+    person.shot("planning")
     page.wait_for_selector("td a", timeout=600_000)
     assert page.inner_text("td .chip >> nth=0") == "gate passed"
     assert _fits(page)
+    person.shot("worklist")
     person.done()
 
 
@@ -223,7 +238,7 @@ def _sign(person: _Person) -> None:
     page = person.log_in("reviewer")
     page.click("td a")
     page.wait_for_selector(".item")
-    _look_at_everything(page)
+    _look_at_everything(person)
     page.wait_for_selector(".item")
     end = time.monotonic() + 30
     while page.locator(".item .missing").count() and time.monotonic() < end:
@@ -232,11 +247,13 @@ def _sign(person: _Person) -> None:
     for k in range(page.locator(".item").count()):
         page.locator(".item").nth(k).locator("input[type=radio]").nth(0).click()
         page.wait_for_selector(f"h2:has-text('Checklist, {k + 1} of')")
+    person.shot("answered")
     page.fill("#reason", "looked at all of it")
     page.fill("#signature", PASSWORD)
     page.click("#decision button[value=APPROVED]")
-    page.wait_for_selector("#state >> text=approved")
+    page.wait_for_selector("#state .chip:text-is('approved')")
     assert "approved by reviewer" in page.inner_text(".history")
+    person.shot("approved")
     person.done()
 
 

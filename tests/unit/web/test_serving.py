@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -146,6 +148,49 @@ def test_the_program_serves_and_tells_the_token_on_the_terminal_alone(tmp_path: 
     )
     assert added.stdout == "ada: admin, reviewer\n"
     assert verify(open_store(data)).faults == ()
+
+
+@pytest.mark.slow
+def test_tls_by_files(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, which makes the certificate of this test")
+    key, chain, port = tmp_path / "key.pem", tmp_path / "chain.pem", _free_port()
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*words, *names, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    server = subprocess.Popen(
+        [
+            *(*PROGRAM, "serve", "--data", tmp_path / "room", "--port", str(port)),
+            *("--tls-certificate", chain, "--tls-key", key, "--host", "0.0.0.0", "--name", "plans"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    trusting = ssl.create_default_context(cafile=str(chain))
+    try:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"https://localhost:{port}/login", context=trusting) as answer:
+                    headers = dict(answer.headers)
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert headers["strict-transport-security"].startswith("max-age=31536000")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=30)[1]
+    assert f"https://0.0.0.0:{port}/" in said
 
 
 def test_urls_and_logs_hold_no_names(room: SmallRoom, case_folder: Path, caplog: Any) -> None:
