@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -65,7 +66,6 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     app.add_exception_handler(AnyHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(InputError, _input_error)
-    app.add_exception_handler(Exception, _defect)
     app.add_middleware(_Guard, room=room)
     return app
 
@@ -100,8 +100,12 @@ class _Guard:
         if given.url.path.startswith("/static/"):  # no data: kept, and asked for again whether it is the same
             headers["Cache-Control"] = "no-cache"
 
+        begun = False
+
         async def headed(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *((n, v) for n, v in message["headers"] if n.lower() != b"server"),
@@ -117,7 +121,13 @@ class _Guard:
         if refusal is not None:
             await refusal(scope, receive, headed)
             return
-        await self.app(scope, self._limited(given, receive), headed)
+        try:
+            await self.app(scope, self._limited(given, receive), headed)
+        except Exception as error:
+            # Here, and not where the server would log it with its message: that may hold names.
+            answer = _defect(error)
+            if not begun:
+                await answer(scope, receive, headed)
 
     def _refusal(self, given: Request) -> Response | None:
         host = given.headers.get("host", "")
@@ -169,9 +179,11 @@ async def _input_error(_: Request, error: Exception) -> Response:
     return _error(status, legible(str(error)))
 
 
-async def _defect(request: Request, error: Exception) -> Response:
-    if limit := limit_of(error):
-        return _error(507, limit)
-    # Neither the message nor the path: both may hold what was sent.
-    _LOG.error("%s in %s", type(error).__name__, request.scope.get("route"))
+def _defect(error: Exception) -> Response:
+    """A sentence without the error's message; the log gets its kind and its place."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    _LOG.error("%s at %s", type(error).__name__, places)
+    if limit_of(error):
+        return _error(507, "the disk or the memory of the server is used up; ask who looks after it")
     return _error(500, "this is a defect of the program; please report what you did before it")

@@ -151,6 +151,7 @@ def _look_at_everything(person: _Person) -> None:
         for _ in range(times):
             page.keyboard.press(key)
             page.wait_for_timeout(120)
+    person.shot("slices")
     frame.locator("#panel button:has-text('Difference')").click()
     frame.locator("#tabs >> text=DVH").click()
     frame.locator(".uplot canvas").first.wait_for()

@@ -24,6 +24,7 @@ from web_room import PASSWORD, SmallRoom, small_room
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.web import store as stores
 from vmat_diffusion.web.audit import verify
+from vmat_diffusion.web.routes import worklist
 from vmat_diffusion.web.serving import rules_of
 from vmat_diffusion.web.settings import ServeSettings
 from vmat_diffusion.web.store import open_store
@@ -201,6 +202,21 @@ def test_urls_and_logs_hold_no_names(room: SmallRoom, case_folder: Path, caplog:
     ids = re.findall(r'"id":"([^"]+)"', text)
     assert ids and all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
     assert "Doe" not in caplog.text
+
+
+def test_a_defect_is_logged_and_answered_without_its_message(
+    room: SmallRoom, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("Doe^John is in the way")
+
+    client = room.client("both")
+    monkeypatch.setattr(worklist, "cases", fails)
+    answer = client.ask("GET", "/api/worklist")
+    assert answer.status_code == 500 and "defect" in answer.json()["error"]
+    assert answer.headers["Content-Security-Policy"]
+    assert "RuntimeError at test_serving.py" in caplog.text
+    assert "Doe" not in caplog.text + answer.text
 
 
 _ODD: tuple[Any, ...] = (
