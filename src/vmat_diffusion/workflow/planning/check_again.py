@@ -25,7 +25,13 @@ from vmat_diffusion.workflow.planning.open_check import (
 )
 from vmat_diffusion.workflow.planning.result import PlanRun, run_record
 from vmat_diffusion.workflow.planning.run import planning_run, read_task, write_run_report
-from vmat_diffusion.workflow.planning.run_files import FILES, RECORD, names_of_run
+from vmat_diffusion.workflow.planning.run_files import (
+    CHECK_DOSE,
+    FILES,
+    RECORD,
+    names_of_run,
+    write_check_dose,
+)
 from vmat_diffusion.workflow.planning.search_and_check import JudgedPlan, PlanningTools, judge_files
 from vmat_diffusion.workflow.reading import plan_and_machine
 
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
 
 # Of `run.json`, what a continued check finds anew.
-_ANEW = ("verdict", "robustness", "check", "seconds", "files")
+_ANEW = ("verdict", "robustness", "check", "check_goals", "seconds", "files")
 
 
 def check_again(
@@ -129,6 +135,8 @@ def _written(
         mapping=settings.mapping,
         shareable=settings.shareable,
     )
+    if made.check is not None:
+        write_check_dose(folder / CHECK_DOSE, made.check)
     with clock.stage("report"):
         write_run_report(
             folder,
