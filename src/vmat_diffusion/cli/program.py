@@ -38,6 +38,8 @@ GROUPS = {
     "gate": "The limits of the gate.",
     "beam": "The photon beam of a machine.",
     "import": "Public data made ready for training.",
+    "users": "The users of a review room.",
+    "audit": "The audit of a review room.",
     "benchmark": "How good predictions and plans are, on public data.",
 }
 # The module of each command; its function has the command's name.
@@ -79,6 +81,9 @@ COMMANDS = {
     "beam fit": "dose",
     "import openkbp": "data",
     "import dicom": "data",
+    "serve": "room",
+    "users add": "room",
+    "audit verify": "room",
     "benchmark openkbp": "benchmark",
     "benchmark tg119": "benchmark",
     "benchmark plans": "benchmark",

@@ -85,7 +85,7 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
             raise CaseError(f"the file holds {path.stat().st_size} bytes, the limit is {_FILE_BYTES_MAX}")
         with BytesIO(unsealed(path.read_bytes())) if is_sealed else path.open("rb") as file:
             head = file.read(132)
-            if not _looks_like_dicom(head):
+            if not looks_like_dicom(head):
                 return None
             # Read through memory: a corrupt length then ends at the end of the file, whereas a
             # read of that length from disk would first reserve the memory for it.
@@ -118,7 +118,7 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
     return dataset if head[128:] == b"DICM" or "SOPClassUID" in dataset else None
 
 
-def _looks_like_dicom(head: bytes) -> bool:
+def looks_like_dicom(head: bytes) -> bool:
     """A preamble with its magic word, or (old files) a first element of group 0002 or 0008."""
     return head[128:] == b"DICM" or (len(head) > 12 and head[:2] in (b"\x02\x00", b"\x08\x00"))
 

@@ -1,0 +1,97 @@
+"""The planning runs of a room: each is one version of a case's plan, in a folder that `plan` wrote."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmat_diffusion.files import read_json, sha256_of
+from vmat_diffusion.web.room import AbsentError, Room
+
+# The record of a run, and the plan file that only a passed verdict lets into its folder.
+RECORD, PLAN_FILE = "run.json", "RP.dcm"
+# In a run's folder, the link to the folder of the case's DICOM files.
+CASE_LINK = "case"
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A version of a case's plan.
+
+    `outcome` is that of the gate: PASSED, FAILED or INCONCLUSIVE. `files` are the SHA-256 of its files by
+    name, as the planner left them. `slices` are the indices of the CT's slices that hold a target.
+    """
+
+    id: str
+    case_id: str
+    version: int
+    made_by: str
+    made_at: str
+    outcome: str
+    files: dict[str, str]
+    slices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> RunEntry:
+        """The entry in a row of the table."""
+        return cls(
+            row["id"],
+            row["case_id"],
+            row["version"],
+            row["made_by"],
+            row["made_at"],
+            row["outcome"],
+            json.loads(row["files"]),
+            tuple(json.loads(row["slices"])),
+        )
+
+
+def runs(room: Room) -> list[RunEntry]:
+    """All runs, the newest first."""
+    with room.store.read() as db:
+        return [RunEntry.of(row) for row in db.execute("SELECT * FROM runs ORDER BY made_at DESC, id")]
+
+
+def run_entry(room: Room, run_id: str) -> RunEntry:
+    """One run. Raises AbsentError where there is none."""
+    with room.store.read() as db:
+        row = db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise AbsentError("there is no such plan; load the worklist again")
+    return RunEntry.of(row)
+
+
+def run_folder(room: Room, run_id: str) -> Path:
+    """The folder of a run that is done. Raises AbsentError for an id that is no run's."""
+    return room.run_folder(run_entry(room, run_id).id)
+
+
+def case_folder_of(room: Room, run_id: str) -> Path:
+    """The folder of the DICOM files that a run was planned on."""
+    with room.store.read() as db:
+        row = db.execute(
+            "SELECT c.folder FROM runs r JOIN cases c ON c.id = r.case_id WHERE r.id = ?", (run_id,)
+        ).fetchone()
+    if row is None:
+        raise AbsentError("there is no such plan; load the worklist again")
+    return room.case_folder(row["folder"])
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What `run.json` of a run holds. Raises AbsentError where it cannot be read."""
+    found = read_json(folder / RECORD)
+    if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict):
+        raise AbsentError(f"{RECORD} of the plan cannot be read; plan the case again")
+    return found
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a run, by its path in the folder; not of the case, to which a link leads."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != CASE_LINK
+    }

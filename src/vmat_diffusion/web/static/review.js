@@ -1,0 +1,3 @@
+import { whoAmI } from "/static/room.js";
+
+await whoAmI();

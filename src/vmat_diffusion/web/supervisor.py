@@ -1,0 +1,65 @@
+"""What keeps the queue moving: a thread of the server that starts a process for each plan."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from vmat_diffusion.web.jobs import claim, recover, remove_leftovers
+from vmat_diffusion.web.room import Room
+from vmat_diffusion.web.uploads import remove_abandoned
+
+_LOG = logging.getLogger("vmat_diffusion.web")
+_TICK_S = 0.5
+WORKER = (sys.executable, "-m", "vmat_diffusion.web.worker")
+
+
+class Supervisor:
+    """Starts `command DATA JOB TOKEN` for each job that may run, and gives lost jobs back to the queue.
+
+    Several servers of one room do no harm: jobs are claimed in the database. Workers go on when it ends.
+    """
+
+    def __init__(self, room: Room, command: Sequence[str] = WORKER) -> None:
+        self.room, self.command = room, tuple(command)
+        self._stop = threading.Event()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after the queue."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._stop.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        remove_leftovers(self.room)
+        remove_abandoned(self.room)
+        while not self._stop.is_set():
+            try:
+                self.tick()
+            except Exception as error:  # a locked database or a full disk must not end the queue for good
+                _LOG.error("%s in the queue", type(error).__name__)
+            self._stop.wait(_TICK_S)
+
+    def tick(self) -> None:
+        """Look once."""
+        self._children = [child for child in self._children if child.poll() is None]
+        recover(self.room)
+        while (given := claim(self.room)) is not None:
+            self._children.append(
+                subprocess.Popen(
+                    [*self.command, str(self.room.store.folder), given.job_id, given.token],
+                    stdin=subprocess.DEVNULL,
+                    # What libraries print may hold names; what a user must know is in the job.
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )

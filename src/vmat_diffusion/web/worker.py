@@ -1,0 +1,188 @@
+"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.worker DATA JOB TOKEN`.
+
+It outlives the server. It says how far it is every second, and ends by itself where its job was cancelled or
+is another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vmat_diffusion import workflow
+from vmat_diffusion.errors import InputError, limit_of
+from vmat_diffusion.files import content_hash, this_process
+from vmat_diffusion.web.jobs import Claim, beat, complete, give_up, remove_leftovers, take, typical_seconds
+from vmat_diffusion.web.room import Room
+from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
+from vmat_diffusion.web.store import Store, now, open_store
+
+if TYPE_CHECKING:
+    from vmat_diffusion.case import Case
+
+_BEAT_S = 1.0
+# So long a plan may take to clear up after a cancellation.
+_PATIENCE_S = 20.0
+# The stages in their order, with their usual seconds before there is any history; that of the search is set.
+_STAGES = {
+    "read": 5.0,
+    "predict": 5.0,
+    "optimise": 300.0,
+    "dose": 5.0,
+    "check": 90.0,
+    "write": 2.0,
+    "report": 5.0,
+}
+
+
+class _Cancelled(BaseException):
+    """The job was cancelled, or is another's."""
+
+
+class _Heart:
+    """Tells the queue how far the work is, from a thread of its own."""
+
+    def __init__(self, store: Store, claim: Claim, typical: Mapping[str, float]) -> None:
+        self.store, self.claim, self.typical = store, claim, typical
+        self.stage, self.share, self.began = "", 0.0, time.monotonic()
+        self.ended, self.stopped_at = threading.Event(), 0.0
+
+    def progress(self, stage: str, share: float, note: str) -> None:
+        """Called by the workflow."""
+        if stage != self.stage:
+            self.began = time.monotonic()
+        self.stage, self.share = stage, share
+
+    def left_s(self) -> float | None:
+        """How long the rest will take; None before the first stage."""
+        if not self.stage:
+            return None
+        spent, usual = time.monotonic() - self.began, self.typical.get(self.stage, 30.0)
+        left = spent * (1 - self.share) / self.share if self.share > 0.05 else max(usual - spent, 0.0)
+        names = list(self.typical)
+        after = names[names.index(self.stage) + 1 :] if self.stage in names else []
+        return left + sum(self.typical[name] for name in after)
+
+    def run(self) -> None:
+        """Beat until the work has ended."""
+        while not self.ended.wait(_BEAT_S):
+            try:
+                order = beat(self.store, self.claim, self.stage, self.share, self.left_s())
+            except Exception:  # a database that is locked or a disk that is full may be well in a second
+                continue
+            if order == "lost":
+                os._exit(1)
+            if order == "cancel" and not self.stopped_at:
+                self.stopped_at = time.monotonic()
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.stopped_at and time.monotonic() - self.stopped_at > _PATIENCE_S:
+                with suppress(Exception):
+                    give_up(self.store, self.claim, "cancelled")
+                os._exit(1)
+
+
+def _stop(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Cancelled
+
+
+def main(data: str, job_id: str, token: str) -> None:
+    """Take the job and make its plan."""
+    signal.signal(signal.SIGTERM, _stop)
+    with suppress(OSError):
+        os.nice(5)  # the server must answer while a plan is made
+    room = Room(open_store(Path(data), make=False))
+    claim = Claim(job_id, token)
+    job = take(room.store, claim, this_process())
+    if job is None:
+        return
+    settings = json.loads(job["settings"])
+    typical = _STAGES | typical_seconds(room.store)
+    if "search_minutes" in settings:
+        typical["optimise"] = 60.0 * settings["search_minutes"]
+    heart = _Heart(room.store, claim, {name: typical[name] for name in _STAGES})
+    threading.Thread(target=heart.run, daemon=True).start()
+    case_folder = _case_folder(room, job["case_id"])
+    try:
+        run, case_hash, seconds = _made(room, job, settings, case_folder, heart)
+        complete(room.store, claim, run, case_hash, seconds)
+    except _Cancelled:
+        if give_up(room.store, claim, "cancelled"):
+            remove_leftovers(room)
+    except BaseException as error:
+        if give_up(room.store, claim, "failed", _nameless(_sentence(error), case_folder)):
+            remove_leftovers(room)
+    finally:
+        heart.ended.set()
+
+
+def _nameless(sentence: str, case_folder: Path) -> str:
+    """A sentence without the name of a case's folder, which may be a patient's."""
+    for text in (str(case_folder), case_folder.name):
+        sentence = sentence.replace(text, "of the case")
+    return sentence
+
+
+def _case_folder(room: Room, case_id: str) -> Path:
+    with room.store.read() as db:
+        row = db.execute("SELECT folder FROM cases WHERE id = ?", (case_id,)).fetchone()
+    return room.case_folder(row["folder"])
+
+
+def _made(
+    room: Room, job: Any, settings: dict[str, Any], case_folder: Path, heart: _Heart
+) -> tuple[RunEntry, str, dict[str, float]]:
+    """The plan's entry. A folder that an earlier worker finished is taken as it is."""
+    out, seconds = room.run_folder(job["run_id"]), {}
+    case_hash = content_hash(case_folder)
+    asked = workflow.plan_settings(**settings)
+    if (out / RECORD).is_file():
+        case = _read(case_folder, asked)
+    else:
+        made = workflow.plan_case(case_folder, out, asked, keep_interrupted=False, progress=heart.progress)
+        case, seconds = made.task.case, dict(made.seconds)
+    link = out / CASE_LINK
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(case_folder, out), target_is_directory=True)
+    outcome = run_record(out)["verdict"]["outcome"]
+    files = file_hashes(out)
+    entry = RunEntry(
+        job["run_id"], job["case_id"], 0, job["made_by"], now(), outcome, files, _target_slices(case)
+    )
+    return entry, case_hash, seconds
+
+
+def _read(folder: Path, asked: Any) -> Case:
+    from vmat_diffusion.workflow.reading import read_with_goals
+
+    case, _ = read_with_goals(folder, asked.goals, asked, asked.conditions)
+    return case
+
+
+def _target_slices(case: Case) -> tuple[int, ...]:
+    """Indices of the slices that hold a target."""
+    return tuple(k for k in range(case.grid.shape[0]) if any(target.mask[k].any() for target in case.targets))
+
+
+def _sentence(error: BaseException) -> str:
+    """What a user is told; of a defect where it is, and not its message, which may hold a name."""
+    if isinstance(error, InputError):
+        return str(error)
+    if limit := limit_of(error):
+        return limit
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {places}: this is a defect of the program, please report it"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
