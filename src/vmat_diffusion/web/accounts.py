@@ -34,9 +34,11 @@ _hasher = PasswordHasher(time_cost=3, memory_cost=65_536, parallelism=4)
 _hashing = threading.BoundedSemaphore(2)
 # Found in every list of leaked passwords with 12 and more characters; the name itself is refused too.
 _COMMON = frozenset(
-    ("123456789012", "1234567890123", "passwordpassword", "password1234", "qwertyuiop12", "qwertyuiopas")
-    + ("abcdefghijkl", "administrator", "iloveyouiloveyou", "adminadminadmin", "letmeinletmein")
-    + ("radiotherapy", "radiotherapy1", "medicalphysics", "vmatdiffusion", "vmat-diffusion")
+    {
+        *("123456789012", "1234567890123", "passwordpassword", "password1234", "qwertyuiop12"),
+        *("qwertyuiopas", "abcdefghijkl", "administrator", "iloveyouiloveyou", "adminadminadmin"),
+        *("letmeinletmein", "radiotherapy", "radiotherapy1", "medicalphysics", "vmatdiffusion"),
+    }
 )
 
 

@@ -20,17 +20,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.lettering import legible
 from vmat_diffusion.web.access import require
+from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
-from vmat_diffusion.web.runs import run_folder
-from vmat_diffusion.web.supervisor import Supervisor
+from vmat_diffusion.web.runs import case_folder_of, run_folder
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
 BODY_MOST = 64 * 1024
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; font-src 'self'; frame-src 'self'; frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
+    "connect-src 'self'; font-src 'self'; "
+    "frame-src 'self'; frame-ancestors 'self'; form-action 'self'; base-uri 'none'"
 )
 HEADERS = {
     "Content-Security-Policy": _CSP,
@@ -55,7 +56,10 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     if find_spec("vmat_diffusion.web.viewing") is not None:
         from vmat_diffusion.web.viewing import router as viewing  # type: ignore[import-not-found]
 
-        app.include_router(viewing(lambda run_id: run_folder(room, run_id)), dependencies=clinical)
+        looking = viewing(
+            lambda run_id: run_folder(room, run_id), lambda run_id: case_folder_of(room, run_id)
+        )
+        app.include_router(looking, dependencies=clinical)
     static = Path(str(resources.files("vmat_diffusion.web"))) / "static"
     app.mount("/static", StaticFiles(directory=static), name="static")
     app.add_exception_handler(AnyHTTPException, _http_error)
@@ -93,6 +97,8 @@ class _Guard:
             return
         given = Request(scope)
         headers = {**HEADERS, **(_HSTS if self.room.rules.secure else {})}
+        if given.url.path.startswith("/static/"):  # no data: kept, and asked for again whether it is the same
+            headers["Cache-Control"] = "no-cache"
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":

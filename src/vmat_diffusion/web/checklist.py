@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from vmat_diffusion.web.runs import RunEntry
 
 _VIEWS = ("goals", "dvh", "difference", "complexity", "report")
 _CHECK = "check:"
+_CONCERNS = ("fail", "undecided", "warning")
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -68,15 +70,38 @@ def _keys(kind: str, run: RunEntry, record: Mapping[str, Any]) -> list[str]:
     if kind in _VIEWS:
         return [kind]
     if kind == "slices":
-        return [f"slice:{k}" for k in run.slices]
+        return [f"slice:{target}:{k}" for target, slices in run.slices.items() for k in slices]
     if kind == "beams":
         return [f"beam:{k + 1}" for k in range(arcs(record))]
-    names = [(check["name"], check["result"]) for check in record["verdict"]["checks"]]
+    checks = check_keys(record)
     if kind == "concerns":
-        return [_CHECK + name for name, result in names if result in ("fail", "undecided", "warning")]
+        return [_CHECK + key for key, check in checks.items() if check["result"] in _CONCERNS]
     if kind.startswith(_CHECK):
-        return [_CHECK + name for name, _ in names if fnmatchcase(name, kind.removeprefix(_CHECK))]
+        wanted = kind.removeprefix(_CHECK)
+        return [_CHECK + key for key, check in checks.items() if fnmatchcase(check["name"], wanted)]
     raise ValueError(f"{kind} is no kind of evidence; see the head of checklist.toml")
+
+
+def check_keys(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The checks of the gate by what the page calls them: a name that comes again has a number behind it."""
+    found: dict[str, Mapping[str, Any]] = {}
+    used: Counter[str] = Counter()
+    for check in record["verdict"]["checks"]:
+        name = check["name"]
+        used[name] += 1
+        found[name if used[name] == 1 else f"{name} ({used[name]})"] = check
+    return found
+
+
+def key_of(kind: str, detail: Mapping[str, Any]) -> list[str]:
+    """The keys of what the viewer says was seen; none for what no line asks for."""
+    if kind in _VIEWS:
+        return [kind]
+    if kind == "slices" and detail.get("plane") == "axial" and isinstance(detail.get("slices"), list):
+        return [f"slice:{detail.get('structure')}:{k}" for k in detail["slices"][:1000] if isinstance(k, int)]
+    if kind == "arc":
+        return [f"beam:{detail.get('arc')}"]
+    return [f"{_CHECK}{detail.get('key')}"] if kind == "check" else []
 
 
 def arcs(record: Mapping[str, Any]) -> int:

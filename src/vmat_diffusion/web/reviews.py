@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ _WAYS = {
 REASON_LEAST, REASON_MOST = 3, 2000
 # Nobody looks at more slices than this in a second, whatever the page says.
 _SLICES_PER_S = 25
+# The page tells of slices as soon as the scrolling rests.
+_LONGEST_TOLD_S = 60
 
 
 @dataclass(frozen=True)
@@ -120,24 +121,31 @@ def see(room: Room, run_id: str, user: User, keys: Iterable[str]) -> set[str]:
     """
     run = run_entry(room, run_id)
     known = _all_keys(run, run_record(run_folder(room, run_id)))
-    second_ago = datetime.fromtimestamp(time.time() - 1, timezone.utc).isoformat(timespec="milliseconds")
     with room.store.write() as db:
         before = _seen(db, run_id, user)
-        (fresh,) = db.execute(
-            "SELECT count(*) FROM evidence WHERE run_id = ? AND user_id = ? AND key LIKE 'slice:%' "
-            "AND seen_at > ?",
-            (run_id, user.id, second_ago),
+        (latest,) = db.execute(
+            "SELECT max(seen_at) FROM evidence WHERE run_id = ? AND user_id = ? AND key LIKE 'slice:%'",
+            (run_id, user.id),
         ).fetchone()
+        possible = _possible_slices(latest)
         for key in sorted(known.intersection(keys) - before):
             if key.startswith("slice:"):
-                if fresh >= _SLICES_PER_S:
+                if possible <= 0:
                     continue
-                fresh += 1
+                possible -= 1
             db.execute("INSERT INTO evidence VALUES (?, ?, ?, ?)", (run_id, user.id, key, now()))
             before.add(key)
             if not key.startswith("slice:"):  # a slice each would drown the rest of the audit
                 record(db, user.id, "seen", run_id, key=key)
     return before
+
+
+def _possible_slices(latest: str | None) -> int:
+    """How many slices can have been looked at since the latest one that was told of."""
+    if latest is None:
+        return _SLICES_PER_S * _LONGEST_TOLD_S
+    since = (datetime.now(timezone.utc) - datetime.fromisoformat(latest)).total_seconds()
+    return int(_SLICES_PER_S * min(max(since, 2.0), _LONGEST_TOLD_S))
 
 
 def answer(room: Room, run_id: str, user: User, item_id: str, *, value: Answer, note: str) -> None:
@@ -270,7 +278,7 @@ def _enter(
     reason: str,
     answered: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Add a decision and its entry in the audit, which has the hash of the reason: that may name a patient."""
+    """Add a decision and its entry in the audit, with the hash of the reason, which may name a patient."""
     row = {"reason": reason, "checklist": json.dumps(answered), "files": json.dumps(run.files), "at": now()}
     added = db.execute(
         "INSERT INTO decisions (run_id, user_id, status, reason, checklist, files, at) "

@@ -22,7 +22,8 @@ class RunEntry:
     """A version of a case's plan.
 
     `outcome` is that of the gate: PASSED, FAILED or INCONCLUSIVE. `files` are the SHA-256 of its files by
-    name, as the planner left them. `slices` are the indices of the CT's slices that hold a target.
+    name, as the planner left them. `slices` are for each target the indices of the
+    CT's slices that hold it.
     """
 
     id: str
@@ -32,7 +33,7 @@ class RunEntry:
     made_at: str
     outcome: str
     files: dict[str, str]
-    slices: tuple[int, ...]
+    slices: dict[str, list[int]]
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> RunEntry:
@@ -45,7 +46,7 @@ class RunEntry:
             row["made_at"],
             row["outcome"],
             json.loads(row["files"]),
-            tuple(json.loads(row["slices"])),
+            json.loads(row["slices"]),
         )
 
 

@@ -12,7 +12,7 @@ from vmat_diffusion.web.access import Clinical, Reviewer, TheRoom
 from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.cases import case_entry
-from vmat_diffusion.web.checklist import arcs
+from vmat_diffusion.web.checklist import arcs, key_of
 from vmat_diffusion.web.reviews import (
     REASON_MOST,
     Answer,
@@ -45,7 +45,8 @@ _EXPORTS = {
 
 
 class _Seen(BaseModel, extra="forbid"):
-    keys: Annotated[list[Annotated[str, Field(max_length=120)]], Field(max_length=500)]
+    kind: Annotated[str, Field(max_length=20)]
+    detail: dict[str, Any] = Field(default_factory=dict, max_length=5)
 
 
 class _Answer(BaseModel, extra="forbid"):
@@ -79,7 +80,7 @@ def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
         "made_at": run.made_at,
         "outcome": run.outcome,
         "status": status_of(room, run_id),
-        "slices": list(run.slices),
+        "slices": run.slices,
         "arcs": arcs(plan),
         "checks": plan["verdict"]["checks"],
         "goals": plan.get("goals", []),
@@ -99,13 +100,16 @@ def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
     }
 
 
-def seen(run_id: str, asked: _Seen, session: Reviewer, room: TheRoom) -> dict[str, Any]:
-    """Note what the reviewer has looked at; what the checklist misses then."""
-    see(room, run_id, session.user, asked.keys)
-    return _open_lines(run_id, session, room)
+def seen(run_id: str, asked: _Seen, session: Clinical, room: TheRoom) -> dict[str, Any]:
+    """Note what a reviewer has looked at; of others nothing is noted."""
+    run_entry(room, run_id)
+    if "reviewer" in session.user.roles:
+        see(room, run_id, session.user, key_of(asked.kind, asked.detail))
+    return {}
 
 
-def _open_lines(run_id: str, session: Reviewer, room: TheRoom) -> dict[str, Any]:
+def open_lines(run_id: str, session: Reviewer, room: TheRoom) -> dict[str, Any]:
+    """The checklist as it stands."""
     run = run_entry(room, run_id)
     every = lines(room, run, session.user)
     return {"lines": every, "obstacles": obstacles(room, run, session.user)}
@@ -114,7 +118,7 @@ def _open_lines(run_id: str, session: Reviewer, room: TheRoom) -> dict[str, Any]
 def answered(run_id: str, asked: _Answer, session: Reviewer, room: TheRoom) -> dict[str, Any]:
     """Answer a line of the checklist."""
     answer(room, run_id, session.user, asked.item, value=asked.answer, note=asked.note)
-    return _open_lines(run_id, session, room)
+    return open_lines(run_id, session, room)
 
 
 def decided(
@@ -150,10 +154,11 @@ def export(run_id: str, name: str, session: Clinical, room: TheRoom) -> Response
     return FileResponse(folder / name, media_type=_EXPORTS[name], filename=name)
 
 
-router = APIRouter(prefix="/api/reviews/{run_id}")
-router.add_api_route("", review, methods=["GET"])
-router.add_api_route("/seen", seen, methods=["POST"])
-router.add_api_route("/answers", answered, methods=["POST"])
-router.add_api_route("/decision", decided, methods=["POST"])
-router.add_api_route("/report", report, methods=["GET"])
-router.add_api_route("/files/{name}", export, methods=["GET"])
+router = APIRouter(prefix="/api")
+router.add_api_route("/reviews/{run_id}", review, methods=["GET"])
+router.add_api_route("/reviews/{run_id}/lines", open_lines, methods=["GET"])
+router.add_api_route("/reviews/{run_id}/answers", answered, methods=["POST"])
+router.add_api_route("/reviews/{run_id}/decision", decided, methods=["POST"])
+router.add_api_route("/reviews/{run_id}/report", report, methods=["GET"])
+router.add_api_route("/reviews/{run_id}/files/{name}", export, methods=["GET"])
+router.add_api_route("/runs/{run_id}/seen", seen, methods=["POST"])

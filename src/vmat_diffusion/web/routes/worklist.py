@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -10,18 +9,15 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.evaluate.goal_sheets import goal_sheet_names, load_goals
-from vmat_diffusion.machine import machine_names
-from vmat_diffusion.web import jobs, uploads
+from vmat_diffusion.web import uploads
 from vmat_diffusion.web.access import Clinical, Planner, TheRoom
 from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.cases import case_entry, cases
+from vmat_diffusion.web.queue import jobs
 from vmat_diffusion.web.reviews import statuses
 from vmat_diffusion.web.runs import runs
+from vmat_diffusion.web.site_files import machines, sheets
 from vmat_diffusion.workflow import plan_settings
-
-# No machine: a source without collimator, for tests of the engines.
-_NO_LINAC = "point_source"
 
 
 class _NewUpload(BaseModel, extra="forbid"):
@@ -29,7 +25,7 @@ class _NewUpload(BaseModel, extra="forbid"):
 
 
 class _NewJob(BaseModel, extra="forbid"):
-    """Names of shipped sheets and machines alone: a path would let a browser read files of the server."""
+    """Goal sheet and machine by their names in the list of choices."""
 
     case_id: Annotated[str, Field(max_length=64)]
     goals: Annotated[str, Field(max_length=64)]
@@ -75,18 +71,12 @@ def whole_list(session: Clinical, room: TheRoom) -> dict[str, Any]:
     }
 
 
-@cache
-def _choices() -> dict[str, Any]:
-    sheets = [(name, load_goals(name)) for name in goal_sheet_names()]
-    return {
-        "goals": [{"name": name, "title": sheet.title, "site": sheet.site} for name, sheet in sheets],
-        "machines": [name for name in machine_names() if name != _NO_LINAC],
-    }
-
-
-def choices(session: Clinical) -> dict[str, Any]:
+def choices(session: Clinical, room: TheRoom) -> dict[str, Any]:
     """The goal sheets and machines that a plan can be asked for with."""
-    return _choices()
+    return {
+        "goals": [{"name": one.name, "title": one.title, "site": one.site} for one in sheets(room)],
+        "machines": list(machines(room)),
+    }
 
 
 def begin_upload(asked: _NewUpload, session: Planner, room: TheRoom) -> dict[str, Any]:
@@ -112,13 +102,15 @@ def end_upload(upload_id: str, session: Planner, room: TheRoom) -> dict[str, Any
 
 def new_job(asked: _NewJob, session: Planner, room: TheRoom) -> dict[str, Any]:
     """Have a case planned."""
-    known = _choices()
     case = case_entry(room, asked.case_id)
-    if asked.goals not in [sheet["name"] for sheet in known["goals"]]:
+    goals = {sheet.name: sheet.where for sheet in reversed(sheets(room))}
+    known = machines(room)
+    if asked.goals not in goals:
         raise InputError("there is no such goal sheet; choose one of the list")
-    if asked.machine not in known["machines"]:
+    if asked.machine not in known:
         raise InputError("there is no such machine; choose one of the list")
     settings = asked.model_dump(exclude={"case_id"}, exclude_none=True)
+    settings |= {"goals": goals[asked.goals], "machine": known[asked.machine]}
     plan_settings(**settings)  # raises InputError for what contradicts itself
     return {"job_id": jobs.submit(room, case.id, settings, session.user)}
 

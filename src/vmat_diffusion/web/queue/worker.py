@@ -1,4 +1,4 @@
-"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.worker DATA JOB TOKEN`.
+"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.queue.worker DATA JOB TOKEN`.
 
 It outlives the server. It says how far it is every second, and ends by itself where its job was cancelled or
 is another's.
@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vmat_diffusion import workflow
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.files import content_hash, this_process
-from vmat_diffusion.web.jobs import Claim, beat, complete, give_up, remove_leftovers, take, typical_seconds
+from vmat_diffusion.web.queue.jobs import (
+    Claim,
+    beat,
+    complete,
+    give_up,
+    remove_leftovers,
+    take,
+    typical_seconds,
+)
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
 from vmat_diffusion.web.store import Store, now, open_store
@@ -168,9 +176,11 @@ def _read(folder: Path, asked: Any) -> Case:
     return case
 
 
-def _target_slices(case: Case) -> tuple[int, ...]:
-    """Indices of the slices that hold a target."""
-    return tuple(k for k in range(case.grid.shape[0]) if any(target.mask[k].any() for target in case.targets))
+def _target_slices(case: Case) -> dict[str, list[int]]:
+    """For each target the indices of the slices that hold it."""
+    return {
+        target.name: [k for k in range(case.grid.shape[0]) if target.mask[k].any()] for target in case.targets
+    }
 
 
 def _sentence(error: BaseException) -> str:

@@ -57,7 +57,8 @@ def submit(room: Room, case_id: str, settings: Mapping[str, Any], user: User) ->
             "VALUES (?, ?, ?, ?, ?, ?, 'queued')",
             (job_id, case_id, new_id(), user.id, now(), json.dumps(dict(settings))),
         )
-        record(db, user.id, "plan asked for", job_id, case=case_id, **settings)
+        named = {name: Path(str(settings[name])).stem for name in ("goals", "machine") if name in settings}
+        record(db, user.id, "plan asked for", job_id, case=case_id, **(dict(settings) | named))
     return job_id
 
 
