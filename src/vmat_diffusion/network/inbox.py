@@ -123,11 +123,7 @@ class Inbox:
                 (uid, study, kind, series),
             )
             if kind == "RTSTRUCT":
-                db.execute(
-                    "INSERT INTO sets (uid, study, seen, state) VALUES (?, ?, ?, 'new') "
-                    "ON CONFLICT (uid) DO NOTHING",
-                    (uid, study, time.time()),
-                )
+                _enter_set(db, uid, study)
 
     def sets(self, state: str) -> list[sqlite3.Row]:
         """The structure sets in a state, with the time of the newest object of their study."""
@@ -184,6 +180,18 @@ def _connection(folder: Path) -> sqlite3.Connection:
     # FULL: an object that was acknowledged is on the disk even if the power fails.
     db.executescript("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
     return db
+
+
+def _enter_set(db: sqlite3.Connection, uid: str, study: str) -> None:
+    """A new structure set, or one sent again that never got as far as a plan: it gets another try."""
+    again = db.execute("SELECT 1 FROM sets WHERE uid = ? AND state = 'done' AND case_id = ''", (uid,))
+    if again.fetchone():
+        db.execute("DELETE FROM deliveries WHERE set_uid = ?", (uid,))
+        db.execute("DELETE FROM sets WHERE uid = ?", (uid,))
+    db.execute(
+        "INSERT INTO sets (uid, study, seen, state) VALUES (?, ?, ?, 'new') ON CONFLICT (uid) DO NOTHING",
+        (uid, study, time.time()),
+    )
 
 
 def key_of(uid: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,9 @@ from vmat_diffusion.network.receiver import Receiver
 from vmat_diffusion.network.rules import Rule, read_rules
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import enter_listener, look
+from vmat_diffusion.web.queue.supervisor import WORKER, Supervisor
 from vmat_diffusion.web.room import Room, Rules
 from vmat_diffusion.web.store import open_store
-from vmat_diffusion.web.supervisor import WORKER, Supervisor
 
 _LOG = logging.getLogger("vmat_diffusion.network")
 _TICK_S, _CLEAR_S = 1.0, 3600.0
@@ -87,6 +88,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _log_to_terminal() -> None:
+    """Our own lines go to stderr; those of pydicom, which quote values and so may hold names, nowhere."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _LOG.addHandler(handler)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass
+from socketserver import TCPServer
 from typing import Any
 
 from pydicom.uid import (
@@ -60,6 +61,8 @@ _SYNTAXES = [
 _SUCCESS, _NO_ROOM, _OTHER_OBJECT, _NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 # A peer has so long for each PDU, s, and so long between two requests.
 _PDU_S, _IDLE_S = 60.0, 120.0
+# and so long from the connection to the association.
+_BEGIN_S = 5.0
 # Of one message beside its object: its command set and the heads of its PDUs.
 _HEADS = 1 << 20
 _BLOCK = 1 << 16
@@ -117,6 +120,10 @@ class _Server(ThreadedAssociationServer):
             client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
 
+    def shutdown(self) -> None:
+        TCPServer.shutdown(self)  # pynetdicom's own looks for the server in a list that lacks it
+        self.server_close()
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         return len(self.active_associations) < self.connections_most
 
@@ -132,7 +139,7 @@ class Receiver:
         entity.require_called_aet = True
         entity.maximum_associations = asked.associations
         entity.maximum_pdu_size = asked.pdu_kb * 1024
-        entity.acse_timeout = entity.dimse_timeout = _PDU_S
+        entity.acse_timeout, entity.dimse_timeout = _BEGIN_S, _PDU_S
         entity.network_timeout = _IDLE_S
         for sop_class in _CLASSES:
             entity.add_supported_context(sop_class, _SYNTAXES)
@@ -149,7 +156,7 @@ class Receiver:
             )
         except OSError as fault:
             raise InputError(
-                f"{asked.host} port {asked.port} cannot be listened on ({fault.strerror}); choose another --port"
+                f"{asked.host} port {asked.port} cannot be listened on ({fault.strerror}); choose another"
             ) from None
         # Beside its data a PDU has a head of 6 bytes, and its items have heads; peers count them differently.
         self._server.pdu_most = entity.maximum_pdu_size + 1024

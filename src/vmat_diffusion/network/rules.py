@@ -40,7 +40,7 @@ _NOT_HERE = ("improve", "prior_file")
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: tags as keyword and pattern, names as patterns, what `plan` is asked for, where results go."""
+    """One rule: patterns of tags and names, what `plan` is asked for, and where results go."""
 
     name: str
     plan: Mapping[str, Any]
@@ -118,13 +118,13 @@ def _rule(entry: Any, number: int, file: Path) -> Rule:
     here = f"rule {name}"
     exclude = _mapping(found.get("exclude", {}), f"{here}: exclude", ("tags", "structures"))
     rule = Rule(
-        name,
-        _plan(found, here, file.parent),
-        _tags(found.get("tags", {}), f"{here}: tags"),
-        _texts(found.get("structures", ()), f"{here}: structures"),
-        _tags(exclude.get("tags", {}), f"{here}: exclude: tags"),
-        _texts(exclude.get("structures", ()), f"{here}: exclude: structures"),
-        _texts(found.get("send", ()), f"{here}: send"),
+        name=name,
+        tags=_tags(found.get("tags", {}), f"{here}: tags"),
+        structures=_texts(found.get("structures", ()), f"{here}: structures"),
+        without_tags=_tags(exclude.get("tags", {}), f"{here}: exclude: tags"),
+        without_structures=_texts(exclude.get("structures", ()), f"{here}: exclude: structures"),
+        send=_texts(found.get("send", ()), f"{here}: send"),
+        plan=_plan(found, here, file.parent),
     )
     for peer in rule.send:
         try:

@@ -25,7 +25,7 @@ from vmat_diffusion.network.rules import Rule, rule_for
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.web.accounts import User
 from vmat_diffusion.web.audit import record
-from vmat_diffusion.web.jobs import submit
+from vmat_diffusion.web.queue.jobs import submit
 from vmat_diffusion.web.room import RefusedError, Room
 from vmat_diffusion.web.store import new_id, now
 
@@ -67,9 +67,9 @@ def _decide(inbox: Inbox, row: sqlite3.Row, rules: Sequence[Rule], asked: Listen
         structures = open_one(inbox.file(row["study"], uid), "RTSTRUCT")
         images = _images(inbox, row["study"], structures)
         missing = len(_named(structures) - {image["uid"] for image in images})
-        if missing or not images:
-            if time.time() - row["seen"] < 60 * asked.patience_minutes:
-                return
+        waited_s = time.time() - row["seen"]
+        if (missing or not images) and waited_s < 60 * asked.patience_minutes:
+            return
         sample = open_one(inbox.file(row["study"], images[0]["uid"]), "CT") if images else structures
         rule = rule_for(rules, structures.dataset, sample.dataset)
     except CaseError as fault:
@@ -85,7 +85,7 @@ def _decide(inbox: Inbox, row: sqlite3.Row, rules: Sequence[Rule], asked: Listen
     if missing or not images:
         sentence = (
             f"{missing or 'the'} images that the structure set refers to did not come within "
-            f"{asked.patience_minutes:g} minutes; send the CT and a new structure set again"
+            f"{asked.patience_minutes:g} minutes; send the study again"
         )
         inbox.move(uid, "answering", asked=kept, sentence=sentence)
     else:
@@ -94,7 +94,7 @@ def _decide(inbox: Inbox, row: sqlite3.Row, rules: Sequence[Rule], asked: Listen
 
 def _named(structures: Found) -> set[str]:
     """The images that a structure set refers to."""
-    _, _, images = references_of(structures)
+    images, _, _ = references_of(structures)
     return images | images_of_contours(structures)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -282,9 +283,12 @@ def test_an_error_of_another_kind_is_not_tried_again() -> None:
     assert len(calls) == 1
 
 
-def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with dicom_peer(Peer(), commitment=False) as peer:
-        assert main(["send", str(run), f"PEER@127.0.0.1:{peer.port}", "--json", "-q"]) == 0
+        monkeypatch.setattr(
+            sys, "argv", ["vmat", "send", str(run), f"PEER@127.0.0.1:{peer.port}", "--json", "-q"]
+        )
+        main()
     assert json.loads(capsys.readouterr().out) == {
         "peer": f"PEER@127.0.0.1:{peer.port}",
         "objects": ["RTPLAN", "RTDOSE", "PDF"],
