@@ -1,4 +1,4 @@
-"""A real Orthanc on this computer, in a configuration of its own: it sends a study and gets the results back."""
+"""A real Orthanc on this computer, in a configuration of its own: it sends a study and gets results back."""
 
 from __future__ import annotations
 
