@@ -11,6 +11,7 @@ import pytest
 from click import Command
 from lightning.pytorch import Callback, LightningModule
 from pydicom.datadict import tag_for_keyword
+from pynetdicom.transport import ThreadedAssociationServer
 from torch import autograd, nn
 from typer.core import TyperGroup
 from vulture import Vulture  # type: ignore[import-untyped]
@@ -45,9 +46,14 @@ ALLOWED = {
     "should_stop": "Lightning",
     "_root": "typer",
     "row_factory": "sqlite3",
+    "acse_timeout connection_timeout dimse_timeout maximum_associations network_timeout": "pynetdicom",
+    "require_called_aet require_calling_aet": "pynetdicom",
 }
 # What they call, no code of the package names.
-FOREIGN_BASES = (Callback, Command, LightningModule, TyperGroup, autograd.Function, nn.Module)
+FOREIGN_BASES = (
+    *(Callback, Command, LightningModule, TyperGroup, autograd.Function, nn.Module),
+    ThreadedAssociationServer,
+)
 
 
 @pytest.mark.parametrize("folder", ["src", "benchmarks"])

@@ -83,6 +83,8 @@ COMMANDS = {
     "beam fit": "dose",
     "import openkbp": "data",
     "import dicom": "data",
+    "send": "network",
+    "listen": "network",
     "serve": "room",
     "users add": "room",
     "audit verify": "room",

@@ -131,10 +131,17 @@ def source_header(case: Case) -> tuple[Dataset, str]:
         raise PlanError(
             f"case {case.id}: the CT file that it was read from has changed ({fault}); read the case again"
         ) from None
-    return _copied(original, case)
+    out, remark = patient_and_study(original, f"case {case.id}")
+    out.StudyInstanceUID = source.study_uid
+    out.FrameOfReferenceUID = source.frame_of_reference_uid
+    return out, remark
 
 
-def _copied(original: Dataset, case: Case) -> tuple[Dataset, str]:
+def patient_and_study(original: Dataset, label: str) -> tuple[Dataset, str]:
+    """The patient and study of an object, and a remark as in `source_header`.
+
+    Raises PlanError, which begins with `label`, for what cannot be read.
+    """
     out, emptied = Dataset(), []
     out.SpecificCharacterSet = original.get("SpecificCharacterSet") or "ISO_IR 100"
     with quiet():
@@ -148,10 +155,9 @@ def _copied(original: Dataset, case: Case) -> tuple[Dataset, str]:
                     setattr(out, keyword, "")
             except Exception:  # pydicom raises every kind of exception for a value it cannot decode
                 raise PlanError(
-                    f"case {case.id}: {keyword} of its CT cannot be read; correct the CT and read it again"
+                    f"{label}: {keyword} of its CT cannot be read; correct the CT and read it again"
                 ) from None
-    out.StudyInstanceUID = case.source.study_uid
-    out.FrameOfReferenceUID = case.source.frame_of_reference_uid
+    out.StudyInstanceUID = text(original, "StudyInstanceUID")
     return out, f"Left empty, invalid in the CT: {', '.join(emptied)}" if emptied else ""
 
 

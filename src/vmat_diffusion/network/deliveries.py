@@ -1,0 +1,106 @@
+"""Answers on their way: the results of a plan, or why there is none, to each peer that the rule names.
+
+An answer that is sent again after a crash holds the same objects, with the same UIDs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+from vmat_diffusion.errors import InputError
+from vmat_diffusion.network.address import peer_of
+from vmat_diffusion.network.inbox import Inbox
+from vmat_diffusion.network.results import parcels_of_run, refusal
+from vmat_diffusion.network.retries import TransientError
+from vmat_diffusion.network.sending import send_parcels
+from vmat_diffusion.network.settings import ListenSettings, SendSettings
+from vmat_diffusion.network.storing import Parcel
+from vmat_diffusion.web.room import Room
+
+_LOG = logging.getLogger("vmat_diffusion.network")
+_FIRST_S, _LONGEST_S = 15.0, 1800.0
+
+
+def deliver(inbox: Inbox, room: Room, asked: ListenSettings) -> None:
+    """Send each answer that is due, once; a structure set whose answers are all sent or given up is done."""
+    for row in inbox.sets("answering"):
+        peers = json.loads(row["asked"])["send"]
+        with inbox.write() as db:
+            for peer in peers:
+                db.execute(
+                    "INSERT INTO deliveries (set_uid, peer, state, begun, next_at) "
+                    "VALUES (?, ?, 'waiting', ?, 0) ON CONFLICT DO NOTHING",
+                    (row["uid"], peer, time.time()),
+                )
+        with inbox.read() as db:
+            due = db.execute(
+                "SELECT * FROM deliveries WHERE set_uid = ? AND state = 'waiting' AND next_at <= ?",
+                (row["uid"], time.time()),
+            ).fetchall()
+        for delivery in due:
+            _try(inbox, room, row, delivery, asked)
+        with inbox.read() as db:
+            waiting = db.execute(
+                "SELECT 1 FROM deliveries WHERE set_uid = ? AND state = 'waiting'", (row["uid"],)
+            ).fetchone()
+        if not waiting:
+            inbox.move(row["uid"], "done")
+
+
+def _try(inbox: Inbox, room: Room, row: sqlite3.Row, delivery: sqlite3.Row, asked: ListenSettings) -> None:
+    name, peer, tries = row["study"][:8], delivery["peer"], delivery["tries"] + 1
+    state, sentence = "sent", ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="vmat_") as scratch:
+            receipt = send_parcels(
+                peer_of(peer), _parcels(inbox, room, row, Path(scratch)), _send_settings(asked)
+            )
+        _LOG.info(
+            "study %s: %s sent to %s, commitment: %s",
+            name,
+            ", ".join(receipt.objects),
+            peer,
+            receipt.commitment,
+        )
+    except TransientError as fault:
+        late = time.time() - delivery["begun"] > 3600 * asked.delivery_hours
+        state, sentence = "given up" if late else "waiting", str(fault)
+    except InputError as fault:
+        state, sentence = "given up", str(fault)
+    if sentence:
+        _LOG.warning(
+            "study %s: answer %s: %s", name, "given up" if state == "given up" else "waits", sentence
+        )
+    with inbox.write() as db:
+        db.execute(
+            "UPDATE deliveries SET state = ?, tries = ?, next_at = ?, sentence = ? "
+            "WHERE set_uid = ? AND peer = ?",
+            (state, tries, time.time() + _wait_s(tries), sentence, row["uid"], peer),
+        )
+
+
+def _wait_s(tries: int) -> float:
+    return min(_FIRST_S * 2.0 ** min(tries - 1, 30), _LONGEST_S)
+
+
+def _parcels(inbox: Inbox, room: Room, row: sqlite3.Row, scratch: Path) -> list[Parcel]:
+    if row["run_id"]:
+        return parcels_of_run(room.run_folder(row["run_id"]), scratch)
+    return [refusal(row["sentence"], beside=inbox.file(row["study"], row["uid"]), scratch=scratch)]
+
+
+def _send_settings(asked: ListenSettings) -> SendSettings:
+    return SendSettings(
+        tls=asked.tls,
+        tls_ca=asked.tls_ca,
+        tls_certificate=asked.tls_certificate,
+        tls_key=asked.tls_key,
+        aet=asked.aet,
+        tries=1,
+        authorization=asked.authorization,
+    )

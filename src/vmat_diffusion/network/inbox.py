@@ -1,0 +1,208 @@
+"""What was received: files that appear whole, and a database of them, of structure sets and of answers.
+
+An object is on the disk and in the database before its sender is told so: a listener that is killed at any
+moment loses nothing that it acknowledged, and takes the rest when it is sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmat_diffusion.dicom.attributes import text
+from vmat_diffusion.dicom.folder import open_file
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import flush_to_disk
+from vmat_diffusion.web.store import new_id
+
+_PATIENCE_S = 20.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS studies (key TEXT PRIMARY KEY, latest REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS objects (
+    uid TEXT PRIMARY KEY, study TEXT NOT NULL REFERENCES studies(key), kind TEXT NOT NULL,
+    series TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS objects_study ON objects(study);
+CREATE TABLE IF NOT EXISTS sets (
+    uid TEXT PRIMARY KEY, study TEXT NOT NULL, seen REAL NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('new', 'entering', 'planning', 'answering', 'done')),
+    case_id TEXT NOT NULL DEFAULT '', asked TEXT NOT NULL DEFAULT '{}', run_id TEXT NOT NULL DEFAULT '',
+    sentence TEXT NOT NULL DEFAULT '') STRICT;
+CREATE TABLE IF NOT EXISTS deliveries (
+    set_uid TEXT NOT NULL REFERENCES sets(uid), peer TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'given up')), begun REAL NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL, sentence TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (set_uid, peer)) STRICT;
+"""
+
+State = Literal["entering", "planning", "answering", "done"]
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """The folder of the listener within the data folder, and its database."""
+
+    folder: Path
+
+    @property
+    def parts(self) -> Path:
+        """Files that are not whole yet."""
+        return self.folder / "parts"
+
+    def file(self, study: str, uid: str) -> Path:
+        """Where an object lies. Names that come from outside are no names on the disk."""
+        return self.folder / "studies" / study / f"{key_of(uid)}.dcm"
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection for questions."""
+        with closing(_connection(self.folder)) as db:
+            yield db
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that happens whole or not at all, one writer at a time."""
+        with closing(_connection(self.folder)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def take(self, content: bytes, uid: str) -> str:
+        """Keep one object, the bytes of a DICOM file; returns the key of its study.
+
+        An object that is there already stays as it is. Raises CaseError for what is no valid object or has
+        another SOP instance UID than the sender says.
+        """
+        part = self.parts / f"{new_id()}.part"
+        try:
+            part.write_bytes(content)
+            found = open_file(part, "the object")
+            study_uid = text(found.dataset, "StudyInstanceUID") if found else ""
+            if found is None or not study_uid or not found.uid:
+                raise CaseError("the object has no SOP class, SOP instance or study; export it again")
+            if found.uid != uid:
+                raise CaseError(
+                    "the object has another SOP instance UID than its sender says; export it again"
+                )
+            study, series = key_of(study_uid), text(found.dataset, "SeriesInstanceUID")
+            file = self.file(study, uid)
+            if not self._has(uid, file):
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                flush_to_disk(part)
+                part.replace(file)
+                _flush_folder(file.parent)
+            self._enter(uid, study, found.kind, series)
+        finally:
+            part.unlink(missing_ok=True)
+        return study
+
+    def _has(self, uid: str, file: Path) -> bool:
+        with self.read() as db:
+            row = db.execute("SELECT 1 FROM objects WHERE uid = ?", (uid,)).fetchone()
+        return row is not None and file.is_file()
+
+    def _enter(self, uid: str, study: str, kind: str, series: str) -> None:
+        with self.write() as db:
+            db.execute(
+                "INSERT INTO studies VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET latest = excluded.latest",
+                (study, time.time()),
+            )
+            db.execute(
+                "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT (uid) DO NOTHING",
+                (uid, study, kind, series),
+            )
+            if kind == "RTSTRUCT":
+                _enter_set(db, uid, study)
+
+    def sets(self, state: str) -> list[sqlite3.Row]:
+        """The structure sets in a state, with the time of the newest object of their study."""
+        with self.read() as db:
+            return db.execute(
+                "SELECT sets.*, studies.latest FROM sets LEFT JOIN studies ON studies.key = sets.study "
+                "WHERE state = ? ORDER BY seen",
+                (state,),
+            ).fetchall()
+
+    def objects(self, study: str) -> list[sqlite3.Row]:
+        """The objects of a study."""
+        with self.read() as db:
+            return db.execute("SELECT * FROM objects WHERE study = ? ORDER BY uid", (study,)).fetchall()
+
+    def move(self, uid: str, state: State, **values: str) -> None:
+        """Bring a structure set into a state, with further values of its row."""
+        names = "".join(f", {name} = ?" for name in values)
+        with self.write() as db:
+            db.execute(f"UPDATE sets SET state = ?{names} WHERE uid = ?", (state, *values.values(), uid))
+
+    def remove_old(self, before: float) -> int:
+        """Remove the objects of studies that nothing came for since a time and that nothing waits for."""
+        with self.read() as db:
+            rows = db.execute(
+                "SELECT key FROM studies WHERE latest < ? AND NOT EXISTS (SELECT 1 FROM sets WHERE "
+                "sets.study = studies.key AND sets.state != 'done')",
+                (before,),
+            ).fetchall()
+        for row in rows:
+            with self.write() as db:
+                db.execute("DELETE FROM objects WHERE study = ?", (row["key"],))
+                db.execute("DELETE FROM studies WHERE key = ?", (row["key"],))
+            shutil.rmtree(self.folder / "studies" / row["key"], ignore_errors=True)
+        return len(rows)
+
+
+def open_inbox(folder: Path) -> Inbox:
+    """The inbox in a folder, made where there is none; what a killed listener left half written goes."""
+    inbox = Inbox(folder)
+    for part in (folder, inbox.parts, folder / "studies", folder / "building"):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in inbox.parts.iterdir():
+        left.unlink()
+    with closing(_connection(folder)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(_SCHEMA)
+    return inbox
+
+
+def _connection(folder: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(folder / "network.sqlite", timeout=_PATIENCE_S, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    # FULL: an object that was acknowledged is on the disk even if the power fails.
+    db.executescript("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
+    return db
+
+
+def _enter_set(db: sqlite3.Connection, uid: str, study: str) -> None:
+    """A new structure set, or one sent again that never got as far as a plan: it gets another try."""
+    again = db.execute("SELECT 1 FROM sets WHERE uid = ? AND state = 'done' AND case_id = ''", (uid,))
+    if again.fetchone():
+        db.execute("DELETE FROM deliveries WHERE set_uid = ?", (uid,))
+        db.execute("DELETE FROM sets WHERE uid = ?", (uid,))
+    db.execute(
+        "INSERT INTO sets (uid, study, seen, state) VALUES (?, ?, ?, 'new') ON CONFLICT (uid) DO NOTHING",
+        (uid, study, time.time()),
+    )
+
+
+def key_of(uid: str) -> str:
+    """A name for a UID that says nothing and fits every disk."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems flush no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

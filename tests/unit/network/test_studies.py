@@ -1,0 +1,266 @@
+"""From received objects to a job of the review room and to its answer, without a network in between."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from network_peers import Peer, dicom_peer, planning_run
+from pydicom import dcmread
+
+from vmat_diffusion.errors import CaseError
+from vmat_diffusion.network.deliveries import deliver
+from vmat_diffusion.network.inbox import Inbox, open_inbox
+from vmat_diffusion.network.rules import Rule
+from vmat_diffusion.network.settings import ListenSettings
+from vmat_diffusion.network.studies import LISTENER, enter_listener, look
+from vmat_diffusion.web.queue.jobs import claim, complete, give_up, take
+from vmat_diffusion.web.room import Room
+from vmat_diffusion.web.runs import RunEntry
+from vmat_diffusion.web.store import now, open_store
+
+PLAN = {"goals": "bone_8_1", "search_minutes": 3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planning_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Inbox:
+    return open_inbox(tmp_path / "room" / "network")
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    made = Room(open_store(tmp_path / "room"))
+    enter_listener(made)
+    return made
+
+
+def asked(tmp_path: Path, **settings: object) -> ListenSettings:
+    given = {"rules": tmp_path / "r", "allow": ("A",), "quiet_s": 0.001, "data": tmp_path / "room"}
+    return ListenSettings(**{**given, **settings})
+
+
+def rules(*send: str) -> list[Rule]:
+    return [Rule("all", PLAN, send=send)]
+
+
+def files_of_case(run: Path) -> list[Path]:
+    return sorted((run.parent / "case").rglob("*.dcm"))
+
+
+def received(inbox: Inbox, files: list[Path]) -> str:
+    study = ""
+    for file in files:
+        study = inbox.take(file.read_bytes(), str(dcmread(file, stop_before_pixels=True).SOPInstanceUID))
+    time.sleep(0.01)
+    return study
+
+
+def jobs(room: Room) -> list[dict[str, object]]:
+    with room.store.read() as db:
+        return [dict(row) for row in db.execute("SELECT * FROM jobs")]
+
+
+def finish(room: Room, run: Path, error: str = "") -> None:
+    """Do what a worker does."""
+    given = claim(room)
+    assert given is not None
+    job = take(room.store, given, {"pid": 1})
+    assert job is not None
+    if error:
+        assert give_up(room.store, given, "failed", error)
+        return
+    shutil.copytree(run, room.run_folder(job["run_id"]))
+    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", {}, {})
+    assert complete(room.store, given, entry, "", {})
+
+
+def test_a_whole_study_becomes_one_job_with_the_rules_settings(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    received(inbox, files_of_case(run))
+    for _ in range(3):
+        look(inbox, room, rules(), asked(tmp_path))
+    (job,) = jobs(room)
+    assert job["settings"] == '{"goals": "bone_8_1", "search_minutes": 3}'
+    assert job["made_by"] == LISTENER.id
+    folder = room.case_folder(str(job["case_id"]))
+    assert sorted(f.read_bytes() for f in folder.iterdir()) == sorted(
+        f.read_bytes() for f in files_of_case(run)
+    )
+
+
+def test_a_study_that_is_sent_again_is_not_planned_again(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        received(inbox, files_of_case(run))
+        look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+    finish(room, run)
+    look(inbox, room, rules(), asked(tmp_path))
+    deliver(inbox, room, asked(tmp_path))
+    received(inbox, files_of_case(run))
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+
+
+def test_another_structure_set_of_the_study_is_another_plan(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    received(inbox, files_of_case(run))
+    look(inbox, room, rules(), asked(tmp_path))
+    (structures,) = [f for f in files_of_case(run) if dcmread(f).Modality == "RTSTRUCT"]
+    second = dcmread(structures)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    second.save_as(tmp_path / "second.dcm")
+    received(inbox, [tmp_path / "second.dcm"])
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 2
+    for job in jobs(room):
+        kinds = [dcmread(f).Modality for f in room.case_folder(str(job["case_id"])).iterdir()]
+        assert kinds.count("RTSTRUCT") == 1
+        assert len(kinds) == len(files_of_case(run))
+
+
+def test_a_study_waits_for_quiet_and_for_its_images(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    *most, last = sorted(files_of_case(run), key=lambda f: dcmread(f).Modality != "RTSTRUCT")
+    received(inbox, most)
+    look(inbox, room, rules(), asked(tmp_path))
+    assert jobs(room) == []
+    received(inbox, [last])
+    look(inbox, room, rules(), asked(tmp_path, quiet_s=60.0))
+    assert jobs(room) == []
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+
+
+def test_images_that_never_come_are_answered_with_a_pdf_and_may_be_sent_again(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    *most, last = sorted(files_of_case(run), key=lambda f: dcmread(f).Modality != "RTSTRUCT")
+    received(inbox, most)
+    with dicom_peer(Peer()) as peer:
+        to = rules(f"PEER@127.0.0.1:{peer.port}")
+        look(inbox, room, to, asked(tmp_path, patience_minutes=1e-5))
+        deliver(inbox, room, asked(tmp_path))
+        (document,) = peer.got
+        assert b"1 images that the structure set refers to did not come" in document.EncapsulatedDocument
+        received(inbox, [*most, last])
+        look(inbox, room, to, asked(tmp_path))
+    assert len(jobs(room)) == 1
+
+
+def test_results_go_to_each_peer_once(inbox: Inbox, room: Room, run: Path, tmp_path: Path) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer(), commitment=False) as first, dicom_peer(Peer(), commitment=False) as second:
+        look(inbox, room, rules(*(f"PEER@127.0.0.1:{p.port}" for p in (first, second))), asked(tmp_path))
+        finish(room, run)
+        for _ in range(3):
+            look(inbox, room, rules(), asked(tmp_path))
+            deliver(inbox, room, asked(tmp_path))
+    assert first.kinds() == second.kinds() == ["DOC", "RTDOSE", "RTPLAN"]
+    assert [row["state"] for row in inbox.sets("done")] == ["done"]
+
+
+def test_a_peer_that_is_away_gets_its_results_later(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer()) as there:
+        pass
+    look(inbox, room, rules(f"PEER@127.0.0.1:{there.port}"), asked(tmp_path))
+    finish(room, run)
+    look(inbox, room, rules(), asked(tmp_path))
+    deliver(inbox, room, asked(tmp_path))
+    with dicom_peer(Peer(port=there.port), commitment=False) as back:
+        deliver(inbox, room, asked(tmp_path))
+        assert back.got == []  # not before the wait is over
+        later = time.time() + 16.0
+        monkeypatch.setattr(time, "time", lambda: later)
+        deliver(inbox, room, asked(tmp_path))
+    assert back.kinds() == ["DOC", "RTDOSE", "RTPLAN"]
+
+
+def test_a_peer_that_stays_away_is_given_up(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer()) as gone:
+        pass
+    look(inbox, room, rules(f"PEER@127.0.0.1:{gone.port}"), asked(tmp_path))
+    finish(room, run, "PTV reaches outside BODY; fix the contour")
+    look(inbox, room, rules(), asked(tmp_path))
+    deliver(inbox, room, asked(tmp_path))
+    assert inbox.sets("answering")
+    later = time.time() + 25 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    deliver(inbox, room, asked(tmp_path))
+    assert inbox.sets("done")
+
+
+def test_a_plan_that_was_refused_comes_back_as_its_sentence(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer(), commitment=False) as peer:
+        look(inbox, room, rules(f"PEER@127.0.0.1:{peer.port}"), asked(tmp_path))
+        finish(room, run, "PTV reaches outside BODY; fix the contour")
+        look(inbox, room, rules(), asked(tmp_path))
+        deliver(inbox, room, asked(tmp_path))
+    (document,) = peer.got
+    assert document.Modality == "DOC"
+    assert b"PTV reaches outside BODY; fix the contour" in document.EncapsulatedDocument
+
+
+def test_what_no_rule_fits_is_left_alone(inbox: Inbox, room: Room, run: Path, tmp_path: Path) -> None:
+    received(inbox, files_of_case(run))
+    look(inbox, room, [Rule("none", PLAN, structures=("Liver",))], asked(tmp_path))
+    assert jobs(room) == []
+    assert [row["sentence"] for row in inbox.sets("done")] == ["no rule fits"]
+
+
+def test_old_objects_go_when_nothing_waits_for_them(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    study = received(inbox, files_of_case(run))
+    look(inbox, room, rules(), asked(tmp_path))
+    assert inbox.remove_old(time.time() + 1) == 0
+    finish(room, run)
+    look(inbox, room, rules(), asked(tmp_path))
+    deliver(inbox, room, asked(tmp_path))
+    assert inbox.remove_old(time.time() - 60) == 0
+    assert inbox.remove_old(time.time() + 1) == 1
+    assert not (inbox.folder / "studies" / study).exists()
+    (job,) = jobs(room)
+    assert len(list(room.case_folder(str(job["case_id"])).iterdir())) == len(files_of_case(run))
+    received(inbox, files_of_case(run))
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "no SOP class"),
+        (b"\0" * 128 + b"DICM" + b"\xff" * 300, "no SOP class"),
+        (b"\0" * 128 + b"DICM", "."),
+        (None, "another SOP instance UID"),
+    ],
+)
+def test_what_is_no_object_is_refused_and_leaves_nothing(
+    inbox: Inbox, run: Path, content: bytes | None, sentence: str
+) -> None:
+    content = files_of_case(run)[0].read_bytes() if content is None else content
+    with pytest.raises(CaseError, match=sentence):
+        inbox.take(content, "1.2.3")
+    assert list(inbox.parts.iterdir()) == []
+    assert list((inbox.folder / "studies").iterdir()) == []
