@@ -22,7 +22,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import parse_json, sha256_of, written_whole
 
 SHIPPED = Path(__file__).with_name("weights") / "shipped.safetensors"
-_FORMAT = "1"
+_FORMAT = "2"
 # Sampled residuals are scaled by it so that bands cover what they state; 1 is no change, above 10 no model.
 _SPREAD_MAX = 10.0
 
@@ -77,8 +77,7 @@ class DoseModel:
 
 def new_network(description: ModelDescription) -> DoseNet:
     """A network with random weights."""
-    net = DoseNet(len(description.encoding.channels), description.encoding.layout.size, description.size)
-    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+    return DoseNet(len(description.encoding.channels), description.encoding.layout.size, description.size)
 
 
 def save_model(path: Path, model: DoseModel) -> Path:
@@ -155,10 +154,6 @@ def _loaded(role: str, tensors: Mapping[str, Tensor], description: ModelDescript
     with torch.device("meta"):
         net = new_network(description)
     start = f"{role}."
-    own = {name[len(start) :]: _laid_out(value) for name, value in tensors.items() if name.startswith(start)}
+    own = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
     net.load_state_dict(own, assign=True)
     return net.eval().requires_grad_(False)
-
-
-def _laid_out(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last_3d) if value.ndim == 5 else value

@@ -165,8 +165,8 @@ class _CaseSampler:
             volume, numbers = self.volume, vector
             if mirror:
                 volume, numbers = mirror_case(volume, numbers, self.model.encoding)
-            volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            out.append((share, net.anatomy(volume, numbers.to(self.device))))
+            mask = self.mask.flip(-1) if mirror else self.mask
+            out.append((share, net.anatomy(volume.to(self.device), numbers.to(self.device), mask)))
         return out
 
     def _network_regression(self, *, mirror: bool) -> Tensor:

@@ -195,7 +195,7 @@ def augmented(name: str, arrays: Mapping[str, NDArray], encoding: Encoding, chan
     )
     return Sample(
         name,
-        volume[None].contiguous(memory_format=torch.channels_last_3d),
+        volume[None],
         vector[None],
         stack[0],
         stack[1],

@@ -149,9 +149,10 @@ def _adapted(net: DoseNet, old: Encoding, new: Encoding) -> dict[str, Tensor]:
 
 
 def _rearranged(weight: Tensor, before: Sequence[str], after: Sequence[str]) -> Tensor:
-    """A weight `[out, in, ...]` for other inputs; the weights of new inputs are 0."""
-    out = torch.zeros(weight.shape[0], len(after), *weight.shape[2:], dtype=weight.dtype)
+    """A weight `[out, k x in]` for other inputs; the weights of new inputs are 0."""
+    old = weight.unflatten(1, (-1, len(before)))
+    out = old.new_zeros(*old.shape[:2], len(after))
     for k, name in enumerate(after):
         if name in before:
-            out[:, k] = weight[:, before.index(name)]
-    return out
+            out[:, :, k] = old[:, :, before.index(name)]
+    return out.flatten(1)
