@@ -113,7 +113,8 @@ _PATIENTS = Option(metavar="201-210,215", text="whole")
 class BenchmarkSettings:
     """What `benchmark openkbp` predicts and scores.
 
-    With `samples` the mean of so many is scored beside the regression and one sample. `patients` are numbers
+    What `predict` does by default is what is scored by default: with `samples` the mean of so many beside
+    the regression and one sample. With `fit_spread` samples are drawn without the spread of the weights. `patients` are numbers
     of the split, None for all.
     """
 
@@ -124,8 +125,9 @@ class BenchmarkSettings:
     weights: WeightsName = "shipped"
     samples: Annotated[
         int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")
-    ] = 0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
+    ] = PredictSettings.samples
+    steps: SampleSteps = PredictSettings.steps
+    method: SampleMethod = PredictSettings.method
     seed: Seed = 0
     patients: Annotated[
         _Patients | None, Field(description="Only these patients of the split; by default all."), _PATIENTS

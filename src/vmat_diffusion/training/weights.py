@@ -70,7 +70,10 @@ def model_of(checkpoint: Checkpoint, card: Mapping[str, Any]) -> DoseModel:
     settings = training_settings(checkpoint.settings)
     described = replace(description(settings), card=dict(card))
     if settings.stages[checkpoint.stage].role == "mean":
-        return DoseModel(described, _network(settings, checkpoint.ema))
+        before = checkpoint.residual  # of the weights that the training began with
+        return DoseModel(
+            described, _network(settings, checkpoint.ema), before and _network(settings, before)
+        )
     assert checkpoint.mean is not None  # `StageModule` starts no stage of this role without it
     return DoseModel(described, _network(settings, checkpoint.mean), _network(settings, checkpoint.ema))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,8 @@ def predict_case(
 
         model = load_model(settings.weights)
         model.require_samples(settings.samples)
+        if settings.samples:
+            model.spread(settings.method, settings.steps)  # before the case is read
         lap("model")
         progress("read", 0.0, "")
         source = read_input(path, settings)
@@ -119,6 +121,7 @@ def predict_case(
         )
         names = _write_doses(folder, source, prediction, coding)
         lap("write")
+        calibration = model.description.calibration
         run = PredictRun(
             case=source.case,
             prediction=prediction,
@@ -127,7 +130,10 @@ def predict_case(
             provenance={
                 **case_provenance(path, source.case),
                 "settings": settings_record(settings),
-                "model": {"card": dict(model.description.card), "spread": model.description.spread},
+                "model": {
+                    "card": dict(model.description.card),
+                    "calibration": calibration and asdict(calibration),
+                },
             },
             sheet=source.sheet,
         )
@@ -177,7 +183,11 @@ def predict_input(
         source.sheet,
         model.to(choose_device(settings.device)),
         Sampling(
-            samples=settings.samples, steps=settings.steps, seed=settings.seed, guidance=settings.guidance
+            samples=settings.samples,
+            steps=settings.steps,
+            seed=settings.seed,
+            method=settings.method,
+            guidance=settings.guidance,
         ),
         training=source.training,
         goal_weight=settings.pull,
