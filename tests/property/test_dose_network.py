@@ -50,7 +50,7 @@ def test_empty_space_changes_nothing(mixing):
         anatomy = net.anatomy(wide, vector, F.pad(mask, sides))
         noisy = F.pad(sample, sides, value=5.0)
         found = torch.cat([net(anatomy, torch.ones(1)), net(anatomy, torch.full((1,), 0.4), noisy, noisy)])
-        return found[..., *(slice(margin, margin + n) for n in mask.shape)]
+        return found[(..., *(slice(margin, margin + n) for n in mask.shape))]
 
     torch.testing.assert_close(dose(16), dose(0), atol=1e-6, rtol=1e-5)
 

@@ -20,6 +20,9 @@ from vmat_diffusion.workflow.settings import (
     GridMm,
     MachineName,
     PlanSettings,
+    PredictSettings,
+    SampleMethod,
+    SampleSteps,
     SearchMinutes,
     Seed,
     Uncertainty,
@@ -113,9 +116,9 @@ _PATIENTS = Option(metavar="201-210,215", text="whole")
 class BenchmarkSettings:
     """What `benchmark openkbp` predicts and scores.
 
-    What `predict` does by default is what is scored by default: with `samples` the mean of so many beside
-    the regression and one sample. With `fit_spread` samples are drawn without the spread of the weights. `patients` are numbers
-    of the split, None for all.
+    The defaults are those of `predict`: with `samples` the mean of so many is scored beside the regression
+    and one sample. `fit_spread` draws samples without the spread of the weights. `patients` are numbers of
+    the split, None for all.
     """
 
     data: OpenkbpFolder

@@ -349,5 +349,6 @@ def padded(volume: Tensor, encoding: Encoding, sides: list[int]) -> Tensor:
     before, after = sides[-2::-2], sides[::-2]
     shape = [b + n + a for b, n, a in zip(before, volume.shape[1:], after, strict=True)]
     out = background(encoding)[:, None, None, None].expand(-1, *shape).clone()
-    out[(slice(None), *(slice(b, b + n) for b, n in zip(before, volume.shape[1:], strict=True)))] = volume
+    box = tuple(slice(b, b + n) for b, n in zip(before, volume.shape[1:], strict=True))
+    out[:, box[0], box[1], box[2]] = volume
     return out

@@ -33,7 +33,7 @@ class Level(NamedTuple):
 
 
 class Places(NamedTuple):
-    """The mask of a case: `flat[m]` are its voxels in the volume of `shape (z, y, x)`; levels 1/2, 1/4, ..."""
+    """A mask: `flat[m]` are its voxels in the volume of `shape (z, y, x)`; the levels are 1/2, 1/4, ..."""
 
     shape: tuple[int, ...]
     flat: Tensor
@@ -187,7 +187,10 @@ class Norm(nn.Module):
             factor = self.weight * (variance + 1e-5).rsqrt()
             shift = self.bias - mean * factor
             if film is not None:
-                factor, shift = factor * (1 + film[0].float()), shift * (1 + film[0].float()) + film[1].float()
+                factor, shift = (
+                    factor * (1 + film[0].float()),
+                    shift * (1 + film[0].float()) + film[1].float(),
+                )
             return torch.addcmul(shift, values, factor).to(rows.dtype)
 
 

@@ -52,7 +52,9 @@ def denoise(
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     noise = smooth_noise(tuple(x0.shape), process.smooth_voxels, generator).to(x0.device)
     x = add_noise(x0, noise, t, schedule)
-    output = net(net.anatomy(sample.volume, sample.vector, sample.mask), time_of(t), x, base[None, None]).float()
+    output = net(
+        net.anatomy(sample.volume, sample.vector, sample.mask), time_of(t), x, base[None, None]
+    ).float()
     target = prediction_target(x0, noise, t, schedule, process.answer)
     error = (output - target).square() * sample.mask
     loss = min_snr_weight(t, schedule, process.answer)[0] * error.sum() / sample.mask.sum()

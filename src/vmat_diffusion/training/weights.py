@@ -70,10 +70,9 @@ def model_of(checkpoint: Checkpoint, card: Mapping[str, Any]) -> DoseModel:
     settings = training_settings(checkpoint.settings)
     described = replace(description(settings), card=dict(card))
     if settings.stages[checkpoint.stage].role == "mean":
-        before = checkpoint.residual  # of the weights that the training began with
-        return DoseModel(
-            described, _network(settings, checkpoint.ema), before and _network(settings, before)
-        )
+        # The residual of the weights that the training began with, if there was one.
+        residual = None if checkpoint.residual is None else _network(settings, checkpoint.residual)
+        return DoseModel(described, _network(settings, checkpoint.ema), residual)
     assert checkpoint.mean is not None  # `StageModule` starts no stage of this role without it
     return DoseModel(described, _network(settings, checkpoint.mean), _network(settings, checkpoint.ema))
 

@@ -84,7 +84,7 @@ def _calibration(origin: Mapping[str, Any], model: DoseModel) -> Calibration | N
     """That of the weights that the training began with; None for a model without diffusion."""
     from vmat_diffusion.diffusion.model import Calibration
 
-    before = origin.get("calibration")
+    before: dict[str, Any] | None = origin.get("calibration")
     if before is None or model.residual is None:
         return None
     return Calibration(**{**before, "patients": tuple(before["patients"]), "inherited": True})
@@ -93,7 +93,7 @@ def _calibration(origin: Mapping[str, Any], model: DoseModel) -> Calibration | N
 def _fitted(file: Path, model: DoseModel) -> Calibration:
     from vmat_diffusion.diffusion.model import Calibration
 
-    record = read_json(file)
+    record: Any = read_json(file)
     try:
         weights, settings, fit = record["weights"], record["settings"], record["calibration"]["fit"]
         found = Calibration(
