@@ -146,10 +146,8 @@ def _predicted_text(run: PredictRun) -> str:
         f"{', '.join(asked) or 'nothing, its free prediction exceeds no limit it knows'}",
     ]
     if done.samples:
-        rows = [
-            [k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"]
-            for k, s in enumerate(done.scores[1:])
-        ]
+        scores = {"regression": done.regression_score, **dict(enumerate(done.scores[1:]))}
+        rows = [[k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"] for k, s in scores.items()]
         parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
     parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refus
     from vmat_diffusion.diffusion.case_prediction import CasePrediction
     from vmat_diffusion.diffusion.encode import DoseGoals
     from vmat_diffusion.diffusion.model import DoseModel
+    from vmat_diffusion.diffusion.predict import Sampling
     from vmat_diffusion.evaluate.goals import GoalSheet
 
 # Steps of the stored doses, as in training cases; 655 Gy at most.
@@ -58,6 +59,7 @@ class PredictRun:
             "goals": [goal_record(r) for r in done.results[0]],
             "groups": [group_record(g) for g in group_results(done.results[0])],
             "sheet": sheet_record(self.sheet) if self.sheet else None,
+            "regression": done.regression_score.record(),
             "samples": [
                 {**score.record(), "goals": [goal_record(r) for r in results]}
                 for score, results in zip(done.scores[1:], done.results[1:], strict=True)
@@ -176,22 +178,28 @@ def predict_input(
 ) -> CasePrediction:
     """Predict a case that was read, by the settings. Raises InputError for a case that cannot be encoded."""
     from vmat_diffusion.diffusion.case_prediction import choose_device, predict_for_goals
-    from vmat_diffusion.diffusion.predict import Sampling
 
     return predict_for_goals(
         source.case,
         source.sheet,
         model.to(choose_device(settings.device)),
-        Sampling(
-            samples=settings.samples,
-            steps=settings.steps,
-            seed=settings.seed,
-            method=settings.method,
-            guidance=settings.guidance,
-        ),
+        sampling_in(settings),
         training=source.training,
         goal_weight=settings.pull,
         progress=progress,
+    )
+
+
+def sampling_in(settings: PredictSettings) -> Sampling:
+    """How samples are drawn by the settings."""
+    from vmat_diffusion.diffusion.predict import Sampling
+
+    return Sampling(
+        samples=settings.samples,
+        steps=settings.steps,
+        seed=settings.seed,
+        method=settings.method,
+        guidance=settings.guidance,
     )
 
 

@@ -324,10 +324,34 @@ def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoi
         before = found.settings.get(name)
         same = before == value
         if name == "stages" and isinstance(before, list):
-            same = before[:begun] == value[:begun]
+            same = before[: begun - 1] == value[: begun - 1] and _goes_on(found, settings)
         if name not in _FREE and not same:
             raise InputError(
                 f"{out} was begun with another setting {name}; see {SETTINGS} in it and go on with "
                 "the same, or name another folder"
             )
     return found
+
+
+def _goes_on(found: Checkpoint, settings: TrainingSettings) -> bool:
+    """Whether the stage of a checkpoint is that of the settings, so far.
+
+    The length of a trapezoid and the begin of its fall may change while its rate is level: a training that
+    had been begun so would be at the same point.
+    """
+    from vmat_diffusion.training.settings import Weight, settings_record, training_settings
+
+    if found.stage >= len(settings.stages):
+        return False
+    before, now = training_settings(found.settings).stages[found.stage], settings.stages[found.stage]
+    free = {"samples": 0, "decay_from": 0.0}
+    level = all(
+        s.schedule == "trapezoid"
+        and found.samples <= s.decay_from * s.samples
+        and not any(isinstance(w, Weight) and w.from_share for w in s.losses.values())
+        for s in (before, now)
+    )
+    records = [settings_record(replace(settings, stages=(s,)))["stages"][0] for s in (before, now)]
+    if level:
+        records = [{**record, **free} for record in records]
+    return records[0] == records[1]
