@@ -84,14 +84,16 @@ class BenchmarkResult:
         others = [name for name in spreads if name not in fitted]
         if fitted and others:
             factor = fit_spread([spreads[name] for name in fitted])
+            points = fit_spread([spreads[name] for name in fitted], points=True)
             rest = [spreads[name] for name in others]
             out["fit"] = {
                 "fitted_on": fitted,
                 "judged_on": others,
                 "factor": factor,
-                "points_factor": fit_spread([spreads[name] for name in fitted], points=True),
+                "points_factor": points,
                 "coverage_as_drawn": _covered(rest),
                 "coverage_widened": None if factor is None else _covered(rest, factor),
+                "coverage_points_widened": None if points is None else _covered(rest, points),
             }
         return out
 
