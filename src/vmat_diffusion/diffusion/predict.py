@@ -31,12 +31,11 @@ class Sampling:
     """How samples are drawn.
 
     `samples` is their number, 0 for the regression alone; each takes `steps` of `method`. DPM-Solver++ 2M
-    keeps the spread in few steps, of which DDIM loses a third in four. The random stream of sample k depends
-    on `seed` and k alone. `calibrated` multiplies residuals by the factor that was fitted for the weights,
-    for this method and number of steps. `guidance` is the weight of classifier-free guidance on the
-    goals (Ho and Salimans, arXiv:2207.12598): 1 takes the conditional output as it is, more goes further
-    away from the unconditional output. With `mirror` the regression is the mean over the case and its
-    mirror image.
+    loses less of the spread in few steps than DDIM. The random stream of sample k depends on `seed` and k
+    alone. `calibrated` multiplies residuals by the factor that was fitted for the weights, for this method
+    and number of steps. `guidance` is the weight of classifier-free guidance on the goals (Ho and Salimans,
+    arXiv:2207.12598): 1 takes the conditional output as it is, more goes further away from the unconditional
+    output. With `mirror` the regression is the mean over the case and its mirror image.
     """
 
     samples: int = 0
