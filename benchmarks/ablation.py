@@ -129,8 +129,7 @@ class Trial:
     def __init__(self, row: Row, encoding: Encoding, seed: int, mean: Trial | None) -> None:
         torch.manual_seed(seed)
         self.row, self.encoding, self.mean, self.seed = row, encoding, mean, seed
-        net = DoseNet(len(encoding.channels), encoding.layout.size, row.size)
-        self.net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.net = DoseNet(len(encoding.channels), encoding.layout.size, row.size)
         self.average = {name: value.detach().clone() for name, value in self.net.named_parameters()}
         self.process = Process(
             answer=row.answer,
@@ -155,10 +154,9 @@ class Trial:
 
     def loss(self, case: Sample, n: int) -> Tensor:
         s = self.seen(case)
-        with torch.autocast("cpu", torch.bfloat16):
-            if self.row.role != "mean":
-                return denoise(self.net, self.base(s), s, self.process, (self.seed, n))[1]
-            y = regression(self.net, s) * s.mask
+        if self.row.role != "mean":
+            return denoise(self.net, self.base(s), s, self.process, (self.seed, n))[1]
+        y = regression(self.net, s) * s.mask
         terms: dict[str, Callable[[], Tensor]] = {
             "l1": lambda: dose_l1(y, s.dose, s.mask),
             "dvh": lambda: dvh_l1(y, s.dose, s.structures),
@@ -170,7 +168,7 @@ class Trial:
 
     def predicted(self, case: Sample, steps: int, draws: int) -> Tensor:
         s = self.seen(case)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             if self.row.role == "mean":
                 return regression(self.net, s)[None]
             return sample_doses(self.net, self.base(s), s, self.process, samples=draws, steps=steps)
@@ -192,7 +190,6 @@ class Trial:
                 )
             (self.loss(cases[int(order[place])], n) / 2).backward()
             if n % 2:
-                # bfloat16 on the processor returns an infinite gradient now and then for very small volumes.
                 if torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0).isfinite():
                     optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -140,7 +140,7 @@ def openkbp_section() -> Iterator[str]:
     yield ""
     yield "## Dose model on OpenKBP"
     yield ""
-    drawn = f"--samples {asked['samples']} --steps {asked['steps']}"
+    drawn = f"--samples {asked['samples']} --steps {asked['steps']} --method {asked.get('method', 'ddim')}"
     yield f"`benchmark openkbp --split {asked['split']} {drawn}`, weights `{found['weights']['name']}`,"
     yield f"{found['date']}, {found['machine']}. Gy, 95 % intervals over patients."
     yield ""

@@ -51,8 +51,8 @@ def whole_volume(case: TrainingCase, model: DoseModel, steps: int, repeats: int)
     best(Sampling(mirror=False))  # what is done but once
     out["regression_s"] = best(Sampling())
     if model.residual is not None:
-        out["one_sample_s"] = best(Sampling(samples=1, steps=steps))
-        out["sample_s"] = best(Sampling(samples=2, steps=steps)) - out["one_sample_s"]
+        out["one_sample_s"] = best(Sampling(samples=1, steps=steps, calibrated=False))
+        out["sample_s"] = best(Sampling(samples=2, steps=steps, calibrated=False)) - out["one_sample_s"]
     return out
 
 

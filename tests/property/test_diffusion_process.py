@@ -43,6 +43,16 @@ def test_all_steps_of_a_deterministic_sampler_follow_the_exact_flow(start, name,
     assert float((found - exact_flow(start, schedule)).abs().mean()) < bound
 
 
+def test_few_steps_of_the_default_sampler_keep_more_of_the_spread(start):
+    schedule = process.cosine()
+    model = lambda x, t: best_x0(x, t, schedule)  # noqa: E731
+    default, ddim = (
+        float(run_sampler(model, start, schedule, steps=8, **how).std()) / STD
+        for how in ({}, {"method": "ddim"})
+    )
+    assert 1 > default > ddim + 0.04
+
+
 @pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm2", 2)])
 def test_the_error_falls_with_the_order_of_the_sampler(start, method, order):
     schedule = process.linear()

@@ -20,6 +20,9 @@ from vmat_diffusion.workflow.settings import (
     GridMm,
     MachineName,
     PlanSettings,
+    PredictSettings,
+    SampleMethod,
+    SampleSteps,
     SearchMinutes,
     Seed,
     Uncertainty,
@@ -113,8 +116,9 @@ _PATIENTS = Option(metavar="201-210,215", text="whole")
 class BenchmarkSettings:
     """What `benchmark openkbp` predicts and scores.
 
-    With `samples` the mean of so many is scored beside the regression and one sample. `patients` are numbers
-    of the split, None for all.
+    The defaults are those of `predict`: with `samples` the mean of so many is scored beside the regression
+    and one sample. `fit_spread` draws samples without the spread of the weights. `patients` are numbers of
+    the split, None for all.
     """
 
     data: OpenkbpFolder
@@ -124,8 +128,9 @@ class BenchmarkSettings:
     weights: WeightsName = "shipped"
     samples: Annotated[
         int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")
-    ] = 0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
+    ] = PredictSettings.samples
+    steps: SampleSteps = PredictSettings.steps
+    method: SampleMethod = PredictSettings.method
     seed: Seed = 0
     patients: Annotated[
         _Patients | None, Field(description="Only these patients of the split; by default all."), _PATIENTS

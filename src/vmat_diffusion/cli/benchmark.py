@@ -130,6 +130,9 @@ def _calibration(found: dict[str, Any]) -> list[str]:
         if fit["coverage_widened"]:
             label = f"times {fit['factor']:.2f}, fitted on {len(fit['fitted_on'])}, the others"
             coverages.append((label, fit["coverage_widened"]))
+        if fit["coverage_points_widened"]:
+            label = f"times {fit['points_factor']:.2f}, fitted on their DVH points, the others"
+            coverages.append((label, fit["coverage_points_widened"]))
     rows = [
         [label, level, *(_interval(shares[what], 100) for what in ("voxels", "dvh"))]
         for label, by_level in coverages

@@ -26,6 +26,7 @@ from vmat_diffusion.workflow.planning.request import plan_settings, sheet_defaul
 from vmat_diffusion.workflow.settings import CheckMinutes, PlanSettings, PredictSettings, Shareable
 
 if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.ranking import GoalScore
     from vmat_diffusion.workflow.predict import PredictRun
     from vmat_diffusion.workflow.trade_off import TradeOff
 
@@ -194,10 +195,9 @@ def _predicted_text(run: PredictRun) -> str:
         f"{', '.join(asked) or 'nothing, its free prediction exceeds no limit it knows'}",
     ]
     if done.samples:
-        rows = [
-            [k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"]
-            for k, s in enumerate(done.scores[1:])
-        ]
+        scores: dict[object, GoalScore] = {"regression": done.regression_score}
+        scores |= enumerate(done.scores[1:])
+        rows = [[k, *s.missed, f"{s.excess_percent:.1f}", f"{s.used_percent:.1f}"] for k, s in scores.items()]
         parts.append(table(["sample", "must", "should", "wish", "excess %", "limits used %"], rows, left=1))
     parts.append(done.reason)
     parts += [f"Unusual for the model: {sentence}" for sentence in done.warnings]

@@ -263,20 +263,19 @@ class ExportWeightsOptions(Facts):
         Field(description="Where to write: a safetensors file; by default weights.safetensors in it."),
         TO_FILE,
     ] = None
-    spread: Annotated[
-        float,
-        Field(
-            ge=0.01, description="Factor on the spread of the samples, from benchmark openkbp --fit-spread."
-        ),
-    ] = 1.0
+    calibration: Annotated[
+        Path | None,
+        Field(description="Spread of the samples: the JSON file of benchmark openkbp --fit-spread."),
+        Option(metavar="FILE"),
+    ] = None
 
 
 def export_weights(options: ExportWeightsOptions) -> None:
     """Write the weights of the last checkpoint of a training, finished or not."""
-    from vmat_diffusion.workflow.train import export_weights as write
+    from vmat_diffusion.workflow.export import export_weights as write
 
-    file = str(write(options.run, options.out, options.spread))
-    show(json.dumps({"file": file, "spread": options.spread}) if options.json else file)
+    file = str(write(options.run, options.out, options.calibration))
+    show(json.dumps({"file": file}) if options.json else file)
 
 
 def _machinery(options: TrainingPlace) -> Machinery:

@@ -1,7 +1,7 @@
 """Dose prediction for a case and its goals, on voxels of the case.
 
 The model predicts twice: first without goals, then conditioned on the limits that the first prediction
-exceeds. Of the samples, the one that meets the goals best is chosen.
+exceeds. Of the regression and the samples, the one that meets the goals best is chosen.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class CasePrediction:
 
     `regression` is the dose without diffusion, given the goals of `conditioning`; `mean` is the mean of the
     `samples`, or the regression where there are none. `results` and `scores` hold the goals on the mean,
-    then on each sample. `chosen` is the sample that meets the sheet best, None without samples; `reason`
-    explains the choice in one sentence. `warnings` are sentences on how the case leaves the model's domain.
+    then on each sample; `regression_score` is that of the regression. `chosen` is the sample that meets the
+    sheet best, None where the regression meets it better or there is none; `reason` explains the choice in
+    one sentence. `warnings` are sentences on how the case leaves the model's domain.
     """
 
     regression: Dose
@@ -45,14 +46,27 @@ class CasePrediction:
     conditioning: DoseGoals
     results: tuple[tuple[GoalResult, ...], ...]
     scores: tuple[GoalScore, ...]
+    regression_score: GoalScore
     chosen: int | None
     reason: str
     warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> Dose:
-        """The chosen sample, or the mean where there is none."""
-        return self.mean if self.chosen is None else self.samples[self.chosen]
+        """The chosen sample, or the regression where none is chosen."""
+        return self.regression if self.chosen is None else self.samples[self.chosen]
+
+    @property
+    def aims(self) -> tuple[Dose, ...]:
+        """The doses worth a plan, the best by the sheet first: the regression and what meets it better.
+
+        A sample that meets the sheet less well than the regression is none: what it has beside it is noise.
+        """
+        pairs = zip(self.scores[1:], self.samples, strict=True)
+        better = sorted(
+            ((score, k) for k, (score, _) in enumerate(pairs) if score < self.regression_score),
+        )
+        return (*(self.samples[k] for _, k in better), self.regression)
 
 
 def predict_for_goals(
@@ -93,7 +107,8 @@ def predict_for_goals(
     mean = onto_case(second.mean, case, grid) if samples else regression
     results = tuple(evaluate(sheet, case, dose) for dose in (mean, *samples))
     scores = tuple(goal_score(r) for r in results)
-    chosen = min(range(len(samples)), key=lambda k: scores[k + 1]) if samples else None
+    base = goal_score(evaluate(sheet, case, regression)) if samples else scores[0]
+    best = min(range(len(samples)), key=lambda k: scores[k + 1]) if samples else None
     return CasePrediction(
         regression=regression,
         mean=mean,
@@ -101,9 +116,10 @@ def predict_for_goals(
         conditioning=goals,
         results=results,
         scores=scores,
-        chosen=chosen,
-        reason=_reason(scores, chosen),
-        warnings=domain_warnings(training, model),
+        regression_score=base,
+        chosen=best if best is not None and scores[best + 1] < base else None,
+        reason=_reason(base, scores[1:], best),
+        warnings=(*domain_warnings(training, model), *_spread_warnings(model, sampling)),
     )
 
 
@@ -159,16 +175,33 @@ def _on_model_grid(
     return replace(resampled, has_ct=training.has_ct)
 
 
-def _reason(scores: tuple[GoalScore, ...], chosen: int | None) -> str:
-    """Why a sample was chosen, from the scores of the mean and of each sample."""
-    if chosen is None:
-        return f"No sample was drawn, so the regression is taken: {scores[0]}."
-    samples = scores[1:]
-    best = samples[chosen]
-    others = sorted(s for k, s in enumerate(samples) if k != chosen)
+def _reason(regression: GoalScore, samples: tuple[GoalScore, ...], best: int | None) -> str:
+    """Why the regression or the best sample was chosen."""
+    if best is None:
+        return f"No sample was drawn, so the regression is taken: {regression}."
+    score = samples[best]
+    if not score < regression:
+        return (
+            f"The regression is taken, as no sample meets the goals better: {regression}; sample {best} of "
+            f"{len(samples)}, the best, has {score}."
+        )
+    others = sorted(s for k, s in enumerate(samples) if k != best)
     if not others:
-        return f"Sample {chosen} is the only one: {best}."
-    equal = sum(s == best for s in others)
+        return f"Sample {best} is the only one: {score}; the regression has {regression}."
+    equal = sum(s == score for s in others)
     if equal:
-        return f"Sample {chosen} is the first of {equal + 1} that meet the goals alike and best: {best}."
-    return f"Sample {chosen} of {len(samples)} meets the goals best: {best}; the next has {others[0]}."
+        return f"Sample {best} is the first of {equal + 1} that meet the goals alike and best: {score}."
+    return f"Sample {best} of {len(samples)} meets the goals best: {score}; the next has {others[0]}."
+
+
+def _spread_warnings(model: DoseModel, sampling: Sampling) -> tuple[str, ...]:
+    """A sentence where the spread of the samples was not fitted on the weights as they are."""
+    calibration = model.description.calibration
+    if not sampling.samples or (calibration is not None and not calibration.inherited):
+        return ()
+    if calibration is None:
+        return ("the spread of these weights' samples was never compared with patients",)
+    return (
+        "the spread of the samples was fitted on the weights that these began with, not on these; fit it "
+        "with benchmark openkbp --fit-spread",
+    )

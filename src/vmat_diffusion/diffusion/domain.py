@@ -168,6 +168,39 @@ def domain_figures(cases: Iterable[TrainingCase], encoding: Encoding) -> dict[st
     }
 
 
+def joined_figures(known: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the cases of a training and of those that its weights have seen before.
+
+    Those of the later cases alone where they have other features, as on another site: there the model has
+    learnt anew.
+    """
+    if not (known and later) or not set(later["features"]) <= set(known["features"]):
+        return dict(later or known)
+    if all(known[key] == later[key] for key in ("features", "mean", "low", "high")):
+        return dict(known)
+    at = [known["features"].index(name) for name in later["features"]]
+    mean, low, high = (np.array(known[key], np.float64) for key in ("mean", "low", "high"))
+    spread = np.linalg.inv(np.array(known["precision"], np.float64))
+    other = spread.copy()
+    other[np.ix_(at, at)] = np.linalg.inv(np.array(later["precision"], np.float64))
+    step = np.zeros_like(mean)
+    step[at] = np.array(later["mean"]) - mean[at]
+    share = later["cases"] / (known["cases"] + later["cases"])
+    low[at], high[at] = np.minimum(low[at], later["low"]), np.maximum(high[at], later["high"])
+    both = (1 - share) * spread + share * other + share * (1 - share) * np.outer(step, step)
+    return {
+        **known,
+        "cases": known["cases"] + later["cases"],
+        "sites": sorted({*known["sites"], *later["sites"]}),
+        "positions": sorted({*known.get("positions", _POSITIONS), *later.get("positions", _POSITIONS)}),
+        "mean": _plain(mean + share * step),
+        "precision": [_plain(row) for row in np.linalg.inv(both)],
+        "low": _plain(low),
+        "high": _plain(high),
+        "limit": max(known["limit"], later["limit"]),
+    }
+
+
 def are_figures(known: Mapping[str, Any]) -> bool:
     """Whether plain data has the form of `domain_figures`."""
     if not known:

@@ -342,6 +342,13 @@ def pad_to_multiple(volume: Tensor, encoding: Encoding, multiple: int) -> Tensor
 
 
 def padded(volume: Tensor, encoding: Encoding, sides: list[int]) -> Tensor:
-    """`volume[c, z, y, x]` with background added: voxels before and after along x, then y, then z."""
-    level = background(encoding)[:, None, None, None]
-    return F.pad(volume - level, sides) + level
+    """`volume[c, z, y, x]` with background added: voxels before and after along x, then y, then z.
+
+    In single precision.
+    """
+    before, after = sides[-2::-2], sides[::-2]
+    shape = [b + n + a for b, n, a in zip(before, volume.shape[1:], after, strict=True)]
+    out = background(encoding)[:, None, None, None].expand(-1, *shape).clone()
+    box = tuple(slice(b, b + n) for b, n in zip(before, volume.shape[1:], strict=True))
+    out[:, box[0], box[1], box[2]] = volume
+    return out

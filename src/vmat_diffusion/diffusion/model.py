@@ -17,28 +17,45 @@ from torch import Tensor
 
 from vmat_diffusion.diffusion.encode import Encoding
 from vmat_diffusion.diffusion.network import DoseNet, Size
-from vmat_diffusion.diffusion.process import Process
+from vmat_diffusion.diffusion.process import Method, Process
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import parse_json, sha256_of, written_whole
 
 SHIPPED = Path(__file__).with_name("weights") / "shipped.safetensors"
-_FORMAT = "1"
+_FORMAT = "2"
 # Sampled residuals are scaled by it so that bands cover what they state; 1 is no change, above 10 no model.
 _SPREAD_MAX = 10.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The factor on sampled residuals at which bands of the samples hold the share that they state.
+
+    It holds for `steps` of `method`: samplers with few steps lose some of the spread, and not the same share.
+    `spread` is that of voxels, `points` that of DVH points. `patients` are those on whom they were fitted.
+    `inherited` says that the weights were trained on since.
+    """
+
+    method: Method
+    steps: int
+    spread: float
+    points: float | None = None
+    patients: tuple[str, ...] = ()
+    inherited: bool = False
 
 
 @dataclass(frozen=True)
 class ModelDescription:
     """The encoding, the network and the diffusion process of some weights; kept in their file.
 
-    `spread` multiplies the sampled residuals, so that bands of the samples have the coverage they state.
-    `known` holds the figures of the training cases for the check of the domain; `card` is the model card.
+    `calibration` is that of the samples, None where none was fitted. `known` holds the figures of the
+    training cases for the check of the domain; `card` is the model card.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
     size: Size = field(default_factory=Size)
     process: Process = field(default_factory=Process)
-    spread: float = 1.0
+    calibration: Calibration | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,6 +86,26 @@ class DoseModel:
                 "residual role"
             )
 
+    def spread(self, method: Method, steps: int) -> float:
+        """The factor on residuals sampled in `steps` of `method`; 1 where none was fitted.
+
+        Raises InputError where it was fitted for another method or number of steps.
+        """
+        fitted = self.description.calibration
+        if fitted is None:
+            return 1.0
+        if (fitted.method, fitted.steps) != (method, steps):
+            raise InputError(
+                f"the spread of the weights {self.name} holds for {fitted.steps} steps of {fitted.method}, "
+                f"and {steps} steps of {method} are asked for; give --steps {fitted.steps} --method "
+                f"{fitted.method}, or fit it for yours with benchmark openkbp --fit-spread"
+            )
+        return fitted.spread
+
+    def networks_sha256(self) -> str:
+        """SHA-256 of the weights as they are stored, whatever their description says."""
+        return _checksum(_stored(self), "")
+
     def to(self, device: str | torch.device) -> DoseModel:
         """The same model on a device; moves the networks in place."""
         residual = None if self.residual is None else self.residual.to(device)
@@ -77,22 +114,27 @@ class DoseModel:
 
 def new_network(description: ModelDescription) -> DoseNet:
     """A network with random weights."""
-    net = DoseNet(len(description.encoding.channels), description.encoding.layout.size, description.size)
-    return net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+    return DoseNet(len(description.encoding.channels), description.encoding.layout.size, description.size)
 
 
 def save_model(path: Path, model: DoseModel) -> Path:
     """Write the weights in half precision and their description as one safetensors file."""
-    tensors: dict[str, Tensor] = {}
-    for role, net in (("mean", model.mean), ("residual", model.residual)):
-        if net is not None:
-            for name, value in net.state_dict().items():
-                tensors[f"{role}.{name}"] = value.detach().cpu().to(torch.float16).contiguous()
+    tensors = _stored(model)
     described = json.dumps(asdict(model.description), sort_keys=True)
     metadata = {"format": _FORMAT, "description": described, "sha256": _checksum(tensors, described)}
     with written_whole(path) as part:
         save_file(tensors, part, metadata=metadata)
     return path
+
+
+def _stored(model: DoseModel) -> dict[str, Tensor]:
+    """The weights in half precision, by role and name."""
+    return {
+        f"{role}.{name}": value.detach().cpu().to(torch.float16).contiguous()
+        for role, net in (("mean", model.mean), ("residual", model.residual))
+        if net is not None
+        for name, value in net.state_dict().items()
+    }
 
 
 def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
@@ -132,8 +174,9 @@ def load_model(weights: str | Path = "shipped") -> DoseModel:
         tensors = {name: value.float() for name, value in stored.items()}
         described = parse_json(metadata["description"])
         description = TypeAdapter(ModelDescription).validate_python(described)
-        if not 0 <= description.spread <= _SPREAD_MAX:
-            raise ValueError(f"spread {description.spread:g} is outside 0 to {_SPREAD_MAX:g}")
+        fitted = description.calibration
+        if fitted is not None and not 0 <= fitted.spread <= _SPREAD_MAX:
+            raise ValueError(f"spread {fitted.spread:g} is outside 0 to {_SPREAD_MAX:g}")
         if broken := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
             raise ValueError(f"{broken[0]} holds a weight that is not finite")
         return DoseModel(description, _loaded("mean", tensors, description), _residual(tensors, description))
@@ -155,10 +198,6 @@ def _loaded(role: str, tensors: Mapping[str, Tensor], description: ModelDescript
     with torch.device("meta"):
         net = new_network(description)
     start = f"{role}."
-    own = {name[len(start) :]: _laid_out(value) for name, value in tensors.items() if name.startswith(start)}
+    own = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
     net.load_state_dict(own, assign=True)
     return net.eval().requires_grad_(False)
-
-
-def _laid_out(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last_3d) if value.ndim == 5 else value

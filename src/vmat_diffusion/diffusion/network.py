@@ -11,13 +11,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_GROUP = 8
+from vmat_diffusion.diffusion.places import (
+    GROUP,
+    Convolution,
+    Down,
+    Level,
+    Norm,
+    Places,
+    places_of,
+    take,
+)
+
+_Layer = TypeVar("_Layer", bound=nn.Linear)
 _TIME_FEATURES = 64
 _VOXEL_FEATURES = 32
 
@@ -48,15 +59,12 @@ SIZES = {
 
 
 class Anatomy(NamedTuple):
-    """The encoded case: features of each level and of each voxel, and the embedding of the vector."""
+    """The encoded case: features of each level and of each voxel, the embedding of the vector, its places."""
 
     features: tuple[Tensor, ...]
     voxels: Tensor
     condition: Tensor
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // _GROUP, channels)
+    places: Places
 
 
 class _Block(nn.Module):
@@ -64,18 +72,15 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
-        self.norm_in, self.norm_out = _norm(channels), _norm(channels)
-        self.conv_in = nn.Conv3d(channels, channels, 3, padding=1)
-        self.conv_out = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm_in, self.norm_out = Norm(channels), Norm(channels)
+        self.conv_in = Convolution(channels, channels)
+        self.conv_out = _silent(Convolution(channels, channels))
         self.film = nn.Linear(condition, 2 * channels)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.film(F.silu(condition))[:, :, None, None, None].chunk(2, dim=1)
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        h = self.norm_out(h) * (1 + scale) + shift
-        return x + self.conv_out(F.silu(h))
+    def forward(self, x: Tensor, condition: Tensor, around: Tensor) -> Tensor:
+        scale, shift = self.film(F.silu(condition))[0].chunk(2)
+        h = self.conv_in(F.silu(self.norm_in(x)), around)
+        return x + self.conv_out(F.silu(self.norm_out(h, (scale, shift))), around)
 
 
 class _Attention(nn.Module):
@@ -84,17 +89,15 @@ class _Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv3d(channels, 3 * channels, 1)
-        self.out = nn.Conv3d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.norm = Norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = _silent(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, *shape = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
-        h = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        return x + self.out(h.transpose(-1, -2).reshape(n, c, *shape))
+        n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, 3, 1, self.heads, c // self.heads).permute(1, 2, 3, 0, 4)
+        h = F.scaled_dot_product_attention(q, k, v)[0]
+        return x + self.out(h.transpose(0, 1).reshape(n, c))
 
 
 class _StateSpace(nn.Module):
@@ -107,24 +110,28 @@ class _StateSpace(nn.Module):
     def __init__(self, channels: int, heads: int, states: int = 16) -> None:
         super().__init__()
         self.heads, self.states = heads, states
-        self.norm = _norm(channels)
-        self.into = nn.Conv3d(channels, channels + heads * (2 * states + 1), 1)
-        self.out = nn.Conv3d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.norm = Norm(channels)
+        self.into = nn.Linear(channels, channels + heads * (2 * states + 1))
+        self.out = _silent(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, *shape = x.shape
-        parts = self.into(self.norm(x)).flatten(2).transpose(1, 2).float()
+        n, c = x.shape
+        parts = self.into(self.norm(x)).float()
         sizes = (c, self.heads * self.states, self.heads * self.states, self.heads)
         values, b, c_, step = (
-            part.reshape(n, -1, self.heads, part.shape[-1] // self.heads).transpose(1, 2)
-            for part in parts.split(sizes, dim=-1)
+            part.reshape(n, self.heads, -1).transpose(0, 1) for part in parts.split(sizes, dim=-1)
         )
         step = F.softplus(step)[..., 0]
         weights = (c_ @ b.transpose(-1, -2)) * (_decay(step) + _decay(step.flip(-1)).flip(-1, -2))
         h = (weights * step[..., None, :]) @ values
-        return x + self.out(h.transpose(1, 2).reshape(n, -1, c).transpose(1, 2).reshape(n, c, *shape).to(x))
+        return x + self.out(h.transpose(0, 1).reshape(n, c).to(x))
+
+
+def _silent(layer: _Layer) -> _Layer:
+    """The layer with weights of 0: the residual that it ends begins as nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _decay(step: Tensor) -> Tensor:
@@ -141,20 +148,17 @@ class _Level(nn.ModuleList):
     def __init__(self, channels: int, condition: int, blocks: int) -> None:
         super().__init__([_Block(channels, condition) for _ in range(blocks)])
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, around: Tensor) -> Tensor:
         for block in self:
-            x = block(x, condition)
+            x = block(x, condition, around)
         return x
-
-
-def _down(low: int, high: int) -> nn.Conv3d:
-    return nn.Conv3d(low, high, 2, stride=2)
 
 
 class DoseNet(nn.Module):
     """Dose of a case relative to its highest prescription, or the residual of such a dose.
 
-    Volumes are `[batch, channels, z, y, x]`, each side a multiple of `multiple`.
+    Volumes are `[1, channels, z, y, x]`, each side a multiple of `multiple`. What they hold outside the mask
+    has no influence, and neither has the size of the volume.
     """
 
     def __init__(self, channels: int, numbers: int, size: Size = SIZES["small"]) -> None:
@@ -163,59 +167,69 @@ class DoseNet(nn.Module):
         self.multiple = size.multiple
         self.vector = nn.Sequential(nn.Linear(numbers, c), nn.SiLU(), nn.Linear(c, c))
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, c), nn.SiLU(), nn.Linear(c, c))
-        self.stem = _down(channels, w[0])
+        self.stem = Down(channels, w[0])
         self.encoder = nn.ModuleList(_Level(n, c, size.blocks) for n in w)
-        self.encoder_down = nn.ModuleList(_down(a, b) for a, b in pairwise(w))
-        self.sample_stem = _down(2, w[0])
+        self.encoder_down = nn.ModuleList(Down(a, b) for a, b in pairwise(w))
+        self.sample_stem = Down(2, w[0])
         self.mixer = nn.ModuleList(_Level(n, c, 1) for n in w[1:])
-        self.mixer_down = nn.ModuleList(_down(a, b) for a, b in pairwise(w))
+        self.mixer_down = nn.ModuleList(Down(a, b) for a, b in pairwise(w))
         mixing = _Attention if size.mixing == "attention" else _StateSpace
         self.attention = mixing(w[-1], size.heads)
-        self.up = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(w))
+        self.up = nn.ModuleList(nn.Linear(b, a) for a, b in pairwise(w))
         self.decoder = nn.ModuleList(_Level(n, c, size.blocks) for n in w)
-        self.sub_voxels = nn.Conv3d(w[0], 8 * _GROUP, 1)
-        self.from_volume = nn.Conv3d(channels, _VOXEL_FEATURES, 1)
-        self.from_trunk = nn.Conv3d(_GROUP, _VOXEL_FEATURES, 1)
-        self.from_sample = nn.Conv3d(2, _VOXEL_FEATURES, 1, bias=False)
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Conv3d(_VOXEL_FEATURES, 16, 1), nn.SiLU(), nn.Conv3d(16, 1, 1)
-        )
+        self.sub_voxels = nn.Linear(w[0], 8 * GROUP)
+        self.from_volume = nn.Linear(channels, _VOXEL_FEATURES)
+        self.from_trunk = nn.Linear(GROUP, _VOXEL_FEATURES)
+        self.from_sample = nn.Linear(2, _VOXEL_FEATURES, bias=False)
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(_VOXEL_FEATURES, 16), nn.SiLU(), nn.Linear(16, 1))
 
-    def anatomy(self, volume: Tensor, vector: Tensor) -> Anatomy:
-        """Encode a case and its goals; the result serves all sampling steps."""
+    def anatomy(self, volume: Tensor, vector: Tensor, mask: Tensor) -> Anatomy:
+        """Encode a case with its `mask[z, y, x]` and its goals; the result serves all sampling steps."""
+        places = places_of(mask, len(self.encoder))
+        rows = _rows(volume, places)
         condition = self.vector(vector)
-        h = self.stem(volume)
+        h = self.stem(rows, places.levels[0])
         features = []
-        for level, block in enumerate(self.encoder):
-            h = block(h, condition)
+        for number, (block, level) in enumerate(zip(self.encoder, places.levels, strict=True)):
+            h = block(h, condition, level.around)
             features.append(h)
-            if level < len(self.encoder_down):
-                h = self.encoder_down[level](h)
-        return Anatomy(tuple(features), self.from_volume(volume), condition)
+            if number < len(self.encoder_down):
+                h = self.encoder_down[number](h, places.levels[number + 1])
+        return Anatomy(tuple(features), self.from_volume(rows), condition, places)
 
     def forward(
         self, anatomy: Anatomy, time: Tensor, sample: Tensor | None = None, mean: Tensor | None = None
     ) -> Tensor:
-        """The dose (without sample) or the noise-free residual, `[batch, 1, z, y, x]`.
+        """The dose (without sample) or the noise-free residual, `[1, 1, z, y, x]`; 0 outside the mask.
 
-        `time[batch]` runs from 0 (no noise) to 1; `sample` is the noisy residual, `mean` the regression.
+        `time[1]` runs from 0 (no noise) to 1; `sample` is the noisy residual, `mean` the regression.
         """
+        levels, flat = anatomy.places.levels, anatomy.places.flat
         condition = anatomy.condition + self.time(_waves(time, anatomy.condition.dtype))
         h, voxels = anatomy.features[0], anatomy.voxels
         if sample is not None and mean is not None:
-            state = torch.cat([sample, mean], 1)
-            h, voxels = h + self.sample_stem(state), voxels + self.from_sample(state)
+            state = _rows(torch.cat([sample, mean], 1), anatomy.places)
+            h, voxels = h + self.sample_stem(state, levels[0]), voxels + self.from_sample(state)
         skips = [h]
-        for down, block, feature in zip(self.mixer_down, self.mixer, anatomy.features[1:], strict=True):
-            h = block(down(h) + feature, condition)
+        for number, (down, block) in enumerate(zip(self.mixer_down, self.mixer, strict=True), start=1):
+            h = down(h, levels[number]) + anatomy.features[number]
+            h = block(h, condition, levels[number].around)
             skips.append(h)
-        h = self.decoder[-1](self.attention(h), condition)
-        for level in reversed(range(len(self.up))):
-            h = skips[level] + F.interpolate(self.up[level](h), scale_factor=2.0, mode="nearest")
-            h = self.decoder[level](h, condition)
-        voxels = voxels + self.from_trunk(_full_resolution(self.sub_voxels(h)))
+        h = self.decoder[-1](self.attention(h), condition, levels[-1].around)
+        for number in reversed(range(len(self.up))):
+            coarse = levels[number + 1]
+            h = skips[number] + take(self.up[number](h), coarse.parent, coarse.children)
+            h = self.decoder[number](h, condition, levels[number].around)
+        voxels = voxels + self.from_trunk(_full_resolution(self.sub_voxels(h), levels[0]))
         with torch.autocast(voxels.device.type, enabled=False):  # bfloat16 has steps of 0.3 Gy at 70 Gy
-            return self.head(voxels.float())
+            values = self.head(voxels.float())[:, 0]
+        empty = values.new_zeros(math.prod(anatomy.places.shape))
+        return empty.scatter(0, flat, values).reshape(1, 1, *anatomy.places.shape)
+
+
+def _rows(volume: Tensor, places: Places) -> Tensor:
+    """The channels of the voxels in the mask, `[voxels, channels]`."""
+    return volume[0].flatten(1)[:, places.flat].t().contiguous()
 
 
 def _waves(time: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,8 +239,8 @@ def _waves(time: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(dtype)
 
 
-def _full_resolution(x: Tensor) -> Tensor:
-    """Channels in groups of eight sub-voxels to twice the resolution (pixel shuffle in 3-D)."""
-    n, c, d, h, w = x.shape
-    x = x.reshape(n, c // 8, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(n, c // 8, 2 * d, 2 * h, 2 * w)
+def _full_resolution(rows: Tensor, level: Level) -> Tensor:
+    """Channels in groups of eight sub-voxels, `[n, 8 x c]`, for each voxel of the mask, `[m, c]`."""
+    n, c = rows.shape
+    by_child = rows.reshape(n, c // 8, 8).transpose(1, 2).reshape(8 * n, c // 8)
+    return take(by_child, level.inverse, level.children.reshape(-1, 1))

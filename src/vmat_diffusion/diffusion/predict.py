@@ -30,17 +30,19 @@ GoalGuidance = Callable[[Tensor], Tensor]
 class Sampling:
     """How samples are drawn.
 
-    `samples` is their number, 0 for the regression alone; each takes `steps` of `method`. The random stream
-    of sample k depends on `seed` and k alone. `guidance` is the weight of classifier-free guidance on the
-    goals (Ho and Salimans, arXiv:2207.12598): 1 takes the conditional output as it is, more goes further
-    away from the unconditional output. With `mirror` the regression is the mean over the case and its
-    mirror image.
+    `samples` is their number, 0 for the regression alone; each takes `steps` of `method`. DPM-Solver++ 2M
+    loses less of the spread in few steps than DDIM. The random stream of sample k depends on `seed` and k
+    alone. `calibrated` multiplies residuals by the factor that was fitted for the weights, for this method
+    and number of steps. `guidance` is the weight of classifier-free guidance on the goals (Ho and Salimans,
+    arXiv:2207.12598): 1 takes the conditional output as it is, more goes further away from the unconditional
+    output. With `mirror` the regression is the mean over the case and its mirror image.
     """
 
     samples: int = 0
     steps: int = 8
     seed: int = 0
-    method: Method = "ddim"
+    method: Method = "dpm2"
+    calibrated: bool = True
     guidance: float = 1.0
     mirror: bool = True
 
@@ -73,8 +75,8 @@ def predict_encoded(
     """
     model.require_samples(sampling.samples)
     sampler = _CaseSampler(encoded, model, sampling)
-    # bfloat16 where convolutions gain by it; the sampler itself stays in single precision.
-    with torch.no_grad(), torch.autocast(sampler.device.type, torch.bfloat16):
+    # bfloat16 where it is fast; the sampler itself stays in single precision.
+    with torch.no_grad(), torch.autocast(sampler.device.type, torch.bfloat16, enabled=sampler.on_gpu):
         made_with = _provenance(model, sampling, goals=sampler.has_goals)
         regression = decode(_numpy(sampler.regression, encoded), encoded, made_with)
         samples = []
@@ -97,6 +99,10 @@ class _CaseSampler:
     def __init__(self, encoded: Encoded, model: DoseModel, sampling: Sampling) -> None:
         self.encoded, self.model, self.sampling = encoded, model, sampling
         self.device = next(model.mean.parameters()).device
+        self.on_gpu = self.device.type != "cpu"
+        self.spread = 1.0
+        if sampling.samples and sampling.calibrated:
+            self.spread = model.spread(sampling.method, sampling.steps)
         goals = model.encoding.layout.goals
         self.has_goals = bool(encoded.vector[goals].any())
         self.volume = pad_to_multiple(torch.from_numpy(encoded.volume), model.encoding, model.mean.multiple)[
@@ -120,7 +126,7 @@ class _CaseSampler:
         """Sample k of the dose relative to the prescription, `[z, y, x]`."""
         net, process = self.model.residual, self.model.description.process
         assert net is not None  # `require_samples` has refused this model
-        unit = process.scale * self.model.description.spread
+        unit = process.scale * self.spread
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             base = self._residual_base[None, None]
@@ -165,8 +171,8 @@ class _CaseSampler:
             volume, numbers = self.volume, vector
             if mirror:
                 volume, numbers = mirror_case(volume, numbers, self.model.encoding)
-            volume = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            out.append((share, net.anatomy(volume, numbers.to(self.device))))
+            mask = self.mask.flip(-1) if mirror else self.mask
+            out.append((share, net.anatomy(volume.to(self.device), numbers.to(self.device), mask)))
         return out
 
     def _network_regression(self, *, mirror: bool) -> Tensor:
@@ -210,6 +216,7 @@ def _provenance(model: DoseModel, sampling: Sampling, *, goals: bool) -> dict[st
         "predicted by": model.name,
         "samples": sampling.samples,
         "steps": sampling.steps,
+        "method": sampling.method,
         "seed": sampling.seed,
         "goals": goals,
     }

@@ -126,7 +126,7 @@ def run_sampler(
     *,
     steps: int,
     target: PredictionTarget = "x0",
-    method: Method = "ddim",
+    method: Method = "dpm2",
     clamp: tuple[float, float] | None = None,
     adjust: Callable[[Tensor, int], Tensor] | None = None,
     draw: Callable[[torch.Size], Tensor] = torch.randn,
@@ -234,7 +234,7 @@ def sample_residual(
     generator: torch.Generator,
     *,
     steps: int,
-    method: Method = "ddim",
+    method: Method = "dpm2",
     adjust: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One residual `[z, y, x]` in units of the process's scale, 0 outside `mask[z, y, x]`.

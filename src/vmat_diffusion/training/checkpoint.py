@@ -18,7 +18,7 @@ from vmat_diffusion.files import parse_json, written_whole
 from vmat_diffusion.training.checkpoint_schema import fault_of, is_metric, refuse_packed
 
 CHECKPOINT, METRICS = "last.ckpt", "metrics.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class Checkpoint:
     `net` and `ema` are the weights and their average, `optimizer` the state of AdamW, None before the first
     step. `mean` are the weights of the regression to which a residual is added. A later stage of the role
     residual starts from `residual`, or from the regression where that is None. `sums` holds the losses since
-    the last record, `validations` counts validations, `settings` is plain data.
+    the last record, `validations` counts validations, `settings` is plain data. `origin` is the record of the
+    weights that the training began with.
     """
 
     settings: dict[str, Any]
@@ -41,6 +42,7 @@ class Checkpoint:
     residual: dict[str, Tensor] | None = None
     sums: dict[str, float] | None = None
     validations: int = 0
+    origin: dict[str, Any] | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:

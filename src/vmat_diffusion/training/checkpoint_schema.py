@@ -28,6 +28,7 @@ _FIELDS = (
     "residual",
     "sums",
     "validations",
+    "origin",
 )
 # State of AdamW for each parameter: two tensors like the parameter, beside the number of steps.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,6 +99,8 @@ def fault_of(record: Mapping[str, Any]) -> str:
         _COUNTS.validate_python({name: record[name] for name in ("stage", "samples", "validations", "sums")})
         if not isinstance(record["settings"], dict):
             return "its settings are no table"
+        if record["origin"] is not None and not isinstance(record["origin"], dict):
+            return "its origin is no table"
         settings = training_settings(record["settings"])
     except ValidationError as fault:
         first = fault.errors()[0]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning import Trainer
@@ -126,7 +127,7 @@ def _run_stage(
             devices=machinery.devices,
             num_nodes=machinery.nodes,
             strategy="ddp" if machinery.processes > 1 else "auto",
-            precision=settings.precision,
+            precision=_precision(settings),
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             max_epochs=1,
             accumulate_grad_batches=stage.accumulate // machinery.processes,
@@ -144,6 +145,12 @@ def _run_stage(
     return TrainingEnd(callback.checkpoint(), callback.signal, trainer.is_global_zero)
 
 
+def _precision(settings: TrainingSettings) -> Literal["bf16-mixed", "32-true"]:
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings of Lightning and torch about choices that are made on purpose here."""
@@ -153,8 +160,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        # Weights are in channels-last order; gradients of 1 x 1 x 1 kernels do not show it.
-        warnings.filterwarnings("ignore", message="Grad strides do not match")
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)

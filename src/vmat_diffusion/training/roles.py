@@ -28,7 +28,7 @@ _NOISE = 2
 def regression(net: DoseNet, sample: Sample) -> Tensor:
     """The regression of the dose `[z, y, x]` in units of the prescription, in single precision."""
     time = torch.ones(1, device=sample.volume.device)
-    return net(net.anatomy(sample.volume, sample.vector), time)[0, 0].float()
+    return net(net.anatomy(sample.volume, sample.vector, sample.mask), time)[0, 0].float()
 
 
 def residual_base(mean: DoseNet, sample: Sample) -> Tensor:
@@ -52,7 +52,9 @@ def denoise(
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     noise = smooth_noise(tuple(x0.shape), process.smooth_voxels, generator).to(x0.device)
     x = add_noise(x0, noise, t, schedule)
-    output = net(net.anatomy(sample.volume, sample.vector), time_of(t), x, base[None, None]).float()
+    output = net(
+        net.anatomy(sample.volume, sample.vector, sample.mask), time_of(t), x, base[None, None]
+    ).float()
     target = prediction_target(x0, noise, t, schedule, process.answer)
     error = (output - target).square() * sample.mask
     loss = min_snr_weight(t, schedule, process.answer)[0] * error.sum() / sample.mask.sum()
@@ -65,7 +67,7 @@ def sample_doses(
     net: DoseNet, base: Tensor, sample: Sample, process: Process, *, samples: int, steps: int
 ) -> Tensor:
     """Samples of the dose `[k, z, y, x]` in units of the prescription; the noise of sample k has seed k."""
-    anatomy = net.anatomy(sample.volume, sample.vector)
+    anatomy = net.anatomy(sample.volume, sample.vector, sample.mask)
     residuals = [
         sample_residual(
             lambda x, time: net(anatomy, time, x, base[None, None]),

@@ -160,49 +160,44 @@ class EncodedCases(Dataset):
 
 def augmented(name: str, arrays: Mapping[str, NDArray], encoding: Encoding, change: Augmentation) -> Sample:
     """The sample of an encoded case, from the arrays of `encoded.save_encoded`, with the changes."""
-    volume = torch.from_numpy(arrays["volume"].astype(np.float32))
+    # Half precision and bits until the end: loading shares the processor with the training.
+    volume = torch.from_numpy(arrays["volume"].copy())
     shape = tuple(volume.shape[1:])
     top = float(arrays["top_gy"])
-    dose = torch.from_numpy(arrays["dose"].astype(np.float32)) / (100 * top)
-    mask, *masks = (
-        torch.from_numpy(np.unpackbits(row, count=int(np.prod(shape))).reshape(shape).astype(np.float32))
-        for row in (arrays["mask"], *arrays["masks"])
-    )
+    dose = torch.from_numpy(arrays["dose"].astype(np.float32))[None] / (100 * top)
+    masks = torch.stack([_unpacked(row, shape) for row in (arrays["mask"], *arrays["masks"])])
     names = [str(n) for n in arrays["names"]]
     volume, numbers = _with_changed_inputs(volume, arrays, encoding, change, top)
     vector = torch.from_numpy(numbers)
-    stack = torch.stack([dose, mask, *masks])
     if change.turn_deg:
-        nothing = torch.zeros(len(stack))
-        volume = turn_slices(volume, change.turn_deg, background(encoding))
-        stack = torch.cat(
-            [
-                turn_slices(stack[:1], change.turn_deg, nothing[:1]),
-                turn_slices(stack[1:], change.turn_deg, nothing[1:], "nearest"),
-            ]
-        )
-        stack[0] *= stack[1]
+        volume = turn_slices(volume.float(), change.turn_deg, background(encoding))
+        masks = turn_slices(masks.float(), change.turn_deg, torch.zeros(len(masks)), "nearest") > 0
+        dose = turn_slices(dose, change.turn_deg, torch.zeros(1)) * masks[:1]
     if change.flip:
         volume, vector = mirror_case(volume, vector, encoding)
-        stack = stack.flip(-1)
+        dose, masks = dose.flip(-1), masks.flip(-1)
         names = [other_side(n, (*names, *encoding.organs)) for n in names]
     sides = [n for pair in zip(change.before, change.after, strict=True) for n in pair]
-    volume, stack = padded(volume, encoding, sides), F.pad(stack, sides)
+    dose, masks = F.pad(dose, sides), F.pad(masks, sides)
     voxel_cc = float(arrays["voxel_cc"])
     structures = (
         StructureVoxels(n, m.flatten().nonzero()[:, 0], bool(t), hot_voxels(voxel_cc))
-        for n, m, t in zip(names, stack[2:], arrays["targets"], strict=True)
+        for n, m, t in zip(names, masks[1:], arrays["targets"], strict=True)
     )
     return Sample(
         name,
-        volume[None].contiguous(memory_format=torch.channels_last_3d),
+        padded(volume, encoding, sides)[None],
         vector[None],
-        stack[0],
-        stack[1],
+        dose[0],
+        masks[0].float(),
         tuple(s for s in structures if len(s.flat)),
         top,
         voxel_cc,
     )
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).view(np.bool_))
 
 
 def _with_changed_inputs(

@@ -86,7 +86,8 @@ class TrainingSettings:
     """The settings of a training; the resolved copy lies beside its results.
 
     `network` is a key of SIZES or another size. `changes` is the augmentation. `seed` determines augmentation
-    and noise, `order_seed` the order of cases. `validate_every` and `log_every` count samples; gamma is
+    and noise, `order_seed` the order of cases. `precision` "auto" is bf16-mixed on a GPU and 32-true on a
+    processor, where few are fast in bfloat16. `validate_every` and `log_every` count samples; gamma is
     computed at every `gamma_every`-th validation (0: never) on `gamma_cases` cases. A residual is validated
     by the mean of `validate_samples` samples of `validate_steps` steps each, and by the first of them alone.
     """
@@ -99,7 +100,7 @@ class TrainingSettings:
     network: Literal["small", "base"] | Size = "small"
     process: Process = field(default_factory=Process)
     changes: AugmentationSettings = field(default_factory=AugmentationSettings)
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     order_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     validate_every: Annotated[int, Field(ge=1)] = 600

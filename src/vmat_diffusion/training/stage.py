@@ -126,8 +126,8 @@ class StageModule(LightningModule):
     ) -> None:
         """Clip the norm of the gradient, and leave out a step whose gradient is not finite.
 
-        bfloat16 convolutions on a CPU sometimes return such a gradient for very small volumes. Raises
-        InputError after several in a row.
+        bfloat16 sometimes gives such a gradient for very small volumes. Raises InputError after several in a
+        row.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or self.stage.clip)
         self.left_out = 0 if norm.isfinite() else self.left_out + 1

@@ -70,7 +70,9 @@ def model_of(checkpoint: Checkpoint, card: Mapping[str, Any]) -> DoseModel:
     settings = training_settings(checkpoint.settings)
     described = replace(description(settings), card=dict(card))
     if settings.stages[checkpoint.stage].role == "mean":
-        return DoseModel(described, _network(settings, checkpoint.ema))
+        # The residual of the weights that the training began with, if there was one.
+        residual = None if checkpoint.residual is None else _network(settings, checkpoint.residual)
+        return DoseModel(described, _network(settings, checkpoint.ema), residual)
     assert checkpoint.mean is not None  # `StageModule` starts no stage of this role without it
     return DoseModel(described, _network(settings, checkpoint.mean), _network(settings, checkpoint.ema))
 
@@ -149,9 +151,10 @@ def _adapted(net: DoseNet, old: Encoding, new: Encoding) -> dict[str, Tensor]:
 
 
 def _rearranged(weight: Tensor, before: Sequence[str], after: Sequence[str]) -> Tensor:
-    """A weight `[out, in, ...]` for other inputs; the weights of new inputs are 0."""
-    out = torch.zeros(weight.shape[0], len(after), *weight.shape[2:], dtype=weight.dtype)
+    """A weight `[out, k x in]` for other inputs; the weights of new inputs are 0."""
+    old = weight.unflatten(1, (-1, len(before)))
+    out = old.new_zeros(*old.shape[:2], len(after))
     for k, name in enumerate(after):
         if name in before:
-            out[:, k] = weight[:, before.index(name)]
-    return out
+            out[:, :, k] = old[:, :, before.index(name)]
+    return out.flatten(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch and scipy take seconds to load: a wrong name is refus
     from vmat_diffusion.diffusion.case_prediction import CasePrediction
     from vmat_diffusion.diffusion.encode import DoseGoals
     from vmat_diffusion.diffusion.model import DoseModel
+    from vmat_diffusion.diffusion.predict import Sampling
     from vmat_diffusion.evaluate.goals import GoalSheet
 
 # Steps of the stored doses, as in training cases; 655 Gy at most.
@@ -58,6 +59,7 @@ class PredictRun:
             "goals": [goal_record(r) for r in done.results[0]],
             "groups": [group_record(g) for g in group_results(done.results[0])],
             "sheet": sheet_record(self.sheet) if self.sheet else None,
+            "regression": done.regression_score.record(),
             "samples": [
                 {**score.record(), "goals": [goal_record(r) for r in results]}
                 for score, results in zip(done.scores[1:], done.results[1:], strict=True)
@@ -100,6 +102,8 @@ def predict_case(
 
         model = load_model(settings.weights)
         model.require_samples(settings.samples)
+        if settings.samples:
+            model.spread(settings.method, settings.steps)  # before the case is read
         lap("model")
         progress("read", 0.0, "")
         source = read_input(path, settings)
@@ -119,6 +123,7 @@ def predict_case(
         )
         names = _write_doses(folder, source, prediction, coding)
         lap("write")
+        calibration = model.description.calibration
         run = PredictRun(
             case=source.case,
             prediction=prediction,
@@ -128,7 +133,10 @@ def predict_case(
                 **case_provenance(path, source.case),
                 "settings": settings_record(settings),
                 **origins_record(settings.origins),
-                "model": {"card": dict(model.description.card), "spread": model.description.spread},
+                "model": {
+                    "card": dict(model.description.card),
+                    "calibration": calibration and asdict(calibration),
+                },
             },
             sheet=source.sheet,
         )
@@ -171,18 +179,28 @@ def predict_input(
 ) -> CasePrediction:
     """Predict a case that was read, by the settings. Raises InputError for a case that cannot be encoded."""
     from vmat_diffusion.diffusion.case_prediction import choose_device, predict_for_goals
-    from vmat_diffusion.diffusion.predict import Sampling
 
     return predict_for_goals(
         source.case,
         source.sheet,
         model.to(choose_device(settings.device)),
-        Sampling(
-            samples=settings.samples, steps=settings.steps, seed=settings.seed, guidance=settings.guidance
-        ),
+        sampling_in(settings),
         training=source.training,
         goal_weight=settings.pull,
         progress=progress,
+    )
+
+
+def sampling_in(settings: PredictSettings) -> Sampling:
+    """How samples are drawn by the settings."""
+    from vmat_diffusion.diffusion.predict import Sampling
+
+    return Sampling(
+        samples=settings.samples,
+        steps=settings.steps,
+        seed=settings.seed,
+        method=settings.method,
+        guidance=settings.guidance,
     )
 
 

@@ -335,6 +335,13 @@ class InfluenceSettings(TargetReading):
     seed: Seed = 0
 
 
+SampleSteps = Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")]
+SampleMethod = Annotated[
+    Literal["dpm2", "ddim", "ddpm"],
+    Field(description="Sampler: DPM-Solver++ 2M, DDIM or ancestral DDPM."),
+]
+
+
 @settings
 class PredictSettings(TargetReading):
     """What the user chooses for one prediction; the resolved copy is saved in `prediction.json`."""
@@ -344,7 +351,8 @@ class PredictSettings(TargetReading):
     samples: Annotated[
         int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
     ] = 8
-    steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler for each sample.")] = 8
+    steps: SampleSteps = 8
+    method: SampleMethod = "dpm2"
     seed: Seed = 0
     weights: WeightsName = "shipped"
     guidance: Annotated[

@@ -1,4 +1,4 @@
-"""`train`, `fine-tune` and `export-weights`: a dose model from a data set folder."""
+"""`train` and `fine-tune`: a dose model from a data set folder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vmat_diffusion import __version__
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.files import read_json, remove_dead_parts, written_whole
+from vmat_diffusion.files import remove_dead_parts, written_whole
 from vmat_diffusion.progress import Progress, silent
+from vmat_diffusion.workflow.export import KNOWN, WEIGHTS, export_checkpoint, origin_of
 from vmat_diffusion.workflow.output import require_apart
-from vmat_diffusion.workflow.provenance import git_revision
 
 if TYPE_CHECKING:
     from vmat_diffusion.dataset.index import Entry
     from vmat_diffusion.dataset.splits import Split
+    from vmat_diffusion.diffusion.model import DoseModel
     from vmat_diffusion.training.checkpoint import Checkpoint
     from vmat_diffusion.training.encoded import TrainingData
     from vmat_diffusion.training.loop import Machinery
     from vmat_diffusion.training.settings import TrainingSettings
 
-SETTINGS, WEIGHTS, KNOWN = "settings.json", "weights.safetensors", "known.json"
+SETTINGS = "settings.json"
 # The file with a hash of the cases of a training.
 DATA = "cases.sha256"
 _SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -103,13 +103,13 @@ def train_model(
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings
-    from vmat_diffusion.training.weights import start_fresh, start_from
+    from vmat_diffusion.training.weights import start_fresh
 
     folders = _Folders.of(data, out, cache)
     settings = load_settings(config)
     start = _resumed(out, settings, resume=resume)
     if start is None:
-        start = start_fresh(settings) if weights is None else start_from(load_model(weights), settings)
+        start = start_fresh(settings) if weights is None else _started(load_model(weights), settings)
     return _train(settings, start, folders, machinery, progress=progress)
 
 
@@ -131,48 +131,20 @@ def fine_tune(
     """
     from vmat_diffusion.diffusion.model import load_model
     from vmat_diffusion.training.settings import load_settings
-    from vmat_diffusion.training.weights import start_from, tuning_settings
+    from vmat_diffusion.training.weights import tuning_settings
 
     folders = _Folders.of(data, out, cache)
     model = load_model(weights)
     settings = tuning_settings(model, site, load_settings(config) if config else None)
-    start = _resumed(out, settings, resume=resume) or start_from(model, settings)
+    start = _resumed(out, settings, resume=resume) or _started(model, settings)
     return _train(settings, start, folders, machinery, site=site, progress=progress)
 
 
-def export_weights(run: Path, file: Path | None = None, spread: float = 1.0) -> Path:
-    """Write the weights of the last checkpoint of a training; `file` None: into its folder.
+def _started(model: DoseModel, settings: TrainingSettings) -> Checkpoint:
+    """The start of a training from a model, whose record it keeps."""
+    from vmat_diffusion.training.weights import start_from
 
-    `spread` multiplies the sampled residuals; `benchmark openkbp --fit-spread` measures it.
-    """
-    from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
-
-    return _export(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS, spread)
-
-
-def _export(checkpoint: Checkpoint, run: Path, file: Path, spread: float = 1.0) -> Path:
-    from vmat_diffusion.diffusion.domain import are_figures
-    from vmat_diffusion.diffusion.model import save_model
-    from vmat_diffusion.training.checkpoint import read_metrics
-    from vmat_diffusion.training.weights import model_of
-
-    card = {
-        "name": run.absolute().name,
-        "program": {"version": __version__, "git": git_revision()},
-        "stage": checkpoint.stage + 1,
-        "samples": checkpoint.samples,
-        "validation": [record for record in read_metrics(run) if "validation" in record][-1:],
-        "settings": checkpoint.settings,
-    }
-    model = model_of(checkpoint, card)
-    known = read_json(run / KNOWN) if (run / KNOWN).exists() else {}
-    if not isinstance(known, dict) or not are_figures(known):
-        raise InputError(
-            f"{run / KNOWN} is damaged; remove it and train on with --resume, which makes it again"
-        )
-    return save_model(
-        file, replace(model, description=replace(model.description, known=known, spread=spread))
-    )
+    return replace(start_from(model, settings), origin=origin_of(model))
 
 
 @dataclass(frozen=True)
@@ -245,7 +217,7 @@ def _train(
         seconds=time.monotonic() - began,
     )
     if run.finished and run.first_process and not (was_finished and (out / WEIGHTS).exists()):
-        _export(end.checkpoint, out, out / WEIGHTS)
+        export_checkpoint(end.checkpoint, out, out / WEIGHTS)
     return run
 
 
@@ -352,10 +324,34 @@ def _resumed(out: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoi
         before = found.settings.get(name)
         same = before == value
         if name == "stages" and isinstance(before, list):
-            same = before[:begun] == value[:begun]
+            same = before[: begun - 1] == value[: begun - 1] and _goes_on(found, settings)
         if name not in _FREE and not same:
             raise InputError(
                 f"{out} was begun with another setting {name}; see {SETTINGS} in it and go on with "
                 "the same, or name another folder"
             )
     return found
+
+
+def _goes_on(found: Checkpoint, settings: TrainingSettings) -> bool:
+    """Whether the stage of a checkpoint is that of the settings, so far.
+
+    The length of a trapezoid and the begin of its fall may change while its rate is level: a training that
+    had been begun so would be at the same point.
+    """
+    from vmat_diffusion.training.settings import Weight, settings_record, training_settings
+
+    if found.stage >= len(settings.stages):
+        return False
+    before, now = training_settings(found.settings).stages[found.stage], settings.stages[found.stage]
+    free = {"samples": 0, "decay_from": 0.0}
+    level = all(
+        s.schedule == "trapezoid"
+        and found.samples <= s.decay_from * s.samples
+        and not any(isinstance(w, Weight) and w.from_share for w in s.losses.values())
+        for s in (before, now)
+    )
+    records = [settings_record(replace(settings, stages=(s,)))["stages"][0] for s in (before, now)]
+    if level:
+        records = [{**record, **free} for record in records]
+    return records[0] == records[1]

@@ -18,6 +18,7 @@ from training_runs import curve, small_dataset
 from vmat_diffusion import cli
 from vmat_diffusion.diffusion.model import load_model
 from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint, read_metrics
+from vmat_diffusion.training.stage import StageModule
 
 RECIPE = """
 network = { widths = [8, 8, 16, 16], blocks = 1, heads = 2, condition = 16 }
@@ -140,9 +141,9 @@ def test_another_training_is_not_gone_on_with(
     assert _run(monkeypatch, "train", *options) == 2
     assert "holds a training already; pass --resume" in capsys.readouterr().err
     weights, cases = tmp_path / "run" / "weights.safetensors", tmp_path / "run" / "cases.sha256"
-    assert _run(monkeypatch, "export-weights", tmp_path / "run", "--spread", "1.4") == 0
+    written = weights.stat().st_mtime_ns
     assert _run(monkeypatch, "train", *options, "--resume") == 0
-    assert load_model(weights).description.spread == 1.4  # nothing was left to train
+    assert weights.stat().st_mtime_ns == written  # nothing was left to train
     begun = cases.read_text()
     cases.write_text("of other cases")
     assert _run(monkeypatch, "train", *options, "--resume") == 2
@@ -171,6 +172,8 @@ def test_fine_tuning_changes_the_weights_it_begins_with(
     before, after = (load_model(run / "weights.safetensors").mean.state_dict() for run in (first, tuned))
     # Four steps of 1e-6 lead nowhere else than to where they began.
     assert all(torch.allclose(before[k], after[k], atol=1e-4) for k in before)
+    card = load_model(tuned / "weights.safetensors").description.card
+    assert card["begun_from"]["name"] == "first"
     moved = load_checkpoint(tuned / CHECKPOINT).net
     assert any(not torch.equal(before[k], moved[k]) for k in before)
 
@@ -189,11 +192,7 @@ def test_weights_are_exported_from_a_checkpoint(
     exported, whole = (load_model(f) for f in (tmp_path / "w.safetensors", out / "weights.safetensors"))
     assert torch.equal(exported.mean.stem.weight, whole.mean.stem.weight)
     assert exported.description.known["cases"] == whole.description.known["cases"] > 1
-    assert exported.description.spread == 1.0
-    assert (
-        _run(monkeypatch, "export-weights", out, "--out", tmp_path / "s.safetensors", "--spread", "1.4") == 0
-    )
-    assert load_model(tmp_path / "s.safetensors").description.spread == 1.4
+    assert exported.description.calibration is None
     assert _run(monkeypatch, "export-weights", tmp_path) == 2
     assert "holds no last.ckpt" in capsys.readouterr().err
 
@@ -283,3 +282,38 @@ def test_sigterm_leaves_a_checkpoint_that_goes_on(tmp_path: Path, data_set: Path
     left = load_checkpoint(out / CHECKPOINT)
     assert f"Stopped at stage 1 of 1, {left.samples} of 100000 samples" in shown
     assert left.samples >= 4
+
+
+def test_the_fall_of_a_trapezoid_may_be_begun_by_hand(
+    tmp_path: Path,
+    data_set: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A training whose end is moved while its rate is level is that which was begun with this end."""
+
+    def run(name: str, samples: int, decay_from: float, stop_at: int | None = None) -> int:
+        text = RECIPE.replace("samples = 8", f"samples = {samples}\ndecay_from = {decay_from}")
+        recipe.write_text(text)
+        after = StageModule.after_step
+        if stop_at is not None:
+
+            def noticed(module: StageModule) -> None:
+                after(module)
+                if module.samples == stop_at:
+                    signal.raise_signal(signal.SIGTERM)
+
+            monkeypatch.setattr(StageModule, "after_step", noticed)
+        options = ("--config", recipe, "--data", data_set, "--out", tmp_path / name, "--loaders", 0)
+        code = _run(monkeypatch, "train", *options, "--resume")
+        monkeypatch.setattr(StageModule, "after_step", after)
+        return code
+
+    assert run("moved", 40, 0.9, stop_at=4) == 143
+    assert run("moved", 8, 0.25) == 2  # the fall would have begun already
+    assert "was begun with another setting stages" in capsys.readouterr().err
+    assert run("moved", 8, 0.5) == 0
+    assert run("whole", 8, 0.5) == 0
+    moved, whole = (load_model(tmp_path / n / "weights.safetensors") for n in ("moved", "whole"))
+    assert moved.networks_sha256() == whole.networks_sha256()

@@ -37,7 +37,7 @@ def _model(seed: int = 5, *, residual: bool = False) -> DoseModel:
 
 def _answer(net: DoseNet, volume: Tensor, vector: Tensor) -> Tensor:
     with torch.no_grad():
-        return net(net.anatomy(volume, vector), torch.ones(1))
+        return net(net.anatomy(volume, vector, torch.ones(volume.shape[2:])), torch.ones(1))
 
 
 def test_inputs_that_both_encodings_have_keep_their_meaning() -> None:

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_model import described, tiny_model
 from training_cases import small_training
 
 from vmat_diffusion import cli
-from vmat_diffusion.case import Dose
-from vmat_diffusion.dataset.cases import save_case
+from vmat_diffusion.case import Case, Dose
+from vmat_diffusion.dataset.cases import TrainingCase, save_case
 from vmat_diffusion.dicom import read_case, read_dose
 from vmat_diffusion.diffusion.case_prediction import exceeded_limits
-from vmat_diffusion.diffusion.model import save_model
+from vmat_diffusion.diffusion.encode import Encoding
+from vmat_diffusion.diffusion.grid import near_targets
+from vmat_diffusion.diffusion.model import Calibration, save_model
 from vmat_diffusion.errors import CaseError, GoalError, InputError, PlanError
 from vmat_diffusion.evaluate.goals import fit_to_case, load_goals
 from vmat_diffusion.geometry import Grid
@@ -152,6 +155,33 @@ def test_a_training_case_is_predicted_on_voxels_that_the_model_was_trained_on(we
     assert gy[6:].max() > 10 and gy[:1].max() < 1  # no dose where its mask has none
 
 
+def test_dicom_and_npz_with_more_empty_space_give_the_same_dose(case_folder: Path, tmp_path: Path) -> None:
+    model = tiny_model(encoding=Encoding(organs=("Core",), voxel_mm=(5.0, 5.0, 6.0)))
+    asked = settings("unused", goals="tg119_cshape_easy", samples=1)
+    dicom = read_input(case_folder, asked)
+    wide = _with_empty_space(dicom.case, 16)
+    npz = read_input(save_case(tmp_path / "c.npz", TrainingCase(wide, near_targets(wide))), asked)
+    assert npz.case.grid.shape != dicom.case.grid.shape
+    one, other = (predict_input(subject, model, asked) for subject in (dicom, npz))
+    for mine, theirs in ((one.regression, other.regression), (one.samples[0], other.samples[0])):
+        gy = mine.on(dicom.case.grid)
+        assert gy.max() > 10
+        assert np.abs(gy - theirs.on(dicom.case.grid)).max() < 0.01
+
+
+def _with_empty_space(case: Case, voxels: int) -> Case:
+    """The case with so many voxels of air more on every side."""
+    sides = [(voxels, voxels)] * 3
+    grid = Grid(
+        tuple(n + 2 * voxels for n in case.grid.shape),
+        case.grid.spacing_mm,
+        tuple(o - voxels * s for o, s in zip(case.grid.origin_mm, case.grid.spacing_mm, strict=True)),
+    )
+    structures = {n: replace(s, mask=np.pad(s.mask, sides)) for n, s in case.structures.items()}
+    hu = np.pad(case.hu, sides, constant_values=-1000)
+    return replace(case, grid=grid, hu=hu, structures=structures, reference_dose=None)
+
+
 def test_one_sample_has_no_spread(case_folder: Path, weights: Path, tmp_path: Path) -> None:
     run = predict_case(case_folder, tmp_path / "o", settings(weights, goals="tg119_cshape_easy", samples=1))
     assert run.prediction.mean.std_gy is None
@@ -161,14 +191,51 @@ def test_one_sample_has_no_spread(case_folder: Path, weights: Path, tmp_path: Pa
 
 
 def test_the_chosen_sample_is_the_best_by_the_sheet(npz: Path, weights: Path) -> None:
-    asked = settings(weights, samples=4)
+    asked = settings(weights, samples=4, pull=1.0)
     done = predict_input(read_input(npz, asked), tiny_model(), asked)
-    assert done.scores[1 + done.chosen] == min(done.scores[1:])
-    assert done.best is done.samples[done.chosen]
+    assert done.chosen is not None  # half the prescription is pulled towards the target's goals
+    assert done.scores[1 + done.chosen] == min(done.scores[1:]) < done.regression_score
+    assert done.best is done.samples[done.chosen] is done.aims[0]
+    assert done.aims[-1] is done.regression
     assert done.reason.startswith(f"Sample {done.chosen} ") and done.reason.endswith(".")
     none = predict_input(read_input(npz, asked), tiny_model(residual=False), settings(weights, samples=0))
     assert none.chosen is None and none.best is none.mean is none.regression
+    assert none.aims == (none.regression,)
     assert "regression" in none.reason
+
+
+def test_no_sample_is_chosen_where_the_regression_meets_the_goals_better(npz: Path, weights: Path) -> None:
+    wide = Calibration("dpm2", 2, spread=9.0)
+    model = described(tiny_model(), calibration=wide)
+    with torch.no_grad():
+        model.residual.head[-1].bias.fill_(-8.0)  # every sample loses dose in the targets
+        model.mean.head[-1].bias.fill_(0.95)
+    asked = settings(weights, samples=3)
+    done = predict_input(read_input(npz, asked), model, asked)
+    assert done.regression_score < min(done.scores[1:])
+    assert done.chosen is None and done.best is done.regression and done.aims == (done.regression,)
+    assert done.reason.startswith("The regression is taken, as no sample meets the goals better: ")
+
+
+def test_the_spread_of_samples_is_refused_for_other_steps(npz: Path, tmp_path: Path) -> None:
+    model = described(tiny_model(), calibration=Calibration("dpm2", 8, spread=1.5))
+    file = save_model(tmp_path / "w.safetensors", model)
+    with pytest.raises(InputError, match="holds for 8 steps of dpm2, and 2 steps of dpm2 are asked for"):
+        predict_case(npz, tmp_path / "out", settings(file))
+    assert predict_case(npz, tmp_path / "out", settings(file, samples=0)).prediction.chosen is None
+
+
+def test_what_is_unknown_of_the_spread_is_said(npz: Path, weights: Path) -> None:
+    fitted = Calibration("dpm2", 2, spread=1.0)
+
+    def said(calibration: Calibration | None) -> str:
+        asked = settings(weights, samples=1)
+        model = described(tiny_model(), calibration=calibration)
+        return " ".join(predict_input(read_input(npz, asked), model, asked).warnings)
+
+    assert "never compared with patients" in said(None)
+    assert "was fitted on the weights that these began with" in said(replace(fitted, inherited=True))
+    assert "spread" not in said(fitted)
 
 
 def test_same_seed_same_doses_and_the_pull_counts(npz: Path, weights: Path) -> None:
@@ -264,8 +331,8 @@ def test_the_command_prints_one_object(
 
     summary = json.loads(run("--json"))
     assert set(summary) == {
-        *("chosen", "reason", "unusual", "remarks", "told", "goals", "groups", "sheet", "samples"),
-        *("seconds", "files"),
+        *("chosen", "reason", "unusual", "remarks", "told", "goals", "groups", "sheet"),
+        *("regression", "samples", "seconds", "files"),
     }
     assert len(summary["samples"]) == 2
     text = run("--overwrite")

@@ -144,16 +144,18 @@ def reliability(spreads: Sequence[Spread]) -> list[dict[str, float | None]]:
     ]
 
 
-def fit_spread(spreads: Sequence[Spread], level: float = 0.9) -> float | None:
+def fit_spread(spreads: Sequence[Spread], level: float = 0.9, *, points: bool = False) -> float | None:
     """The factor on the drawn residuals at which the band of a level covers that share of all voxels.
 
-    One of LEVELS. None where no factor from 0.25 to 8 does, or where there is no voxel above 5 Gy.
+    With `points` that of all DVH points. `level` is one of LEVELS. None where no factor from 0.25 to 8 does,
+    or where there is no voxel above 5 Gy.
     """
-    voxels = sum(s.voxels for s in spreads)
-    if voxels == 0:
+    total = sum(s.points if points else s.voxels for s in spreads)
+    if total == 0:
         return None
-    counts = np.sum([s.covered[LEVELS.index(level)] for s in spreads], axis=0)
-    shares = np.maximum.accumulate(counts / voxels)
+    row = LEVELS.index(level)
+    counts = np.sum([(s.points_covered if points else s.covered)[row] for s in spreads], axis=0)
+    shares = np.maximum.accumulate(counts / total)
     if not shares[0] <= level <= shares[-1]:
         return None
     k = int(np.searchsorted(shares, level))

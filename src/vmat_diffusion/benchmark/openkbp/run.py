@@ -38,7 +38,7 @@ from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.provenance import program_record
 
 # What the result of a patient depends on, beside the weights and what is asked for.
-_KEPT = ("samples", "steps", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")
+_KEPT = ("samples", "steps", "method", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +84,16 @@ class BenchmarkResult:
         others = [name for name in spreads if name not in fitted]
         if fitted and others:
             factor = fit_spread([spreads[name] for name in fitted])
+            points = fit_spread([spreads[name] for name in fitted], points=True)
             rest = [spreads[name] for name in others]
             out["fit"] = {
                 "fitted_on": fitted,
                 "judged_on": others,
                 "factor": factor,
-                "spread": None if factor is None else factor * self.weights["spread"],
+                "points_factor": points,
                 "coverage_as_drawn": _covered(rest),
                 "coverage_widened": None if factor is None else _covered(rest, factor),
+                "coverage_points_widened": None if points is None else _covered(rest, points),
             }
         return out
 
@@ -158,11 +160,13 @@ def benchmark_openkbp(
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
     model = load_model(settings.weights).to(choose_device(settings.device))
     model.require_samples(settings.samples)
+    if settings.samples and not settings.fit_spread:
+        model.spread(settings.method, settings.steps)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)
     task = PredictionTask(
         model=model,
-        sampling=Sampling(samples=settings.samples, steps=settings.steps, seed=settings.seed),
+        sampling=sampling_of(settings),
         gamma=settings.gamma,
         csv_out=csv_out,
     )
@@ -180,6 +184,17 @@ def benchmark_openkbp(
         with written_whole(out) as part:
             write_json(part, result.summary())
     return result
+
+
+def sampling_of(settings: BenchmarkSettings) -> Sampling:
+    """How samples are drawn: as `predict` does, without the spread of the weights where it is fitted."""
+    return Sampling(
+        samples=settings.samples,
+        steps=settings.steps,
+        seed=settings.seed,
+        method=settings.method,
+        calibrated=not settings.fit_spread,
+    )
 
 
 def _judge_all(
@@ -213,6 +228,7 @@ def _judge_all(
 def _depends_on(settings: BenchmarkSettings, weights: Mapping[str, Any]) -> dict[str, Any]:
     """What the result of a patient depends on, beside the patient's own files."""
     kept = {"weights": weights["sha256"], **{name: getattr(settings, name) for name in _KEPT}}
+    kept["calibrated"] = not settings.fit_spread
     kept["steer"] = [asdict(one) for one in settings.steer]
     kept["train_data"] = str(_train_data(settings).resolve()) if settings.boosting else None
     return kept
@@ -261,11 +277,13 @@ def _chosen(paths: Sequence[Path], numbers: Sequence[int], settings: BenchmarkSe
 
 
 def _weights(model: DoseModel, settings: BenchmarkSettings) -> dict[str, Any]:
+    calibration = model.description.calibration
     return {
         "name": model.description.card.get("name", ""),
         "sha256": sha256_of(weights_path(settings.weights)),
+        "networks_sha256": model.networks_sha256(),
         "diffusion": model.residual is not None,
-        "spread": model.description.spread,
+        "calibration": calibration and asdict(calibration),
     }
 
 

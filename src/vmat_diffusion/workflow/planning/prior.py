@@ -34,7 +34,10 @@ class Prior:
 
 
 def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, progress: Progress) -> Prior:
-    """The predicted dose of a case, or one sample for each candidate.
+    """The predicted dose of a case, or the doses that several candidates aim at.
+
+    With candidates so many samples are drawn. The aims are the regression and the samples that meet the goals
+    better, of which the worst is left out where all do; there are fewer aims than candidates where few do.
 
     A case of a site that the model was not trained on is planned by its goals alone. The gate warns of that,
     and of all else that leaves the model's domain. Raises InputError for weights that are missing, or
@@ -63,11 +66,14 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, progress: Pro
         device=settings.device,
     )
     prediction = predict_input(PredictionInput(case, sheet), model, asked, progress)
+    aims = prediction.aims[: settings.candidates]
     checks = (warning(DOMAIN, prediction.warnings, "nothing about the case is unusual for the model"),)
     origin = {
         "model": model.name,
         "used": True,
         "told": conditioning_record(prediction.conditioning),
+        "aims": len(aims),
+        "reason": prediction.reason,
         **dict(prediction.regression.provenance),
     }
-    return Prior(prediction.samples if several else (prediction.regression,), checks, origin)
+    return Prior(aims, checks, origin)

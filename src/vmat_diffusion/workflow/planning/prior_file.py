@@ -130,12 +130,14 @@ def _read_npz(path: Path, case: Case) -> _Found:
 
 
 def _predicted(arrays: Mapping[str, NDArray]) -> tuple[str, NDArray]:
-    """The dose of a file of `predict` that it found best: the chosen sample, else the mean."""
+    """The dose of a file of `predict` that it found best: the chosen sample, else the regression."""
     samples, chosen = arrays.get("samples"), arrays.get("chosen")
     if samples is not None and chosen is not None and samples.ndim == 4 and _is_number(chosen):
         k = int(chosen.item())
         if 0 <= k < len(samples):
             return f"prediction, sample {k}", samples[k]
+    if "regression" in arrays:
+        return "prediction, regression", arrays["regression"]
     return "prediction, mean", arrays["mean"]
 
 

@@ -13,7 +13,12 @@ from tiny_model import tiny_model
 from vmat_diffusion.benchmark.journal import Journal
 from vmat_diffusion.benchmark.openkbp import run as benchmark
 from vmat_diffusion.benchmark.openkbp.patient import PatientResult, PredictionTask, judge_patient
-from vmat_diffusion.benchmark.openkbp.run import BenchmarkSettings, _depends_on, benchmark_openkbp
+from vmat_diffusion.benchmark.openkbp.run import (
+    BenchmarkSettings,
+    _depends_on,
+    benchmark_openkbp,
+    sampling_of,
+)
 from vmat_diffusion.benchmark.settings import SteeringRequest
 from vmat_diffusion.dataset.openkbp import read_patient
 from vmat_diffusion.diffusion.model import save_model
@@ -21,6 +26,8 @@ from vmat_diffusion.diffusion.predict import Sampling
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.openkbp import overall, score
 from vmat_diffusion.files import sha256_of
+from vmat_diffusion.workflow.predict import sampling_in
+from vmat_diffusion.workflow.settings import PredictSettings
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +56,18 @@ def _csv_gy(file: Path) -> np.ndarray:
     return out.reshape(128, 128, 128)
 
 
+def test_what_is_scored_by_default_is_what_predict_draws(data: Path, weights: str) -> None:
+    scored, drawn = BenchmarkSettings(data=data), PredictSettings(goals="head_neck_70_63_56")
+    for name in ("weights", "samples", "steps", "method", "seed", "device"):
+        assert getattr(scored, name) == getattr(drawn, name)
+    assert sampling_of(scored) == sampling_in(drawn)
+    # The spread of the weights is on what is scored, and not on what it is fitted to.
+    assert sampling_of(scored).calibrated
+    assert not sampling_of(BenchmarkSettings(data=data, fit_spread=(201,))).calibrated
+
+
 def test_scores_are_those_of_the_files_that_were_written(data: Path, weights: str, tmp_path: Path) -> None:
-    settings = BenchmarkSettings(data=data, weights=weights)
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0)
     done = benchmark_openkbp(settings, csv_out=tmp_path / "csv", out=tmp_path / "found.json")
     assert [p.scores.id for p in done.patients] == ["pt_201", "pt_202", "pt_203"]
     assert [(r.case, "readable" in r.reason) for r in done.left_out] == [("pt_204", True)]
@@ -83,7 +100,7 @@ def test_a_run_goes_on_where_it_was_stopped(
         return judge_patient(path, task)
 
     monkeypatch.setattr(benchmark, "judge_patient", stops_at_the_second)
-    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(201, 202, 203))
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(201, 202, 203))
     out = tmp_path / "found.json"
     with pytest.raises(KeyboardInterrupt):
         benchmark_openkbp(settings, out=out)
@@ -101,9 +118,9 @@ def test_a_run_goes_on_where_it_was_stopped(
 
 def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(203,))
     benchmark_openkbp(settings, out=out)
-    other = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,), seed=1)
+    other = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(203,), seed=1)
     with pytest.raises(InputError, match="holds results of another seed; pass --overwrite"):
         benchmark_openkbp(other, out=out)
     benchmark_openkbp(other, out=out, overwrite=True)
@@ -112,7 +129,7 @@ def test_results_of_other_settings_are_not_mixed_in(data: Path, weights: str, tm
 def test_a_file_that_is_no_result_of_this_run_is_not_replaced(
     data: Path, weights: str, tmp_path: Path
 ) -> None:
-    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(203,))
     out = tmp_path / "mine.json"
     out.write_text("mine")
     with pytest.raises(InputError, match=r"--out mine\.json is there, but no results by patient"):
@@ -127,7 +144,7 @@ def test_a_file_that_is_no_result_of_this_run_is_not_replaced(
 
 
 def test_doses_in_the_folder_are_those_of_the_results(data: Path, weights: str, tmp_path: Path) -> None:
-    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(203,))
     folder, out = tmp_path / "csv", tmp_path / "found.json"
     done = benchmark_openkbp(settings, csv_out=folder, out=out)
     file = folder / "pt_203.csv"
@@ -151,7 +168,7 @@ def test_a_stop_between_dose_and_result_leaves_no_dose_that_is_not_kept(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    settings = BenchmarkSettings(data=data, weights=weights, gamma=False, patients=(203,))
+    settings = BenchmarkSettings(data=data, weights=weights, samples=0, gamma=False, patients=(203,))
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "keep", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -200,12 +217,12 @@ def test_what_the_trees_learnt_from_is_part_of_the_settings(data: Path, tmp_path
         ({"weights": "absent"}, "weights absent do not exist"),
         ({"steer": (SteeringRequest("Cochlea", -5.0),)}, "knows no goals for Cochlea; known are Brainstem"),
         ({"samples": -1}, "samples -1 is outside 0 to 64"),
-        ({"fit_spread": (201,)}, "0 samples have no spread"),
+        ({"samples": 0, "fit_spread": (201,)}, "0 samples have no spread"),
     ],
 )
 def test_what_cannot_be_used_is_said(data: Path, weights: str, changed: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        benchmark_openkbp(BenchmarkSettings(**{"data": data, "weights": weights, **changed}))
+        benchmark_openkbp(BenchmarkSettings(**{"data": data, "weights": weights, "samples": 0, **changed}))
 
 
 def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
@@ -219,6 +236,7 @@ def test_samples_are_scored_beside_the_regression_and_their_spread_is_fitted(
     assert list(found["scores"]) == ["regression", "one sample", "mean of samples"]
     assert set(found["gain_over_regression"]) == {"one sample", "mean of samples"}
     assert found["calibration"]["fit"]["judged_on"] == ["pt_202"]
+    assert set(found["calibration"]["fit"]) >= {"factor", "points_factor", "fitted_on"}
     assert found["calibration"]["coverage"]["90%"]["voxels"]["patients"] == 2
     patient = read_patient(data / "validation" / "pt_201.npz")
     written = score(
@@ -237,6 +255,7 @@ def test_an_organ_is_asked_for_less_in_every_way(data: Path, weights: str) -> No
     settings = BenchmarkSettings(
         data=data,
         weights=weights,
+        samples=0,
         gamma=False,
         patients=(201, 203),
         steer=(SteeringRequest("Parotid_L", -5.0), SteeringRequest("Larynx", -69.0)),
@@ -275,7 +294,9 @@ def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_pat
     parts["dose_cGy"] = np.where(level, level + noise, 0).astype(np.uint16)
     for name in ("train/pt_1", "validation/pt_201"):
         write_npz(tmp_path / "data" / f"{name}.npz", parts)
-    settings = BenchmarkSettings(data=tmp_path / "data", weights=weights, gamma=False, baseline="boosting")
+    settings = BenchmarkSettings(
+        data=tmp_path / "data", weights=weights, samples=0, gamma=False, baseline="boosting"
+    )
     done = benchmark_openkbp(settings, csv_out=tmp_path / "csv")
     assert done.ways == ["boosting", "regression"]
     ways = done.scored[0].ways
@@ -291,7 +312,7 @@ def test_trees_on_voxels_are_scored_beside_and_not_written(weights: str, tmp_pat
 def test_trees_need_cases_to_learn_from(data: Path, weights: str, tmp_path: Path) -> None:
     write_npz(tmp_path / "test" / "pt_241.npz", arrays())
     settings = BenchmarkSettings(
-        data=tmp_path, split="test", weights=weights, gamma=False, baseline="boosting"
+        data=tmp_path, split="test", weights=weights, samples=0, gamma=False, baseline="boosting"
     )
     with pytest.raises(InputError, match=r"^none of the 1 patients .* is of split train"):
         benchmark_openkbp(settings)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from small_case import StandIn, small_case
 from tiny_model import described, tiny_model
 
@@ -27,10 +28,14 @@ from vmat_diffusion.workflow import plan_case, plan_settings
 from vmat_diffusion.workflow.planning.prior import DOMAIN
 
 
-def weights_for(path: Path, sites: Sequence[str]) -> Path:
-    """Weights that know the small case and its likes, for the given sites."""
+def weights_for(path: Path, sites: Sequence[str], residual: float = 0.0) -> Path:
+    """Weights that know the small case and its likes, for the given sites.
+
+    Their regression has half the prescription, and `residual` units of 5 % more have the samples.
+    """
     encoding = Encoding(organs=("Core", "Larynx"), voxel_mm=(5.0, 5.0, 6.0))
     model = tiny_model(encoding=encoding)
+    torch.nn.init.constant_(model.residual.head[-1].bias, residual)
     cases = []
     for k in range(8):
         spacing = tuple(
@@ -46,6 +51,12 @@ def weights_for(path: Path, sites: Sequence[str]) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights_for(tmp_path_factory.mktemp("weights") / "tiny.safetensors", ["phantom"])
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights whose samples miss the goals of the target by less than their regression."""
+    return weights_for(tmp_path_factory.mktemp("better") / "tiny.safetensors", ["phantom"], residual=4.0)
 
 
 def asked(weights: Path, **changes: object):
@@ -80,7 +91,7 @@ def test_by_the_goals_alone_nothing_is_predicted(
 
 
 def test_candidates_share_the_time_and_the_best_is_kept(
-    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, better: Path
 ) -> None:
     factors = (1.05, 1.0, 1.03)  # all goals are met; what is lower is better
 
@@ -89,7 +100,7 @@ def test_candidates_share_the_time_and_the_best_is_kept(
 
     calls = optimiser(engine=factors, change=scale)
     run = plan_case(
-        case_folder, tmp_path / "out", asked(weights, candidates=3, search_minutes=6), tools=optimiser.tools
+        case_folder, tmp_path / "out", asked(better, candidates=3, search_minutes=6), tools=optimiser.tools
     )
     assert [c["settings"].max_minutes for c in calls] == [6 / turns_of(3)] * 3
     assert len({c["target"].gy.tobytes() for c in calls}) == 3
@@ -112,15 +123,28 @@ def test_candidates_share_the_time_and_the_best_is_kept(
     assert "1, chosen" in run_text(run)
 
 
+def test_samples_that_meet_the_goals_less_well_than_the_regression_are_no_aims(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn
+) -> None:
+    calls = optimiser()
+    worse = weights_for(tmp_path / "worse.safetensors", ["phantom"], residual=-4.0)
+    plan_case(
+        case_folder, tmp_path / "out", asked(worse, candidates=3, search_minutes=6), tools=optimiser.tools
+    )
+    assert len(calls) == 1 and calls[0]["settings"].max_minutes == 6
+    prior = json.loads((tmp_path / "out" / "run.json").read_text())["prior"]
+    assert prior["aims"] == 1 and prior["reason"].startswith("The regression is taken, as no sample")
+
+
 def test_a_candidate_that_an_interrupt_left_without_a_plan_is_left_out(
-    case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, better: Path
 ) -> None:
     def interrupt(made: SimpleNamespace, call: int) -> None:
         if call == 1:
             raise KeyboardInterrupt
 
     optimiser(change=interrupt)
-    run = plan_case(case_folder, tmp_path / "out", asked(weights, candidates=3), tools=optimiser.tools)
+    run = plan_case(case_folder, tmp_path / "out", asked(better, candidates=3), tools=optimiser.tools)
     assert [c.chosen for c in run.candidates] == [True]
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
 
