@@ -169,6 +169,7 @@ def section() -> Iterator[str]:
         yield "Against EGSnrc, nothing rescaled; differences in percent of the maximum, single voxels for the"
         yield "largest; axis: the worst depth beyond build-up over 12 x 12 mm2. Gamma is global above 10 %,"
         yield "the dose criterion widened in quadrature by one sigma of both doses."
+        yield f"Measured with {figures['cases_split']} interaction points."
         yield ""
         yield "| case | mean | largest | axis | gamma 3 %/3 mm | 2 %/2 mm | seconds |"
         yield "|---|---:|---:|---:|---:|---:|---:|"
@@ -197,6 +198,7 @@ def main() -> None:
     if given.only not in (None, "cases"):
         pass
     elif folder.is_dir():
+        figures["cases_split"] = SPLIT
         figures["cases"] = check_references(folder, uncertainty=0.01, check_minutes=minutes)["cases"]
     else:
         print("Monte Carlo: no reference doses in VMAT_SHARED_DATA, speed only", file=sys.stderr)

@@ -74,7 +74,9 @@ def check_again(
         task = read_task(place, settings)
     with appearing_whole(run, overwrite=True, names=(*FILES, CHECK_FOLDER)) as folder:
         _copy_run(run, folder, record)
-        plan, machine = plan_and_machine(state.plan_file, task.machine)
+        read, machine = plan_and_machine(state.plan_file, task.machine)
+        # The plan is the run's own; what its file says of itself was not there when it was judged first.
+        plan = replace(read, provenance={})
         task = replace(task, machine=machine)
         with clock.stage("check"):
             judged = judge_files(
