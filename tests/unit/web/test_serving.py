@@ -26,7 +26,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.web import store as stores
 from vmat_diffusion.web.audit import verify
 from vmat_diffusion.web.routes import worklist
-from vmat_diffusion.web.serving import rules_of
+from vmat_diffusion.web.serving import require_free, rules_of
 from vmat_diffusion.web.settings import ServeSettings
 from vmat_diffusion.web.store import open_store
 
@@ -113,6 +113,16 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port} cannot be listened on"):
+            require_free("127.0.0.1", port)
+    require_free("127.0.0.1", port)
 
 
 def _get(url: str) -> bytes:
