@@ -62,8 +62,8 @@ def require_free(host: str, port: int) -> None:
             tried.bind((host, port))
         except OSError as fault:
             raise InputError(
-                f"--host {host} --port {port} cannot be listened on ({fault.strerror}); choose another port or "
-                "address"
+                f"--host {host} --port {port} cannot be listened on ({fault.strerror}); choose another "
+                "port or address"
             ) from None
 
 
