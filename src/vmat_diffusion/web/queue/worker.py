@@ -198,5 +198,11 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__} at {places}: this is a defect of the program, please report it"
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Be that process; threads that still compute for a cancelled plan end with it."""
     main(*sys.argv[1:])
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run()
