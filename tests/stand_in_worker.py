@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +71,8 @@ def plan_case(case_folder: Path, out: Path, asked: Any, *, progress: Any, **opti
         for k in range(round(20 * seconds)):
             progress("optimise", k / (20 * seconds), "")
             time.sleep(0.05)
+            if k == 0:  # a thread of a library that goes on computing
+                threading.Thread(target=time.sleep, args=(600,)).start()
         names = ["RD.dcm", "report.html"] + (["RP.dcm"] if outcome == "PASSED" else [])
         for name in names:
             (folder / name).write_text(f"<p>{name}</p>", encoding="utf-8")
@@ -81,6 +83,6 @@ def plan_case(case_folder: Path, out: Path, asked: Any, *, progress: Any, **opti
 
 if __name__ == "__main__":
     workflow.plan_case = plan_case
-    from vmat_diffusion.web.queue.worker import main
+    from vmat_diffusion.web.queue.worker import run
 
-    main(*sys.argv[1:])
+    run()
