@@ -20,6 +20,7 @@ from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
+from vmat_diffusion.workflow.planning.file_doses import beam_doses, histograms
 from vmat_diffusion.workflow.planning.prior import Prior
 from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE
 from vmat_diffusion.workflow.settings import PlanSettings
@@ -166,6 +167,7 @@ def search_and_check(
                     optimized,
                     engine=tools.check_engine(task.machine, settings, correction),
                     gate=gate,
+                    settings=settings,
                     earlier=prior.checks,
                     progress=under_name(clock.report, stage),
                 )
@@ -234,6 +236,7 @@ def judge_files(
     *,
     engine: DoseEngine,
     gate: GateSettings,
+    settings: PlanSettings,
     earlier: Sequence[Check] = (),
     progress: Progress | None = None,
 ) -> JudgedPlan:
@@ -251,17 +254,27 @@ def judge_files(
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
-    if gate.looser():
-        plan = _labelled(plan)
+    plan = replace(plan, label=_LOOSE_LABEL if gate.looser() else settings.label)
     unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
     plan_file, dose_file = folder / PLAN_FILE, folder / DOSE_FILE
     for file in (plan_file, dose_file):  # of the plan before a correction
         file.unlink(missing_ok=True)
+    dose_form: dict[str, Any] = {"bits": 16 if settings.dose_16bit else 32}
+    if settings.dose_dvh:
+        dose_form["histograms"] = histograms(dose, case)
     check: Dose | None = None
     files: PlanFiles | None = None
     if not violations(plan, machine):
-        write_unjudged_plan(unjudged, plan, case, machine, prescription=sheet.prescription, overwrite=True)
-        write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True)
+        write_unjudged_plan(
+            unjudged,
+            plan,
+            case,
+            machine,
+            prescription=sheet.prescription,
+            beam_doses=beam_doses(plan, task),
+            overwrite=True,
+        )
+        write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True, **dose_form)
         files = PlanFiles(unjudged, unjudged_dose)
         check = engine(read_plan(unjudged, machine), case, dose.grid, progress=progress)
     verdict = judge(
@@ -284,7 +297,7 @@ def judge_files(
     else:
         for file in (unjudged, unjudged_dose):
             file.unlink(missing_ok=True)
-        write_dose(dose_file, dose, case, plan_file=None, overwrite=True)
+        write_dose(dose_file, dose, case, plan_file=None, overwrite=True, **dose_form)
     return JudgedPlan(optimized, verdict, check, plan)
 
 
@@ -343,10 +356,6 @@ def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
     if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
         raise KeyboardInterrupt
-
-
-def _labelled(plan: Plan) -> Plan:
-    return replace(plan, label=_LOOSE_LABEL)
 
 
 def _sum(dose: Dose, other: Dose) -> Dose:
