@@ -1,8 +1,8 @@
 """A worker of the review room whose plan takes as long as is asked for, to be run as a program.
 
 ROOM_TEST_SECONDS is how long the search takes, ROOM_TEST_LOG a file in which each plan that begins and ends
-is noted, ROOM_TEST_OUTCOME the verdict. With ROOM_TEST_GATE the plan is a real one: the program's own run with a
-stand-in for optimiser and independent engine.
+is noted, ROOM_TEST_OUTCOME the verdict; with ROOM_TEST_FAILS the case is refused. With ROOM_TEST_GATE it is a
+real plan: the program's own run with a stand-in for optimiser and independent engine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vmat_diffusion import workflow
+from vmat_diffusion.errors import CaseError
 
 # What the review asks of `run.json`.
 CHECKS = ("files agree", "gamma 3 %/3 mm", "complexity", "deliverable")
@@ -56,6 +57,8 @@ def plan_case(case_folder: Path, out: Path, asked: Any, *, progress: Any, **opti
     from vmat_diffusion.workflow.output import appearing_whole
 
     seconds = float(os.environ.get("ROOM_TEST_SECONDS", "0"))
+    if os.environ.get("ROOM_TEST_FAILS"):
+        raise CaseError(f"case folder {case_folder} and {case_folder.name} are of no use; give another one")
     if os.environ.get("ROOM_TEST_GATE"):
         from small_case import StandIn
 

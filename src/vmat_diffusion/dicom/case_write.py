@@ -33,7 +33,8 @@ from vmat_diffusion.geometry import Grid
 # The retired class that RTSTRUCTs name for their study, as the standard still asks for.
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _INTERPRETED_TYPE = {"target": "PTV", "organ": "ORGAN", "body": "EXTERNAL", "other": "CONTROL"}
-_COLOURS = {"target": (220, 40, 40), "body": (120, 200, 120), "other": (200, 200, 60)}
+_COLOURS = {"body": (120, 200, 120), "other": (200, 200, 60)}
+_TARGET_COLOURS = ((220, 40, 40), (235, 130, 30), (225, 70, 160), (205, 170, 30), (150, 30, 60))
 _ORGAN_COLOURS = (
     (60, 110, 230),
     (230, 140, 30),
@@ -184,7 +185,8 @@ def _image_reference(header: Dataset, series: UID, images: list[UID]) -> Dataset
 
 def _roi_contour(number: int, structure: Structure, grid: Grid, images: list[UID]) -> Dataset:
     out = Dataset()
-    colour = _COLOURS.get(structure.role, _ORGAN_COLOURS[number % len(_ORGAN_COLOURS)])
+    palette = _TARGET_COLOURS if structure.role == "target" else _ORGAN_COLOURS
+    colour = _COLOURS.get(structure.role, palette[(number - 1) % len(palette)])
     out.ROIDisplayColor = list(colour)
     out.ReferencedROINumber = number
     out.ContourSequence = []

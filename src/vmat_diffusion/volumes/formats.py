@@ -40,7 +40,7 @@ def _nibabel() -> object:
 
 
 def write_volume(path: Path, values: NDArray, grid: Grid) -> Path:
-    """Write values `[z, y, x]` of uint8, int16, uint16, int32 or float32 in the format of the path's ending."""
+    """Write values `[z, y, x]` of 8 to 32 bits in the format that the path's ending names."""
     if path.name.endswith(ENDINGS["nrrd"]):
         write_nrrd(path, values, grid)
         return path

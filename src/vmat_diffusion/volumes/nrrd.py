@@ -43,10 +43,11 @@ def write_nrrd(path: Path, values: NDArray, grid: Grid) -> None:
         f"({','.join(repr(s) if i == axis else '0' for i in range(3))})"
         for axis, s in enumerate(map(float, grid.spacing_mm))
     )
+    origin = ",".join(repr(float(v)) for v in grid.origin_mm)
     head = (
         f"NRRD0004\ntype: {names[values.dtype.str[1:]]}\ndimension: 3\nspace: left-posterior-superior\n"
         f"sizes: {nx} {ny} {nz}\nspace directions: {directions}\nkinds: domain domain domain\n"
-        f"endian: little\nencoding: gzip\nspace origin: ({','.join(repr(float(v)) for v in grid.origin_mm)})\n\n"
+        f"endian: little\nencoding: gzip\nspace origin: ({origin})\n\n"
     )
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
     content = packer.compress(values.astype(values.dtype.newbyteorder("<")).tobytes()) + packer.flush()

@@ -93,6 +93,38 @@ def native_mask(
     return mask, (*steps, *_steps(counts))
 
 
+def drawn_on_slices(
+    contours: Sequence[Contour], lattice: Lattice
+) -> dict[int, tuple[NDArray[np.float64], ...]]:
+    """The contours that `native_mask` fills each slice from, as fractional pixel indices `(n, 2)`.
+
+    Of several drawn planes at one slice it is the nearest, with the contours of others that lie beside it.
+    Raises CaseError for a contour that is not planar in this series.
+    """
+    slices, _ = _placed(contours, lattice)
+    heights = lattice.heights_mm
+    spacing = float(np.median(np.diff(heights)))
+    out = {}
+    for k, drawn in slices.items():
+        plane = _nearest_plane(drawn, float(heights[k]), spacing)
+        boxes = [(c.pixels.min(axis=0), c.pixels.max(axis=0)) for c in plane]
+        beside = [
+            c
+            for c in drawn
+            if c not in plane
+            and not any(np.all(c.pixels.min(axis=0) <= b) and np.all(c.pixels.max(axis=0) >= a) for a, b in boxes)
+        ]
+        out[k] = tuple(c.pixels for c in (*plane, *beside))
+    return out
+
+
+def _nearest_plane(drawn: Sequence[_Placed], height: float, spacing: float) -> list[_Placed]:
+    """The contours of the drawn plane that is nearest to a slice."""
+    nearest = min(drawn, key=lambda c: abs(c.level - height)).level
+    reach = max(_ONE_PLANE * spacing, 0.15)
+    return [c for c in drawn if abs(c.level - nearest) <= reach]
+
+
 def _placed(contours: Sequence[Contour], lattice: Lattice) -> tuple[dict[int, list[_Placed]], list[float]]:
     """The contours by slice, and the heights of those beyond the first and last slice."""
     heights = lattice.heights_mm
@@ -149,19 +181,17 @@ def _fill_slice(
     drawn: Sequence[_Placed], height: float, spacing: float, out: NDArray[np.bool_], counts: _Counts
 ) -> None:
     """Fill one slice from the nearest drawn plane; pieces of other planes count where nothing else lies."""
-    nearest = min(drawn, key=lambda c: abs(c.level - height)).level
-    reach = max(_ONE_PLANE * spacing, 0.15)
-    plane = [c for c in drawn if abs(c.level - nearest) <= reach]
+    plane = _nearest_plane(drawn, height, spacing)
     filled = _filled(plane, out.shape)
     out |= filled.plane
-    counts.off_mm = max(counts.off_mm, abs(nearest - height))
+    counts.off_mm = max(counts.off_mm, min(abs(c.level - height) for c in plane))
     counts.copies += filled.copies
     counts.laps += filled.laps
     counts.joined += filled.joined
     if filled.lost:
         counts.lost[height] = filled.lost
     for contour in drawn:
-        if abs(contour.level - nearest) <= reach:
+        if contour in plane:
             continue
         piece = _filled([contour], out.shape)
         if piece.plane.any() and not (piece.plane & filled.drawn).any():

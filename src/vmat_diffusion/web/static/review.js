@@ -65,7 +65,7 @@ function itemBox(line) {
     el("p", { class: "source" }, line.source),
     ready ? null : el("p", { class: "missing" }, `Look first: ${missingText(line.missing)}`),
     el("div", { class: "answers" }, radio("yes"), radio("no"), radio("not applicable")),
-    note);
+    fixed && !line.note ? null : note);
 }
 
 function checklist(lines) {
@@ -91,7 +91,7 @@ function decision(obstacles) {
       attempt(async () => {
         const status = event.submitter.value;
         await ask("POST", `${path}/decision`, { status, reason: reason.value, password: password.value });
-        password.value = "";
+        password.value = reason.value = "";
         await load();
         say(`The plan is ${plan.status.toLowerCase()}.`);
       }, event.submitter);

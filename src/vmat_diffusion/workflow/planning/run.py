@@ -26,6 +26,7 @@ from vmat_diffusion.workflow.planning.prior_file import prior_from_file, require
 from vmat_diffusion.workflow.planning.request import arranged, plan_settings, with_asked_delivery
 from vmat_diffusion.workflow.planning.result import Candidate, PlanRun, run_record
 from vmat_diffusion.workflow.planning.run_files import (
+    CHECK_DOSE,
     CONTROL_POINTS,
     FILES,
     FLUENCE,
@@ -33,6 +34,7 @@ from vmat_diffusion.workflow.planning.run_files import (
     REPORT_FILE,
     TRAJECTORIES,
     trajectory_name,
+    write_check_dose,
     write_control_points,
     write_fluence,
     write_trajectories,
@@ -253,6 +255,8 @@ def _write(
     with clock.stage("write"):
         write_control_points(folder / CONTROL_POINTS, plan, machine)
         write_fluence(folder / FLUENCE, plan, machine, run.judged.optimized.fluence)
+        if run.check is not None:
+            write_check_dose(folder / CHECK_DOSE, run.check)
         if settings.trajectory and not run.violations:
             write_trajectories(folder, plan, machine)
     with clock.stage("report"):

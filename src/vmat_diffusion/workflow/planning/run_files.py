@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmat_diffusion.errors import PlanError
+from vmat_diffusion.case import Dose
+from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.files import written_whole
+from vmat_diffusion.geometry import Grid
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
@@ -18,7 +21,8 @@ from vmat_diffusion.plan import Plan, timing, trajectory
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
 PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
 CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
-FILES = (PLAN_FILE, DOSE_FILE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
+CHECK_DOSE = "check_dose.npz"
+FILES = (PLAN_FILE, DOSE_FILE, CHECK_DOSE, REPORT_FILE, CONTROL_POINTS, FLUENCE, RECORD)
 
 
 def write_control_points(path: Path, plan: Plan, machine: Machine) -> Path:
@@ -102,11 +106,11 @@ def _rounded(values: Sequence[float] | np.ndarray) -> list[float]:
 def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str, Any]) -> Path:
     """The delivery and the fluence maps as arrays, `arc1_...` for the first arc and so on.
 
-    Per arc: `gantry_deg[n]`, `leaves_mm[n, 2, pairs]`, `jaws_mm[n, 4]`, `collimator_deg`, and per
-    segment `mu[n-1]`, `time_s`, `gantry_speed_deg_s`, `dose_rate_mu_min`. The optimiser's maps of
+    `isocenter_mm` and per arc: `gantry_deg[n]`, `leaves_mm[n, 2, pairs]`, `jaws_mm[n, 4]`,
+    `collimator_deg`, `couch_deg`, and per segment `mu[n-1]`, `time_s`, `gantry_speed_deg_s`, `dose_rate_mu_min`. The optimiser's maps of
     the arc sectors keep the names it gave them.
     """
-    arrays: dict[str, Any] = dict(fluence)
+    arrays: dict[str, Any] = {**fluence, "isocenter_mm": np.asarray(plan.isocenter_mm, np.float64)}
     for arc in plan.arcs:
         pace = timing(arc, machine.limits, plan.dose_rate_mu_min)
         arrays |= {
@@ -114,6 +118,7 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
             for name, value in {
                 "gantry_deg": arc.gantry_deg % 360.0,
                 "collimator_deg": arc.collimator_deg,
+                "couch_deg": arc.couch_deg,
                 "leaves_mm": arc.leaves_mm,
                 "jaws_mm": arc.jaws_mm,
                 "mu": arc.mu,
@@ -124,3 +129,28 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
         }
     np.savez_compressed(path, **arrays)
     return path
+
+
+def write_check_dose(path: Path, dose: Dose) -> Path:
+    """The independent dose of the whole course and its standard error, in Gy, with their grid, as arrays."""
+    arrays = {"gy": dose.gy.astype(np.float32)}
+    if dose.std_gy is not None:
+        arrays["std_gy"] = dose.std_gy.astype(np.float32)
+    spacing, origin = np.asarray(dose.grid.spacing_mm), np.asarray(dose.grid.origin_mm)
+    np.savez_compressed(path, spacing_mm=spacing, origin_mm=origin, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def read_check_dose(path: Path) -> Dose | None:
+    """What `write_check_dose` wrote; None where there is no such file. Raises CaseError for a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            gy = arrays["gy"]
+            std_gy = arrays["std_gy"] if "std_gy" in arrays else None
+            (sx, sy, sz), (x, y, z) = arrays["spacing_mm"].tolist(), arrays["origin_mm"].tolist()
+            nz, ny, nx = gy.shape
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CaseError(f"{path.name} cannot be read ({type(error).__name__}); plan the case again") from None
+    return Dose(Grid((nz, ny, nx), (sx, sy, sz), (x, y, z)), gy, std_gy)

@@ -1,0 +1,254 @@
+"""A planning run opened to look at: its record, plan and doses on the case they were made for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmat_diffusion.case import Dose
+from vmat_diffusion.errors import CaseError, PlanError
+from vmat_diffusion.files import read_json
+from vmat_diffusion.geometry import Grid
+from vmat_diffusion.machine import Machine, load_machine, machine_names
+from vmat_diffusion.origin import compare, dose_origin, plan_origin, uid_code
+from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.web.view.cases import CaseStore, Images
+from vmat_diffusion.web.view.masks import PackedStructure
+from vmat_diffusion.web.view.planes import hottest_mm, step_gy
+from vmat_diffusion.workflow.planning.run_files import (
+    CHECK_DOSE,
+    DOSE_FILE,
+    FLUENCE,
+    PLAN_FILE,
+    RECORD,
+    read_check_dose,
+)
+
+# Doses of open runs in memory, bytes: three runs with doses on a CT of 512 x 512 x 148, hundreds on 3 mm grids.
+_DOSES_MOST = 384_000_000
+PLANNED, INDEPENDENT, NOISE = "planned", "independent", "independent_error"
+TITLES = {
+    PLANNED: "Planned dose",
+    INDEPENDENT: "Independent dose",
+    NOISE: "Standard error of the independent dose",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A volume that can be shown over the CT, in Gy, and the step in which its planes are sent."""
+
+    name: str
+    grid: Grid
+    gy: NDArray[np.float32]
+    step_gy: float
+    hottest_mm: tuple[float, float, float]
+    engine: str
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "name": self.name,
+            "title": TITLES[self.name],
+            "engine": self.engine,
+            "step_gy": self.step_gy,
+            "max_gy": float(self.gy.max()),
+            "hottest_mm": self.hottest_mm,
+            "spacing_mm": self.grid.spacing_mm,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One planning run. `plan` is None where nothing of it can be read; `machine` where it is not a shipped one.
+
+    `dose` and `check` are the planned dose and that of the independent engine, the latter with its standard
+    error where it is known; `remarks` says what the files leave unsaid of belonging together.
+    """
+
+    key: tuple[str, int]
+    folder: Path
+    record: Mapping[str, Any]
+    images: Images
+    case_folder: Path
+    dose: Dose
+    check: Dose | None
+    volumes: Mapping[str, Shown]
+    plan: Plan | None
+    machine: Machine | None
+    remarks: tuple[str, ...]
+
+    @property
+    def reference_gy(self) -> float:
+        """What isodose percentages refer to: the highest prescription, or else the maximum dose."""
+        levels = self.record.get("prescription_gy")
+        stated = [float(v) for v in levels.values()] if isinstance(levels, Mapping) else []
+        return max(stated, default=max(float(self.dose.gy.max()), 1e-6))
+
+    def facts(self) -> dict[str, Any]:
+        """What the page needs first, as plain data."""
+        grid, record = self.images.grid, self.record
+        verdict = record.get("verdict") or {}
+        return {
+            "case": self.images.key,
+            "series": uid_code(self.images.series_uid),
+            "grid": {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm},
+            "position": self.images.origin.position,
+            "volumes": [shown.facts() for shown in self.volumes.values()],
+            "reference_gy": self.reference_gy,
+            "prescription_gy": record.get("prescription_gy") or {},
+            "fractions": record.get("fractions"),
+            "isocenter_mm": self.plan.isocenter_mm if self.plan else None,
+            "sheet": (record.get("sheet") or {}).get("title"),
+            "outcome": verdict.get("outcome"),
+            "released": (self.folder / PLAN_FILE).is_file(),
+            "mu": record.get("mu"),
+            "created": record.get("created"),
+            "remarks": list(self.remarks),
+            "steps": list(self.images.steps),
+        }
+
+
+class Runs:
+    """Open runs: those looked at last stay in memory, as many as their doses may take. Safe for threads."""
+
+    def __init__(self, store: CaseStore, *, most_bytes: int = _DOSES_MOST) -> None:
+        self.store = store
+        self._most = most_bytes
+        self._open: OrderedDict[tuple[str, int], Run] = OrderedDict()
+        self._structures: OrderedDict[str, tuple[PackedStructure, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, folder: Path, case_folder: Path) -> Run:
+        """The run in a folder. Raises CaseError or PlanError where its files cannot be shown together."""
+        record = folder / RECORD
+        if not record.is_file():
+            raise PlanError(f"the run's folder holds no {RECORD}; plan the case again")
+        key = (str(folder.resolve()), record.stat().st_mtime_ns)
+        with self._lock:
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key]
+            run = open_run(folder, case_folder, self.store)
+            self._open[key] = run
+            while len(self._open) > 1 and sum(_bytes(r) for r in self._open.values()) > self._most:
+                self._open.popitem(last=False)
+            return run
+
+    def structures(self, run: Run) -> tuple[PackedStructure, ...]:
+        """The structures of a run's case, made where they are not there yet."""
+        key = run.images.key
+        with self._lock:
+            if key in self._structures:
+                self._structures.move_to_end(key)
+                return self._structures[key]
+        found = self.store.structures(run.case_folder)
+        with self._lock:
+            self._structures[key] = found
+            while len(self._structures) > _CASES_MOST:
+                self._structures.popitem(last=False)
+        return found
+
+
+_CASES_MOST = 12  # packed masks: 5 to 20 MB a case
+
+
+def _bytes(run: Run) -> int:
+    return sum(shown.gy.nbytes for shown in run.volumes.values())
+
+
+def open_run(folder: Path, case_folder: Path, store: CaseStore) -> Run:
+    """Read a run's files and hold them against each other; see `Runs.open`."""
+    from vmat_diffusion.dicom import read_dose
+
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict):
+        raise PlanError(f"{RECORD} cannot be read; plan the case again")
+    if not (folder / DOSE_FILE).is_file():
+        raise PlanError(f"the run's folder holds no {DOSE_FILE}; plan the case again")
+    images = store.images(case_folder)
+    _require_same_case(record, images)
+    dose = read_dose(folder / DOSE_FILE)
+    check = read_check_dose(folder / CHECK_DOSE)
+    machine = _machine(record)
+    plan = _plan(folder, record)
+    origins = [images.origin, dose_origin(dose, "planned dose")]
+    if plan is not None and (of_plan := plan_origin(plan.provenance, plan.patient_position)) is not None:
+        origins.insert(1, of_plan)
+    remarks = compare(*origins).require()
+    volumes = {PLANNED: _shown(PLANNED, dose, str((record.get("dose") or {}).get("engine", "")))}
+    if check is not None:
+        volumes[INDEPENDENT] = _shown(INDEPENDENT, check, str((record.get("check") or {}).get("engine", "")))
+        if check.std_gy is not None:
+            noise = Dose(check.grid, check.std_gy)
+            volumes[NOISE] = _shown(NOISE, noise, volumes[INDEPENDENT].engine)
+    key = (str(folder.resolve()), (folder / RECORD).stat().st_mtime_ns)
+    return Run(key, folder, record, images, case_folder, dose, check, volumes, plan, machine, remarks)
+
+
+def _shown(name: str, dose: Dose, engine: str) -> Shown:
+    return Shown(name, dose.grid, dose.gy, step_gy(dose.gy), hottest_mm(dose), engine.replace("_", " "))
+
+
+def _require_same_case(record: Mapping[str, Any], images: Images) -> None:
+    """Refuse a case other than the one that was planned, by the codes of its UIDs."""
+    codes = (record.get("inputs") or {}).get("uid_hashes") or {}
+    found = {
+        "series": images.series_uid,
+        "structure_set": images.origin.structure_set,
+        "frame_of_reference": images.origin.frame,
+    }
+    for what, uid in found.items():
+        if codes.get(what) and codes[what] != uid_code(uid):
+            raise CaseError(
+                f"the case's folder holds another {what.replace('_', ' ')} than the plan was made on; restore "
+                "the files that were planned"
+            )
+
+
+def _machine(record: Mapping[str, Any]) -> Machine | None:
+    name = (record.get("settings") or {}).get("machine")
+    return load_machine(name) if name in machine_names() else None
+
+
+def _plan(folder: Path, record: Mapping[str, Any]) -> Plan | None:
+    """The plan as its file holds it; of one that the gate held back, from the arrays of the run."""
+    if (folder / PLAN_FILE).is_file():
+        from vmat_diffusion.dicom import read_plan
+
+        return read_plan(folder / PLAN_FILE)
+    if not (folder / FLUENCE).is_file():
+        return None
+    with np.load(folder / FLUENCE) as arrays:
+        if "isocenter_mm" not in arrays:
+            return None
+        arcs = []
+        number = 1
+        while f"arc{number}_gantry_deg" in arrays:
+            of_arc = {
+                name: arrays[f"arc{number}_{name}"]
+                for name in ("gantry_deg", "leaves_mm", "jaws_mm", "mu", "collimator_deg", "couch_deg")
+            }
+            arcs.append(
+                Arc(
+                    np.rad2deg(np.unwrap(np.deg2rad(of_arc["gantry_deg"]))),
+                    float(of_arc["collimator_deg"]),
+                    float(of_arc["couch_deg"]),
+                    of_arc["leaves_mm"],
+                    of_arc["jaws_mm"],
+                    of_arc["mu"],
+                    number=number,
+                )
+            )
+            number += 1
+        x, y, z = (float(v) for v in arrays["isocenter_mm"])
+    position = str((record.get("inputs") or {}).get("patient_position") or "HFS")
+    fractions = int(record.get("fractions") or 1)
+    return Plan(tuple(arcs), (x, y, z), fractions, "", patient_position=position) if arcs else None
