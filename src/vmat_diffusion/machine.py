@@ -19,6 +19,8 @@ from vmat_diffusion.files import parse_toml, why_no_file
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 # How the source of a number was looked at, where a file says it; docs/machines.md has the meanings.
 SEEN = ("publication", "transcription", "practice", "recalled", "chosen")
+# Texts that go into plans, with the letters that DICOM allows them (LO, SH).
+_WRITTEN = {"manufacturer": 64, "tolerance_table": 16}
 # Strict: text is no number, so that none can stand in a file without its source.
 # No number of a linac is above the photon fluence per cm2 and MU, about 1e9; the others have tighter limits.
 _Number = Annotated[float, Field(strict=True, ge=-1e4, le=1e4)]
@@ -208,7 +210,10 @@ class BeamModel:
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """A linac. `jaws` lists the DICOM device types it has, such as ASYMX and ASYMY."""
+    """A linac. `jaws` lists the DICOM device types it has, such as ASYMX and ASYMY.
+
+    `manufacturer` and the label of its `tolerance_table` are written into plans, where they are not empty.
+    """
 
     name: str
     title: str
@@ -217,6 +222,8 @@ class Machine:
     mlc: Mlc
     beam: BeamModel | None
     sources: Mapping[str, str]
+    manufacturer: str = ""
+    tolerance_table: str = ""
 
     @property
     def sad_mm(self) -> float:
@@ -297,7 +304,7 @@ def parse_machine(text: str, label: str) -> Machine:
         raise MachineError(f"machine {label}: not valid TOML ({error}); correct the file") from None
     sources: dict[str, str] = {}
     plain = _strip_sources(tree, "", sources, label)
-    allowed = {"name", "title", "jaws", "limits", "mlc", "beam"}
+    allowed = {"name", "title", "jaws", "limits", "mlc", "beam", *_WRITTEN}
     if unknown := set(plain) - allowed:
         raise MachineError(f"machine {label}: unknown key {sorted(unknown)[0]!r}; known: {sorted(allowed)}")
     for device in (jaws := tuple(plain.get("jaws", ()))):
@@ -305,6 +312,9 @@ def parse_machine(text: str, label: str) -> Machine:
             raise MachineError(
                 f"machine {label}: jaws: {device!r} is not one of {', '.join(_JAW_TYPES)}; correct the file"
             )
+    for key, most in _WRITTEN.items():
+        if not isinstance(text := plain.get(key, ""), str) or len(text) > most or "\\" in text:
+            raise MachineError(f"machine {label}: {key} must be a text of at most {most} letters; correct it")
     return Machine(
         name=str(plain.get("name", label)),
         title=str(plain.get("title", "")),
@@ -313,6 +323,8 @@ def parse_machine(text: str, label: str) -> Machine:
         mlc=_section(Mlc, "mlc", plain.get("mlc", {}), label),
         beam=_section(BeamModel, "beam", plain["beam"], label) if "beam" in plain else None,
         sources=sources,
+        manufacturer=plain.get("manufacturer", ""),
+        tolerance_table=plain.get("tolerance_table", ""),
     )
 
 

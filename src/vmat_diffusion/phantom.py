@@ -8,7 +8,7 @@ stated beside it. All phantoms are centred on (0, 0, 0), head-first supine, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,23 @@ def phantom(name: str) -> Case:
     if name not in _BUILDERS:
         raise CaseError(f"phantom {name!r} is not known; choose one of {', '.join(PHANTOMS)}")
     return _BUILDERS[name]()
+
+
+def squared(case: Case) -> Case:
+    """The case with as many rows as columns, air added at the far ends.
+
+    Libraries that take a slice's two sides for one another cut or turn what is not square.
+    """
+    nz, ny, nx = case.grid.shape
+    size = max(ny, nx)
+    pad = ((0, 0), (0, size - ny), (0, size - nx))
+    structures = {n: replace(s, mask=np.pad(s.mask, pad)) for n, s in case.structures.items()}
+    return replace(
+        case,
+        grid=replace(case.grid, shape=(nz, size, size)),
+        hu=np.pad(case.hu, pad, constant_values=_AIR_HU),
+        structures=structures,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def phantom(options: PhantomOptions) -> None:
     """Write a built-in case or a synthetic patient as a DICOM CT with its structure set."""
     from vmat_diffusion.anatomy import SITES, synthetic_case
     from vmat_diffusion.dicom import write_case
-    from vmat_diffusion.phantom import PHANTOMS
+    from vmat_diffusion.phantom import PHANTOMS, squared
     from vmat_diffusion.phantom import phantom as build
 
     name, seed = options.name, options.seed
@@ -69,7 +69,7 @@ def phantom(options: PhantomOptions) -> None:
         )
     else:
         case = build(name)
-    files = [str(file) for file in write_case(options.out, case)]
+    files = [str(file) for file in write_case(options.out, squared(case))]
     show(json.dumps({"case": case.id, "files": files}) if options.json else "\n".join(files))
 
 

@@ -1,8 +1,8 @@
 """A Plan to an RTPLAN file: DICOM's control points with cumulative meterset weights.
 
 Source: DICOM PS3.3 C.8.8.9 to C.8.8.16. Cumulative weights exist only here and in the reader. Plans
-are written UNAPPROVED: approval belongs to a person in a planning system. A little over 400 lines: one
-object of the standard, whose sequences refer to each other.
+are written UNAPPROVED: approval belongs to a person in a planning system. Its parts that stand
+alone are in `rtplan_parts`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,20 @@ from vmat_diffusion.dicom.dataset import (
     decimal,
     decimals,
     new_dataset,
-    new_uid,
     reference,
     save_whole,
     source_header,
+)
+from vmat_diffusion.dicom.rtplan_parts.check import check_plan
+from vmat_diffusion.dicom.rtplan_parts.fields import (
+    TOLERANCE_TABLE,
+    BeamDoses,
+    dose_rate_set_mu_min,
+    dose_reference_share,
+    dose_references,
+    fraction_group,
+    set_beam_doses,
+    tolerance_table,
 )
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.geometry import distance_to_mask_mm, source_position_mm
@@ -50,6 +60,7 @@ def write_unjudged_plan(
     machine: Machine,
     *,
     prescription: Prescription,
+    beam_doses: BeamDoses | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an RT Plan of the numbers in `as_written(plan)`, with new UIDs, UNAPPROVED.
@@ -60,7 +71,8 @@ def write_unjudged_plan(
     It refers to the CT study, frame of reference and structure set of `case.source`; the patient
     module is copied from the original CT, except dates and codes that are no valid DICOM: those are
     left empty and named in RTPlanDescription. The file is read back and compared with the plan before
-    it gets its name. Raises PlanError for a plan that the machine cannot deliver, a case that does
+    it gets its name. `beam_doses` are those of each beam at a point.
+    Raises PlanError for a plan that the machine cannot deliver, a case that does
     not come from DICOM, an existing file, or anything that DICOM or planning systems cannot hold.
     """
     path, plan = Path(path), as_written(plan)
@@ -70,8 +82,10 @@ def write_unjudged_plan(
         raise PlanError(f"the plan is not written because it cannot be delivered{more}: {found[0]}")
     header, remark = source_header(case)
     dataset = _plan_dataset(plan, case, machine, prescription, header=header)
+    if beam_doses is not None:
+        set_beam_doses(dataset.FractionGroupSequence[0], beam_doses)
     dataset.RTPlanDescription = ". ".join(filter(None, (dataset.RTPlanDescription, remark)))
-    return save_whole(path, dataset, overwrite=overwrite, check=partial(_check_plan, plan=plan, case=case))
+    return save_whole(path, dataset, overwrite=overwrite, check=partial(check_plan, plan=plan, case=case))
 
 
 def as_written(plan: Plan) -> Plan:
@@ -128,54 +142,19 @@ def _plan_dataset(
     out.RTPlanLabel = out.RTPlanName = plan.label
     out.RTPlanDescription = "For research; not for clinical use"
     out.RTPlanDate, out.RTPlanTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    out.PlanIntent = "RESEARCH"
     out.RTPlanGeometry = "PATIENT"
     out.ReferencedStructureSetSequence = [reference(RTStructureSetStorage, case.source.structure_set_uid)]
-    out.DoseReferenceSequence = _dose_references(case, prescription)
-    out.FractionGroupSequence = [_fraction_group(plan)]
+    out.DoseReferenceSequence = dose_references(case, prescription)
+    primary = out.DoseReferenceSequence[0].DoseReferenceUID
+    metersets_mu = [_cumulative(arc)[1] for arc in plan.arcs]
+    out.FractionGroupSequence = [fraction_group(plan, metersets_mu, primary)]
+    if machine.tolerance_table:
+        out.ToleranceTableSequence = [tolerance_table(machine.tolerance_table)]
     out.PatientSetupSequence = [_patient_setup(case)]
     out.BeamSequence = [_beam(arc, plan, case, machine) for arc in plan.arcs]
     out.ApprovalStatus = "UNAPPROVED"
     return out
-
-
-def _check_plan(written: Dataset, *, plan: Plan, case: Case) -> None:
-    """Compare a written RT Plan, number by number, with the plan. Raises PlanError for a defect."""
-    faults = []
-    if written.StudyInstanceUID != case.source.study_uid:
-        faults.append("StudyInstanceUID")
-    if written.FrameOfReferenceUID != case.source.frame_of_reference_uid:
-        faults.append("FrameOfReferenceUID")
-    if written.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID != case.source.structure_set_uid:
-        faults.append("ReferencedStructureSetSequence")
-    if written.SOPInstanceUID != written.file_meta.MediaStorageSOPInstanceUID:
-        faults.append("SOPInstanceUID")
-    group = written.FractionGroupSequence[0]
-    metersets = {int(b.ReferencedBeamNumber): float(b.BeamMeterset) for b in group.ReferencedBeamSequence}
-    if group.NumberOfFractionsPlanned != plan.fractions or len(metersets) != len(plan.arcs):
-        faults.append("FractionGroupSequence")
-    for beam, arc in zip(written.BeamSequence, plan.arcs, strict=True):
-        points = beam.ControlPointSequence
-        weights = np.array([float(p.CumulativeMetersetWeight) for p in points])
-        gantry = np.array([float(p.GantryAngle) for p in points])
-        devices = [p.BeamLimitingDevicePositionSequence for p in points]
-        mlc = [[d for d in ds if "MLC" in d.RTBeamLimitingDeviceType] for ds in devices]
-        leaves = [np.concatenate([np.reshape(d.LeafJawPositions, (2, -1)) for d in ds], axis=1) for ds in mlc]
-        turned = (gantry - arc.gantry_deg + 180) % 360 - 180  # computed anew, not as it was written
-        checks = {
-            "number of control points": len(points) == len(arc.gantry_deg) == beam.NumberOfControlPoints,
-            "first weight": weights[0] == 0,
-            "last weight": weights[-1] == beam.FinalCumulativeMetersetWeight == 1,
-            "weights": bool(np.all(np.diff(weights) >= 0)),
-            "meterset": np.allclose(np.diff(weights) * metersets[arc.number], arc.mu, rtol=0, atol=1e-6),
-            "gantry angles": np.all(np.abs(turned) <= 1e-6) and 0 <= min(gantry) <= max(gantry) < 360,
-            "last rotation direction": points[-1].GantryRotationDirection == "NONE",
-            "leaf positions": np.allclose(np.asarray(leaves, float), arc.leaves_mm, rtol=0, atol=1e-6),
-        }
-        faults += [f"beam {arc.number} {name}" for name, good in checks.items() if not good]
-    if faults:
-        raise PlanError(
-            f"the written plan differs from the plan in {', '.join(faults)}; please report this defect"
-        )
 
 
 def _refuse(plan: Plan, case: Case, machine: Machine, prescription: Prescription) -> None:
@@ -200,6 +179,8 @@ def _refuse(plan: Plan, case: Case, machine: Machine, prescription: Prescription
             f"the plan has {plan.fractions} fractions, the prescription {prescription.fractions}; "
             "make them agree"
         )
+    if not prescription.target_gy:
+        raise PlanError("the prescription names no target, so the beams' doses refer to none; give one")
     if plan.patient_position != case.patient_position:
         raise PlanError(
             f"the plan is for patient position {plan.patient_position}, the CT is {case.patient_position}; "
@@ -232,38 +213,6 @@ def _refuse_arc(arc: Arc) -> None:
             )
 
 
-def _dose_references(case: Case, prescription: Prescription) -> list[Dataset]:
-    items = []
-    by_dose = sorted(prescription.target_gy.items(), key=lambda pair: -pair[1])
-    for number, (name, gy) in enumerate(by_dose, start=1):
-        item = Dataset()
-        item.DoseReferenceNumber, item.DoseReferenceUID = number, new_uid()
-        roi = case.source.roi_numbers.get(name)
-        item.DoseReferenceStructureType = "SITE" if roi is None else "VOLUME"
-        if roi is not None:
-            item.ReferencedROINumber = roi
-        item.DoseReferenceDescription = name
-        item.DoseReferenceType = "TARGET"
-        item.TargetPrescriptionDose = decimal(gy)
-        items.append(item)
-    return items
-
-
-def _fraction_group(plan: Plan) -> Dataset:
-    group = Dataset()
-    group.FractionGroupNumber = 1
-    group.NumberOfFractionsPlanned = plan.fractions
-    group.NumberOfBeams = len(plan.arcs)
-    group.NumberOfBrachyApplicationSetups = 0
-    group.ReferencedBeamSequence = []
-    for arc in plan.arcs:
-        beam = Dataset()
-        beam.BeamMeterset = decimal(_cumulative(arc)[1])
-        beam.ReferencedBeamNumber = arc.number
-        group.ReferencedBeamSequence.append(beam)
-    return group
-
-
 def _patient_setup(case: Case) -> Dataset:
     setup = Dataset()
     setup.PatientSetupNumber = 1
@@ -282,6 +231,10 @@ def _beam(arc: Arc, plan: Plan, case: Case, machine: Machine) -> Dataset:
     beam.RadiationType = "PHOTON"
     beam.TreatmentDeliveryType = "TREATMENT"
     beam.TreatmentMachineName = machine.name
+    if machine.manufacturer:
+        beam.Manufacturer = machine.manufacturer
+    if machine.tolerance_table:
+        beam.ReferencedToleranceTableNumber = TOLERANCE_TABLE
     beam.PrimaryDosimeterUnit = "MU"
     beam.SourceAxisDistance = decimal(machine.sad_mm)
     beam.PrimaryFluenceModeSequence = [_fluence_mode(machine)]
@@ -330,7 +283,7 @@ def _control_point(
     point.ControlPointIndex = k
     if k == 0:
         point.NominalBeamEnergy = decimal(_nominal_energy_mv(machine))
-        point.DoseRateSet = decimal(plan.dose_rate_mu_min or machine.limits.dose_rate_mu_min)
+        point.DoseRateSet = decimal(dose_rate_set_mu_min(plan, machine))
     point.BeamLimitingDevicePositionSequence = _positions(arc.leaves_mm[k], arc.jaws_mm[k], machine)
     point.GantryAngle = decimal(_angle_as_written(arc.gantry_deg[k]))
     point.GantryRotationDirection = _direction(arc.gantry_deg, k)
@@ -351,6 +304,7 @@ def _control_point(
     if np.isfinite(ssd_mm):
         point.SourceToSurfaceDistance = decimal(ssd_mm)
     point.CumulativeMetersetWeight = decimal(weight)
+    point.ReferencedDoseReferenceSequence = [dose_reference_share(weight)]
     return point
 
 

@@ -149,10 +149,7 @@ def _plan(found: Mapping[str, Any], here: str, folder: Path) -> dict[str, Any]:
     from vmat_diffusion.evaluate.goals import load_goals
 
     try:
-        if "goals" not in asked:
-            raise InputError("goals is missing; name a goal sheet")
-        load_goals(str(asked["goals"]))
-        plan_settings(**asked)
+        load_goals(plan_settings(**asked).goals)
     except InputError as fault:
         raise InputError(f"{here}: plan: {fault}") from None
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}

@@ -283,6 +283,21 @@ class PlanSettings(Search, TargetReading):
         Option(metavar="RP.dcm"),
     ] = None
     force: Force = False
+    label: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=13,
+            pattern=r"^[^\\]+$",
+            description="Label of the plan, which planning systems show.",
+        ),
+    ] = "VMAT"
+    dose_16bit: Annotated[
+        bool, Field(description="Write RD.dcm with 16 bits, for systems that read no more.")
+    ] = False
+    dose_dvh: Annotated[
+        bool, Field(description="Write the dose-volume histograms of all structures into RD.dcm.")
+    ] = False
     trajectory: TrajectoryKind = None
     identity: IdentityShown = False
     shareable: Shareable = False

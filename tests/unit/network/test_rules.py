@@ -86,7 +86,7 @@ def test_a_goal_sheet_beside_the_rules_is_found_from_anywhere(tmp_path: Path) ->
         ("rulez: []", "rulez is not known; write rules"),
         ("rules: [{plan: {goals: bone_8_1}}]", "rule 1: name must be a text"),
         ("rules: [{name: a, structure: [x], plan: {}}]", "rule 1: structure is not known; write structures"),
-        ("rules: [{name: a}]", "rule a: plan: goals is missing; name a goal sheet"),
+        ("rules: [{name: a}]", "rule a: plan: --goals is missing; give it"),
         ("rules: [{name: a, plan: {goals: nothing}}]", "rule a: plan: .*nothing"),
         ("rules: [{name: a, plan: {goals: bone_8_1, arcs: 99}}]", "rule a: plan: --arcs 99 is outside 1 to"),
         ("rules: [{name: a, plan: {goals: bone_8_1, arks: 2}}]", "setting arks is not known"),

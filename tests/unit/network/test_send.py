@@ -288,7 +288,8 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         monkeypatch.setattr(
             sys, "argv", ["vmat", "send", str(run), f"PEER@127.0.0.1:{peer.port}", "--json", "-q"]
         )
-        main()
+        with pytest.raises(SystemExit, match="0"):
+            main()
     assert json.loads(capsys.readouterr().out) == {
         "peer": f"PEER@127.0.0.1:{peer.port}",
         "objects": ["RTPLAN", "RTDOSE", "PDF"],

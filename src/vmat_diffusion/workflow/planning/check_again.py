@@ -85,6 +85,7 @@ def check_again(
                 _searched(state, record, plan),
                 engine=tools.check_engine(machine, settings, state.correction),
                 gate=gate_limits(settings.gate, settings.uncertainty, settings.robustness),
+                settings=settings,
                 earlier=tuple(Check(**check) for check in state.earlier),
                 correction=state.correction,
                 may_go_on=True,

@@ -21,6 +21,7 @@ from vmat_diffusion.jobs.together import Job, made_together, turns_of
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
+from vmat_diffusion.workflow.planning.file_doses import beam_doses, histograms
 from vmat_diffusion.workflow.planning.open_check import (
     UNJUDGED_DOSE,
     UNJUDGED_FILE,
@@ -171,6 +172,7 @@ def search_and_check(
                     optimized,
                     engine=tools.check_engine(task.machine, settings, correction),
                     gate=gate,
+                    settings=settings,
                     earlier=prior.checks,
                     correction=correction,
                     may_go_on=keep_interrupted,
@@ -241,6 +243,7 @@ def judge_files(
     *,
     engine: DoseEngine,
     gate: GateSettings,
+    settings: PlanSettings,
     earlier: Sequence[Check] = (),
     correction: int = 0,
     may_go_on: bool = False,
@@ -260,18 +263,28 @@ def judge_files(
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
-    if gate.looser():
-        plan = _labelled(plan)
+    plan = replace(plan, label=_LOOSE_LABEL if gate.looser() else settings.label)
     unjudged, unjudged_dose = folder / UNJUDGED_FILE, folder / UNJUDGED_DOSE
     for name in (PLAN_FILE, DOSE_FILE):  # of the plan before a correction
         (folder / name).unlink(missing_ok=True)
     tallies = tallies_of(folder) if may_go_on else None
     decision = Decision(case, sheet, plan, machine, dose, gate)
+    dose_form: dict[str, Any] = {"bits": 16 if settings.dose_16bit else 32}
+    if settings.dose_dvh:
+        dose_form["histograms"] = histograms(dose, case)
     check: Dose | None = None
     files: PlanFiles | None = None
     if not violations(plan, machine):
-        write_unjudged_plan(unjudged, plan, case, machine, prescription=sheet.prescription, overwrite=True)
-        write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True)
+        write_unjudged_plan(
+            unjudged,
+            plan,
+            case,
+            machine,
+            prescription=sheet.prescription,
+            beam_doses=beam_doses(plan, task),
+            overwrite=True,
+        )
+        write_dose(unjudged_dose, dose, case, plan_file=unjudged, overwrite=True, **dose_form)
         files = PlanFiles(unjudged, unjudged_dose)
         ending = deciding(engine, decision.needs, tallies)
         check = ending(read_plan(unjudged, machine), case, dose.grid, progress=progress)
@@ -292,12 +305,19 @@ def judge_files(
     verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
     may_continue = tallies is not None and tallies.is_file() and verdict.outcome is Outcome.INCONCLUSIVE
     kept = partial(keep_open, folder, dose.grid, correction, earlier) if may_continue else None
-    _settle(folder, plan, dose, case, verdict, kept=kept)
+    _settle(folder, plan, dose, case, verdict, dose_form=dose_form, kept=kept)
     return JudgedPlan(optimized, verdict, without_parts(check), plan)
 
 
 def _settle(
-    folder: Path, plan: Plan, dose: Dose, case: Case, verdict: Verdict, *, kept: Callable[[], None] | None
+    folder: Path,
+    plan: Plan,
+    dose: Dose,
+    case: Case,
+    verdict: Verdict,
+    *,
+    dose_form: Mapping[str, Any],
+    kept: Callable[[], None] | None,
 ) -> None:
     """Give the sealed files in `folder` their names if the verdict has passed; else only `kept` has them."""
     from vmat_diffusion.dicom import write_dose
@@ -309,7 +329,7 @@ def _settle(
         release_plan(unjudged, folder / PLAN_FILE, plan, case, verdict)
         unseal(unjudged_dose, folder / DOSE_FILE)
     else:
-        write_dose(folder / DOSE_FILE, dose, case, plan_file=None, overwrite=True)
+        write_dose(folder / DOSE_FILE, dose, case, plan_file=None, overwrite=True, **dose_form)
     if kept is not None:
         kept()
     else:
@@ -378,10 +398,6 @@ def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
     if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
         raise KeyboardInterrupt
-
-
-def _labelled(plan: Plan) -> Plan:
-    return replace(plan, label=_LOOSE_LABEL)
 
 
 def _sum(dose: Dose, other: Dose) -> Dose:
