@@ -1,39 +1,86 @@
-"""A worker of the review room with a stand-in for optimiser and independent engine, to be run as a program.
+"""A worker of the review room whose plan takes as long as is asked for, to be run as a program.
 
-Two numbers may come from the environment: how long the search takes, and which engine's factor it finds.
+ROOM_TEST_SECONDS is how long the search takes, ROOM_TEST_LOG a file in which each plan that begins and ends
+is noted, ROOM_TEST_OUTCOME the verdict; with ROOM_TEST_FAILS the case is refused. With ROOM_TEST_GATE it is a
+real plan: the program's own run with a stand-in for optimiser and independent engine.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from vmat_diffusion import workflow
+from vmat_diffusion.errors import CaseError
+
+# What the review asks of `run.json`.
+CHECKS = ("files agree", "gamma 3 %/3 mm", "complexity", "deliverable")
 
 
-def plan_case(*arguments: Any, progress: Any, **options: Any) -> Any:
-    """As the program's own; what takes memory is imported here, as there."""
-    from small_case import StandIn
+def record(outcome: str) -> dict[str, Any]:
+    """The part of `run.json` that the room reads."""
+    words = ("pass", "pass", "warning", "pass" if outcome == "PASSED" else "fail")
+    checks = [{"name": n, "result": w, "why": "", "value": 1.0} for n, w in zip(CHECKS, words, strict=True)]
+    return {
+        "verdict": {"outcome": outcome, "passed": outcome == "PASSED", "checks": checks},
+        "arc_delivery_s": [60.0, 60.0],
+        "files": ["RP.dcm", "RD.dcm", "report.html", "run.json"],
+        "fractions": 25,
+        "mu": 300.0,
+    }
 
-    from vmat_diffusion.workflow.planning.run import plan_case
 
+def _case() -> Any:
+    """What a worker asks of a case: where its target is, as in `small_case`, which takes long to import."""
+    mask = np.zeros((20, 24, 24), bool)
+    mask[8:13, 9:15, 9:15] = True
+    return SimpleNamespace(
+        targets=[SimpleNamespace(name="PTV", mask=mask)], grid=SimpleNamespace(shape=mask.shape)
+    )
+
+
+def _note(word: str) -> None:
     if log := os.environ.get("ROOM_TEST_LOG"):
         with open(log, "a", encoding="utf-8") as stream:
-            stream.write(f"{os.getpid()}\n")
+            stream.write(f"{word}\n")
+
+
+def plan_case(case_folder: Path, out: Path, asked: Any, *, progress: Any, **options: Any) -> Any:
+    """A run folder that appears whole after the time that was asked for."""
+    from vmat_diffusion.workflow.output import appearing_whole
+
     seconds = float(os.environ.get("ROOM_TEST_SECONDS", "0"))
-    for k in range(round(20 * seconds)):
-        progress("optimise", k / (20 * seconds), "")
-        time.sleep(0.05)
-    factor = float(os.environ.get("ROOM_TEST_FACTOR", "1"))
-    stand_in = StandIn()
-    stand_in(engine=(factor,) * 3)
-    return plan_case(*arguments, tools=stand_in.tools, progress=progress, **options)
+    if os.environ.get("ROOM_TEST_FAILS"):
+        raise CaseError(f"case folder {case_folder} and {case_folder.name} are of no use; give another one")
+    if os.environ.get("ROOM_TEST_GATE"):
+        from small_case import StandIn
+
+        from vmat_diffusion.workflow.planning.run import plan_case
+
+        return plan_case(case_folder, out, asked, tools=StandIn().tools, progress=progress, **options)
+    outcome = os.environ.get("ROOM_TEST_OUTCOME", "PASSED")
+    with appearing_whole(out, overwrite=False) as folder:
+        _note(f"begun {out.name}")
+        for k in range(round(20 * seconds)):
+            progress("optimise", k / (20 * seconds), "")
+            time.sleep(0.05)
+        names = ["RD.dcm", "report.html"] + (["RP.dcm"] if outcome == "PASSED" else [])
+        for name in names:
+            (folder / name).write_text(f"<p>{name}</p>", encoding="utf-8")
+        (folder / "run.json").write_text(json.dumps(record(outcome)), encoding="utf-8")
+    _note(f"made {out.name}")
+    return SimpleNamespace(task=SimpleNamespace(case=_case()), seconds={"optimise": seconds})
 
 
 if __name__ == "__main__":
-    workflow.plan_case = plan_case  # type: ignore[assignment]
-    from vmat_diffusion.web.worker import main
+    workflow.plan_case = plan_case
+    from vmat_diffusion.web.queue.worker import main
 
     main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,14 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from vmat_diffusion.files import content_hash
 from vmat_diffusion.web import accounts
 from vmat_diffusion.web.app import create_app
 from vmat_diffusion.web.cases import cases
-from vmat_diffusion.web.jobs import Claim, claim, submit
+from vmat_diffusion.web.queue.jobs import Claim, claim, complete, submit
 from vmat_diffusion.web.room import Room, Rules
-from vmat_diffusion.web.store import open_store
+from vmat_diffusion.web.runs import RunEntry, file_hashes
+from vmat_diffusion.web.store import now, open_store
 
 PASSWORD = "a long enough secret"
 USERS = {
@@ -126,3 +129,22 @@ def small_room(folder: Path, **rules: Any) -> SmallRoom:
         for name, roles in USERS.items()
     }
     return SmallRoom(room, ids)
+
+
+def planned(room: SmallRoom, case_id: str, *, by: str = "planner", outcome: str = "PASSED") -> str:
+    """The id of a plan of a case, as a worker would have entered it."""
+    from stand_in_worker import record
+
+    job = room.job(case_id, by)
+    given, run_id = room.claimed(), room.run_id(job)
+    folder = room.room.run_folder(run_id)
+    folder.mkdir()
+    for name in ["RD.dcm", "report.html", "control_points.csv"] + (["RP.dcm"] if outcome == "PASSED" else []):
+        (folder / name).write_text(f"<p>{name}</p>", encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(record(outcome)), encoding="utf-8")
+    case_folder = room.room.case_folder("Doe^John")
+    (folder / "case").symlink_to(case_folder, target_is_directory=True)
+    user, slices = room.ids[by], {"PTV": [8, 9, 10], "CTV": [9]}
+    entry = RunEntry(run_id, case_id, 0, user, now(), outcome, file_hashes(folder), slices)
+    assert complete(room.room.store, given, entry, content_hash(case_folder), {"optimise": 1.0})
+    return run_id

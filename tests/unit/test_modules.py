@@ -44,6 +44,7 @@ ALLOWED = {
     "preamble": "pydicom",
     "should_stop": "Lightning",
     "_root": "typer",
+    "row_factory": "sqlite3",
 }
 # What they call, no code of the package names.
 FOREIGN_BASES = (Callback, Command, LightningModule, TyperGroup, autograd.Function, nn.Module)

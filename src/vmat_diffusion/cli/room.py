@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,13 +33,15 @@ def _require_libraries() -> None:
 def serve(options: ServeSettings) -> None:
     """Serve the review room: plan, look, compare, decide and sign in a browser."""
     _require_libraries()
+    if not hasattr(os, "killpg"):
+        raise InputError("serve needs process groups, which Windows does not have; use Linux, macOS or WSL")
     from vmat_diffusion.web.serving import serve_room
 
     serve_room(options)
 
 
 @settings
-class UsersAddOptions:
+class UsersAddOptions(Facts):
     """What `users add` takes."""
 
     name: Annotated[
@@ -47,6 +50,7 @@ class UsersAddOptions:
     role: Annotated[
         tuple[Literal["planner", "reviewer", "admin"], ...],
         Field(description="What the user may do."),
+        Option(metavar="planner|reviewer|admin", text="each"),
     ]
     data: DataFolder = Path("review_room")
 
@@ -65,7 +69,8 @@ def users_add(options: UsersAddOptions) -> None:
     else:
         password = sys.stdin.readline().rstrip("\n")
     user = add_user(store, options.name, options.role, password, actor="terminal")
-    show(f"{user.name}: {', '.join(sorted(user.roles))}")
+    roles = sorted(user.roles)
+    show(json.dumps({"id": user.id, "roles": roles}) if options.json else f"{user.name}: {', '.join(roles)}")
 
 
 @settings

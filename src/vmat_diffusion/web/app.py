@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.lettering import legible
+from vmat_diffusion.web import viewing
 from vmat_diffusion.web.access import require
+from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
 from vmat_diffusion.web.runs import case_folder_of, run_folder
-from vmat_diffusion.web.supervisor import Supervisor
+from vmat_diffusion.web.view.cases import CaseStore
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
@@ -53,22 +55,17 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     for part in (pages, sessions, worklist, reviewing, administration):
         app.include_router(part.router)
     clinical = [Depends(require("planner", "reviewer"))]
-    if find_spec("vmat_diffusion.web.viewing") is not None:
-        from vmat_diffusion.web.view.cases import CaseStore
-        from vmat_diffusion.web.viewing import router as viewing
-
-        looking = viewing(
-            lambda run_id: run_folder(room, run_id),
-            lambda run_id: case_folder_of(room, run_id),
-            store=CaseStore(room.store.folder / "views"),
-        )
-        app.include_router(looking, dependencies=clinical)
+    looking = viewing.router(
+        lambda run_id: run_folder(room, run_id),
+        lambda run_id: case_folder_of(room, run_id),
+        store=CaseStore(room.store.folder / "views"),
+    )
+    app.include_router(looking, dependencies=clinical)
     static = Path(str(resources.files("vmat_diffusion.web"))) / "static"
     app.mount("/static", StaticFiles(directory=static), name="static")
     app.add_exception_handler(AnyHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(InputError, _input_error)
-    app.add_exception_handler(Exception, _defect)
     app.add_middleware(_Guard, room=room)
     return app
 
@@ -100,9 +97,15 @@ class _Guard:
             return
         given = Request(scope)
         headers = {**HEADERS, **(_HSTS if self.room.rules.secure else {})}
+        if given.url.path.startswith("/static/"):  # no data: kept, and asked for again whether it is the same
+            headers["Cache-Control"] = "no-cache"
+
+        begun = False
 
         async def headed(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *((n, v) for n, v in message["headers"] if n.lower() != b"server"),
@@ -118,7 +121,13 @@ class _Guard:
         if refusal is not None:
             await refusal(scope, receive, headed)
             return
-        await self.app(scope, self._limited(given, receive), headed)
+        try:
+            await self.app(scope, self._limited(given, receive), headed)
+        except Exception as error:
+            # Here, and not where the server would log it with its message: that may hold names.
+            answer = _defect(error)
+            if not begun:
+                await answer(scope, receive, headed)
 
     def _refusal(self, given: Request) -> Response | None:
         host = given.headers.get("host", "")
@@ -170,9 +179,11 @@ async def _input_error(_: Request, error: Exception) -> Response:
     return _error(status, legible(str(error)))
 
 
-async def _defect(request: Request, error: Exception) -> Response:
-    if limit := limit_of(error):
-        return _error(507, limit)
-    # Neither the message nor the path: both may hold what was sent.
-    _LOG.error("%s in %s", type(error).__name__, request.scope.get("route"))
+def _defect(error: Exception) -> Response:
+    """A sentence without the error's message; the log gets its kind and its place."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    _LOG.error("%s at %s", type(error).__name__, places)
+    if limit_of(error):
+        return _error(507, "the disk or the memory of the server is used up; ask who looks after it")
     return _error(500, "this is a defect of the program; please report what you did before it")

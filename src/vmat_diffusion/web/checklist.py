@@ -83,7 +83,7 @@ def _keys(kind: str, run: RunEntry, record: Mapping[str, Any]) -> list[str]:
 
 
 def check_keys(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The checks of the gate by what the page calls them: a name that comes again has its number behind it."""
+    """The checks of the gate by what the page calls them: a name that comes again has a number behind it."""
     found: dict[str, Mapping[str, Any]] = {}
     used: Counter[str] = Counter()
     for check in record["verdict"]["checks"]:

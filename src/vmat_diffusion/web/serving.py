@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 
 import uvicorn
@@ -52,9 +53,24 @@ def rules_of(asked: ServeSettings) -> Rules:
     )
 
 
+def require_free(host: str, port: int) -> None:
+    """Raise InputError where the server could not listen."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(kind, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as fault:
+            raise InputError(
+                f"--host {host} --port {port} cannot be listened on ({fault.strerror}); choose another "
+                "port or address"
+            ) from None
+
+
 def serve_room(asked: ServeSettings) -> None:
     """Serve a review room until the process is ended. Raises InputError where it cannot."""
     rules = rules_of(asked)
+    require_free(asked.host.strip("[]"), asked.port)
     store = open_store(asked.data)
     token = setup_token(store)
     with store.write() as db:

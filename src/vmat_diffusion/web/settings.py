@@ -11,7 +11,7 @@ from vmat_diffusion.options import Option, settings
 
 DataFolder = Annotated[
     Path,
-    Field(description="Folder of the review room: its database, cases and plans."),
+    Field(description="Folder of the cases: those of the review room, with plans and database."),
     Option(metavar="DIR"),
 ]
 _Pem = Option(metavar="FILE")

@@ -139,10 +139,10 @@ def finish(room: Room, upload: str, user: User) -> str:
         if not kept:
             raise InputError("the upload holds no DICOM file; choose the CT's slices and the structure set")
         flush_to_disk(folder)
-        folder.rename(room.case_folder(case_id))
-        with room.store.write() as db:
+        with room.store.write() as db:  # first: a case is there when its folder is
             db.execute("INSERT INTO cases VALUES (?, ?, ?, ?, ?)", (case_id, case_id, label, user.id, now()))
             record(db, user.id, "case uploaded", case_id, files=kept)
+        folder.rename(room.case_folder(case_id))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -64,7 +64,7 @@ def _sample(field: Spelled) -> tuple[list[str], Any]:
     if field.flag:
         return [], True
     if field.words:
-        return [field.words[-1]], field.words[-1]
+        return [field.words[-1]], [field.words[-1]] if field.many else field.words[-1]
     if field.metavar == "250,300,off":
         return ["200,off"], "200,off"
     if field.metavar == "X|off":
@@ -206,7 +206,8 @@ def test_what_is_written_has_one_option() -> None:
         out = next((f for f in fields_of(kind) if f.name == "out"), None)
         assert out is None or out.mark.short == ("-o",), path
     assert {path for path, kind in KINDS.items() if not issubclass(kind, Facts)} == {
-        f"{group} copy" for group in ("goals", "machine", "mapping", "gate")
+        "serve",  # says where it listens and then answers browsers alone
+        *(f"{group} copy" for group in ("goals", "machine", "mapping", "gate")),
     }
 
 

@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.web import jobs, uploads
+from vmat_diffusion.web import uploads
 from vmat_diffusion.web.access import Clinical, Planner, TheRoom
 from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.cases import case_entry, cases
+from vmat_diffusion.web.queue import jobs
 from vmat_diffusion.web.reviews import statuses
 from vmat_diffusion.web.runs import runs
 from vmat_diffusion.web.site_files import machines, sheets

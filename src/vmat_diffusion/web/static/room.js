@@ -54,9 +54,45 @@ export async function whoAmI() {
       return link;
     }),
     el("span", { class: "who" }, `${me.name} (${me.roles.join(", ")})`),
+    el("button", { type: "button", class: "plain", id: "password", onclick: () => askNewPassword(me.name) }, "Password"),
     el("button", { type: "button", class: "plain", id: "log-out", onclick: logOut }, "Log out"),
   );
   return { ...me, has };
+}
+
+/** A box in which the user changes the own password. */
+function askNewPassword(name) {
+  const field = (text, complete) => {
+    const input = el("input", { type: "password", maxlength: 128, required: true, autocomplete: complete });
+    return [el("label", {}, text, input), input];
+  };
+  const [oldLabel, old] = field("Password so far", "current-password");
+  const [newLabel, fresh] = field("New password, at least 12 characters", "new-password");
+  const [againLabel, again] = field("New password again", "new-password");
+  const told = el("p", { role: "status", class: "quiet" });
+  const box = el("dialog", { class: "panel", id: "password-box" }, el("form", {
+    onsubmit: async (event) => {
+      event.preventDefault();
+      if (fresh.value !== again.value) {
+        told.textContent = "The two new passwords differ; type the same one twice.";
+        return;
+      }
+      try {
+        await ask("POST", "/api/session/password", { password: old.value, new_password: fresh.value });
+        box.remove();
+        say("The password was changed; other sessions have ended.");
+      } catch (refused) {
+        told.textContent = refused.message;
+      }
+    },
+  },
+    el("h2", {}, "Change your password"),
+    el("input", { type: "text", value: name, autocomplete: "username", hidden: true, readonly: true }),
+    oldLabel, newLabel, againLabel, told,
+    el("div", { class: "row" }, el("button", {}, "Change"),
+      el("button", { type: "button", class: "second", onclick: () => box.remove() }, "Close"))));
+  document.body.append(box);
+  box.showModal();
 }
 
 async function logOut() {

@@ -1,4 +1,4 @@
-"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.worker DATA JOB TOKEN`.
+"""The process that makes one plan of the queue: `python -m vmat_diffusion.web.queue.worker DATA JOB TOKEN`.
 
 It outlives the server. It says how far it is every second, and ends by itself where its job was cancelled or
 is another's.
@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vmat_diffusion import workflow
 from vmat_diffusion.errors import InputError, limit_of
 from vmat_diffusion.files import content_hash, this_process
-from vmat_diffusion.web.jobs import Claim, beat, complete, give_up, remove_leftovers, take, typical_seconds
+from vmat_diffusion.web.queue.jobs import (
+    Claim,
+    beat,
+    complete,
+    give_up,
+    remove_leftovers,
+    take,
+    typical_seconds,
+)
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
 from vmat_diffusion.web.store import Store, now, open_store
@@ -30,18 +38,13 @@ if TYPE_CHECKING:
     from vmat_diffusion.case import Case
 
 _BEAT_S = 1.0
+# From this share of a part on, its own pace says more than earlier plans.
+_TELLING = 0.05
 # So long a plan may take to clear up after a cancellation.
 _PATIENCE_S = 20.0
-# The stages in their order, with their usual seconds before there is any history; that of the search is set.
-_STAGES = {
-    "read": 5.0,
-    "predict": 5.0,
-    "optimise": 300.0,
-    "dose": 5.0,
-    "check": 90.0,
-    "write": 2.0,
-    "report": 5.0,
-}
+# The parts of a run in their order, with their usual seconds before there is any history; that of the search
+# is what was asked for. All other stages, as those of the search, belong to the part that began before them.
+_PARTS = {"read": 5.0, "predict": 5.0, "optimise": 300.0, "check": 90.0, "write": 2.0, "report": 5.0}
 
 
 class _Cancelled(BaseException):
@@ -53,24 +56,27 @@ class _Heart:
 
     def __init__(self, store: Store, claim: Claim, typical: Mapping[str, float]) -> None:
         self.store, self.claim, self.typical = store, claim, typical
-        self.stage, self.share, self.began = "", 0.0, time.monotonic()
+        self.stage, self.share = "", 0.0
+        self.part, self.began = "", time.monotonic()
         self.ended, self.stopped_at = threading.Event(), 0.0
 
     def progress(self, stage: str, share: float, note: str) -> None:
         """Called by the workflow."""
-        if stage != self.stage:
-            self.began = time.monotonic()
+        if stage in self.typical and stage != self.part:
+            self.part, self.began = stage, time.monotonic()
         self.stage, self.share = stage, share
 
     def left_s(self) -> float | None:
-        """How long the rest will take; None before the first stage."""
-        if not self.stage:
+        """How long the rest will take; None before the first part."""
+        if not self.part:
             return None
-        spent, usual = time.monotonic() - self.began, self.typical.get(self.stage, 30.0)
-        left = spent * (1 - self.share) / self.share if self.share > 0.05 else max(usual - spent, 0.0)
+        spent = time.monotonic() - self.began
+        if self.stage == self.part and self.share > _TELLING:
+            left = spent * (1 - self.share) / self.share
+        else:
+            left = max(self.typical[self.part] - spent, 0.0)
         names = list(self.typical)
-        after = names[names.index(self.stage) + 1 :] if self.stage in names else []
-        return left + sum(self.typical[name] for name in after)
+        return left + sum(self.typical[name] for name in names[names.index(self.part) + 1 :])
 
     def run(self) -> None:
         """Beat until the work has ended."""
@@ -106,10 +112,7 @@ def main(data: str, job_id: str, token: str) -> None:
     if job is None:
         return
     settings = json.loads(job["settings"])
-    typical = _STAGES | typical_seconds(room.store)
-    if "search_minutes" in settings:
-        typical["optimise"] = 60.0 * settings["search_minutes"]
-    heart = _Heart(room.store, claim, {name: typical[name] for name in _STAGES})
+    heart = _Heart(room.store, claim, _typical(room.store, settings))
     threading.Thread(target=heart.run, daemon=True).start()
     case_folder = _case_folder(room, job["case_id"])
     try:
@@ -123,6 +126,15 @@ def main(data: str, job_id: str, token: str) -> None:
             remove_leftovers(room)
     finally:
         heart.ended.set()
+
+
+def _typical(store: Store, settings: dict[str, Any]) -> dict[str, float]:
+    """The usual seconds of each part of a plan with these settings; a search ends at its limit."""
+    known = _PARTS | typical_seconds(store)
+    with suppress(InputError):  # which the making of the plan will tell
+        limit_s = 60.0 * workflow.plan_settings(**settings).search_minutes
+        known["optimise"] = min(known["optimise"], limit_s) if typical_seconds(store) else limit_s
+    return {name: known[name] for name in _PARTS if name != "predict" or settings.get("prior") == "diffusion"}
 
 
 def _nameless(sentence: str, case_folder: Path) -> str:

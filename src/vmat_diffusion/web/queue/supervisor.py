@@ -8,13 +8,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from vmat_diffusion.web.jobs import claim, recover, remove_leftovers
+from vmat_diffusion.web.queue.jobs import claim, recover, remove_leftovers
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.uploads import remove_abandoned
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 _TICK_S = 0.5
-WORKER = (sys.executable, "-m", "vmat_diffusion.web.worker")
+WORKER = (sys.executable, "-m", "vmat_diffusion.web.queue.worker")
 
 
 class Supervisor:

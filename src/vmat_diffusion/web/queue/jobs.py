@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from vmat_diffusion.files import is_dead
+from vmat_diffusion.files import is_dead, this_process
 from vmat_diffusion.web.accounts import User
 from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
@@ -57,7 +57,8 @@ def submit(room: Room, case_id: str, settings: Mapping[str, Any], user: User) ->
             "VALUES (?, ?, ?, ?, ?, ?, 'queued')",
             (job_id, case_id, new_id(), user.id, now(), json.dumps(dict(settings))),
         )
-        record(db, user.id, "plan asked for", job_id, case=case_id, **settings)
+        named = {name: Path(str(settings[name])).stem for name in ("goals", "machine") if name in settings}
+        record(db, user.id, "plan asked for", job_id, case=case_id, **(dict(settings) | named))
     return job_id
 
 
@@ -184,11 +185,11 @@ def recover(room: Room) -> None:
     for row in rows:
         worker = json.loads(row["worker"]) if row["worker"] else None
         expired = row["lease"] < time.time()
-        if worker is not None and not is_over(worker):
+        if worker is not None and is_ours(worker) and not is_over(worker):
             if expired:
                 end_group(worker["pid"])
             continue
-        if worker is not None or expired:
+        if expired or (worker is not None and is_ours(worker)):
             _requeue(room.store, row)
 
 
@@ -226,6 +227,14 @@ def end_group(pid: int) -> None:
     """End a worker and the processes that it started; it leads a group of its own."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def is_ours(worker: Mapping[str, Any]) -> bool:
+    """Whether it can be told what became of a worker: of this computer, with the time of its start.
+
+    What cannot be told counts as over when its lease has run out: the number of its process may be another's.
+    """
+    return bool(worker.get("started")) and worker.get("host") == this_process()["host"]
 
 
 def is_over(worker: Mapping[str, Any]) -> bool:
