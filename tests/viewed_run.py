@@ -32,7 +32,9 @@ CHECKS = (
 )
 
 
-def shaped_case(shape: tuple[int, int, int] = (12, 40, 48), spacing_mm: tuple[float, ...] = (3.0, 3.0, 5.0)) -> Case:
+def shaped_case(
+    shape: tuple[int, int, int] = (12, 40, 48), spacing_mm: tuple[float, ...] = (3.0, 3.0, 5.0)
+) -> Case:
     """An oval head of water with bone, a target around a cord, and a target with a hole in it."""
     x, y, z = spacing_mm
     nz, ny, nx = shape
@@ -41,7 +43,9 @@ def shaped_case(shape: tuple[int, int, int] = (12, 40, 48), spacing_mm: tuple[fl
     half = (ax[-1], ay[-1], az[-1])
     u, v, w = ax / half[0], ay[:, None] / half[1], az[:, None, None] / half[2]
 
-    def oval(cu: float, cv: float, ru: float, rv: float, cw: float = 0.0, rw: float = 9.0) -> NDArray[np.bool_]:
+    def oval(
+        cu: float, cv: float, ru: float, rv: float, cw: float = 0.0, rw: float = 9.0
+    ) -> NDArray[np.bool_]:
         return ((u - cu) / ru) ** 2 + ((v - cv) / rv) ** 2 + ((w - cw) / rw) ** 2 <= 1
 
     masks = {
@@ -68,7 +72,9 @@ def shaped_dose(case: Case, spacing_mm: float = 4.0, factor: float = 1.0) -> Dos
     x, y, z = grid.axes_mm
     half = [h for h in high]
     r = np.sqrt(
-        (x / half[0] / 0.5) ** 2 + ((y[:, None] / half[1] + 0.1) / 0.48) ** 2 + (z[:, None, None] / half[2] / 0.8) ** 2
+        (x / half[0] / 0.5) ** 2
+        + ((y[:, None] / half[1] + 0.1) / 0.48) ** 2
+        + (z[:, None, None] / half[2] / 0.8) ** 2
     )
     gy = 62.0 / (1 + np.exp(6 * (r - 1.05))) + 1.5 * np.sin(x / 9) * np.cos(y[:, None] / 7) * np.exp(-r)
     return Dose(grid, (factor * np.maximum(gy, 0)).astype(np.float32), provenance={"engine": "made"})
@@ -91,7 +97,7 @@ def arcs(isocenter_mm: tuple[float, float, float] = (0.0, -3.0, 0.0)) -> Plan:
 
 
 def write_run(folder: Path, case_folder: Path, dose: Dose, check: Dose | None = None, **more: Any) -> Path:
-    """The files of a planning run in `folder`, its plan held back by the gate; `more` goes into the record."""
+    """The files of a planning run, its plan held back by the gate; `more` goes into the record."""
     case = read_case(case_folder)
     folder.mkdir(parents=True)
     plan, machine = arcs(), load_machine("generic_6mv")
@@ -106,8 +112,22 @@ def write_run(folder: Path, case_folder: Path, dose: Dose, check: Dose | None = 
 def record(case: Case, plan: Plan) -> Mapping[str, Any]:
     """What `run.json` holds of a run, as far as the page reads it."""
     goals = [
-        {"goal": "D95% >= 57 Gy", "structure": "PTV_60", "value": 56.1, "limit": 57.0, "unit": "Gy", "status": "fail"},
-        {"goal": "max <= 45 Gy", "structure": "SpinalCord", "value": 41.2, "limit": 45.0, "unit": "Gy", "status": "pass"},
+        {
+            "goal": "D95% >= 57 Gy",
+            "structure": "PTV_60",
+            "value": 56.1,
+            "limit": 57.0,
+            "unit": "Gy",
+            "status": "fail",
+        },
+        {
+            "goal": "max <= 45 Gy",
+            "structure": "SpinalCord",
+            "value": 41.2,
+            "limit": 45.0,
+            "unit": "Gy",
+            "status": "pass",
+        },
     ]
     source = case.source
     return {
@@ -128,7 +148,10 @@ def record(case: Case, plan: Plan) -> Mapping[str, Any]:
         "mu": plan.total_mu,
         "dose": {"engine": "pencil_beam"},
         "check": {"engine": "monte_carlo"},
-        "goals": [{**g, "missed": g["status"] == "fail", "excused": False, "group": None, "priority": 1} for g in goals],
+        "goals": [
+            {**g, "missed": g["status"] == "fail", "excused": False, "group": None, "priority": 1}
+            for g in goals
+        ],
         "check_goals": [{**g, "value": g["value"] + 0.2} for g in goals],
         "groups": [],
         "delivery_goals": [],
@@ -137,7 +160,8 @@ def record(case: Case, plan: Plan) -> Mapping[str, Any]:
             "passed": False,
             "outcome": "FAILED",
             "checks": [
-                dict(zip(("name", "result", "value", "limit", "unit", "why"), check, strict=True)) for check in CHECKS
+                dict(zip(("name", "result", "value", "limit", "unit", "why"), check, strict=True))
+                for check in CHECKS
             ],
         },
     }

@@ -34,7 +34,7 @@ from vmat_diffusion.geometry import Grid
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _INTERPRETED_TYPE = {"target": "PTV", "organ": "ORGAN", "body": "EXTERNAL", "other": "CONTROL"}
 _COLOURS = {"body": (120, 200, 120), "other": (200, 200, 60)}
-_TARGET_COLOURS = ((220, 40, 40), (235, 130, 30), (225, 70, 160), (205, 170, 30), (150, 30, 60))
+_TARGET_COLOURS = ((220, 40, 40), (240, 120, 40), (230, 70, 170), (255, 140, 140), (180, 60, 220))
 _ORGAN_COLOURS = (
     (60, 110, 230),
     (230, 140, 30),

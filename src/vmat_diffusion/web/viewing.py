@@ -50,7 +50,9 @@ class _Answers:
 class _Desk:
     """The runs that are being looked at, by their names in requests."""
 
-    def __init__(self, folder_of: Callable[[str], Path], case_of: Callable[[str], Path] | None, store: CaseStore):
+    def __init__(
+        self, folder_of: Callable[[str], Path], case_of: Callable[[str], Path] | None, store: CaseStore
+    ):
         self.folder_of, self.case_of = folder_of, case_of
         self.runs = Runs(store)
         self.answers = _Answers()
@@ -62,7 +64,9 @@ class _Desk:
     def structure(self, run: Run, number: int) -> PackedStructure:
         found = self.runs.structures(run)
         if not 0 <= number < len(found):
-            raise CaseError(f"structure {number} is not one of the {len(found)} of the case; load the page again")
+            raise CaseError(
+                f"structure {number} is not one of the {len(found)} of the case; load the page again"
+            )
         return found[number]
 
     def facts(self, run_id: str) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class _Desk:
         return self.run(run_id).facts()
 
     def structures(self, run_id: str) -> list[dict[str, Any]]:
-        """The structures with role, colour, place and the slices they are on, in the order of their numbers."""
+        """The structures with role, colour, place and slices, in the order of their numbers."""
         run = self.run(run_id)
         return structures_of(run, self.runs.structures(run))
 
@@ -81,10 +85,12 @@ class _Desk:
         return Response(ct_plane(images.hu, plane, index).tobytes(), media_type=_RAW)
 
     def dose(self, run_id: str, volume: str, plane: str, index: int) -> Response:
-        """A dose at the pixels of a plane in steps of the volume's `step_gy`, unsigned 16-bit little-endian."""
+        """A dose at the pixels of a plane in steps of its `step_gy`, unsigned 16-bit little-endian."""
         run = self.run(run_id)
         if volume not in run.volumes:
-            raise CaseError(f"the run has no volume {volume[:20]!r}, but {', '.join(run.volumes)}; choose one of these")
+            raise CaseError(
+                f"the run has no volume {volume[:20]!r}, but {', '.join(run.volumes)}; choose one of these"
+            )
         shown = run.volumes[volume]
         gy = dose_plane(shown.gy, shown.grid, run.images.grid, plane, index)
         return Response(in_steps(gy, shown.step_gy).tobytes(), media_type=_RAW)
@@ -124,7 +130,7 @@ class _Desk:
         return self.answers.get(("arcs", run.key), lambda: beams.control_points(run))  # type: ignore[no-any-return]
 
     def projections(self, run_id: str, arc: int, point: int, structures: str) -> dict[str, Any]:
-        """The outlines of structures, given by their numbers with commas, as a control point's source sees them."""
+        """What the source sees of structures at a control point; their numbers have commas between."""
         run = self.run(run_id)
         if run.plan is None or not 0 <= arc < len(run.plan.arcs):
             raise PlanError(f"arc {arc} is not one of the plan; load the page again")
@@ -255,8 +261,8 @@ def require_same_images(one: Run, two: Run) -> tuple[str, ...]:
     same = one.images.grid.matches(two.images.grid) and one.images.series_uid == two.images.series_uid
     if not same or one.images.origin.frame != two.images.origin.frame:
         raise CaseError(
-            "the two plans were made on different images or in another frame of reference, so no pixel of one "
-            "belongs to the other; choose plans of one CT"
+            "the two plans were made on different images or in another frame of reference, so no pixel of "
+            "one belongs to the other; choose plans of one CT"
         )
     found = compare(one.images.origin, two.images.origin)
     return (*found.contradictions, *found.silences)

@@ -344,7 +344,14 @@ def _write(
     write_dose(folder / dose, done.check, done.case, plan_file=linked)
     write_json(
         folder / record,
-        coding.record({**done.summary(), **origins_record(origins), "gate": limits, "files": [f.name for f in done.files]}),
+        coding.record(
+            {
+                **done.summary(),
+                **origins_record(origins),
+                "gate": limits,
+                "files": [f.name for f in done.files],
+            }
+        ),
     )
 
 

@@ -17,7 +17,12 @@ from vmat_diffusion.geometry import sample_dose
 from vmat_diffusion.web.view.planes import layer_grid
 
 STATIC = Path(str(resources.files("vmat_diffusion.web"))) / "static"
-OWN = [STATIC / "viewer.html", STATIC / "viewer.js", STATIC / "viewer.css", *sorted((STATIC / "view").glob("*.js"))]
+OWN = [
+    STATIC / "viewer.html",
+    STATIC / "viewer.js",
+    STATIC / "viewer.css",
+    *sorted((STATIC / "view").glob("*.js")),
+]
 _ISODOSES = (30, 50, 70, 80, 90, 95, 100, 105, 107)
 _TEN_S = 10_000
 WAIT_MS = 6 * _TEN_S  # a busy computer is no defect
@@ -60,7 +65,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def until(page: Any, expression: str) -> None:
-    """Wait until a JavaScript expression holds; the page's own policy forbids the browser tool's way of it."""
+    """Wait until a JavaScript expression holds; the page's policy forbids the browser tool's own way."""
     for _ in range(WAIT_MS // 100):
         if page.evaluate(expression):
             return
@@ -136,7 +141,9 @@ def test_the_other_tabs_show_goals_beams_and_evidence(page: Any, site: tuple[str
     address, app = site
     app.state.seen.clear()
     page.goto(f"{address}/static/viewer.html?run=one&tab=dvh")
-    until(page, "document.querySelectorAll('.figures td.n').length && document.querySelector('.uplot canvas')")
+    until(
+        page, "document.querySelectorAll('.figures td.n').length && document.querySelector('.uplot canvas')"
+    )
     assert "missed" in page.inner_text("#dvh tr.missed")
     page.click("#tabs >> text=Beams")
     until(page, "document.querySelector('#beams dd')?.textContent === '1 of 31'")
@@ -149,7 +156,13 @@ def test_the_other_tabs_show_goals_beams_and_evidence(page: Any, site: tuple[str
     until(page, "document.querySelector('#readout').textContent.includes('4.0, −6.0, 8.0 mm')")
     page.wait_for_timeout(300)
     kinds = {(s["kind"], str(s["detail"].get("arc") or s["detail"].get("key") or "")) for s in app.state.seen}
-    assert {("dvh", ""), ("goals", ""), ("arc", "1"), ("check", "dose of any region"), ("difference", "")} <= kinds
+    assert {
+        ("dvh", ""),
+        ("goals", ""),
+        ("arc", "1"),
+        ("check", "dose of any region"),
+        ("difference", ""),
+    } <= kinds
 
 
 @pytest.mark.slow

@@ -81,7 +81,10 @@ def test_histograms_are_of_both_engines(client: TestClient) -> None:
 
 
 def test_projections_are_those_of_the_structures_asked_for(client: TestClient) -> None:
-    first, last = get(client, "one/arcs/0/projections/0?structures=0,1"), get(client, "one/arcs/1/projections/30?structures=1")
+    first, last = (
+        get(client, "one/arcs/0/projections/0?structures=0,1"),
+        get(client, "one/arcs/1/projections/30?structures=1"),
+    )
     assert set(first) == {"0", "1"} and set(last) == {"1"}
     assert all(line for line in first["0"])
 

@@ -1,7 +1,7 @@
 """A CT and its structure set as a person looks at them: pixels, and contours as drawn with their colours.
 
-`read_case` makes masks of all contours at once. To look at a case, the images are wanted first, the contours as
-they were drawn, and masks one by one, so that a large CT with many structures needs little memory.
+`read_case` makes masks of all contours at once. To look at a case, the images are wanted first, the contours
+as they were drawn, and masks one by one, so that a large CT with many structures needs little memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Structure
-from vmat_diffusion.dicom.attributes import about, has, integer, items, numbers, quiet, text
+from vmat_diffusion.dicom.attributes import about, has, integer, items, numbers, quiet
 from vmat_diffusion.dicom.ct import AIR_HU, Series, open_series, read_hu
 from vmat_diffusion.dicom.folder import Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of

@@ -112,7 +112,9 @@ def drawn_on_slices(
             c
             for c in drawn
             if c not in plane
-            and not any(np.all(c.pixels.min(axis=0) <= b) and np.all(c.pixels.max(axis=0) >= a) for a, b in boxes)
+            and not any(
+                np.all(c.pixels.min(axis=0) <= b) and np.all(c.pixels.max(axis=0) >= a) for a, b in boxes
+            )
         ]
         out[k] = tuple(c.pixels for c in (*plane, *beside))
     return out

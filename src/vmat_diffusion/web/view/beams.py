@@ -1,4 +1,4 @@
-"""What the beam's eye view shows: control points of every arc, limits of the machine, and projected outlines."""
+"""What the beam's eye view shows: control points of all arcs, limits of the machine, projected outlines."""
 
 from __future__ import annotations
 

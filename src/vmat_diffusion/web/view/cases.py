@@ -1,8 +1,8 @@
 """Cases made ready to look at: read once from DICOM, then mapped from a store on the disk.
 
-Reading a large CT takes seconds and hundreds of megabytes. The store holds HU as 16-bit numbers that are mapped
-into memory, outlines as drawn, and packed masks, so that many cases can be open at once. It is a cache: it can
-be deleted at any time, and holds what the case's own folder holds.
+Reading a large CT takes seconds and hundreds of megabytes. The store holds HU as 16-bit numbers that are
+mapped into memory, outlines as drawn, and packed masks, so that many cases can be open at once. It is a
+cache: it can be deleted at any time, and holds what the case's own folder holds.
 """
 
 from __future__ import annotations
@@ -107,10 +107,6 @@ class CaseStore:
         self._masks(key, case_folder, None)
         return _load_masks(self.folder / key)
 
-    def prepare(self, case_folder: Path) -> None:
-        """Make a case ready, so that the first look at it is quick."""
-        self.structures(case_folder)
-
     def _masks(self, key: str, case_folder: Path, scan: Scan | None) -> None:
         place = self.folder / key
         with self._lock(f"{key}.masks"):
@@ -131,7 +127,7 @@ class CaseStore:
 
 
 def _key(case_folder: Path) -> str:
-    """A name for the contents of a folder that tells nothing of it: from names, sizes and times of its files."""
+    """A name for a folder's contents that tells nothing of them, by names, sizes and times of its files."""
     if not case_folder.is_dir():
         raise CaseError("the case's folder is gone; restore it to look at the plan")
     digest = hashlib.sha256(f"{_FORMAT} {case_folder.resolve()}".encode())
@@ -139,7 +135,9 @@ def _key(case_folder: Path) -> str:
         folders.sort()
         for name in sorted(names):
             stat = (Path(base) / name).stat()
-            digest.update(f"{base}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+            digest.update(
+                f"{base}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogatepass")
+            )
     return digest.hexdigest()[:32]
 
 
@@ -218,7 +216,7 @@ def _load_images(place: Path, key: str) -> Images:
 
 def _save_masks(place: Path, scan: Scan) -> None:
     arrays: dict[str, NDArray] = {}
-    listed = []
+    listed: list[list[Any]] = []
     for structure in scan.masks():
         if (found := packed(structure)) is not None:
             arrays[f"bits_{len(listed)}"] = found.bits

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.dvh import Dvh, outside_percent, structure_dose_gy
@@ -47,5 +46,5 @@ def curves(structure: PackedStructure, grid: Grid, dose: Dose) -> dict[str, Any]
 
 def _percent(dvh: Dvh) -> list[float]:
     """Percent of the volume at 0, 0.1 Gy ... up to the first dose that no voxel reaches."""
-    axis: NDArray[np.float64] = AXIS_STEP_GY * np.arange(int(dvh.max_gy / AXIS_STEP_GY) + 2)
+    axis = AXIS_STEP_GY * np.arange(int(dvh.max_gy / AXIS_STEP_GY) + 2)
     return [round(float(v), 3) for v in dvh.volume_at_dose_percent(axis)]

@@ -1,4 +1,4 @@
-"""Structures as packed masks: one bit for each voxel of their box, and planes of them without unpacking all."""
+"""Structures as packed masks: a bit for each voxel of their box, and planes without unpacking all."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ class PackedStructure:
         return Structure(self.name, self.role, mask, self.alias), subgrid(grid, self.box)
 
     def plane(self, axis: int, index: int) -> NDArray[np.bool_] | None:
-        """The mask in a layer of the grid across an array axis (0 = z), within its box; None where it has none."""
+        """The mask in a layer across an array axis (0 = z), within its box; None where it has no voxel."""
         at = index - self.first[axis]
         if not 0 <= at < self.shape[axis]:
             return None
         if axis == 2:
-            mask = (self.bits[:, :, at // 8] >> (7 - at % 8)) & 1
+            mask = (self.bits[:, :, at // 8] >> (7 - at % 8)) & np.uint8(1)
         else:
-            mask = np.unpackbits(self.bits[at] if axis == 0 else self.bits[:, at], axis=-1, count=self.shape[2])
+            mask = np.unpackbits(
+                self.bits[at] if axis == 0 else self.bits[:, at], axis=-1, count=self.shape[2]
+            )
         return mask.astype(bool) if mask.any() else None
 
     def layers(self) -> list[int]:

@@ -29,8 +29,12 @@ def layer_grid(grid: Grid, plane: str, index: int) -> Grid:
     if axis is None:
         raise CaseError(f"plane {plane[:20]!r} is not one of {', '.join(PLANES)}; load the page again")
     if not 0 <= index < grid.shape[axis]:
-        raise CaseError(f"{plane} slice {index} lies outside 0 to {grid.shape[axis] - 1}; choose one of these")
-    return subgrid(grid, tuple(slice(index, index + 1) if a == axis else slice(0, grid.shape[a]) for a in range(3)))
+        raise CaseError(
+            f"{plane} slice {index} lies outside 0 to {grid.shape[axis] - 1}; choose one of these"
+        )
+    return subgrid(
+        grid, tuple(slice(index, index + 1) if a == axis else slice(0, grid.shape[a]) for a in range(3))
+    )
 
 
 def ct_plane(hu: NDArray[np.int16], plane: str, index: int) -> NDArray[np.int16]:
@@ -101,8 +105,10 @@ def step_gy(gy: NDArray) -> float:
     return max(float(gy.max()), 1e-6) / STEPS
 
 
-def mask_outlines(structure: PackedStructure, grid: Grid, plane: str, index: int) -> list[NDArray[np.float32]]:
-    """The outlines of a mask in a layer, closed lines `(n, 2)` in mm: half-way between inner and outer voxels.
+def mask_outlines(
+    structure: PackedStructure, grid: Grid, plane: str, index: int
+) -> list[NDArray[np.float32]]:
+    """The outlines of a mask in a layer, closed lines `(n, 2)` in mm half-way between inner and outer voxels.
 
     The first coordinate runs along the columns of the plane, the second along its rows.
     """

@@ -31,7 +31,7 @@ from vmat_diffusion.workflow.planning.run_files import (
     read_check_dose,
 )
 
-# Doses of open runs in memory, bytes: three runs with doses on a CT of 512 x 512 x 148, hundreds on 3 mm grids.
+# Doses of open runs in memory, bytes: those of about ten runs on voxels of 3 mm.
 _DOSES_MOST = 384_000_000
 PLANNED, INDEPENDENT, NOISE = "planned", "independent", "independent_error"
 TITLES = {
@@ -67,7 +67,7 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One planning run. `plan` is None where nothing of it can be read; `machine` where it is not a shipped one.
+    """One planning run. `plan` is None where the files hold none, `machine` where it is not a shipped one.
 
     `dose` and `check` are the planned dose and that of the independent engine, the latter with its standard
     error where it is known; `remarks` says what the files leave unsaid of belonging together.
@@ -208,8 +208,8 @@ def _require_same_case(record: Mapping[str, Any], images: Images) -> None:
     for what, uid in found.items():
         if codes.get(what) and codes[what] != uid_code(uid):
             raise CaseError(
-                f"the case's folder holds another {what.replace('_', ' ')} than the plan was made on; restore "
-                "the files that were planned"
+                f"the case's folder holds another {what.replace('_', ' ')} than the plan was made on; "
+                "restore the files that were planned"
             )
 
 

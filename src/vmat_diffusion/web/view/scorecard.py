@@ -99,7 +99,7 @@ _DIFFERENCE = ("gamma", "dose of any", "mean dose", "D95%", "D2%", "factor")
 
 
 def _where(check: Mapping[str, Any]) -> dict[str, Any]:
-    """Where in the images a check can be looked at: a place in mm, and whether the difference map shows it."""
+    """Where in the images to look at a check: a place in mm, and whether the difference map shows it."""
     place = _PLACE.search(str(check.get("why") or ""))
     return {
         "place_mm": [float(v) for v in place.groups()] if place else None,

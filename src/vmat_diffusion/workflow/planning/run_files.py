@@ -114,8 +114,8 @@ def write_fluence(path: Path, plan: Plan, machine: Machine, fluence: Mapping[str
     """The delivery and the fluence maps as arrays, `arc1_...` for the first arc and so on.
 
     `isocenter_mm` and per arc: `gantry_deg[n]`, `leaves_mm[n, 2, pairs]`, `jaws_mm[n, 4]`,
-    `collimator_deg`, `couch_deg`, and per segment `mu[n-1]`, `time_s`, `gantry_speed_deg_s`, `dose_rate_mu_min`. The optimiser's maps of
-    the arc sectors keep the names it gave them.
+    `collimator_deg`, `couch_deg`, and per segment `mu[n-1]`, `time_s`, `gantry_speed_deg_s`,
+    `dose_rate_mu_min`. The optimiser's maps of the arc sectors keep the names it gave them.
     """
     arrays: dict[str, Any] = {**fluence, "isocenter_mm": np.asarray(plan.isocenter_mm, np.float64)}
     for arc in plan.arcs:
@@ -155,7 +155,7 @@ def read_check_dose(path: Path) -> Dose | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             gy = arrays["gy"]
-            std_gy = arrays["std_gy"] if "std_gy" in arrays else None
+            std_gy = arrays.get("std_gy")
             (sx, sy, sz), (x, y, z) = arrays["spacing_mm"].tolist(), arrays["origin_mm"].tolist()
             nz, ny, nx = gy.shape
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

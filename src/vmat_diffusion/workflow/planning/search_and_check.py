@@ -7,7 +7,7 @@ disagree, it searches on with their difference known and judges again. RP.dcm ap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

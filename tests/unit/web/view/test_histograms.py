@@ -41,7 +41,11 @@ def test_the_band_is_one_standard_error_to_both_sides() -> None:
     found = curves(small, CASE.grid, Dose(DOSE.grid, DOSE.gy, std))
     middle, shift = found["percent"], round(0.5 / AXIS_STEP_GY)
     # The dose falls to nowhere near 0 in the target, so that every voxel moves by the whole half Gy.
-    np.testing.assert_allclose(found["low"][100 : len(found["low"]) - 1], middle[100 + shift :][: len(found["low"]) - 101], atol=0.6)
-    np.testing.assert_allclose(found["high"][100 + shift : len(middle)], middle[100 : len(middle) - shift], atol=0.6)
+    np.testing.assert_allclose(
+        found["low"][100 : len(found["low"]) - 1], middle[100 + shift :][: len(found["low"]) - 101], atol=0.6
+    )
+    np.testing.assert_allclose(
+        found["high"][100 + shift : len(middle)], middle[100 : len(middle) - shift], atol=0.6
+    )
     assert "low" not in curves(small, CASE.grid, DOSE)
     assert "low" in curves(small, CASE.grid, noisy(DOSE))

@@ -27,7 +27,9 @@ def test_a_packed_mask_has_the_planes_of_the_mask(mask: np.ndarray) -> None:
     whole = np.zeros(mask.shape, bool)
     whole[found.box] = part.mask
     np.testing.assert_array_equal(whole, mask)
-    assert near.origin_mm == tuple(float(s * b.start) for s, b in zip((1, 2, 3), found.box[::-1], strict=True))
+    assert near.origin_mm == tuple(
+        float(s * b.start) for s, b in zip((1, 2, 3), found.box[::-1], strict=True)
+    )
     assert found.layers() == np.flatnonzero(mask.any(axis=(1, 2))).tolist()
     for axis in range(3):
         for index in range(mask.shape[axis]):

@@ -27,7 +27,11 @@ from vmat_diffusion.web.view.planes import (
 )
 
 CT = Grid((9, 22, 26), (1.9, 2.1, 3.7), (-24.3, -21.7, -2.1))
-EVERY = [(plane, index) for plane, axis in PLANES.items() for index in (0, 3, CT.shape[axis] // 2, CT.shape[axis] - 1)]
+EVERY = [
+    (plane, index)
+    for plane, axis in PLANES.items()
+    for index in (0, 3, CT.shape[axis] // 2, CT.shape[axis] - 1)
+]
 
 
 def rough(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float64]:
@@ -44,7 +48,9 @@ def by_pixel(gy: NDArray, grid: Grid, plane: str, index: int) -> NDArray:
 def test_every_pixel_has_the_dose_that_our_sampling_finds_there(plane: str, index: int) -> None:
     grid = Grid((40, 9, 50), (1.3, 4.9, 0.8), (-27.25, -18.4, -3.3))
     gy = rough(grid.shape)
-    np.testing.assert_allclose(dose_plane(gy, grid, CT, plane, index), by_pixel(gy, grid, plane, index), atol=2e-4)
+    np.testing.assert_allclose(
+        dose_plane(gy, grid, CT, plane, index), by_pixel(gy, grid, plane, index), atol=2e-4
+    )
 
 
 @pytest.mark.parametrize(("plane", "index"), EVERY)
@@ -61,7 +67,9 @@ def test_a_dose_file_is_drawn_where_its_offsets_say(
     tmp_path: Path, plane: str, index: int, offsets: Sequence[float], origin: Sequence[float], kind: str
 ) -> None:
     stored = rough((4, 6, 7), seed=1)
-    file = save(rt_dose(stored, kind=np.dtype(kind), offsets_mm=offsets, origin_mm=origin), tmp_path / "d.dcm")
+    file = save(
+        rt_dose(stored, kind=np.dtype(kind), offsets_mm=offsets, origin_mm=origin), tmp_path / "d.dcm"
+    )
     dose = read_dose(file)
     # Where the points lie is written down here anew, not taken from what was read.
     low = min(origin[2], origin[2] + offsets[-1])
@@ -69,7 +77,9 @@ def test_a_dose_file_is_drawn_where_its_offsets_say(
     gy = stored if offsets[-1] > 0 else stored[::-1]
     half_a_step = float(stored.max()) / (2 ** (8 * np.dtype(kind).itemsize) - 2)
     np.testing.assert_allclose(
-        dose_plane(dose.gy, dose.grid, CT, plane, index), by_pixel(gy, grid, plane, index), atol=2e-4 + half_a_step
+        dose_plane(dose.gy, dose.grid, CT, plane, index),
+        by_pixel(gy, grid, plane, index),
+        atol=2e-4 + half_a_step,
     )
 
 
@@ -78,7 +88,10 @@ def test_two_doses_on_different_grids_lie_on_the_same_pixels() -> None:
         x, y, z = grid.axes_mm
         return 60 * np.exp(-((x / 30) ** 2) - (y[:, None] / 25) ** 2 - ((z[:, None, None] - 10) / 20) ** 2)
 
-    fine, coarse = Grid((30, 40, 45), (1.5, 1.5, 1.5), (-33.1, -29.2, -8.0)), Grid((18, 24, 27), (2.5,) * 3, (-32, -30, -9))
+    fine, coarse = (
+        Grid((30, 40, 45), (1.5, 1.5, 1.5), (-33.1, -29.2, -8.0)),
+        Grid((18, 24, 27), (2.5,) * 3, (-32, -30, -9)),
+    )
     one, two = (dose_plane(hill(g), g, CT, "axial", 4) for g in (fine, coarse))
     # A smooth hill is known at every point: a shift by half a pixel would be 2 Gy.
     assert np.abs(one - two).max() < 0.1
@@ -135,4 +148,6 @@ def test_the_hottest_place_is_the_centre_of_the_hottest_voxel() -> None:
 
     gy = rough(CT.shape).astype(np.float32)
     gy[4, 7, 11] = 99
-    assert hottest_mm(Dose(CT, gy)) == pytest.approx([axis[k] for axis, k in zip(CT.axes_mm, (11, 7, 4), strict=True)])
+    assert hottest_mm(Dose(CT, gy)) == pytest.approx(
+        [axis[k] for axis, k in zip(CT.axes_mm, (11, 7, 4), strict=True)]
+    )

@@ -76,7 +76,9 @@ def test_a_dose_of_another_frame_or_patient_is_refused(
     assert "somebody" not in str(refused.value)
 
 
-def test_a_case_that_is_not_the_planned_one_is_refused(made: tuple[Path, Path, CaseStore], tmp_path: Path) -> None:
+def test_a_case_that_is_not_the_planned_one_is_refused(
+    made: tuple[Path, Path, CaseStore], tmp_path: Path
+) -> None:
     folder, _, store = made
     write_case(tmp_path / "other", shaped_case())  # the same patient exported again: new UIDs
     with pytest.raises(CaseError, match="another series than the plan was made on"):

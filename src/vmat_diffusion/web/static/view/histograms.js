@@ -15,7 +15,7 @@ export class Histograms {
     this.complain = complain;
     this.visible = new Set();
     this.curves = plans.map(() => new Map()); // by plan: number of structure -> answer
-    this.options = { independent: true, band: false, absolute: false, percent: false };
+    this.options = { independent: plans.length === 1, band: false, absolute: false, percent: false };
     this.host.classList.add("tab");
     this.build();
   }
@@ -53,9 +53,13 @@ export class Histograms {
     this.draw();
   }
 
-  structured() {
-    const [{ structures }] = this.plans;
-    for (const s of structures) if (s.role === "target" || s.role === "organ") this.visible.add(s.name);
+  // At first the targets and what has a goal; without goals all organs.
+  async structured() {
+    const [{ source, structures }] = this.plans;
+    const asked = new Set((await source.json("goals").catch(() => ({ goals: [] }))).goals.map((g) => g.structure));
+    for (const s of structures) {
+      if (s.role === "target" || asked.has(s.name) || (!asked.size && s.role === "organ")) this.visible.add(s.name);
+    }
     this.fetch();
   }
 

@@ -115,6 +115,15 @@ export class Pane {
     return null;
   }
 
+  // The slice to show: the present one, or else the nearest to it on the way there that has arrived.
+  best(now) {
+    const step = this.shown < 0 ? 0 : Math.sign(this.shown - now);
+    for (let k = now; ; k += step) {
+      if (this.ready(k)) return k;
+      if (!step || k === this.shown) return -1;
+    }
+  }
+
   ready(index) { return this.needs(index).every((path) => this.plan.source.kept.has(path)); }
 
   draw() {
@@ -122,8 +131,7 @@ export class Pane {
     if (this.last !== undefined && now !== this.last) this.direction = Math.sign(now - this.last);
     this.last = now;
     this.slider.value = String(now);
-    if (this.ready(now)) this.shown = now;
-    else if (this.shown >= 0 && !this.ready(this.shown)) this.shown = -1;
+    this.shown = this.best(now);
     this.pump();
     const ratio = window.devicePixelRatio || 1;
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
