@@ -55,8 +55,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def better(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights whose samples miss the goals of the target by less than their regression."""
-    return weights_for(tmp_path_factory.mktemp("better") / "tiny.safetensors", ["phantom"], residual=4.0)
+    """Weights whose samples meet the goals better than their regression: the core gets less."""
+    return weights_for(tmp_path_factory.mktemp("better") / "tiny.safetensors", ["phantom"], residual=-4.0)
 
 
 def asked(weights: Path, **changes: object):
@@ -127,7 +127,7 @@ def test_samples_that_meet_the_goals_less_well_than_the_regression_are_no_aims(
     case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
     calls = optimiser()
-    worse = weights_for(tmp_path / "worse.safetensors", ["phantom"], residual=-4.0)
+    worse = weights_for(tmp_path / "worse.safetensors", ["phantom"], residual=4.0)
     plan_case(
         case_folder, tmp_path / "out", asked(worse, candidates=3, search_minutes=6), tools=optimiser.tools
     )

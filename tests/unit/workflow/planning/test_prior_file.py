@@ -283,22 +283,23 @@ def test_a_level_a_little_off_is_named_and_not_scaled(
     assert (f"{words} the 50 Gy prescribed: the dose is not scaled" in why) if words else why == SILENT
 
 
-def test_a_file_of_predict_gives_its_chosen_sample_or_its_mean(
+def test_a_file_of_predict_gives_its_chosen_sample_or_its_regression(
     tmp_path: Path, task: tuple[Case, GoalSheet]
 ) -> None:
     case, sheet = task
     dose = blob(FINE)
     steps = np.rint(dose.gy / 0.01).astype(np.uint16)
-    held = {"dose": None, "mean": steps, "regression": steps, "dose_step_gy": 0.01}
+    noisy = np.rint(steps * 0.98).astype(np.uint16)
+    held = {"dose": None, "mean": noisy, "regression": steps, "dose_step_gy": 0.01}
     prior = prior_from_file(npz(tmp_path / "d.npz", dose, **held), case, sheet)
-    assert prior.origin["kind"] == "prediction, mean"
+    assert prior.origin["kind"] == "prediction, regression"
     np.testing.assert_allclose(prior.doses[0].gy, dose.gy, atol=0.006)
     samples = np.stack([steps, np.rint(steps * 1.02).astype(np.uint16)])
     prior = prior_from_file(npz(tmp_path / "e.npz", dose, **held, samples=samples, chosen=1), case, sheet)
     assert prior.origin["kind"] == "prediction, sample 1"
     np.testing.assert_allclose(prior.doses[0].gy, 1.02 * dose.gy, atol=0.011)
     prior = prior_from_file(npz(tmp_path / "f.npz", dose, **held, samples=samples, chosen=-1), case, sheet)
-    assert prior.origin["kind"] == "prediction, mean"
+    assert prior.origin["kind"] == "prediction, regression"
 
 
 def test_a_training_case_must_have_the_case_s_ct(tmp_path: Path, task: tuple[Case, GoalSheet]) -> None:
