@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import Field
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from vmat_diffusion.workflow.train import TrainingRun
 
 
+# Voxels (x, y, z) of synthetic patients for doses: the usual ones of the dose model.
+MODEL_VOXEL_MM = (3.9, 3.9, 2.5)
+
+
 @settings
 class SimulateOptions(Simulation, ClusterOptions, Working):
     """What `simulate` takes."""
@@ -50,10 +54,24 @@ class SimulateOptions(Simulation, ClusterOptions, Working):
     sites: Annotated[
         tuple[str, ...], Field(description="Only cases of this treatment site."), Option(metavar="SITE")
     ] = ()
-    plans_per_case: Annotated[int, Field(ge=1, le=99, description="Plans of each patient.")] = 2
+    split: Annotated[
+        Literal["train", "validation", "test"] | None,
+        Field(description="Only cases of this split of the data set."),
+    ] = None
+    plans_per_case: Annotated[int, Field(ge=1, le=99, description="Plans or doses of each patient.")] = 2
+    doses: Annotated[
+        bool,
+        Field(
+            description="Optimise the fluence of nine fields or arcs without leaves, seconds for each "
+            "dose, in place of plans."
+        ),
+    ] = False
     spacing_mm: Annotated[
         tuple[VoxelMm, VoxelMm, VoxelMm] | None,
-        Field(description="Size of voxels, mm: of synthetic patients; by default 2 2 2.5."),
+        Field(
+            description="Size of voxels, mm: of synthetic patients; by default 2 2 2.5, for doses "
+            "3.9 3.9 2.5."
+        ),
         Option(metavar="X Y Z"),
     ] = None  # type: ignore[assignment]
     memory_gb: MemoryGb = 4.0
@@ -61,46 +79,69 @@ class SimulateOptions(Simulation, ClusterOptions, Working):
 
 
 def simulate(options: SimulateOptions) -> None:
-    """Plan patients under varied goals and arcs, and store dose and control points as training cases."""
-    from vmat_diffusion.workflow.simulate import simulate as run
-
+    """Plan patients under varied goals and beams, and store doses and plans as training cases."""
     asked = part(Simulation, options)
     if options.spacing_mm is None:
         asked.pop("spacing_mm")
+        if options.doses:
+            asked["spacing_mm"] = MODEL_VOXEL_MM
     elif options.synthetic is None:
         raise InputError("--spacing-mm is for synthetic patients; cases keep their own grid, leave it out")
     where = options.where()
     patients = _patients(options)
     with work_shown(options) as progress:
-        done = run(
-            patients,
-            options.out,
-            Simulation(**asked),
-            plans_per_case=options.plans_per_case,
-            cluster=where,
-            resume=options.resume,
-            progress=progress,
-        )
-    show(json.dumps(done.summary()) if options.json else _simulated_text(done))
+        if options.doses:
+            from vmat_diffusion.workflow.simulate_doses import simulate_doses
+
+            done = simulate_doses(
+                patients,
+                options.out,
+                Simulation(**asked),
+                doses_per_case=options.plans_per_case,
+                cluster=where,
+                resume=options.resume,
+                progress=progress,
+            )
+        else:
+            from vmat_diffusion.workflow.simulate import simulate as run
+
+            done = run(
+                patients,
+                options.out,
+                Simulation(**asked),
+                plans_per_case=options.plans_per_case,
+                cluster=where,
+                resume=options.resume,
+                progress=progress,
+            )
+    show(json.dumps(done.summary()) if options.json else _simulated_text(done, doses=options.doses))
 
 
 def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
     from vmat_diffusion.workflow.simulate import patients_of, synthetic_patients
 
     if options.data is not None and options.synthetic is None:
-        return patients_of(options.data, options.sites)
+        return patients_of(options.data, options.sites, options.split)
     if options.synthetic is not None and options.data is None:
+        if options.split is not None:
+            raise InputError("--split is for the cases of a data set; leave it out with --synthetic")
         return synthetic_patients(options.synthetic, seed=options.seed, sites=options.sites)
     raise InputError("simulate needs one of --data DIR and --synthetic N; give exactly one")
 
 
-def _simulated_text(done: SimulationRun) -> str:
-    """The plans in figures, and why the others are not there."""
-    columns = ("site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes")
+_PLAN_COLUMNS = (
+    "site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes",
+)  # fmt: skip
+_DOSE_COLUMNS = ("site", "goals", "beams", "fields", "d2_gy", "goals_met", "goals_judged", "minutes")
+
+
+def _simulated_text(done: SimulationRun, *, doses: bool) -> str:
+    """The plans or doses in figures, and why the others are not there."""
+    columns, what = (_DOSE_COLUMNS, "dose") if doses else (_PLAN_COLUMNS, "plan")
     rows = [[name, *(record.get(c, "") for c in columns)] for name, record in done.plans.items()]
     parts = [
-        table(["plan", *(c.replace("_", " ") for c in columns)], rows, left=4),
-        f"{len(rows)} plans in {done.out}, {done.made} of them made now in {done.seconds / 60:.1f} min",
+        table([what, *(c.replace("_", " ") for c in columns)], rows, left=4),
+        f"{len(rows)} {what}s in {done.out}, {done.made} of them made now in {done.seconds / 60:.1f} min",
     ]
     if done.rejections:
         parts.append(rejected_text(done.rejections))

@@ -24,7 +24,7 @@ from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.files import written_whole
 from vmat_diffusion.geometry import Grid, Mask
-from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.plan import Arc, FluenceFields, Plan
 
 SCHEMA = 1
 # A dose of uint16 steps; hundredths of a gray up to 655 Gy hold what most systems export.
@@ -46,6 +46,7 @@ UNREADABLE = (
     zlib.error,
 )
 _ARC_ARRAYS = ("gantry_deg", "leaves_mm", "jaws_mm", "mu")
+_FLUENCE_ARRAYS = ("gantry_deg", "collimator_deg", "mu", "row_edges_mm", "column_edges_mm")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def constraints_of(sheet: GoalSheet, case: Case) -> tuple[Constraint, ...]:
 class TrainingCase:
     """A case whose dose, if there is one, lies on the case's own grid.
 
-    Outside `possible_dose`, a mask inside the body, the dose is 0. `has_ct` is False where the source had no
-    CT and `case.hu` replaces it. `padding` counts the voxels of air added before and after along z, y and x.
+    Outside `possible_dose`, a mask inside the body, the dose is 0. The dose is that of `plan`, or of `fields`
+    of free fluence where no leaves deliver it. `has_ct` is False where the source had no CT and `case.hu`
+    replaces it. `padding` counts the voxels of air added before and after along z, y and x.
     `names` is the vocabulary of the data set; a structure of it may be missing because nobody contoured it.
     `provenance` holds versions, UID hashes and the steps taken.
     """
@@ -92,6 +94,7 @@ class TrainingCase:
     names: tuple[str, ...] = ()
     padding: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0), (0, 0))
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    fields: FluenceFields | None = None
 
     def __post_init__(self) -> None:
         dose = self.case.reference_dose
@@ -198,6 +201,7 @@ def _built(meta: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> TrainingCa
         case=case,
         possible_dose=_unpacked(arrays["possible_dose"], shape),
         plan=_plan(meta["plan"], arrays),
+        fields=_fields(arrays),
         has_ct=meta["has_ct"],
         constraints=_constraints(meta["constraints"], arrays),
         names=tuple(str(n) for n in arrays["vocabulary"]),
@@ -248,6 +252,10 @@ def _arrays(training: TrainingCase) -> dict[str, Any]:
         arrays["dose"] = _quantised(case.reference_dose.gy, case.id)
     for k, arc in enumerate(training.plan.arcs if training.plan else (), start=1):
         arrays |= {f"arc{k}_{name}": getattr(arc, name) for name in _ARC_ARRAYS}
+    if training.fields is not None:
+        arrays |= {f"fluence_{name}": getattr(training.fields, name) for name in _FLUENCE_ARRAYS}
+        arrays["fluence_isocenter_mm"] = np.array(training.fields.isocenter_mm, float)
+        arrays["fluence_fractions"] = np.int64(training.fields.fractions)
     return arrays
 
 
@@ -311,6 +319,16 @@ def _plan(record: Mapping[str, Any] | None, arrays: Mapping[str, NDArray]) -> Pl
         arcs.append(Arc(**per_point, **beam))
     rest = {key: value for key, value in record.items() if key != "beams"}
     return Plan(arcs=tuple(arcs), **{**rest, "isocenter_mm": tuple(record["isocenter_mm"])})
+
+
+def _fields(arrays: Mapping[str, NDArray]) -> FluenceFields | None:
+    if "fluence_mu" not in arrays:
+        return None
+    return FluenceFields(
+        **{name: arrays[f"fluence_{name}"] for name in _FLUENCE_ARRAYS},
+        isocenter_mm=_triple(arrays["fluence_isocenter_mm"]),
+        fractions=int(arrays["fluence_fractions"]),
+    )
 
 
 def _triple(values: Sequence[float] | NDArray) -> tuple[float, float, float]:

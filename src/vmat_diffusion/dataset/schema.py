@@ -71,6 +71,16 @@ _RULES: Mapping[str, _Rule] = {
 _REQUIRED = tuple(
     name for name in _RULES if name not in ("prescription_gy", "dose_step_gy", "dose", "sdf_tenth_mm")
 )
+# Of free fluence: all of them or none.
+_FLUENCE_RULES = {
+    "fluence_gantry_deg": _Rule("f", 1, -1e4, 1e4),
+    "fluence_collimator_deg": _Rule("f", 1, -1e4, 1e4),
+    "fluence_mu": _Rule("f", 3, 0, 1e5),
+    "fluence_row_edges_mm": _Rule("f", 1, -1000, 1000),
+    "fluence_column_edges_mm": _Rule("f", 1, -1000, 1000),
+    "fluence_isocenter_mm": _Rule("f", 1, -1e5, 1e5),
+    "fluence_fractions": _Rule("i", 0, 1, 200),
+}
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Text = Annotated[str, Field(strict=True, max_length=200)]
@@ -171,7 +181,7 @@ def check_arrays(arrays: Mapping[str, NDArray], label: str) -> None:
 def _rule(name: str) -> _Rule | None:
     if name.startswith("arc"):
         return _ARC_RULES.get(name.partition("_")[2])
-    return _RULES.get(name)
+    return _RULES.get(name) or _FLUENCE_RULES.get(name)
 
 
 def _is_kind(values: NDArray, kind: str) -> bool:
@@ -202,6 +212,7 @@ def check_case(arrays: Mapping[str, NDArray], label: str) -> dict[str, Any]:
         "prescription_gy": (count,),
         "dose": shape,
         "sdf_tenth_mm": (count, *shape),
+        "fluence_isocenter_mm": (3,),
     }
     for name, expected in wanted.items():
         if name in arrays and arrays[name].shape != expected:
@@ -230,6 +241,10 @@ def _fits(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], label: str) ->
         most = float(arrays["dose"].max(initial=0)) * float(arrays["dose_step_gy"])
         if most > _GY_MAX:
             raise CaseError(f"{label}: the dose reaches {most:.4g} Gy, above {_GY_MAX:g} Gy; make it again")
+    fluence = [name for name in _FLUENCE_RULES if name in arrays]
+    if fluence and len(fluence) < len(_FLUENCE_RULES):
+        missing = next(name for name in _FLUENCE_RULES if name not in arrays)
+        raise CaseError(f"{label}: the array {missing} of the fluence is missing; make it again")
     beams = meta["plan"]["beams"] if meta["plan"] else ()
     for k in range(1, len(beams) + 1):
         if missing := [f"arc{k}_{name}" for name in _ARC_RULES if f"arc{k}_{name}" not in arrays]:

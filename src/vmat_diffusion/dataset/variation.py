@@ -92,10 +92,10 @@ def fitting_sheets(case: Case, conditions: Sequence[str] = ()) -> tuple[GoalShee
 def _on_its_side(sheet: GoalSheet, case: Case) -> bool:
     """Whether the targets lie on the side that a sheet is for by its name, such as breast_left_26_5."""
     side = next((word for word in ("left", "right") if word in sheet.name.split("_")), None)
-    return side is None or (_left_of_middle_mm(case) > 0) == (side == "left")
+    return side is None or (left_of_middle_mm(case) > 0) == (side == "left")
 
 
-def _left_of_middle_mm(case: Case) -> float:
+def left_of_middle_mm(case: Case) -> float:
     """How far the middle of the targets lies to the patient's left of the body's; negative to the right."""
     low, high = mask_bounds_mm(case.body.mask, case.grid)
     off_mm = target_middle_mm(case)[0] - (low[0] + high[0]) / 2
@@ -156,7 +156,7 @@ def apply_variation(variation: Variation, case: Case) -> tuple[Case, GoalSheet]:
     case = relabel_target(case, sheet)
     sheet = fit_to_case(sheet, case, variation.conditions)
     case = replace(case, prescription=sheet.prescription)
-    goals = tuple(_scaled(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)
+    goals = tuple(scaled_goal(g, variation.factors.get(g.structure, 1.0)) for g in sheet.goals)
     return add_structures(sheet, case), replace(sheet, goals=goals)
 
 
@@ -166,7 +166,8 @@ def _organs(sheet: GoalSheet, case: Case) -> list[str]:
     return [n for n in named if n in case.structures and case.structures[n].role == "organ"]
 
 
-def _scaled(goal: Goal, factor: float) -> Goal:
+def scaled_goal(goal: Goal, factor: float) -> Goal:
+    """A goal of an organ with its limits multiplied; a must gets no looser, "at least" goals stay."""
     if goal.comparator != "<=" or factor == 1.0:
         return goal
     if goal.priority == 1:
@@ -198,7 +199,7 @@ def _draw_arc(rng: np.random.Generator, case: Case) -> tuple[int, int]:
         return start, stop
     if case.site == "prostate":
         return start + behind, stop - behind
-    off_mm = _left_of_middle_mm(case)
+    off_mm = left_of_middle_mm(case)
     if abs(off_mm) < _OFF_MIDLINE_MM:
         return start, stop
     return (360 - across, stop) if off_mm > 0 else (start, across)

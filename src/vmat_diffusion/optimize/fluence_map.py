@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
-from scipy.special import erf
 from torch import Tensor
 
+from vmat_diffusion.dose.pencil_beam.field_dose import interval_shares
 from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, row_shares
 from vmat_diffusion.dose.pencil_beam.sampled import SampledDose
 from vmat_diffusion.geometry import BeamAxes, Point, beam_axes, project
@@ -113,7 +113,8 @@ class FluenceProblem:
     @cached_property
     def _shares(self) -> tuple[Tensor, Tensor]:
         y1, y2 = (torch.as_tensor(self.y_jaws_mm[:, side]).float() for side in (0, 1))
-        columns = _column_shares(self.model, columns_over_jaws(self.model))
+        edges = columns_over_jaws(self.model)
+        columns = interval_shares(self.model.u.position_mm, edges, self.model.sigma_mm)
         return row_shares(self.model, y1, y2), columns
 
     def dose(self, mu: Tensor) -> Tensor:
@@ -195,15 +196,6 @@ def optimize_fluence(
         with torch.no_grad():
             objective, _ = objective.adapt(problem.dose(problem.maps(x)).numpy())
     return FluenceMaps(problem.maps(x).double().numpy(), columns_over_jaws(problem.model)), objective
-
-
-def _column_shares(model: FluenceModel, edges: NDArray) -> Tensor:
-    """How much of each column reaches each node along u, per kernel: (kernels, columns, u)."""
-    z = (model.u.position_mm[None, None, :] - edges[None, :, None]) / (
-        model.sigma_mm[:, None, None] * np.sqrt(2)
-    )
-    step = 0.5 * erf(z)
-    return torch.as_tensor(step[:, :-1] - step[:, 1:]).float()
 
 
 def _convolved(mu: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

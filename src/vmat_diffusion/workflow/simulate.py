@@ -22,6 +22,7 @@ from vmat_diffusion.dataset.cases import SCHEMA, TrainingCase, constraints_of, l
 from vmat_diffusion.dataset.clinical_case import vocabulary
 from vmat_diffusion.dataset.index import read_index
 from vmat_diffusion.dataset.prepare import dose_inside, on_spacing
+from vmat_diffusion.dataset.splits import Split, split_ids
 from vmat_diffusion.dataset.tables import REJECTED, Rejection
 from vmat_diffusion.dataset.variation import Variation, apply_variation, draw_variation, fitting_sheets
 from vmat_diffusion.dicom.names import load_table
@@ -104,7 +105,7 @@ def simulate(
     if not 1 <= plans_per_case <= 99:
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
     load_machine(settings.machine).require_beam()
-    require_known_conditions(settings.conditions, map(load_goals, goal_sheet_names()))
+    require_conditions(settings)
     out = out.absolute()  # workers of a cluster may start elsewhere
     require_apart(out, *{patient.file.parent for patient in patients if patient.file is not None})
     record = simulation_record(settings)
@@ -152,14 +153,25 @@ class PatientSource:
         return replace(made, names=vocabulary(load_table(None)), provenance=origin)
 
 
-def patients_of(folder: Path, sites: Sequence[str] = ()) -> tuple[PatientSource, ...]:
-    """The cases of a data set, of some sites or all.
+def require_conditions(settings: Simulation) -> None:
+    """Raise InputError for a condition that no shipped goal sheet knows."""
+    require_known_conditions(settings.conditions, map(load_goals, goal_sheet_names()))
 
-    Raises InputError where the folder is no data set or holds no case of the sites.
+
+def patients_of(
+    folder: Path, sites: Sequence[str] = (), split: Split | None = None
+) -> tuple[PatientSource, ...]:
+    """The cases of a data set, of some sites or all, of one split or all.
+
+    Raises InputError where the folder is no data set or holds no such case.
     """
     records = [r for r in read_index(folder) if not sites or r["site"] in sites]
+    if split is not None:
+        members = set(split_ids(folder, split))
+        records = [r for r in records if r["id"] in members]
     if not records:
         of = f" of the sites {', '.join(sites)}" if sites else ""
+        of += f" of the split {split}" if split else ""
         raise InputError(f"{folder} holds no case{of}; name a data set made by preprocess or import")
     return tuple(
         PatientSource(r["id"], r["site"], r["patient"], r["sha256"], folder.absolute() / r["file"])
@@ -192,12 +204,16 @@ def plan_id(patient: PatientSource, number: int) -> str:
     return f"{patient.id}_p{number:02d}"
 
 
-def simulation_record(settings: Simulation) -> dict[str, Any]:
-    """The settings as `dataset.json` keeps them: a machine by its contents, a shipped one by name too."""
+def simulation_record(settings: Simulation, *, doses: bool = False) -> dict[str, Any]:
+    """The settings as `dataset.json` keeps them: a machine by its contents, a shipped one by name too.
+
+    `doses` says that they are of `simulate --doses`.
+    """
     digest = hashlib.sha256(machine_text(settings.machine).encode()).hexdigest()[:16]
     shipped = settings.machine in machine_names()
     return {
         **asdict(settings),
+        "doses": doses,
         "conditions": list(settings.conditions),
         "machine": f"{settings.machine if shipped else 'file'} {digest}",
         "spacing_mm": list(settings.spacing_mm),
@@ -240,10 +256,13 @@ def draw_plan_variation(
     return draw_variation(rng, fitting_sheets(case, conditions), case, machine)
 
 
-def require_plannable(training: TrainingCase) -> None:
-    """Raise CaseError for a case without CT or with a body that the volume cuts beside the targets."""
+def require_plannable(training: TrainingCase, *, without_ct: bool = False) -> None:
+    """Raise CaseError for a case with a body that the volume cuts beside the targets, or without CT.
+
+    `without_ct` admits those: their body is water.
+    """
     case = training.case
-    if not training.has_ct:
+    if not training.has_ct and not without_ct:
         raise CaseError("the case has no CT, so no dose can be computed; leave it out or fetch its CT")
     slices = np.logical_or.reduce([s.mask.any(axis=(1, 2)) for s in case.targets])
     body = case.body.mask[slices]
@@ -317,9 +336,14 @@ def plan_variation(
     )
 
 
-def require_usable(prescription: Prescription, case: Case, dose: Dose) -> None:
-    """Raise PlanError for a dose far from the prescription, as of a search that ended too early."""
-    most = _MOST_HEAT * max(prescription.target_gy.values())
+def require_usable(
+    prescription: Prescription, case: Case, dose: Dose, *, most_heat: float = _MOST_HEAT
+) -> None:
+    """Raise PlanError for a dose far from the prescription, as of a search that ended too early.
+
+    `most_heat` bounds D2 % of each target relative to the highest prescription.
+    """
+    most = most_heat * max(prescription.target_gy.values())
     for name, gy in prescription.target_gy.items():
         dvh = structure_dvh(dose, case.structures[name], case.grid)
         cold, hot, least = dvh.dose_at_percent_gy(95), dvh.dose_at_percent_gy(2), _LEAST_COVERAGE * gy
