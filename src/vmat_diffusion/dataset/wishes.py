@@ -19,6 +19,12 @@ from vmat_diffusion.evaluate.goals import Goal, GoalSheet, add_structures, fit_t
 from vmat_diffusion.evaluate.metrics import Metric
 
 BeamKind = Literal["nine fields", "full arc", "partial arc"]
+BEAMS: Mapping[str, BeamKind | None] = {
+    "drawn": None,
+    "nine-fields": "nine fields",
+    "full-arc": "full arc",
+    "partial-arc": "partial arc",
+}
 # Of the settings of each site; OpenKBP has nine fields, head and neck.
 _KINDS: tuple[BeamKind, ...] = ("nine fields", "full arc", "partial arc")
 _KIND_SHARES: Mapping[str, tuple[float, float, float]] = {"head_neck": (0.6, 0.3, 0.1)}
@@ -39,7 +45,8 @@ _WITH_MEAN, _WITH_HOT = 0.75, 0.5
 # Weights relative to the optimiser's own, and D95 of the highest level relative to the sheet's: in clinical
 # doses of OpenKBP it is 96 to 102 % of the prescription (10th to 90th percentile of 50 patients).
 _GOALS = (0.3, 3.0)
-_SPARING, _COVERAGE, _HOT, _TISSUE, _ROUGHNESS = (0.02, 1.0), (0.1, 1.0), (0.3, 3.0), (0.3, 2.0), (0.7, 4.0)
+_SPARING, _COVERAGE, _HOT, _TISSUE = (0.02, 1.0), (0.1, 1.0), (3.0, 30.0), (0.3, 3.0)
+_ROUGHNESS = (0.3, 3.0)
 _NORMALIZED = (0.96, 1.02)
 MEAN, HOT = Metric.parse("mean"), Metric.parse("D0.1cc")
 OWN = (MEAN, HOT)
@@ -102,23 +109,28 @@ class Wish:
     normalized: float
 
 
-def draw_setting(rng: np.random.Generator, sheets: Sequence[GoalSheet], case: Case) -> Setting:
-    """Sheet, prescription and beams for a case, of the sheets that fit it."""
+def draw_setting(
+    rng: np.random.Generator, sheets: Sequence[GoalSheet], case: Case, kind: BeamKind | None = None
+) -> Setting:
+    """Sheet, prescription and beams for a case, of the sheets that fit it; beams of one `kind` or any."""
     sheet = sheets[int(rng.integers(len(sheets)))]
     levels = dict(sheet.prescription.target_gy)
     top = max(levels.values())
     for name in [n for n, gy in levels.items() if gy < top]:
-        kind, factor = rng.random(), rng.uniform(*_LEVEL_FACTORS)
-        if kind < _WITHOUT_LEVEL:
+        draw, factor = rng.random(), rng.uniform(*_LEVEL_FACTORS)
+        if draw < _WITHOUT_LEVEL:
             del levels[name]
-        elif kind < _WITHOUT_LEVEL + _OTHER_LEVEL:
+        elif draw < _WITHOUT_LEVEL + _OTHER_LEVEL:
             levels[name] = round(min(levels[name] * factor, _HIGHEST_LOWER * top), 1)
-    return Setting(sheet.name, levels, draw_beams(rng, case), int(rng.integers(2**31)), sheet.conditions_on)
+    return Setting(
+        sheet.name, levels, draw_beams(rng, case, kind), int(rng.integers(2**31)), sheet.conditions_on
+    )
 
 
-def draw_beams(rng: np.random.Generator, case: Case) -> Beams:
+def draw_beams(rng: np.random.Generator, case: Case, kind: BeamKind | None = None) -> Beams:
     """Nine fields 40 degrees apart, a full arc, or an arc around the front or the targets' side."""
-    kind = _KINDS[int(rng.choice(3, p=_KIND_SHARES.get(case.site, _OTHER_SHARES)))]
+    drawn = _KINDS[int(rng.choice(3, p=_KIND_SHARES.get(case.site, _OTHER_SHARES)))]
+    kind = kind or drawn
     span, turn = rng.uniform(*_SPAN_DEG), rng.uniform(-30.0, 30.0)
     if kind == "nine fields":
         return Beams(kind, tuple(float(a) for a in range(0, 360, 40)))

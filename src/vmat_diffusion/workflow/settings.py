@@ -360,6 +360,10 @@ class Simulation:
         Field(description="The search for a plan ends after this time, minutes: by default at convergence."),
         Option(old=("--max-minutes",)),
     ] = None
+    beams: Annotated[
+        Literal["drawn", "nine-fields", "full-arc", "partial-arc"],
+        Field(description="Beams of doses without leaves: drawn for each patient, or the same for all."),
+    ] = "drawn"
     spacing_mm: Annotated[
         tuple[VoxelMm, VoxelMm, VoxelMm],
         Field(description="Size of voxels, mm: of synthetic patients."),

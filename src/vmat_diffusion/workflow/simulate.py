@@ -104,6 +104,8 @@ def simulate(
     started = time.perf_counter()
     if not 1 <= plans_per_case <= 99:
         raise InputError(f"--plans-per-case {plans_per_case} is outside 1 to 99; choose one within")
+    if settings.beams != "drawn":
+        raise InputError(f"--beams {settings.beams} is for doses without leaves; add --doses or leave it out")
     load_machine(settings.machine).require_beam()
     require_conditions(settings)
     out = out.absolute()  # workers of a cluster may start elsewhere
@@ -214,6 +216,7 @@ def simulation_record(settings: Simulation, *, doses: bool = False) -> dict[str,
     return {
         **asdict(settings),
         "doses": doses,
+        "beams": settings.beams if doses else None,
         "conditions": list(settings.conditions),
         "machine": f"{settings.machine if shipped else 'file'} {digest}",
         "spacing_mm": list(settings.spacing_mm),

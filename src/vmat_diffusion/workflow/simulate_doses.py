@@ -22,6 +22,7 @@ from vmat_diffusion.dataset.cases import TrainingCase, constraints_of
 from vmat_diffusion.dataset.tables import REJECTED
 from vmat_diffusion.dataset.variation import fitting_sheets
 from vmat_diffusion.dataset.wishes import (
+    BEAMS,
     OWN,
     Setting,
     Wish,
@@ -105,19 +106,21 @@ def simulate_doses(
         for patient in patients
         for number in numbers[first - 1 : first - 1 + DOSES_PER_SETTING]
     }
-    made = make_cases(
-        simulate_dose,
-        jobs,
-        out,
-        draw=case_picture,
-        cluster=cluster or Cluster(memory_gb=4.0),
-        stage="dose",
-        progress=progress,
-    )
-    states = read_states(out)
-    done = [state for state in states if state["state"] == "done"]
-    rejections = tuple(rejections_of(states))
-    write_tables(out, record, None, done, rejections)
+    try:
+        made = make_cases(
+            simulate_dose,
+            jobs,
+            out,
+            draw=case_picture,
+            cluster=cluster or Cluster(memory_gb=4.0),
+            stage="dose",
+            progress=progress,
+        )
+    finally:  # thousands of doses are made over days: what is there when a run is ended is a data set
+        states = read_states(out)
+        done = [state for state in states if state["state"] == "done"]
+        rejections = tuple(rejections_of(states))
+        write_tables(out, record, None, done, rejections)
     if not done:
         raise PlanError(f"none of {len(jobs)} doses could be made; read {out / REJECTED} for the reasons")
     doses = {s["id"]: {**s.get("figures", {}), "minutes": round(s.get("seconds", 0) / 60, 2)} for s in done}
@@ -173,7 +176,7 @@ def shared(patient: PatientSource, part: int, settings: Simulation) -> Shared:
     require_plannable(base, without_ct=True)
     bare = replace(base.case, reference_dose=None)
     rng = _rng(f"{patient.id} {part}", settings.seed)
-    setting = draw_setting(rng, fitting_sheets(bare, settings.conditions), bare)
+    setting = draw_setting(rng, fitting_sheets(bare, settings.conditions), bare, BEAMS[settings.beams])
     case, sheet = apply_setting(setting, bare)
     fields = prepare_fields(
         case,
@@ -216,7 +219,7 @@ def dose_of_wish(ground: Shared, wish: Wish, settings: Simulation) -> TrainingCa
     """
     from vmat_diffusion.dataset.clinical_case import without_helpers
     from vmat_diffusion.dicom.names import load_table
-    from vmat_diffusion.optimize.free_fields import Weights, normalized_fields, wished
+    from vmat_diffusion.optimize.free_fields import Weights, normalized_fields
 
     sheet, pairs = apply_wish(wish, ground.sheet, ground.without_gy)
     weights = Weights(
@@ -227,8 +230,7 @@ def dose_of_wish(ground: Shared, wish: Wish, settings: Simulation) -> TrainingCa
         tissue=wish.tissue,
         roughness=wish.roughness,
     )
-    objective = wished(ground.fields.objective, pairs, weights, sheet.normalization)
-    x = ground.fields.search(objective, weights)
+    x = ground.fields.search(pairs, weights, sheet.normalization)
     fields, gy = normalized_fields(ground.fields, x, ground.possible, sheet)
     dosed = replace(ground.case, reference_dose=Dose(ground.case.grid, gy))
     require_usable(sheet.prescription, dosed, dosed.reference_dose, most_heat=_MOST_HEAT)

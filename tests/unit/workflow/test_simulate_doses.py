@@ -110,10 +110,18 @@ def test_a_run_goes_on_where_it_was_with_the_same_bytes(made: tuple[Path, Path],
     assert _run(source, parts, doses=DOSES_PER_SETTING + 1, resume=True).made == 0
 
 
-def test_another_seed_is_another_dose(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_seed_is_another_dose(made: tuple[Path, Path]) -> None:
     patient = patients_of(made[0])[0]
     one, same, other = (shared(patient, 0, replace(QUICK, seed=seed)).setting for seed in (0, 0, 1))
     assert one == same != other
+
+
+def test_beams_of_one_kind(made: tuple[Path, Path], tmp_path: Path) -> None:
+    patient = patients_of(made[0])[0]
+    for beams, kind in (("full-arc", "full arc"), ("nine-fields", "nine fields")):
+        assert shared(patient, 0, replace(QUICK, beams=beams)).setting.beams.kind == kind
+    with pytest.raises(InputError, match="--beams full-arc is for doses"):
+        simulate(patients_of(made[0]), tmp_path / "out", replace(QUICK, beams="full-arc"), plans_per_case=1)
 
 
 def test_training_reads_the_doses(made: tuple[Path, Path], tmp_path: Path) -> None:
