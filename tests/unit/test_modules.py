@@ -32,7 +32,7 @@ ALLOWED = {
     # Dataclasses of which each field goes into a table or a record.
     "achieved_gy free_gy other_organs_gy": "steering of the dose model",
     "dose_medium": "the schema of a training case",
-    "frame_of_reference goals_judged goals_met source_spacing_mm": "the schema of a case's state",
+    "d2_gy frame_of_reference goals_judged goals_met source_spacing_mm": "the schema of a case's state",
     "targets_extent_mm volumes_cc": "the schema of a case's state",
     "eps lr": "the schema of an optimiser's state in a checkpoint",
     "shift_sigma_mm turn_sigma_deg": "standard errors of the motion between two doses, for its tests",

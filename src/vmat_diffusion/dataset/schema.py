@@ -241,10 +241,9 @@ def _fits(arrays: Mapping[str, NDArray], meta: Mapping[str, Any], label: str) ->
         most = float(arrays["dose"].max(initial=0)) * float(arrays["dose_step_gy"])
         if most > _GY_MAX:
             raise CaseError(f"{label}: the dose reaches {most:.4g} Gy, above {_GY_MAX:g} Gy; make it again")
-    fluence = [name for name in _FLUENCE_RULES if name in arrays]
-    if fluence and len(fluence) < len(_FLUENCE_RULES):
-        missing = next(name for name in _FLUENCE_RULES if name not in arrays)
-        raise CaseError(f"{label}: the array {missing} of the fluence is missing; make it again")
+    absent = [name for name in _FLUENCE_RULES if name not in arrays]
+    if 0 < len(absent) < len(_FLUENCE_RULES):
+        raise CaseError(f"{label}: the array {absent[0]} of the fluence is missing; make it again")
     beams = meta["plan"]["beams"] if meta["plan"] else ()
     for k in range(1, len(beams) + 1):
         if missing := [f"arc{k}_{name}" for name in _ARC_RULES if f"arc{k}_{name}" not in arrays]:

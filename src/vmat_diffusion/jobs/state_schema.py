@@ -85,6 +85,19 @@ class _PlanFigures:
 
 
 @checked(frozen=True, config=_STRICT)
+class _DoseFigures:
+    """The figures of a dose of free fluence."""
+
+    site: _Text
+    goals: _Name
+    beams: _Name
+    fields: _Count
+    d2_gy: _Positive
+    goals_met: _Count
+    goals_judged: _Count
+
+
+@checked(frozen=True, config=_STRICT)
 class _Done:
     id: _Name
     key: _Text
@@ -94,7 +107,7 @@ class _Done:
     statistics: _Statistics
     shape: _Shape | None = None
     cut_percent: dict[_Name, _Positive] | None = None
-    figures: _PlanFigures | Annotated[dict[_Name, Any], Field(max_length=0)] | None = None
+    figures: _PlanFigures | _DoseFigures | Annotated[dict[_Name, Any], Field(max_length=0)] | None = None
     seconds: _Positive = 0.0
 
 
