@@ -132,7 +132,7 @@ def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
 _PLAN_COLUMNS = (
     "site", "goals", "outcome", "arcs", "mu", "goals_met", "goals_judged", "violations", "minutes",
 )  # fmt: skip
-_DOSE_COLUMNS = ("site", "goals", "beams", "fields", "d2_gy", "goals_met", "goals_judged", "minutes")
+_DOSE_COLUMNS = ("site", "goals", "beams", "d2_gy", "goals_met", "goals_judged", "minutes")
 
 
 def _simulated_text(done: SimulationRun, *, doses: bool) -> str:

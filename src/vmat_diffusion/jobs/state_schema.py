@@ -91,7 +91,6 @@ class _DoseFigures:
     site: _Text
     goals: _Name
     beams: _Name
-    fields: _Count
     d2_gy: _Positive
     goals_met: _Count
     goals_judged: _Count

@@ -62,7 +62,6 @@ from vmat_diffusion.workflow.simulate import (
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize.free_fields import FieldSetup
-    from vmat_diffusion.plan import FluenceFields
 
 # So many successive doses of a patient share prescription and beams.
 DOSES_PER_SETTING = 4
@@ -151,14 +150,13 @@ class Shared:
     def without_gy(self) -> Mapping[tuple[str, str], float]:
         """What organs get in the dose without wishes, by organ and metric, at the sampled points."""
         objective = self.fields.objective
-        gy = self.fields.relative_dose(self.fields.start) * objective.factor_to_normalization(
-            self.fields.relative_dose(self.fields.start)
-        )
-        out = {}
+        relative = self.fields.relative_dose(self.fields.start)
+        gy = relative * objective.factor_to_normalization(relative) * objective.reference_gy
+        out: dict[tuple[str, str], float] = {}
         for organ in organs_of(self.base.case):
             if (region := objective.regions.get(organ)) is None:
                 continue
-            values = gy[region.points] * objective.reference_gy
+            values = gy[region.points]
             dvh = Dvh.of(values, region.volume_cc / len(values))
             out |= {(organ, str(metric)): histogram_value(metric, dvh) or 0.0 for metric in OWN}
         return out
@@ -232,8 +230,9 @@ def dose_of_wish(ground: Shared, wish: Wish, settings: Simulation) -> TrainingCa
     )
     x = ground.fields.search(pairs, weights, sheet.normalization)
     fields, gy = normalized_fields(ground.fields, x, ground.possible, sheet)
-    dosed = replace(ground.case, reference_dose=Dose(ground.case.grid, gy))
-    require_usable(sheet.prescription, dosed, dosed.reference_dose, most_heat=_MOST_HEAT)
+    dose = Dose(ground.case.grid, gy)
+    dosed = replace(ground.case, reference_dose=dose)
+    require_usable(sheet.prescription, dosed, dose, most_heat=_MOST_HEAT)
     kind = ground.setting.beams.kind
     return TrainingCase(
         case=without_helpers(dosed, load_table()),
@@ -254,7 +253,7 @@ def dose_of_wish(ground: Shared, wish: Wish, settings: Simulation) -> TrainingCa
             "normalization": str(sheet.normalization),
             "setting": asdict(ground.setting),
             "wish": asdict(wish),
-            "figures": _figures(sheet, dosed, fields, kind),
+            "figures": _figures(sheet, dosed, dose, kind),
             "gate": "not asked",
             "dose": {"engine": "pencil-beam", "version": __version__},
             "steps": [*ground.base.provenance.get("steps", ()), *ground.case.source.steps],
@@ -268,17 +267,14 @@ def _rng(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
 
 
-def _figures(sheet: GoalSheet, case: Case, fields: FluenceFields, kind: str) -> dict[str, Any]:
+def _figures(sheet: GoalSheet, case: Case, dose: Dose, kind: str) -> dict[str, Any]:
     """The figures of a dose in the table of all doses."""
-    dose = case.reference_dose
-    assert dose is not None
     results = evaluate(sheet, case, dose)
     hottest = structure_dvh(dose, case.structures[sheet.normalization.structure], case.grid)
     return {
         "site": case.site,
         "goals": sheet.name,
         "beams": kind,
-        "fields": len(fields.gantry_deg),
         "d2_gy": round(hottest.dose_at_percent_gy(2), 2),
         "goals_met": sum(r.status == "pass" or r.excused for r in results),
         "goals_judged": sum(r.value is not None for r in results),
