@@ -62,8 +62,8 @@ from vmat_diffusion.training.stage import StageModule
 from vmat_diffusion.training.weights import start_fresh
 from vmat_diffusion.workflow.checks import check_plan
 from vmat_diffusion.workflow.deidentify import deidentify_folder
+from vmat_diffusion.workflow.export import export_weights
 from vmat_diffusion.workflow.trade_off import read_trade_off
-from vmat_diffusion.workflow.train import export_weights
 
 # Of processor time, so that other work on the machine does not count.
 SECONDS_MAX = 20
