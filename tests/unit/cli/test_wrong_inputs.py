@@ -61,6 +61,8 @@ CALLS: Mapping[str, str] = {
 }
 # Commands without a place for a file or folder.
 WITHOUT = {"demo", "machine list", "goals list", "mapping list", "gate list"}
+# Their folder is made where there is none.
+WITHOUT |= {"serve", "users add", "audit verify"}
 WRONG = ("absent", "text", "empty", "unrelated", "ct", "broken", "case", "plan", "dose")
 SHEET = """title = "t"
 site = "head_neck"
