@@ -103,7 +103,7 @@ class _Handler(RequestHandler):
         link = super()._create_association()
         connection = link.dul.socket
         assert connection is not None and isinstance(self.server, _Server)
-        connection.recv = _Bounded(connection, self.server.pdu_most, self.server.message_most)  # type: ignore[method-assign]
+        connection.recv = _Bounded(connection, self.server.pdu_most, self.server.message_most)  # type: ignore[assignment]
         return link
 
 
@@ -144,15 +144,17 @@ class Receiver:
         for sop_class in _CLASSES:
             entity.add_supported_context(sop_class, _SYNTAXES)
         entity.add_supported_context(Verification)
-        handlers = [(evt.EVT_C_STORE, self._stored), (evt.EVT_DIMSE_RECV, _message_read)]
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._stored), (evt.EVT_DIMSE_RECV, _message_read)]
         tls = server_tls(asked) if asked.tls else None
         try:
-            self._server = entity.make_server(
+            self._server = _Server(
+                entity,
                 (asked.host.strip("[]"), asked.port),
-                server_class=_Server,
-                ssl_context=tls,
-                evt_handlers=handlers,
-                request_handler=_Handler,
+                entity.ae_title,
+                entity.supported_contexts,
+                tls,
+                handlers,
+                _Handler,
             )
         except OSError as fault:
             raise InputError(

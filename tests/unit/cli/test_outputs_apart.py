@@ -33,6 +33,8 @@ ASKED = {
     "beam fit --pdd FILE --profiles FILE --output-factors FILE -o OUT",
     "import openkbp IN -o OUT",
     "import dicom IN -o OUT",
+    "import nifti IN -o OUT",
+    "export nifti IN -o OUT",
     "benchmark openkbp --data IN -o OUT",
     "benchmark openkbp --data IN --csv-out OUT",
     "benchmark plans --data IN --count 1 -o OUT",

@@ -50,6 +50,10 @@ CALLS: Mapping[str, str] = {
     "beam fit": "--pdd {scan?} --profiles {scan?} --output-factors {table?} --out OUT.toml",
     "import openkbp": "{patients?} --out OUT",
     "import dicom": "{case} --out OUT",
+    "import nifti": "{volumes?} --out OUT",
+    "export nifti": "{case} --out OUT",
+    "send": "{run?} PEER@127.0.0.1:9",
+    "listen": "--rules {rules?} --allow A --data OUT",
     "benchmark openkbp": "--data {patients?}",
     "benchmark tg119": "tg119_cshape --out OUT --gate {gate?}",
     "benchmark plans": "--data {patients?} --count 1 --out OUT",
@@ -58,6 +62,8 @@ CALLS: Mapping[str, str] = {
 }
 # Commands without a place for a file or folder.
 WITHOUT = {"demo", "machine list", "goals list", "mapping list", "gate list"}
+# Their folder is made where there is none.
+WITHOUT |= {"serve", "users add", "audit verify"}
 WRONG = ("absent", "text", "empty", "unrelated", "ct", "broken", "case", "plan", "dose")
 SHEET = """title = "t"
 site = "head_neck"
