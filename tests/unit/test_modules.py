@@ -12,6 +12,7 @@ from click import Command
 from lightning.pytorch import Callback, LightningModule
 from pydicom.datadict import tag_for_keyword
 from pynetdicom.transport import ThreadedAssociationServer
+from reportlab.platypus import BaseDocTemplate
 from torch import autograd, nn
 from typer.core import TyperGroup
 from vulture import Vulture  # type: ignore[import-untyped]
@@ -44,6 +45,8 @@ ALLOWED = {
     # Attributes that another package reads.
     "preamble": "pydicom",
     "should_stop": "Lightning",
+    "useA85": "ReportLab",
+    "alt": "the template of the report's page",
     "_root": "typer",
     "row_factory": "sqlite3",
     "acse_timeout connection_timeout dimse_timeout maximum_associations network_timeout": "pynetdicom",
@@ -51,8 +54,8 @@ ALLOWED = {
 }
 # What they call, no code of the package names.
 FOREIGN_BASES = (
-    *(Callback, Command, LightningModule, TyperGroup, autograd.Function, nn.Module),
-    ThreadedAssociationServer,
+    *(BaseDocTemplate, Callback, Command, LightningModule, TyperGroup),
+    *(autograd.Function, nn.Module, ThreadedAssociationServer),
 )
 
 

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from reportlab import rl_config
 from reportlab.lib.colors import HexColor
-from reportlab.lib.enums import TA_RIGHT
+from reportlab.lib.enums import TA_LEFT, TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
@@ -275,8 +275,7 @@ def _picture(block: Picture, draft: bool) -> Flowable:
     image: Flowable = Spacer(high * width / height, high)
     if not draft:
         data = block.jpeg if block.photo else charts.png(block.figure, dpi=_CHART_DPI)
-        image = Image(io.BytesIO(data), high * width / height, high)
-        image.hAlign = "LEFT"
+        image = Image(io.BytesIO(data), high * width / height, high, hAlign="LEFT")
     parts: list[Flowable] = []
     if block.caption:
         parts.append(Paragraph(_text(block.caption), _style(7.2, colour=_FAINT, before=3, after=2)))
@@ -387,10 +386,7 @@ def _pads(points: float) -> list[Any]:
 
 
 def _cell_style(column: Column, size: float, *, head: bool = False) -> ParagraphStyle:
-    style = _style(size, bold=head, colour=_FAINT if head else _INK)
-    if column.numeric:
-        style.alignment = TA_RIGHT
-    return style
+    return _style(size, bold=head, colour=_FAINT if head else _INK, right=column.numeric)
 
 
 def _style(
@@ -402,6 +398,7 @@ def _style(
     leading: float = 0.0,
     before: float = 0.0,
     after: float = 0.0,
+    right: bool = False,
 ) -> ParagraphStyle:
     _fonts()
     return ParagraphStyle(
@@ -414,6 +411,7 @@ def _style(
         borderPadding=3 if ground else 0,
         spaceBefore=before,
         spaceAfter=after,
+        alignment=TA_RIGHT if right else TA_LEFT,
         splitLongWords=1,
     )
 
