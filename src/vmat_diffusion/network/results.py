@@ -13,9 +13,8 @@ from vmat_diffusion.files import parse_json, why_no_file
 from vmat_diffusion.network.document import write_document
 from vmat_diffusion.network.letter import letter
 from vmat_diffusion.network.storing import Parcel
-from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE, RECORD
+from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE, RECORD, REPORT_PDF
 
-REPORT_PDF = "report.pdf"
 _TITLE = "Planning report"
 _REFUSAL = "No plan was made"
 _NOTICE = "For research; not for clinical use. Plans are written UNAPPROVED."
