@@ -99,7 +99,7 @@ class Decision:
             results = evaluate(self.sheet, self.case, denoised(self.dose, pair.check))
             found.append(required_goals(self.sheet, self.case, pair, results))
         noise = _noise(pair, settings)
-        if noise is not None and noise.undecided and near:
+        if noise is not None and noise.undecided:
             found = [c.left_open("the independent dose is too noisy") if c.fails else c for c in found]
         found += scale_factor(pair, settings)
         if ready and all(c.passed for c in found) and (noise is None or noise.passed):
@@ -176,18 +176,19 @@ def _collimation(
 ) -> list[Check]:
     """Whether an error of collimator or jaws explains what is left between the doses; the costliest check.
 
-    An error that the dose does not show passes: one whose two standard errors are above the limit.
+    An error that the dose does not show passes: one whose two standard errors by the residuals of the fit are
+    above the limit. What the noise of the independent dose hides is undecided.
     """
     if machine.beam is None or np.allclose(pair.planned_gy, pair.check.gy, atol=1e-3 * pair.reference_gy):
         return []
     motion = _fitted(plan, pair, least_percent=20.0, changes=changes(pair.grid))
     out = []
-    for name, (value, sigma) in (motion.changes if motion else {}).items():
+    for name, (value, sigma, residual) in (motion.changes if motion else {}).items():
         limit = {COLLIMATOR: settings.turn_deg, LEAVES: settings.leaf_mm}.get(name, settings.jaw_mm)
         unit = "deg" if name == COLLIMATOR else "mm"
         why = f"{value:+.2f} +- {sigma:.2f} {unit}, as the independent dose differs from the planned one"
-        shown = SIGMAS * sigma <= limit
-        if shown or abs(value) - SIGMAS * sigma > limit:
+        shown = SIGMAS * residual <= limit
+        if shown or abs(value) - SIGMAS * residual > limit:
             out.append(bounded(f"{name} by the doses", value, limit, unit, why, error=sigma))
         else:
             out.append(Check(f"{name} by the doses", True, abs(value), limit, unit, why, error=sigma))

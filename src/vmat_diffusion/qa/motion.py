@@ -32,7 +32,8 @@ class Motion:
 
     `shift_mm` is along x, y and z at the isocentre, `turn_deg` about the axes x, y and z through it;
     `shift_sigma_mm` and `turn_sigma_deg` are the standard errors of the least certain axis. `voxels` took
-    part. `changes` are the shares of changes beside a motion, each with its standard error.
+    part. `changes` are the shares of changes beside a motion, each with its standard error by the replicates
+    or the residuals, whichever is more, and by the residuals alone.
     """
 
     shift_mm: Point
@@ -40,7 +41,7 @@ class Motion:
     shift_sigma_mm: float
     turn_sigma_deg: float
     voxels: int
-    changes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    changes: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     length_error_mm: float | None = None
     angle_error_deg: float | None = None
 
@@ -119,7 +120,10 @@ def fitted_motion(
         float(sigma[:3].max()),
         float(np.degrees(sigma[3:6]).max()),
         int(np.count_nonzero(inside)),
-        {name: (float(last.found[7 + k]), float(sigma[7 + k])) for k, name in enumerate(further)},
+        {
+            name: (float(last.found[7 + k]), float(sigma[7 + k]), float(last.sigma[7 + k]))
+            for k, name in enumerate(further)
+        },
         *lengths,
     )
 

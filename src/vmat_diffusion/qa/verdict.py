@@ -115,7 +115,8 @@ def bounded(
 ) -> Check:
     """A check of a value against the most that its size may be, or the `least` that it may be.
 
-    A value beyond the limit by less than two standard errors is undecided: that may be noise. None fails.
+    A value beyond the limit by less than two standard errors is undecided: that may be noise. It is decided
+    where the errors are small beside the limit. None fails.
     """
     beyond = None if value is None else (limit - value if least else abs(value) - limit)
     passed = beyond is not None and beyond <= 0.0
@@ -123,7 +124,8 @@ def bounded(
     if beyond is None or error is None:
         return check
     check = replace(check, needs=computing_needed(beyond, error, 100.0 - limit if least else limit))
-    if passed or beyond > SIGMAS * error:
+    # What more computing would not decide is decided.
+    if passed or beyond > SIGMAS * error or check.needs <= 1.0:
         return check
     return check.left_open(f"beyond the limit by less than {SIGMAS:g} standard errors of {error:.2g} {unit}")
 
@@ -136,7 +138,8 @@ def computing_needed(apart: ArrayLike, error: ArrayLike, room: float) -> float:
     """
     margin = SIGMAS * np.asarray(error, np.float64)
     nearest = np.maximum(np.abs(apart), max(_SMALL * abs(room), 1e-9))
-    return float(np.max((margin / nearest) ** 2, initial=1.0))
+    # An error that is no number says nothing of how certain a value is.
+    return float(np.nan_to_num(np.max((margin / nearest) ** 2, initial=1.0), nan=np.inf))
 
 
 def warning(name: str, sentences: Sequence[str], otherwise: str) -> Check:

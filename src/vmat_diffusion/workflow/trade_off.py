@@ -231,7 +231,7 @@ def _point(name: str, folder: Path, record: Mapping[str, Any], goals: Sequence[A
         coverage_percent=min(covered) if covered else None,
         values=values,
         failed_checks=tuple(checks),
-        missing=tuple(sorted(f for f in files if not (folder / f).is_file())),
+        missing=tuple(sorted(f for f in files if not (folder / f).exists())),
         mu=record["mu"],
         delivery_s=record["delivery_s"],
         outcome=record["outcome"],

@@ -70,20 +70,24 @@ def noisy(seed: int, percent: float = 2.0, common_percent: float = 1.0, factor: 
         (2.3, 0.1, False, "fail"),
         (2.1, None, False, "fail"),
         (None, None, False, "fail"),
-        (1.9, 0.1, True, "undecided"),
-        (1.7, 0.1, True, "fail"),
-        (2.1, 0.1, True, "pass"),
+        (2.02, 0.03, False, "fail"),  # more computing would not be asked for
+        (97.9, 0.1, True, "undecided"),
+        (97.7, 0.1, True, "fail"),
+        (98.1, 0.1, True, "pass"),
     ],
 )
 def test_a_value_beyond_its_limit_by_noise_is_undecided(
     value: float | None, error: float | None, least: bool, outcome: str
 ) -> None:
-    assert bounded("x", value, 2.0, "%", "because", error=error, least=least).word == outcome
+    limit = 98.0 if least else 2.0
+    assert bounded("x", value, limit, "%", "because", error=error, least=least).word == outcome
 
 
 def test_how_much_more_is_needed_grows_as_the_square() -> None:
     assert computing_needed(1.0, 0.4, 2.0) == 1.0  # far away
     assert computing_needed(0.0, 0.04, 2.0) == 1.0  # errors too small to matter
+    assert computing_needed([1.0, np.nan], [0.1, 0.1], 2.0) == np.inf
+    assert computing_needed([1.0, 1.0], [0.1, np.nan], 2.0) == np.inf
     assert computing_needed(0.4, 0.4, 2.0) == pytest.approx(4.0)
     assert computing_needed([1.0, 0.4, -0.4], [0.4, 0.4, 0.6], 2.0) == pytest.approx(9.0)
     assert bounded("x", 1.6, 2.0, "mm", "", error=0.4).needs == pytest.approx(4.0)

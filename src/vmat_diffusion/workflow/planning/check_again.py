@@ -37,6 +37,7 @@ from vmat_diffusion.workflow.reading import plan_and_machine
 
 if TYPE_CHECKING:
     from vmat_diffusion.optimize import Optimized
+    from vmat_diffusion.workflow.settings import PlanSettings
 
 # Of `run.json`, what a continued check finds anew.
 _ANEW = ("verdict", "robustness", "check", "check_goals", "seconds", "files")
@@ -71,7 +72,8 @@ def check_again(
         if content_hash(place) != record.get("inputs", {}).get("sha256"):
             raise CaseError("the files of the case are not those of the run; name the folder with its files")
         settings = replace(state.settings, check_minutes=check_minutes)
-        task = read_task(place, settings)
+        # What the plan aimed at is not judged again, and may lie elsewhere by now.
+        task = read_task(place, replace(settings, prior="goals", improve=None, force=False))
     with appearing_whole(run, overwrite=True, names=(*FILES, CHECK_FOLDER)) as folder:
         _copy_run(run, folder, record)
         read, machine = plan_and_machine(state.plan_file, task.machine)
@@ -92,7 +94,7 @@ def check_again(
                 progress=under_name(clock.report, "check"),
             )
         write_asked(folder, place, state.settings)
-        return _written(folder, run, task, judged, settings_of=state, record=record, clock=clock)
+        return _written(folder, run, task, judged, settings=settings, place=place, record=record, clock=clock)
 
 
 def _copy_run(run: Path, folder: Path, record: Mapping[str, Any]) -> None:
@@ -120,12 +122,12 @@ def _written(
     task: Task,
     judged: JudgedPlan,
     *,
-    settings_of: OpenCheck,
+    settings: PlanSettings,
+    place: Path,
     record: Mapping[str, Any],
     clock: Clock,
 ) -> PlanRun:
     """The run with its report and record in `folder`, which will stand in the place of `run`."""
-    settings = settings_of.settings
     made = planning_run(task, judged, clock, before=None, origin={})
     known = run_record(made).keys() - {"arrangement"}
     made = replace(made, provenance={key: value for key, value in record.items() if key not in known})
@@ -133,11 +135,14 @@ def _written(
         task.case,
         task.machine,
         machine_file=settings.machine,
-        folder=settings_of.case_folder,
-        plans=[],
+        folder=place,
+        files=[Path(settings.improve) if settings.improve else None, settings.prior_file],
         mapping=settings.mapping,
         shareable=settings.shareable,
     )
+    candidates = [
+        {**one, "passed": made.passed} if one.get("chosen") else one for one in record["candidates"]
+    ]
     if made.check is not None:
         write_check_dose(folder / CHECK_DOSE, made.check)
     with clock.stage("report"):
@@ -147,7 +152,7 @@ def _written(
             settings,
             coding,
             yardstick=record.get("yardstick"),
-            candidates=record["candidates"],
+            candidates=candidates,
         )
     seconds = {**record.get("seconds", {}), **clock.seconds}
     seconds["check"] = float(record.get("seconds", {}).get("check", 0.0)) + clock.seconds["check"]
@@ -155,5 +160,5 @@ def _written(
     made = replace(made, seconds=seconds, files=tuple(run.resolve() / name for name in names))
     found = coding.record(run_record(made))
     found["verdict"]["corrected"] = record["verdict"]["corrected"]
-    write_json(folder / RECORD, {**record, **{key: found[key] for key in _ANEW}})
+    write_json(folder / RECORD, {**record, **{key: found[key] for key in _ANEW}, "candidates": candidates})
     return made

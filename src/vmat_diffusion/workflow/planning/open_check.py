@@ -6,6 +6,7 @@ asked. It stays on the computer it was made on: it names the case's folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import read_json, written_whole
 from vmat_diffusion.geometry import Grid
+from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.workflow.planning.request import plan_settings
+from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -70,7 +73,24 @@ def write_asked(folder: Path, case_folder: Path, settings: PlanSettings) -> None
     """Note what was asked beside a check that is open; nothing where none is."""
     place = folder / CHECK_FOLDER
     if place.is_dir():
-        _write(place / _ASKED, {"case": str(case_folder.resolve()), "settings": asdict(settings)})
+        asked = {
+            "case": str(case_folder.resolve()),
+            "settings": asdict(settings),
+            "basis": _basis(settings),
+        }
+        _write(place / _ASKED, asked)
+
+
+def _basis(settings: PlanSettings) -> str:
+    """A code of all that a plan is judged by: the shipped by name, files of the user by their contents."""
+    judged_by = {
+        name: value
+        for name, value in settings_record(settings).items()
+        if name not in ("check_minutes", "prior", "improve")
+    }
+    limits = asdict(gate_limits(settings.gate, settings.uncertainty, settings.robustness))
+    text = json.dumps([judged_by, limits], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def drop(folder: Path) -> None:
@@ -86,16 +106,24 @@ def read_open_check(run: Path) -> OpenCheck:
     state, asked = (read_json(place / name) for name in (_STATE, _ASKED))
     try:
         grid = {key: tuple(value) for key, value in state["grid"].items()}  # type: ignore[index]
-        return OpenCheck(
+        settings = plan_settings(**asked["settings"])  # type: ignore[index]
+        same = asked["basis"] == _basis(settings)  # type: ignore[index]
+        found = OpenCheck(
             place,
             Path(asked["case"]),  # type: ignore[index]
-            plan_settings(**asked["settings"]),  # type: ignore[index]
+            settings,
             Grid(**grid),
             int(state["correction"]),  # type: ignore[index]
             tuple(state["earlier"]),  # type: ignore[index]
         )
     except (TypeError, KeyError, ValueError, AttributeError, InputError):
         raise PlanError(f"the check in {place} is damaged or of another version; plan again") from None
+    if not same:
+        raise PlanError(
+            f"goals, gate limits, machine, CT table or names are no longer those that {run.name} was planned "
+            "with; go on from the folder in which the plan was asked for, or plan again"
+        )
+    return found
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from vmat_diffusion.plan import Plan, violations
 from vmat_diffusion.progress import Clock, Progress, under_name
 from vmat_diffusion.workflow.planning.file_doses import beam_doses, histograms
 from vmat_diffusion.workflow.planning.open_check import (
+    CHECK_FOLDER,
     UNJUDGED_DOSE,
     UNJUDGED_FILE,
     drop,
@@ -178,7 +179,10 @@ def search_and_check(
                     may_go_on=keep_interrupted,
                     progress=under_name(clock.report, stage),
                 )
-            if not judged.verdict.correctable or judged.check is None or correction == _CORRECTIONS:
+            may_go_on = (place / CHECK_FOLDER).is_dir()
+            if not judged.verdict.correctable or may_go_on or correction == _CORRECTIONS:
+                break
+            if judged.check is None:
                 break
             first = first or judged.verdict
             found = smooth_difference(optimized.dose, judged.check)

@@ -150,6 +150,9 @@ def test_only_the_same_case_is_gone_on_with(
     still = check_again(out, tools=PlanningTools(check_engine=Checked(0.01)))
     assert still.verdict.outcome.value == "INCONCLUSIVE" and (out / CHECK_FOLDER).is_dir()
     assert {f.name for f in out.iterdir() if f.is_file()} == set(before)
+    (tmp_path / "gate.toml").write_text("uncertainty_percent = 2.95\n")
+    with pytest.raises(PlanError, match="no longer those"):
+        check_again(out)
     (out / CHECK_FOLDER / "state.json").write_text("{}")
     with pytest.raises(PlanError, match="damaged"):
         check_again(out)
