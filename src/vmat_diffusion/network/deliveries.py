@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.network.address import peer_of
 from vmat_diffusion.network.inbox import Inbox
 from vmat_diffusion.network.results import parcels_of_run, refusal
@@ -20,7 +20,9 @@ from vmat_diffusion.network.retries import TransientError
 from vmat_diffusion.network.sending import send_parcels
 from vmat_diffusion.network.settings import ListenSettings, SendSettings
 from vmat_diffusion.network.storing import Parcel
+from vmat_diffusion.web.reviews import changes, status_of
 from vmat_diffusion.web.room import Room
+from vmat_diffusion.web.runs import run_entry
 
 _LOG = logging.getLogger("vmat_diffusion.network")
 _FIRST_S, _LONGEST_S = 15.0, 1800.0
@@ -90,8 +92,19 @@ def _wait_s(tries: int) -> float:
 
 def _parcels(inbox: Inbox, room: Room, row: sqlite3.Row, scratch: Path) -> list[Parcel]:
     if row["run_id"]:
+        _require_sendable(room, row["run_id"])
         return parcels_of_run(room.run_folder(row["run_id"]), scratch)
     return [refusal(row["sentence"], beside=inbox.file(row["study"], row["uid"]), scratch=scratch)]
+
+
+def _require_sendable(room: Room, run_id: str) -> None:
+    """Raise PlanError for a run that is not as the planner left it, or that was put aside in the room."""
+    if changed := changes(room, run_entry(room, run_id)):
+        raise PlanError(
+            f"{'; '.join(changed)} since the plan was made, so it is not sent; plan the case again"
+        )
+    if (status := status_of(room, run_id)) in ("REJECTED", "SUPERSEDED"):
+        raise PlanError(f"the plan is {status} in the review room and is not sent; plan the case again")
 
 
 def _send_settings(asked: ListenSettings) -> SendSettings:

@@ -11,6 +11,7 @@ from network_peers import Peer, dicom_peer, planning_run
 from pydicom import dcmread
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import content_hash
 from vmat_diffusion.network.deliveries import deliver
 from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.rules import Rule
@@ -18,7 +19,7 @@ from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import LISTENER, enter_listener, look
 from vmat_diffusion.web.queue.jobs import claim, complete, give_up, take
 from vmat_diffusion.web.room import Room
-from vmat_diffusion.web.runs import RunEntry
+from vmat_diffusion.web.runs import RunEntry, file_hashes
 from vmat_diffusion.web.store import now, open_store
 
 PLAN = {"goals": "bone_8_1", "search_minutes": 3}
@@ -76,9 +77,11 @@ def finish(room: Room, run: Path, error: str = "") -> None:
     if error:
         assert give_up(room.store, given, "failed", error)
         return
-    shutil.copytree(run, room.run_folder(job["run_id"]))
-    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", {}, {})
-    assert complete(room.store, given, entry, "", {})
+    folder = room.run_folder(job["run_id"])
+    shutil.copytree(run, folder)
+    files = file_hashes(folder)
+    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", files, {})
+    assert complete(room.store, given, entry, content_hash(room.case_folder(job["case_id"])), {})
 
 
 def test_a_whole_study_becomes_one_job_with_the_rules_settings(
@@ -169,6 +172,34 @@ def test_results_go_to_each_peer_once(inbox: Inbox, room: Room, run: Path, tmp_p
             deliver(inbox, room, asked(tmp_path))
     assert first.kinds() == second.kinds() == ["DOC", "RTDOSE", "RTPLAN"]
     assert [row["state"] for row in inbox.sets("done")] == ["done"]
+
+
+@pytest.mark.parametrize("status", ["", "REJECTED", "SUPERSEDED"])
+def test_a_plan_that_was_changed_or_put_aside_is_not_sent(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, status: str
+) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer(), commitment=False) as peer:
+        look(inbox, room, rules(f"PEER@127.0.0.1:{peer.port}"), asked(tmp_path))
+        finish(room, run)
+        run_id = str(jobs(room)[0]["run_id"])
+        if status:
+            with room.store.write() as db:
+                db.execute(
+                    "INSERT INTO decisions (run_id, user_id, status, reason, checklist, files, at) "
+                    "VALUES (?, ?, ?, 'why', '[]', '{}', ?)",
+                    (run_id, LISTENER.id, status, now()),
+                )
+        else:
+            plan = room.run_folder(run_id) / "RP.dcm"
+            plan.write_bytes(plan.read_bytes() + b"\0\0")
+        look(inbox, room, rules(), asked(tmp_path))
+        deliver(inbox, room, asked(tmp_path))
+        assert peer.got == []
+    with inbox.read() as db:
+        (delivery,) = db.execute("SELECT * FROM deliveries").fetchall()
+    assert delivery["state"] == "given up"
+    assert (status or "RP.dcm was changed") in delivery["sentence"]
 
 
 def test_a_peer_that_is_away_gets_its_results_later(
