@@ -12,6 +12,7 @@ from pydicom import dcmread
 
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.files import content_hash
+from vmat_diffusion.network import deliveries, studies
 from vmat_diffusion.network.deliveries import deliver
 from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.rules import Rule
@@ -250,6 +251,60 @@ def test_a_plan_that_was_refused_comes_back_as_its_sentence(
     (document,) = peer.got
     assert document.Modality == "DOC"
     assert b"PTV reaches outside BODY; fix the contour" in document.EncapsulatedDocument
+
+
+@pytest.mark.parametrize(("step", "state"), [("_decide", "new"), ("_enter", "entering")])
+@pytest.mark.parametrize(("error", "stays"), [(KeyError("Doe^Jane"), False), (OSError(5, "x"), True)])
+def test_one_bad_study_does_not_hold_up_the_others(
+    inbox: Inbox,
+    room: Room,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    state: str,
+    error: Exception,
+    stays: bool,
+) -> None:
+    received(inbox, files_of_case(run))
+    (structures,) = [f for f in files_of_case(run) if dcmread(f).Modality == "RTSTRUCT"]
+    second = dcmread(structures)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    second.save_as(tmp_path / "second.dcm")
+    received(inbox, [tmp_path / "second.dcm"])
+    bad = inbox.sets("new")[0]["uid"]
+    real = getattr(studies, step)
+
+    def fails(*given: object) -> None:
+        if any(getattr(each, "keys", None) and each["uid"] == bad for each in given):
+            raise error
+        real(*given)
+
+    monkeypatch.setattr(studies, step, fails)
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+    (row,) = inbox.sets(state if stays else "answering")
+    assert row["uid"] == bad and "Doe" not in row["sentence"]
+    deliver(inbox, room, asked(tmp_path))
+    assert len(inbox.sets("done")) == (0 if stays else 1)
+
+
+def test_a_delivery_that_fails_in_an_unknown_way_waits(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("Doe^Jane")
+
+    received(inbox, files_of_case(run))
+    look(inbox, room, rules("PEER@127.0.0.1:9"), asked(tmp_path))
+    finish(room, run)
+    look(inbox, room, rules(), asked(tmp_path))
+    monkeypatch.setattr(deliveries, "send_parcels", fails)
+    deliver(inbox, room, asked(tmp_path))
+    with inbox.read() as db:
+        (delivery,) = db.execute("SELECT * FROM deliveries").fetchall()
+    assert delivery["state"] == "waiting" and delivery["next_at"] > time.time()
+    assert delivery["sentence"].startswith("KeyError at ") and "Doe" not in delivery["sentence"]
 
 
 def test_what_no_rule_fits_is_left_alone(inbox: Inbox, room: Room, run: Path, tmp_path: Path) -> None:
