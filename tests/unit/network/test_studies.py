@@ -333,6 +333,20 @@ def test_old_objects_go_when_nothing_waits_for_them(
     assert len(jobs(room)) == 1
 
 
+def test_other_data_with_the_uid_of_a_kept_object_are_refused(
+    inbox: Inbox, run: Path, tmp_path: Path
+) -> None:
+    file = files_of_case(run)[0]
+    received(inbox, [file, file])
+    other = dcmread(file)
+    other.StudyDescription = "another"
+    other.save_as(tmp_path / "other.dcm")
+    with pytest.raises(CaseError, match="another SOP instance"):
+        received(inbox, [tmp_path / "other.dcm"])
+    (kept,) = (inbox.folder / "studies").rglob("*.dcm")
+    assert kept.read_bytes() == file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
