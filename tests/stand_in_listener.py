@@ -28,7 +28,7 @@ def listen(data: str, rules: str, port: str, run: str) -> None:
 
 
 def work(run: str, data: str, job_id: str, token: str) -> None:
-    from vmat_diffusion.files import this_process
+    from vmat_diffusion.files import content_hash, this_process
     from vmat_diffusion.web.queue.jobs import Claim, complete, take
     from vmat_diffusion.web.runs import RunEntry, file_hashes
     from vmat_diffusion.web.store import now, open_store
@@ -44,7 +44,7 @@ def work(run: str, data: str, job_id: str, token: str) -> None:
         time.sleep(0.3)
         part.rename(out)
     entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", file_hashes(out), {})
-    complete(store, claim, entry, "hash", {})
+    complete(store, claim, entry, content_hash(Path(data) / "cases" / job["case_id"]), {})
 
 
 if __name__ == "__main__":

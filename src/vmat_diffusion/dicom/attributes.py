@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -23,13 +24,20 @@ from pydicom import dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from vmat_diffusion.dicom.sealed import unsealed
 from vmat_diffusion.errors import CaseError, InputError, LimitError, UnreadableError, limit_of
 
 _FILE_BYTES_MAX = 2**31
+_BLOCK_BYTES = 2**20
 _VOXELS_MAX = 2**29
 # Lossless and lossy. GDCM, the plugin that pydicom tries first, ends the whole process on damaged
 # JPEG 2000 data (an uncaught C++ exception); Pillow raises.
@@ -77,8 +85,8 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
 
     A sealed file is opened only where the caller knows of it (`is_sealed`): no search of a folder does.
 
-    Raises CaseError for a file that says it is DICOM and cannot be parsed, or is above 2 GiB, and
-    UnreadableError for one that the disk does not give.
+    Raises CaseError for a file that says it is DICOM and cannot be parsed, or is above 2 GiB, inflated too,
+    and UnreadableError for one that the disk does not give.
     """
     try:
         if path.stat().st_size > _FILE_BYTES_MAX:
@@ -97,6 +105,7 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
             f"the file cannot be opened ({fault.strerror}); check its permissions"
         ) from None
     try:
+        _require_inflated_fits(stream, has_preamble=head[128:] == b"DICM")
         dataset = dcmread(stream, stop_before_pixels=not pixels, force=head[128:] != b"DICM")
         if "TransferSyntaxUID" not in dataset.file_meta:
             # Files without preamble do not state it; the parser has found out while reading.
@@ -107,7 +116,7 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
         list(dataset.file_meta)
         for keyword in ("SOPClassUID", "Modality"):
             dataset.get(keyword)
-    except MemoryError:
+    except (MemoryError, CaseError):
         raise
     except Exception as fault:  # pydicom's parsers raise every kind of exception
         raise CaseError(
@@ -116,6 +125,22 @@ def open_dataset(path: Path, *, pixels: bool = False, is_sealed: bool = False) -
         ) from None
     dataset.buffer = None  # else each data set of a folder would keep its whole file in memory
     return dataset if head[128:] == b"DICM" or "SOPClassUID" in dataset else None
+
+
+def _require_inflated_fits(stream: BytesIO, *, has_preamble: bool) -> None:
+    """Raise CaseError for a deflated file that would be above the limit; leaves the stream at its begin."""
+    read_preamble(stream, force=not has_preamble)
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while rest := stream.read(_BLOCK_BYTES >> 4):
+            while block := inflater.decompress(rest, _BLOCK_BYTES):
+                size, rest = size + len(block), inflater.unconsumed_tail
+                if size > _FILE_BYTES_MAX:
+                    raise CaseError(
+                        f"the file holds more than {_FILE_BYTES_MAX} bytes, the limit, when it is inflated; "
+                        "export it without compression"
+                    )
+    stream.seek(0)
 
 
 def looks_like_dicom(head: bytes) -> bool:

@@ -14,8 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
+
+from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from vmat_diffusion.dicom.attributes import text
 from vmat_diffusion.dicom.folder import open_file
@@ -81,8 +84,8 @@ class Inbox:
     def take(self, content: bytes, uid: str) -> str:
         """Keep one object, the bytes of a DICOM file; returns the key of its study.
 
-        An object that is there already stays as it is. Raises CaseError for what is no valid object or has
-        another SOP instance UID than the sender says.
+        An object that is there already stays as it is. Raises CaseError for what is no valid object, has
+        another SOP instance UID than the sender says, or the UID of one that is kept with other data.
         """
         part = self.parts / f"{new_id()}.part"
         try:
@@ -97,7 +100,13 @@ class Inbox:
                 )
             study, series = key_of(study_uid), text(found.dataset, "SeriesInstanceUID")
             file = self.file(study, uid)
-            if not self._has(uid, file):
+            if self._has(uid, file):
+                if _data_of(file) != _data_of(part):
+                    raise CaseError(
+                        "the object has the UID of another SOP instance that is kept, and other data; "
+                        "give it a new UID"
+                    )
+            else:
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 flush_to_disk(part)
                 part.replace(file)
@@ -192,6 +201,18 @@ def _enter_set(db: sqlite3.Connection, uid: str, study: str) -> None:
         "INSERT INTO sets (uid, study, seen, state) VALUES (?, ?, ?, 'new') ON CONFLICT (uid) DO NOTHING",
         (uid, study, time.time()),
     )
+
+
+def _data_of(file: Path) -> bytes:
+    """What a file holds behind its meta group, which names the sender's software and the way it was sent."""
+    content = file.read_bytes()
+    try:
+        stream = BytesIO(content)
+        read_preamble(stream, force=True)
+        _read_file_meta_info(stream)
+    except Exception:  # an object that was read already; else all of it counts
+        return content
+    return content[stream.tell() :]
 
 
 def key_of(uid: str) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmat_diffusion.errors import InputError, limit_of
+from vmat_diffusion.errors import InputError
 from vmat_diffusion.network.address import is_this_computer
 from vmat_diffusion.network.deliveries import deliver
 from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.receiver import Receiver
+from vmat_diffusion.network.retries import kind_and_place
 from vmat_diffusion.network.rules import Rule, read_rules
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import enter_listener, look
@@ -55,15 +56,20 @@ def listen_for_studies(asked: ListenSettings, *, worker: Sequence[str] = WORKER)
 
 def _work(inbox: Inbox, room: Room, rules: Sequence[Rule], asked: ListenSettings) -> None:
     cleared = 0.0
+
+    def clear() -> None:
+        nonlocal cleared
+        if time.time() - cleared > _CLEAR_S:
+            cleared = time.time()
+            inbox.remove_old(cleared - 86400 * asked.keep_days)
+
+    steps = (lambda: look(inbox, room, rules, asked), lambda: deliver(inbox, room, asked), clear)
     while True:
-        try:
-            look(inbox, room, rules, asked)
-            deliver(inbox, room, asked)
-            if time.time() - cleared > _CLEAR_S:
-                cleared = time.time()
-                inbox.remove_old(cleared - 86400 * asked.keep_days)
-        except Exception as error:  # a locked database or a full disk must not end the listener for good
-            _LOG.error("%s", limit_of(error) or f"{type(error).__name__} in the listener's work")
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # a locked database or a full disk must not end the listener for good
+                _LOG.error("%s in the listener's work", kind_and_place(error))
         time.sleep(_TICK_S)
 
 

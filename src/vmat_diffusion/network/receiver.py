@@ -15,7 +15,6 @@ from socketserver import TCPServer
 from typing import Any
 
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -54,8 +53,9 @@ _CLASSES = (
     # Sent along with a planning study; kept with it and not looked at.
     *(EnhancedCTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage),
 )
+# Not the deflated one: a small object of it may fill the memory.
 _SYNTAXES = [
-    *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian),
+    *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian),
     *(JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossless, RLELossless),
 ]
 _SUCCESS, _NO_ROOM, _OTHER_OBJECT, _NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000

@@ -13,14 +13,16 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.matching import images_of_contours, references_of
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, InputError
 from vmat_diffusion.files import flush_to_disk
 from vmat_diffusion.network.inbox import Inbox
+from vmat_diffusion.network.retries import kind_and_place, may_pass
 from vmat_diffusion.network.rules import Rule, rule_for
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.web.accounts import User
@@ -45,19 +47,35 @@ def enter_listener(room: Room) -> None:
 
 
 def look(inbox: Inbox, room: Room, rules: Sequence[Rule], asked: ListenSettings) -> None:
-    """Take each structure set as far as it can go now."""
+    """Take each structure set as far as it can go now; one that fails does not hold up the others."""
     for row in inbox.sets("new"):
         if time.time() - row["latest"] >= asked.quiet_s:
-            _decide(inbox, row, rules, asked)
+            with _alone(inbox, row):
+                _decide(inbox, row, rules, asked)
     for row in inbox.sets("entering"):
-        try:
-            _enter(inbox, room, row)
-        except RefusedError:  # the queue is full: again at the next look
-            break
-        inbox.move(row["uid"], "planning")
-        _LOG.info("study %s: plan queued", row["study"][:8])
+        with _alone(inbox, row):
+            try:
+                _enter(inbox, room, row)
+            except RefusedError:  # the queue is full: again at the next look
+                break
+            inbox.move(row["uid"], "planning")
+            _LOG.info("study %s: plan queued", row["study"][:8])
     for row in inbox.sets("planning"):
-        _ask(inbox, room, row)
+        with _alone(inbox, row):
+            _ask(inbox, room, row)
+
+
+@contextmanager
+def _alone(inbox: Inbox, row: sqlite3.Row) -> Iterator[None]:
+    """Keep a fault to one structure set: it is tried again if the fault may pass, else answered."""
+    try:
+        yield
+    except Exception as error:  # whatever an object holds, the others go on
+        said = kind_and_place(error)
+        _LOG.error("study %s: %s", row["study"][:8], said)
+        if not may_pass(error):
+            sentence = said if isinstance(error, InputError) else f"the study could not be planned ({said})"
+            inbox.move(row["uid"], "answering", sentence=sentence)
 
 
 def _decide(inbox: Inbox, row: sqlite3.Row, rules: Sequence[Rule], asked: ListenSettings) -> None:

@@ -36,10 +36,11 @@ def rules_of(asked: ServeSettings) -> Rules:
     for option, file in (("--tls-certificate", asked.tls_certificate), ("--tls-key", asked.tls_key)):
         if file is not None and not file.is_file():
             raise InputError(f"{option} {file} {why_no_file(file)}; give a PEM file")
-    if not is_loopback(asked.host) and not tls and not asked.behind_proxy:
+    if not is_loopback(asked.host) and not tls:
         raise InputError(
             f"--host {asked.host} is reached by other computers, and passwords would cross the network as "
-            "text; give --tls-certificate and --tls-key, or --behind-proxy where a proxy takes TLS off"
+            "text; give --tls-certificate and --tls-key, or keep --host 127.0.0.1 and --behind-proxy if a "
+            "proxy on this computer takes TLS off"
         )
     if not is_loopback(asked.host) and not asked.name:
         raise InputError(f"--host {asked.host} needs --name, the name by which browsers call it; give it")
@@ -87,7 +88,7 @@ def serve_room(asked: ServeSettings) -> None:
         ssl_certfile=asked.tls_certificate,
         ssl_keyfile=asked.tls_key,
         proxy_headers=asked.behind_proxy,
-        forwarded_allow_ips="127.0.0.1",
+        forwarded_allow_ips=["127.0.0.1", "::1"],
         server_header=False,
         access_log=False,
         log_level="warning",

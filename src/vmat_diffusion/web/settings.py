@@ -25,10 +25,7 @@ class ServeSettings:
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8765
     host: Annotated[
         str,
-        Field(
-            description="Address to listen on: others than this computer's own need --tls-certificate or "
-            "--behind-proxy."
-        ),
+        Field(description="Address to listen on: others than this computer's own need --tls-certificate."),
         Option(metavar="ADDRESS"),
     ] = "127.0.0.1"
     name: Annotated[

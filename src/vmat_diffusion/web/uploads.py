@@ -12,6 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from vmat_diffusion.dicom.attributes import looks_like_dicom
@@ -229,10 +230,13 @@ def abandon(room: Room, upload: str, user: User) -> None:
 
 
 def remove_abandoned(room: Room) -> None:
-    """Remove uploads that nobody finished within a day, and folders of which no upload is left."""
+    """Remove uploads that nobody finished within a day, and folders as old of which no upload is left."""
+    before = time.time() - _ABANDONED_S
     with room.store.write() as db:
-        db.execute("DELETE FROM uploads WHERE begun < ?", (time.time() - _ABANDONED_S,))
+        db.execute("DELETE FROM uploads WHERE begun < ?", (before,))
         known = {row["id"] for row in db.execute("SELECT id FROM uploads")}
     for folder in (room.store.folder / "incoming").iterdir():
-        if folder.name not in known:
-            shutil.rmtree(folder, ignore_errors=True)
+        # A young folder may belong to an upload that began since.
+        with suppress(OSError):
+            if folder.name not in known and folder.stat().st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from dicom_files import (
     structure_set,
     write_patient,
 )
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -27,6 +28,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import (
     JPEG2000,
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
@@ -36,7 +38,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from vmat_diffusion.dicom import inspect, read_case
+from vmat_diffusion.dicom import attributes, inspect, read_case
 from vmat_diffusion.dicom.attributes import open_dataset, stored_values
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import Grid
@@ -413,3 +415,18 @@ def test_plan_of_another_structure_set_is_named(tmp_path: Path) -> None:
     case = read_case(write_patient(tmp_path, images, structure_set(images), plan))
     assert case.prescription is None
     assert any(s.startswith("leave-out-plan") for s in case.source.steps)
+
+
+def test_a_small_file_that_inflates_beyond_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(ct_series(np.zeros((1, 512, 512), dtype=np.int16))[0], tmp_path / "plain.dcm")
+    image = dcmread(tmp_path / "plain.dcm")
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
+    whole = open_dataset(tmp_path / "deflated.dcm", pixels=True)
+    assert whole is not None and len(whole.PixelData) == 2 * 512 * 512
+    monkeypatch.setattr(attributes, "_FILE_BYTES_MAX", 200_000)
+    assert (tmp_path / "deflated.dcm").stat().st_size < 200_000
+    with pytest.raises(CaseError, match="when it is inflated"):
+        open_dataset(tmp_path / "deflated.dcm")

@@ -19,7 +19,7 @@ import pytest
 from network_peers import Peer, dicom_peer, planning_run
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from pynetdicom import AE
 
 from vmat_diffusion.errors import InputError
@@ -106,6 +106,13 @@ def test_only_allowed_titles_get_an_association(
 ) -> None:
     assert offered(receiver.asked.port, images(run)[:1], title, called) == []
     assert kept(receiver.inbox) == []
+
+
+def test_deflated_objects_are_not_taken(receiver: Receiver) -> None:
+    entity = AE("SENDER")
+    entity.add_requested_context(CT, DeflatedExplicitVRLittleEndian)
+    link = entity.associate("127.0.0.1", receiver.asked.port, ae_title="VMATDIFFUSION")
+    assert not link.accepted_contexts
 
 
 def test_an_object_that_is_too_large_ends_the_connection_and_not_the_listener(

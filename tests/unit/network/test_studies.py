@@ -11,6 +11,8 @@ from network_peers import Peer, dicom_peer, planning_run
 from pydicom import dcmread
 
 from vmat_diffusion.errors import CaseError
+from vmat_diffusion.files import content_hash
+from vmat_diffusion.network import deliveries, studies
 from vmat_diffusion.network.deliveries import deliver
 from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.rules import Rule
@@ -18,7 +20,7 @@ from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import LISTENER, enter_listener, look
 from vmat_diffusion.web.queue.jobs import claim, complete, give_up, take
 from vmat_diffusion.web.room import Room
-from vmat_diffusion.web.runs import RunEntry
+from vmat_diffusion.web.runs import RunEntry, file_hashes
 from vmat_diffusion.web.store import now, open_store
 
 PLAN = {"goals": "bone_8_1", "search_minutes": 3}
@@ -76,9 +78,11 @@ def finish(room: Room, run: Path, error: str = "") -> None:
     if error:
         assert give_up(room.store, given, "failed", error)
         return
-    shutil.copytree(run, room.run_folder(job["run_id"]))
-    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", {}, {})
-    assert complete(room.store, given, entry, "", {})
+    folder = room.run_folder(job["run_id"])
+    shutil.copytree(run, folder)
+    files = file_hashes(folder)
+    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", files, {})
+    assert complete(room.store, given, entry, content_hash(room.case_folder(job["case_id"])), {})
 
 
 def test_a_whole_study_becomes_one_job_with_the_rules_settings(
@@ -171,6 +175,34 @@ def test_results_go_to_each_peer_once(inbox: Inbox, room: Room, run: Path, tmp_p
     assert [row["state"] for row in inbox.sets("done")] == ["done"]
 
 
+@pytest.mark.parametrize("status", ["", "REJECTED", "SUPERSEDED"])
+def test_a_plan_that_was_changed_or_put_aside_is_not_sent(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, status: str
+) -> None:
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer(), commitment=False) as peer:
+        look(inbox, room, rules(f"PEER@127.0.0.1:{peer.port}"), asked(tmp_path))
+        finish(room, run)
+        run_id = str(jobs(room)[0]["run_id"])
+        if status:
+            with room.store.write() as db:
+                db.execute(
+                    "INSERT INTO decisions (run_id, user_id, status, reason, checklist, files, at) "
+                    "VALUES (?, ?, ?, 'why', '[]', '{}', ?)",
+                    (run_id, LISTENER.id, status, now()),
+                )
+        else:
+            plan = room.run_folder(run_id) / "RP.dcm"
+            plan.write_bytes(plan.read_bytes() + b"\0\0")
+        look(inbox, room, rules(), asked(tmp_path))
+        deliver(inbox, room, asked(tmp_path))
+        assert peer.got == []
+    with inbox.read() as db:
+        (delivery,) = db.execute("SELECT * FROM deliveries").fetchall()
+    assert delivery["state"] == "given up"
+    assert (status or "RP.dcm was changed") in delivery["sentence"]
+
+
 def test_a_peer_that_is_away_gets_its_results_later(
     inbox: Inbox, room: Room, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +253,60 @@ def test_a_plan_that_was_refused_comes_back_as_its_sentence(
     assert b"PTV reaches outside BODY; fix the contour" in document.EncapsulatedDocument
 
 
+@pytest.mark.parametrize(("step", "state"), [("_decide", "new"), ("_enter", "entering")])
+@pytest.mark.parametrize(("error", "stays"), [(KeyError("Doe^Jane"), False), (OSError(5, "x"), True)])
+def test_one_bad_study_does_not_hold_up_the_others(
+    inbox: Inbox,
+    room: Room,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    state: str,
+    error: Exception,
+    stays: bool,
+) -> None:
+    received(inbox, files_of_case(run))
+    (structures,) = [f for f in files_of_case(run) if dcmread(f).Modality == "RTSTRUCT"]
+    second = dcmread(structures)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    second.save_as(tmp_path / "second.dcm")
+    received(inbox, [tmp_path / "second.dcm"])
+    bad = inbox.sets("new")[0]["uid"]
+    real = getattr(studies, step)
+
+    def fails(*given: object) -> None:
+        if any(getattr(each, "keys", None) and each["uid"] == bad for each in given):
+            raise error
+        real(*given)
+
+    monkeypatch.setattr(studies, step, fails)
+    look(inbox, room, rules(), asked(tmp_path))
+    assert len(jobs(room)) == 1
+    (row,) = inbox.sets(state if stays else "answering")
+    assert row["uid"] == bad and "Doe" not in row["sentence"]
+    deliver(inbox, room, asked(tmp_path))
+    assert len(inbox.sets("done")) == (0 if stays else 1)
+
+
+def test_a_delivery_that_fails_in_an_unknown_way_waits(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("Doe^Jane")
+
+    received(inbox, files_of_case(run))
+    look(inbox, room, rules("PEER@127.0.0.1:9"), asked(tmp_path))
+    finish(room, run)
+    look(inbox, room, rules(), asked(tmp_path))
+    monkeypatch.setattr(deliveries, "send_parcels", fails)
+    deliver(inbox, room, asked(tmp_path))
+    with inbox.read() as db:
+        (delivery,) = db.execute("SELECT * FROM deliveries").fetchall()
+    assert delivery["state"] == "waiting" and delivery["next_at"] > time.time()
+    assert delivery["sentence"].startswith("KeyError at ") and "Doe" not in delivery["sentence"]
+
+
 def test_what_no_rule_fits_is_left_alone(inbox: Inbox, room: Room, run: Path, tmp_path: Path) -> None:
     received(inbox, files_of_case(run))
     look(inbox, room, [Rule("none", PLAN, structures=("Liver",))], asked(tmp_path))
@@ -245,6 +331,20 @@ def test_old_objects_go_when_nothing_waits_for_them(
     received(inbox, files_of_case(run))
     look(inbox, room, rules(), asked(tmp_path))
     assert len(jobs(room)) == 1
+
+
+def test_other_data_with_the_uid_of_a_kept_object_are_refused(
+    inbox: Inbox, run: Path, tmp_path: Path
+) -> None:
+    file = files_of_case(run)[0]
+    received(inbox, [file, file])
+    other = dcmread(file)
+    other.StudyDescription = "another"
+    other.save_as(tmp_path / "other.dcm")
+    with pytest.raises(CaseError, match="another SOP instance"):
+        received(inbox, [tmp_path / "other.dcm"])
+    (kept,) = (inbox.folder / "studies").rglob("*.dcm")
+    assert kept.read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,16 @@ def test_this_computer_alone_needs_nothing(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "plans.example.org"])
-def test_other_addresses_need_tls_or_a_proxy(host: str, tmp_path: Path) -> None:
+def test_other_addresses_need_tls(host: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--tls-certificate"):
         rules_of(ServeSettings(host=host, name=("plans.example.org",)))
-    with pytest.raises(InputError, match="needs --name"):
-        rules_of(ServeSettings(host=host, behind_proxy=True))
-    assert rules_of(ServeSettings(host=host, name=("Plans.example.org",), behind_proxy=True)).secure
+    with pytest.raises(InputError, match="--tls-certificate"):
+        rules_of(ServeSettings(host=host, name=("plans.example.org",), behind_proxy=True))
+    assert rules_of(ServeSettings(name=("Plans.example.org",), behind_proxy=True)).secure
     pem = tmp_path / "x.pem"
     pem.write_text("")
+    with pytest.raises(InputError, match="needs --name"):
+        rules_of(ServeSettings(host=host, tls_certificate=pem, tls_key=pem))
     with pytest.raises(InputError, match="belong together"):
         rules_of(ServeSettings(host=host, tls_certificate=pem))
     rules = rules_of(ServeSettings(host=host, name=("plans",), tls_certificate=pem, tls_key=pem))

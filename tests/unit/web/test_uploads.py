@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -194,8 +195,11 @@ def test_abandoned_uploads_go(room: SmallRoom, monkeypatch: pytest.MonkeyPatch) 
     upload = client.ask("POST", "/api/uploads", {"label": "a"}).json()["id"]
     client.ask("PUT", f"/api/uploads/{upload}/files", content=_DICOM)
     (room.room.store.folder / "incoming" / "of_a_killed_server").mkdir()
+    (room.room.store.folder / "incoming" / "of_another_server").mkdir()
+    os.utime(room.room.store.folder / "incoming" / "of_a_killed_server", (0, 0))
     uploads.remove_abandoned(room.room)
-    assert [p.name for p in (room.room.store.folder / "incoming").iterdir()] == [upload]
+    left = sorted(p.name for p in (room.room.store.folder / "incoming").iterdir())
+    assert left == sorted([upload, "of_another_server"])
     later = uploads.time.time() + 25 * 3600
     monkeypatch.setattr(uploads.time, "time", lambda: later)
     uploads.remove_abandoned(room.room)

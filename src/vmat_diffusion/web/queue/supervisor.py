@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from vmat_diffusion.web.queue.jobs import claim, recover, remove_leftovers
@@ -13,7 +14,7 @@ from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.uploads import remove_abandoned
 
 _LOG = logging.getLogger("vmat_diffusion.web")
-_TICK_S = 0.5
+_TICK_S, _CLEAR_S = 0.5, 3600.0
 WORKER = (sys.executable, "-m", "vmat_diffusion.web.queue.worker")
 
 
@@ -39,9 +40,16 @@ class Supervisor:
         self._thread.join(10)
 
     def _run(self) -> None:
-        remove_leftovers(self.room)
-        remove_abandoned(self.room)
+        cleared: float | None = None
         while not self._stop.is_set():
+            try:
+                if cleared is None or time.monotonic() - cleared > _CLEAR_S:
+                    first, cleared = cleared is None, time.monotonic()
+                    if first:
+                        remove_leftovers(self.room)
+                    remove_abandoned(self.room)
+            except Exception as error:  # what is left may stay, the queue goes on
+                _LOG.error("%s in clearing up", type(error).__name__)
             try:
                 self.tick()
             except Exception as error:  # a locked database or a full disk must not end the queue for good
