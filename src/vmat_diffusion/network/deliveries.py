@@ -20,6 +20,8 @@ from vmat_diffusion.network.retries import kind_and_place, may_pass
 from vmat_diffusion.network.sending import send_parcels
 from vmat_diffusion.network.settings import ListenSettings, SendSettings
 from vmat_diffusion.network.storing import Parcel
+from vmat_diffusion.network.studies import LISTENER
+from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.reviews import changes, status_of
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import run_entry
@@ -70,6 +72,7 @@ def _try(inbox: Inbox, room: Room, row: sqlite3.Row, delivery: sqlite3.Row, aske
             receipt = send_parcels(
                 peer_of(peer), _parcels(inbox, room, row, Path(scratch)), _send_settings(asked)
             )
+        _audit(room, row, "results sent", peer, objects=list(receipt.objects))
         _LOG.info(
             "study %s: %s sent to %s, commitment: %s",
             name,
@@ -85,12 +88,19 @@ def _try(inbox: Inbox, room: Room, row: sqlite3.Row, delivery: sqlite3.Row, aske
         _LOG.warning(
             "study %s: answer %s: %s", name, "given up" if state == "given up" else "waits", sentence
         )
+    if state == "given up":
+        _audit(room, row, "results given up", peer)
     with inbox.write() as db:
         db.execute(
             "UPDATE deliveries SET state = ?, tries = ?, next_at = ?, sentence = ? "
             "WHERE set_uid = ? AND peer = ?",
             (state, tries, time.time() + _wait_s(tries), sentence, row["uid"], peer),
         )
+
+
+def _audit(room: Room, row: sqlite3.Row, action: str, peer: str, **detail: list[str]) -> None:
+    with room.store.write() as db:
+        record(db, LISTENER.id, action, row["run_id"] or row["case_id"], peer=peer, **detail)
 
 
 def _wait_s(tries: int) -> float:

@@ -54,19 +54,23 @@ class Rule:
         """Whether a study is planned by this rule: its objects, and the names of each structure."""
         return (
             all(_has_value(objects, keyword, pattern) for keyword, pattern in self.tags.items())
-            and not any(_has_value(objects, key, pattern) for key, pattern in self.without_tags.items())
+            and not any(
+                _has_value(objects, key, pattern, unread=True) for key, pattern in self.without_tags.items()
+            )
             and all(_has_name(names, pattern) for pattern in self.structures)
             and not any(_has_name(names, pattern) for pattern in self.without_structures)
         )
 
 
-def _has_value(objects: Sequence[Dataset], keyword: str, pattern: str) -> bool:
+def _has_value(objects: Sequence[Dataset], keyword: str, pattern: str, *, unread: bool = False) -> bool:
+    """Whether a value fits a pattern; `unread` is said of one that cannot be read."""
     for dataset in objects:
         try:
             if fnmatchcase(text(dataset, keyword).casefold(), pattern.casefold()):
                 return True
-        except CaseError:  # a value that cannot be read is none
-            continue
+        except CaseError:
+            if unread:
+                return True
     return False
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.matching import images_of_contours, references_of
-from vmat_diffusion.errors import CaseError, InputError
+from vmat_diffusion.errors import CaseError, InputError, UnreadableError
 from vmat_diffusion.files import flush_to_disk
 from vmat_diffusion.network.inbox import Inbox
 from vmat_diffusion.network.retries import kind_and_place, may_pass
@@ -90,6 +90,8 @@ def _decide(inbox: Inbox, row: sqlite3.Row, rules: Sequence[Rule], asked: Listen
             return
         sample = open_one(inbox.file(row["study"], images[0]["uid"]), "CT") if images else structures
         rule = rule_for(rules, structures.dataset, sample.dataset)
+    except UnreadableError:  # the disk, not the object: again at the next look
+        raise
     except CaseError as fault:
         _LOG.warning("study %s: its structure set cannot be read (%s)", name, fault)
         inbox.move(uid, "done", sentence=str(fault))

@@ -125,11 +125,17 @@ def change_user(
         raise InputError("there is no such user; look at the list of users")
     if password is not None:
         _require_password(password, before.name)
-    text = _require_roles(before.roles if roles is None else roles)
-    off = before.disabled if disabled is None else disabled
+    given = None if roles is None else _require_roles(roles)
     digest = _hashed(password) if password is not None else None
     with store.write() as db:
-        db.execute("UPDATE users SET roles = ?, disabled = ? WHERE id = ?", (text, int(off), user_id))
+        # Read within the transaction: what another admin changed meanwhile stays.
+        row = db.execute("SELECT * FROM users WHERE id = ?", (user_id,)).fetchone()
+        text = row["roles"] if given is None else given
+        off = bool(row["disabled"]) if disabled is None else disabled
+        if given is not None:
+            db.execute("UPDATE users SET roles = ? WHERE id = ?", (text, user_id))
+        if disabled is not None:
+            db.execute("UPDATE users SET disabled = ? WHERE id = ?", (int(off), user_id))
         if digest is not None:
             db.execute("UPDATE users SET password = ? WHERE id = ?", (digest, user_id))
         if not _admins(db):

@@ -172,6 +172,9 @@ def test_results_go_to_each_peer_once(inbox: Inbox, room: Room, run: Path, tmp_p
             look(inbox, room, rules(), asked(tmp_path))
             deliver(inbox, room, asked(tmp_path))
     assert first.kinds() == second.kinds() == ["DOC", "RTDOSE", "RTPLAN"]
+    with room.store.read() as db:
+        sent = db.execute("SELECT subject FROM audit WHERE action = 'results sent'").fetchall()
+    assert [entry["subject"] for entry in sent] == [jobs(room)[0]["run_id"]] * 2
     assert [row["state"] for row in inbox.sets("done")] == ["done"]
 
 
@@ -237,6 +240,8 @@ def test_a_peer_that_stays_away_is_given_up(
     monkeypatch.setattr(time, "time", lambda: later)
     deliver(inbox, room, asked(tmp_path))
     assert inbox.sets("done")
+    with room.store.read() as db:
+        assert db.execute("SELECT 1 FROM audit WHERE action = 'results given up'").fetchone()
 
 
 def test_a_plan_that_was_refused_comes_back_as_its_sentence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from vmat_diffusion.web import audit
@@ -55,7 +55,9 @@ def changed_user(user_id: str, asked: _Change, session: Admin, room: TheRoom) ->
     )
 
 
-def audit_page(session: Admin, room: TheRoom, before: int = 2**62) -> dict[str, Any]:
+def audit_page(
+    session: Admin, room: TheRoom, before: Annotated[int, Query(le=2**62)] = 2**62
+) -> dict[str, Any]:
     """Entries of the audit before a number, the newest first."""
     with room.store.read() as db:
         rows = db.execute("SELECT * FROM audit WHERE seq < ? ORDER BY seq DESC LIMIT ?", (before, _PAGE))
