@@ -122,9 +122,10 @@ class BenchmarkSettings:
     """
 
     data: OpenkbpFolder
-    split: Annotated[Literal["train", "validation", "test"], Field(description="The patients' split.")] = (
-        "validation"
-    )
+    split: Annotated[
+        Literal["train", "validation", "test"],
+        Field(description="Split of the data set: the patients of this one."),
+    ] = "validation"
     weights: WeightsName = "shipped"
     samples: Annotated[
         int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")

@@ -180,6 +180,8 @@ def _kept(case: Tg119Case, folder: Path, settings: PlanSettings) -> dict[str, An
         "goal sheet": [(goal.structure, goal.statement) for goal in case.sheet().goals],
         **json.loads(json.dumps(asdict(settings))),
     }
+    # Where choices came from is no choice of its own.
+    now.pop("origins", None)
     changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
     if changed:
         raise InputError(

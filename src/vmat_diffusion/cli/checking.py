@@ -193,7 +193,7 @@ class QaOptions(QaSettings, Working):
     out: OutFolder
     dose: Annotated[
         Path | None,
-        Field(description="RTDOSE file of the plan; without it the fast engine's dose is compared."),
+        Field(description="RTDOSE file: the plan's; without it the fast engine's dose is compared."),
         Option(metavar="RD.dcm"),
     ] = None
     overwrite: Overwrite = False

