@@ -145,33 +145,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _help_seconds(path: str) -> float:
-    """Processor time of a fresh process, the least of three: other work on the computer does not count."""
-    program = (
-        "import contextlib, io, sys, time\n"
-        f"sys.argv = ['vmat-diffusion', *{path.split()!r}, '--help']\n"
-        "from vmat_diffusion import cli\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-        "    cli.main()\n"
-        "print(time.process_time())"
-    )
-    return min(
-        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)
-        for _ in range(3)
-    )
-
-
-@pytest.mark.parametrize("path", ["", "plan"])
-def test_help_comes_at_once(path: str) -> None:
-    assert _help_seconds(path) < 0.3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [p for p in COMMANDS if p != "plan"])
-def test_help_of_each_command_comes_at_once(path: str) -> None:
-    assert _help_seconds(path) < 0.3
-
-
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_and_option_is_explained(path: str) -> None:
     assert (function_of(path).__doc__ or "").strip().endswith(".")
