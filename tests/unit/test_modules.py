@@ -24,10 +24,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vmat_diffusion"
 MODULES_MAX = 18
 # Packages with more modules, each with its reason.
-CROWDED = {
-    "optimize": "four stages that share their terms; its split is still to come",
-    "workflow": "a file for each thing a user asks for, two more than there were with profiles and volumes",
-}
+CROWDED = {"optimize": "four stages that share their terms; its split is still to come"}
 # Named by no code of the package, and kept for a reason. Short, and each with its reason.
 ALLOWED = {
     "range_g_cm2": "ESTAR's ranges, which the tests hold the stopping powers and electron tracks against",

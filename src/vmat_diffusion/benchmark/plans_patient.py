@@ -20,7 +20,7 @@ from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.output import appearing_whole
 from vmat_diffusion.workflow.settings import PlanSettings
-from vmat_diffusion.workflow.simulate import require_plannable
+from vmat_diffusion.workflow.simulation.plans import require_plannable
 
 CASES, PLANS = "cases", "plans"
 # The dose at which a plan is normalised: the goal sheet's, or the clinical one where that is higher.

@@ -16,7 +16,7 @@ from vmat_diffusion.files import content_hash, parse_json
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.output import appearing_whole, kept_or_temporary
-from vmat_diffusion.workflow.provenance import program_record
+from vmat_diffusion.workflow.provenance import program_record, settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
 
 
@@ -178,10 +178,8 @@ def _kept(case: Tg119Case, folder: Path, settings: PlanSettings) -> dict[str, An
         "version": __version__,
         "phantom": content_hash(folder / "case"),
         "goal sheet": [(goal.structure, goal.statement) for goal in case.sheet().goals],
-        **json.loads(json.dumps(asdict(settings))),
+        **json.loads(json.dumps(settings_record(settings))),
     }
-    # Where choices came from is no choice of its own.
-    now.pop("origins", None)
     changed = [name for name in (*now, *before) if now.get(name) != before.get(name)]
     if changed:
         raise InputError(

@@ -32,7 +32,7 @@ from vmat_diffusion.workflow.settings import Simulation, VoxelMm
 if TYPE_CHECKING:
     from vmat_diffusion.progress import Progress
     from vmat_diffusion.training.loop import Machinery
-    from vmat_diffusion.workflow.simulate import PatientSource, SimulationRun
+    from vmat_diffusion.workflow.simulation.plans import PatientSource, SimulationRun
     from vmat_diffusion.workflow.train import TrainingRun
 
 
@@ -91,7 +91,7 @@ def simulate(options: SimulateOptions) -> None:
     patients = _patients(options)
     with work_shown(options) as progress:
         if options.doses:
-            from vmat_diffusion.workflow.simulate_doses import simulate_doses
+            from vmat_diffusion.workflow.simulation.doses import simulate_doses
 
             done = simulate_doses(
                 patients,
@@ -103,7 +103,7 @@ def simulate(options: SimulateOptions) -> None:
                 progress=progress,
             )
         else:
-            from vmat_diffusion.workflow.simulate import simulate as run
+            from vmat_diffusion.workflow.simulation.plans import simulate as run
 
             done = run(
                 patients,
@@ -118,7 +118,7 @@ def simulate(options: SimulateOptions) -> None:
 
 
 def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
-    from vmat_diffusion.workflow.simulate import patients_of, synthetic_patients
+    from vmat_diffusion.workflow.simulation.plans import patients_of, synthetic_patients
 
     if options.data is not None and options.synthetic is None:
         return patients_of(options.data, options.sites, options.split)

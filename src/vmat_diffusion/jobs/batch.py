@@ -89,12 +89,18 @@ def run_jobs(
     report = progress or silent
     report(_STAGE, 0.0, f"0 of {len(jobs)}")
     run = _run_here if cluster.kind == "serial" else _run_on_workers
+    too_large: Done | None = None
     for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):
+        if done.limit and not done.memory:
+            raise LimitError(f"{done.reason}. What is done is kept, the other cases were not tried")
         if done.limit:
-            others = "" if done.memory else ", the other cases were not tried"
-            raise LimitError(f"{done.reason}. What is done is kept{others}")
-        report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
-        yield done
+            # Others may still be under way, or be done again because they shared the worker that died.
+            too_large = too_large or done
+        else:
+            report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
+            yield done
+    if too_large is not None:
+        raise LimitError(f"{too_large.reason}. What is done is kept")
 
 
 class _Waiting:

@@ -24,9 +24,8 @@ from vmat_diffusion.dicom.attributes import text
 from vmat_diffusion.dicom.folder import open_file
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.files import flush_to_disk
-from vmat_diffusion.web.store import new_id
+from vmat_diffusion.web.store import connection, new_id, reading, writing
 
-_PATIENCE_S = 20.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (key TEXT PRIMARY KEY, latest REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS objects (
@@ -63,23 +62,22 @@ class Inbox:
         """Where an object lies. Names that come from outside are no names on the disk."""
         return self.folder / "studies" / study / f"{key_of(uid)}.dcm"
 
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "network.sqlite"
+
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for questions."""
-        with closing(_connection(self.folder)) as db:
+        with reading(self.database) as db:
             yield db
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction that happens whole or not at all, one writer at a time."""
-        with closing(_connection(self.folder)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
+        with writing(self.database) as db:
+            yield db
 
     def take(self, content: bytes, uid: str) -> str:
         """Keep one object, the bytes of a DICOM file; returns the key of its study.
@@ -177,18 +175,10 @@ def open_inbox(folder: Path) -> Inbox:
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in inbox.parts.iterdir():
         left.unlink()
-    with closing(_connection(folder)) as db:
+    with closing(connection(inbox.database)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(_SCHEMA)
     return inbox
-
-
-def _connection(folder: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(folder / "network.sqlite", timeout=_PATIENCE_S, isolation_level=None)
-    db.row_factory = sqlite3.Row
-    # FULL: an object that was acknowledged is on the disk even if the power fails.
-    db.executescript("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
-    return db
 
 
 def _enter_set(db: sqlite3.Connection, uid: str, study: str) -> None:

@@ -8,10 +8,15 @@ from typing import Annotated
 from pydantic import Field
 
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.web.settings import DataFolder
+from vmat_diffusion.web.settings import DataFolder, PlansAtATime, TlsCertificate, TlsKey
 
 _Pem = Option(metavar="FILE")
 OwnTitle = Annotated[str, Field(description="Our own AE title."), Option(metavar="AET")]
+Authorization = Annotated[
+    Path | None,
+    Field(description="File with the value of the HTTP header Authorization, for DICOMweb."),
+    Option(metavar="FILE"),
+]
 
 
 @settings
@@ -24,10 +29,8 @@ class Secured:
         Field(description="Certificates that the other side's must come from, a PEM file."),
         _Pem,
     ] = None
-    tls_certificate: Annotated[
-        Path | None, Field(description="Certificate chain for TLS, a PEM file."), _Pem
-    ] = None
-    tls_key: Annotated[Path | None, Field(description="Key of the certificate, a PEM file."), _Pem] = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
 
 
 @settings
@@ -53,11 +56,7 @@ class SendSettings(Secured):
             description="Port where the commitment may arrive; by default it uses the same connection.",
         ),
     ] = None
-    authorization: Annotated[
-        Path | None,
-        Field(description="File with the value of the HTTP header Authorization, for DICOMweb."),
-        Option(metavar="FILE"),
-    ] = None
+    authorization: Authorization = None
 
 
 @settings
@@ -110,11 +109,5 @@ class ListenSettings(Secured):
         float,
         Field(gt=0, le=720, description="So long results are sent again to a peer without answer, hours."),
     ] = 24.0
-    plans_at_a_time: Annotated[
-        int, Field(ge=1, le=16, description="Plans made at the same time, a process for each.")
-    ] = 1
-    authorization: Annotated[
-        Path | None,
-        Field(description="File with the value of the HTTP header Authorization, for DICOMweb."),
-        Option(metavar="FILE"),
-    ] = None
+    plans_at_a_time: PlansAtATime = 1
+    authorization: Authorization = None

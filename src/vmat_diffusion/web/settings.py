@@ -15,6 +15,11 @@ DataFolder = Annotated[
     Option(metavar="DIR"),
 ]
 _Pem = Option(metavar="FILE")
+TlsCertificate = Annotated[Path | None, Field(description="Certificate chain for TLS, a PEM file."), _Pem]
+TlsKey = Annotated[Path | None, Field(description="Key of the certificate, a PEM file."), _Pem]
+PlansAtATime = Annotated[
+    int, Field(ge=1, le=16, description="Plans made at the same time, a process for each.")
+]
 
 
 @settings
@@ -33,10 +38,8 @@ class ServeSettings:
         Field(description="Name by which browsers call the server, beside localhost."),
         Option(metavar="HOST"),
     ] = ()
-    tls_certificate: Annotated[
-        Path | None, Field(description="Certificate chain for TLS, a PEM file."), _Pem
-    ] = None
-    tls_key: Annotated[Path | None, Field(description="Key of the certificate, a PEM file."), _Pem] = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
     behind_proxy: Annotated[
         bool, Field(description="A proxy on this computer takes TLS off and sends X-Forwarded-For.")
     ] = False
@@ -46,6 +49,4 @@ class ServeSettings:
     upload_gb: Annotated[
         float, Field(gt=0, le=100, description="Most that one upload may hold, unpacked, GB.")
     ] = 4.0
-    plans_at_a_time: Annotated[
-        int, Field(ge=1, le=16, description="Plans made at the same time, a process for each.")
-    ] = 1
+    plans_at_a_time: PlansAtATime = 1

@@ -91,6 +91,36 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
+@contextmanager
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to an SQLite file for questions alone."""
+    with closing(connection(database)) as db:
+        db.execute("PRAGMA query_only = ON")
+        yield db
+
+
+@contextmanager
+def writing(database: Path) -> Iterator[sqlite3.Connection]:
+    """A transaction on an SQLite file that happens whole or not at all, one writer at a time."""
+    with closing(connection(database)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+
+def connection(database: Path) -> sqlite3.Connection:
+    """A connection to an SQLite file, which is made where there is none."""
+    db = sqlite3.connect(database, timeout=_PATIENCE_S, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    # FULL: what was answered for is on the disk even if the power fails.
+    db.executescript("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
+    return db
+
+
 @dataclass(frozen=True)
 class Store:
     """The folder of the review room, and its database."""
@@ -105,28 +135,14 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for questions; each sees the state after some whole transaction."""
-        with closing(self._connection()) as db:
-            db.execute("PRAGMA query_only = ON")
+        with reading(self.database) as db:
             yield db
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction that happens whole or not at all, one writer at a time."""
-        with closing(self._connection()) as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
-
-    def _connection(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.database, timeout=_PATIENCE_S, isolation_level=None)
-        db.row_factory = sqlite3.Row
-        # FULL: a decision that was answered for is on the disk even if the power fails.
-        db.executescript("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
-        return db
+        with writing(self.database) as db:
+            yield db
 
 
 def open_store(folder: Path, *, make: bool = True) -> Store:
@@ -141,7 +157,7 @@ def open_store(folder: Path, *, make: bool = True) -> Store:
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not store.database.exists():
         os.close(os.open(store.database, os.O_CREAT | os.O_RDWR, 0o600))
-    with closing(store._connection()) as db:
+    with closing(connection(store.database)) as db:
         db.execute("PRAGMA journal_mode = WAL")
     with store.write() as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()

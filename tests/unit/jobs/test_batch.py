@@ -352,7 +352,8 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(tmp_path: Path, cluster: Clu
     ):
         for one in results:
             done.append(one.key)
-    assert "0" in done and "8" not in done
+    # Of two jobs that end together, the answer of the later one may arrive first.
+    assert "8" not in done and (tmp_path / "0").exists()
     assert not (tmp_path / "8").exists()
 
 

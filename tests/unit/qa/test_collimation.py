@@ -39,6 +39,6 @@ def test_jaws_that_stand_elsewhere_than_planned_are_measured(planned_mm: float, 
         changes=collimation_changes(plan, case, machine, case.grid),
     )
     assert motion is not None
-    value, _ = motion.changes[JAWS_X]
+    value, *_ = motion.changes[JAWS_X]
     wrong = min(delivered_mm, 20.0) - min(planned_mm, 20.0)
     assert np.sign(value) == np.sign(wrong) and abs(value) > GateSettings().jaw_mm

@@ -179,10 +179,10 @@ def search_and_check(
                     may_go_on=keep_interrupted,
                     progress=under_name(clock.report, stage),
                 )
-            may_go_on = (place / CHECK_FOLDER).is_dir()
-            if not judged.verdict.correctable or may_go_on or correction == _CORRECTIONS:
+            left_open = (place / CHECK_FOLDER).is_dir()
+            if not judged.verdict.correctable or judged.check is None or left_open:
                 break
-            if judged.check is None:
+            if correction == _CORRECTIONS:
                 break
             first = first or judged.verdict
             found = smooth_difference(optimized.dose, judged.check)

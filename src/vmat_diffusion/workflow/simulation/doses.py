@@ -51,7 +51,7 @@ from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.report.coding import machine_code
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import Simulation
-from vmat_diffusion.workflow.simulate import (
+from vmat_diffusion.workflow.simulation.plans import (
     PatientSource,
     SimulationRun,
     require_conditions,

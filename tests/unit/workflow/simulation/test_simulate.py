@@ -25,7 +25,7 @@ from vmat_diffusion.errors import CaseError, InputError, PlanError
 from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import load_machine, machine_text
 from vmat_diffusion.plan import violations
-from vmat_diffusion.workflow.simulate import (
+from vmat_diffusion.workflow.simulation.plans import (
     Simulation,
     SimulationRun,
     draw_plan_variation,

@@ -20,8 +20,8 @@ from vmat_diffusion.jobs.batch import Cluster
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.training.encoded import encode_cases, read_encoded
 from vmat_diffusion.workflow.settings import Simulation
-from vmat_diffusion.workflow.simulate import SimulationRun, patients_of, simulate, synthetic_patients
-from vmat_diffusion.workflow.simulate_doses import shared, simulate_doses
+from vmat_diffusion.workflow.simulation.doses import shared, simulate_doses
+from vmat_diffusion.workflow.simulation.plans import SimulationRun, patients_of, simulate, synthetic_patients
 
 HERE = Cluster(kind="serial")
 QUICK = Simulation(grid_mm=6.0, effort=0.05)

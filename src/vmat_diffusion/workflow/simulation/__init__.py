@@ -1,0 +1,1 @@
+"""Training cases of our own: plans of the search, and doses of free fluence."""
