@@ -23,6 +23,7 @@ from vmat_diffusion.workflow.settings import (
     PredictSettings,
     SampleMethod,
     SampleSteps,
+    SampleTemperature,
     SearchMinutes,
     Seed,
     Uncertainty,
@@ -117,7 +118,7 @@ class BenchmarkSettings:
     """What `benchmark openkbp` predicts and scores.
 
     The defaults are those of `predict`: with `samples` the mean of so many is scored beside the regression
-    and one sample. `fit_spread` draws samples without the spread of the weights. `patients` are numbers of
+    and one sample. `fit_spread` takes bands without the factor of the weights. `patients` are numbers of
     the split, None for all.
     """
 
@@ -132,6 +133,7 @@ class BenchmarkSettings:
     ] = PredictSettings.samples
     steps: SampleSteps = PredictSettings.steps
     method: SampleMethod = PredictSettings.method
+    temperature: SampleTemperature = PredictSettings.temperature
     seed: Seed = 0
     patients: Annotated[
         _Patients | None, Field(description="Only these patients of the split; by default all."), _PATIENTS

@@ -23,15 +23,16 @@ from vmat_diffusion.files import parse_json, sha256_of, written_whole
 
 SHIPPED = Path(__file__).with_name("weights") / "shipped.safetensors"
 _FORMAT = "2"
-# Sampled residuals are scaled by it so that bands cover what they state; 1 is no change, above 10 no model.
+# It scales the spread of samples so that bands cover what they state; 1 is no change, above 10 no model.
 _SPREAD_MAX = 10.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The factor on sampled residuals at which bands of the samples hold the share that they state.
+    """The factor on the standard deviation of samples at which their bands hold the share that they state.
 
-    It holds for `steps` of `method`: samplers with few steps lose some of the spread, and not the same share.
+    It is on that of samples as the network draws them (temperature 1), and holds for `steps` of `method`:
+    samplers with few steps lose some of the spread, and not the same share.
     `spread` is that of voxels, `points` that of DVH points. `patients` are those on whom they were fitted.
     `inherited` says that the weights were trained on since.
     """
@@ -87,7 +88,7 @@ class DoseModel:
             )
 
     def spread(self, method: Method, steps: int) -> float:
-        """The factor on residuals sampled in `steps` of `method`; 1 where none was fitted.
+        """The factor on the standard deviation of samples in `steps` of `method`; 1 where none was fitted.
 
         Raises InputError where it was fitted for another method or number of steps.
         """

@@ -32,16 +32,18 @@ class Sampling:
 
     `samples` is their number, 0 for the regression alone; each takes `steps` of `method`. DPM-Solver++ 2M
     loses less of the spread in few steps than DDIM. The random stream of sample k depends on `seed` and k
-    alone. `calibrated` multiplies residuals by the factor that was fitted for the weights, for this method
-    and number of steps. `guidance` is the weight of classifier-free guidance on the goals (Ho and Salimans,
-    arXiv:2207.12598): 1 takes the conditional output as it is, more goes further away from the unconditional
-    output. With `mirror` the regression is the mean over the case and its mirror image.
+    alone. `temperature` multiplies the residual that the network draws: below 1 a sample stays nearer to the
+    regression. `calibrated` multiplies the standard deviation by the factor that was fitted for the weights,
+    for this method and number of steps. `guidance` is the weight of classifier-free guidance on the goals (Ho
+    and Salimans, arXiv:2207.12598): 1 takes the conditional output as it is, more goes further away from the
+    unconditional output. With `mirror` the regression is the mean over the case and its mirror image.
     """
 
     samples: int = 0
     steps: int = 8
     seed: int = 0
     method: Method = "dpm2"
+    temperature: float = 0.6
     calibrated: bool = True
     guidance: float = 1.0
     mirror: bool = True
@@ -51,8 +53,9 @@ class Sampling:
 class Prediction:
     """The doses that a model predicts, on the grid of the encoded case.
 
-    `regression` is the dose without diffusion. `mean` is the mean of the samples, with their standard
-    deviation as `std_gy` from two samples on, or the regression where there are no samples.
+    `regression` is the dose without diffusion. `mean` is the mean of the samples, or the regression where
+    there are none. From two samples on its `std_gy` is the standard deviation by which the true dose is
+    expected to differ: that of the samples at temperature 1, times the fitted factor.
     """
 
     regression: Dose
@@ -88,9 +91,22 @@ def predict_encoded(
     if not samples:
         return Prediction(regression, regression)
     stack = np.stack([dose.gy for dose in samples])
-    std = stack.std(axis=0, ddof=1) if len(samples) > 1 else None
+    std = stack.std(axis=0, ddof=1) * np.float32(sampler.widened) if len(samples) > 1 else None
     mean = replace(regression, gy=stack.mean(axis=0), std_gy=std)
     return Prediction(regression, mean, tuple(samples))
+
+
+def band_factors(model: DoseModel, sampling: Sampling) -> tuple[float, float]:
+    """What multiplies the standard deviation of drawn samples in their bands: of voxels, of DVH points.
+
+    Raises InputError where the model's factors were fitted for another method or number of steps.
+    """
+    voxels = points = 1.0
+    if sampling.samples and sampling.calibrated:
+        voxels = model.spread(sampling.method, sampling.steps)
+        fitted = model.description.calibration
+        points = voxels if fitted is None or fitted.points is None else fitted.points
+    return voxels / sampling.temperature, points / sampling.temperature
 
 
 class _CaseSampler:
@@ -100,9 +116,7 @@ class _CaseSampler:
         self.encoded, self.model, self.sampling = encoded, model, sampling
         self.device = next(model.mean.parameters()).device
         self.on_gpu = self.device.type != "cpu"
-        self.spread = 1.0
-        if sampling.samples and sampling.calibrated:
-            self.spread = model.spread(sampling.method, sampling.steps)
+        self.widened, _ = band_factors(model, sampling)
         goals = model.encoding.layout.goals
         self.has_goals = bool(encoded.vector[goals].any())
         self.volume = pad_to_multiple(torch.from_numpy(encoded.volume), model.encoding, model.mean.multiple)[
@@ -126,7 +140,7 @@ class _CaseSampler:
         """Sample k of the dose relative to the prescription, `[z, y, x]`."""
         net, process = self.model.residual, self.model.description.process
         assert net is not None  # `require_samples` has refused this model
-        unit = process.scale * self.spread
+        unit = process.scale * self.sampling.temperature
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             base = self._residual_base[None, None]
@@ -217,6 +231,7 @@ def _provenance(model: DoseModel, sampling: Sampling, *, goals: bool) -> dict[st
         "samples": sampling.samples,
         "steps": sampling.steps,
         "method": sampling.method,
+        "temperature": sampling.temperature,
         "seed": sampling.seed,
         "goals": goals,
     }

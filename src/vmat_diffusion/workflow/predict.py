@@ -200,6 +200,7 @@ def sampling_in(settings: PredictSettings) -> Sampling:
         steps=settings.steps,
         seed=settings.seed,
         method=settings.method,
+        temperature=settings.temperature,
         guidance=settings.guidance,
     )
 

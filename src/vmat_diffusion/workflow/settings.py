@@ -355,6 +355,14 @@ SampleMethod = Annotated[
     Literal["dpm2", "ddim", "ddpm"],
     Field(description="Sampler: DPM-Solver++ 2M, DDIM or ancestral DDPM."),
 ]
+SampleTemperature = Annotated[
+    float,
+    Field(
+        ge=0.05,
+        le=2,
+        description="Factor on what a sample differs by from the regression; 1 as the model learnt it.",
+    ),
+]
 
 
 @settings
@@ -368,6 +376,7 @@ class PredictSettings(TargetReading):
     ] = 8
     steps: SampleSteps = 8
     method: SampleMethod = "dpm2"
+    temperature: SampleTemperature = 0.6
     seed: Seed = 0
     weights: WeightsName = "shipped"
     guidance: Annotated[

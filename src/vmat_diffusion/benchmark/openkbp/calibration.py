@@ -4,9 +4,8 @@ The band of K samples of mean m and standard deviation s at a level is m +- t s 
 quantile t of Student's distribution of K - 1 degrees of freedom: where the truth is one more draw from
 the same Gaussian, the band holds it at exactly that level, however few samples there are.
 
-The samples are the regression plus drawn residuals. Widened by a factor, each residual is multiplied by it,
-and the mean moves with them. Coverage is counted for a range of factors at once, so that the best one is
-found without predicting again.
+The standard deviation may be widened by a factor; the mean stays. Coverage is counted for a range of
+factors at once, so that the best one is found without predicting again.
 """
 
 from __future__ import annotations
@@ -54,18 +53,19 @@ def spread_of(
     possible_dose: Mask,
     structures: Mapping[str, tuple[bool, Mask]],
     voxel_cc: float,
+    widened: tuple[float, float] = (1.0, 1.0),
 ) -> Spread:
     """Count for one patient; volumes in any one order of axes, at least two samples.
 
-    For other factors than 1 the DVH points of the samples are taken to move in proportion.
+    `widened` is what already multiplies the standard deviation of voxels and of DVH points.
     """
     if len(samples_gy) < 2:
         raise ValueError(f"{len(samples_gy)} samples have no spread; at least 2 are needed")
     doubtful = possible_dose & (regression_gy > _DOUBTFUL_GY)
-    truth, base = reference_gy[doubtful].astype(float), regression_gy[doubtful].astype(float)
+    truth = reference_gy[doubtful].astype(float)
     drawn = np.stack([s[doubtful] for s in samples_gy]).astype(float)
-    points = _points([reference_gy, regression_gy, *samples_gy], structures, voxel_cc)
-    std = drawn.std(axis=0, ddof=1)
+    points = _points([reference_gy, *samples_gy], structures, voxel_cc)
+    std = drawn.std(axis=0, ddof=1) * widened[0]
     error = np.abs(truth - drawn.mean(axis=0))
     place = np.digitize(std, _BIN_EDGES_GY) - 1
     sums = [
@@ -74,9 +74,9 @@ def spread_of(
     ]
     return Spread(
         voxels=len(truth),
-        covered=_covered(truth, base, drawn),
+        covered=_covered(truth, drawn, widened[0]),
         points=points.shape[1],
-        points_covered=_covered(points[0], points[1], points[2:]),
+        points_covered=_covered(points[0], points[1:], widened[1]),
         bins=np.stack(sums, axis=1).tolist(),
     )
 
@@ -94,20 +94,17 @@ def _points(
     return np.array(rows)
 
 
-def _covered(truth: NDArray, base: NDArray, drawn: NDArray) -> list[list[int]]:
-    """How many of `truth[n]` lie in the bands of `drawn[k, n]` around `base[n]`, by level and factor."""
+def _covered(truth: NDArray, drawn: NDArray, widened: float) -> list[list[int]]:
+    """How many of `truth[n]` lie in the bands of `drawn[k, n]`, by level and factor."""
     k = len(drawn)
-    move = drawn.mean(axis=0) - base
-    reach = drawn.std(axis=0, ddof=1) * np.sqrt(1 + 1 / k)
-    away = truth - base
+    reach = widened * drawn.std(axis=0, ddof=1) * np.sqrt(1 + 1 / k)
+    away = np.abs(truth - drawn.mean(axis=0))
     quantiles = [float(stats.t.ppf((1 + level) / 2, k - 1)) for level in LEVELS]
-    return [
-        [int(np.count_nonzero(np.abs(away - f * move) <= t * f * reach)) for f in FACTORS] for t in quantiles
-    ]
+    return [[int(np.count_nonzero(away <= t * f * reach)) for f in FACTORS] for t in quantiles]
 
 
 def coverage(spreads: Sequence[Spread], factor: float = 1.0) -> dict[str, dict[str, Interval]] | None:
-    """Share of voxels and of DVH points within the band, by level, residuals widened by a factor.
+    """Share of voxels and of DVH points within the band, by level, with its width times a factor.
 
     Patients without a voxel above 5 Gy do not count; None where no other is left.
     """
@@ -145,7 +142,7 @@ def reliability(spreads: Sequence[Spread]) -> list[dict[str, float | None]]:
 
 
 def fit_spread(spreads: Sequence[Spread], level: float = 0.9, *, points: bool = False) -> float | None:
-    """The factor on the drawn residuals at which the band of a level covers that share of all voxels.
+    """The factor on the standard deviation at which the band of a level covers that share of all voxels.
 
     With `points` that of all DVH points. `level` is one of LEVELS. None where no factor from 0.25 to 8 does,
     or where there is no voxel above 5 Gy.

@@ -31,7 +31,7 @@ from vmat_diffusion.dataset.openkbp import (
 )
 from vmat_diffusion.diffusion.encode import Encoded, encode
 from vmat_diffusion.diffusion.model import DoseModel
-from vmat_diffusion.diffusion.predict import Prediction, Sampling, predict_encoded
+from vmat_diffusion.diffusion.predict import Prediction, Sampling, band_factors, predict_encoded
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.evaluate.gamma import gamma
 from vmat_diffusion.evaluate.openkbp import score
@@ -91,7 +91,7 @@ def judge_patient(path: Path, task: PredictionTask, asked: Sequence[SteeringRequ
     done = time.perf_counter()
     ways, spread = {}, None
     if patient.dose_gy is not None:
-        spread = spread_in(prediction, patient)
+        spread = spread_in(prediction, patient, band_factors(task.model, task.sampling))
         ways = {way: scores_of(dose, patient, case, task) for way, dose in doses.items()}
     judged = time.perf_counter()
     changes: list[SteeringResult] = []
@@ -137,8 +137,8 @@ def doses_by_way(prediction: Prediction) -> dict[str, Dose]:
     return doses
 
 
-def spread_in(prediction: Prediction, patient: OpenKbpPatient) -> Spread | None:
-    """Counts for the calibration of the samples' spread; None for fewer than two."""
+def spread_in(prediction: Prediction, patient: OpenKbpPatient, widened: tuple[float, float]) -> Spread | None:
+    """Counts for the calibration of the samples' bands, `widened` so far; None for fewer than two samples."""
     if len(prediction.samples) < 2 or patient.dose_gy is None:
         return None
     return spread_of(
@@ -148,6 +148,7 @@ def spread_in(prediction: Prediction, patient: OpenKbpPatient) -> Spread | None:
         possible_dose=patient.possible_dose,
         structures=patient.structures,
         voxel_cc=patient.voxel_cc,
+        widened=widened,
     )
 
 

@@ -38,7 +38,17 @@ from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.provenance import program_record
 
 # What the result of a patient depends on, beside the weights and what is asked for.
-_KEPT = ("samples", "steps", "method", "seed", "gamma", "steer_cases", "boosting", "boosting_cases")
+_KEPT = (
+    "samples",
+    "steps",
+    "method",
+    "temperature",
+    "seed",
+    "gamma",
+    "steer_cases",
+    "boosting",
+    "boosting_cases",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +197,13 @@ def benchmark_openkbp(
 
 
 def sampling_of(settings: BenchmarkSettings) -> Sampling:
-    """How samples are drawn: as `predict` does, without the spread of the weights where it is fitted."""
+    """How samples are drawn: as `predict` does, without the factor of the weights where it is fitted."""
     return Sampling(
         samples=settings.samples,
         steps=settings.steps,
         seed=settings.seed,
         method=settings.method,
+        temperature=settings.temperature,
         calibrated=not settings.fit_spread,
     )
 
