@@ -24,7 +24,9 @@ install_import_hook(
 
 # A slow or busy computer is no defect. In CI the same examples run every time, so that a failure
 # belongs to the change under test; elsewhere new ones are looked for.
-hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "project", deadline=None, derandomize="CI" in os.environ, max_examples=50
+)
 hypothesis.settings.load_profile("project")
 
 _ROOT = Path(__file__).resolve().parents[1]

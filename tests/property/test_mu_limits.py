@@ -58,6 +58,7 @@ def assert_same(found: Optimized, other: Optimized) -> None:
     np.testing.assert_array_equal(found.dose.gy, other.dose.gy)
 
 
+@pytest.mark.slow
 def test_a_lower_limit_never_gives_more_mu(searched: Callable[..., Optimized]) -> None:
     mu = [searched(mu_per_gy=limit).plan.total_mu for limit in (None, 250.0, 180.0, 140.0)]
     for looser, stricter in pairwise(mu):

@@ -68,6 +68,7 @@ def test_a_plan_turned_with_its_patient_scores_the_same(
         assert found[goal] == pytest.approx(value, abs=0.08 * limits[goal]), goal
 
 
+@pytest.mark.slow
 def test_slower_leaves_never_make_a_better_plan(case: Case, sheet: GoalSheet, machine: Machine) -> None:
     """By the objective with its first weights, on the final dose; 10 % is what a short search may be off."""
     longer = replace(QUICK, effort=0.7)

@@ -36,12 +36,14 @@ def test_a_phantom_is_planned_checked_and_written(tmp_path: Path, capsys: pytest
     assert "Gate passed" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_dose_of_ones_own_is_aimed_at() -> None:
     means = example("own_aim").main()
     assert means["own aim"] < means["goals alone"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_goals_of_ones_own_are_planned_and_judged() -> None:
     results = example("own_goals").main()
@@ -49,12 +51,14 @@ def test_goals_of_ones_own_are_planned_and_judged() -> None:
     assert all(r.value is not None for r in results)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_objective_of_ones_own_lowers_what_it_asks_for() -> None:
     found = example("own_objective").main()
     assert found["own term"] < found["goals alone"] - 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_engine_of_ones_own_is_asked_by_the_gate(tmp_path: Path) -> None:
     own = example("own_engine")

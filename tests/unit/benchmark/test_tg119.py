@@ -96,6 +96,7 @@ def test_a_finished_case_is_not_planned_again(
     assert again.summary()["cases"] == done.summary()["cases"]
 
 
+@pytest.mark.slow
 def test_plans_of_other_settings_are_not_mixed_in(
     tmp_path: Path, optimiser: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kills import Broken, kill_often, promises, scenarios
 from small_commands import AGAIN
 
-_QUICK = ("deidentify", "preprocess")
+_QUICK = ("deidentify",)
 
 
 @pytest.mark.timeout(1800)

@@ -23,6 +23,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_script_works_where_it_is_called_with_its_defaults(tmp_path: Path) -> None:
     """As in a fresh clone: data/raw and an empty data/processed_npz with its .gitkeep."""
     raw_patient(tmp_path / "data" / "raw" / "case_0001", leave_out=("RTDOSE",))

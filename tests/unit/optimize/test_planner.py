@@ -102,6 +102,7 @@ def test_jaws_follow_the_leaves_and_enclose_every_opening(setup, quick):
         assert outside < 0.02 and beyond < 10.0
 
 
+@pytest.mark.slow
 def test_jaws_stay_where_they_are_asked_to_or_where_the_machine_has_no_tracking(setup):
     case, sheet, machine = setup
     older = replace(machine, limits=replace(machine.limits, jaw_tracking=False))
@@ -112,6 +113,7 @@ def test_jaws_stay_where_they_are_asked_to_or_where_the_machine_has_no_tracking(
         assert violations(made.plan, at) == []
 
 
+@pytest.mark.slow
 def test_arcs_with_a_turned_couch_are_planned(setup):
     case, sheet, machine = setup
     settings = replace(QUICK, couch_deg=(20.0, 340.0), arc_start_deg=330.0, arc_stop_deg=170.0)

@@ -183,7 +183,7 @@ def convolved_fluence(
     seen_mm = torch.minimum(torch.maximum(_widened(model.mlc, leaves_mm), x1), x2)
     if model.mlc.tongue_mm:
         seen_mm = torch.cat([seen_mm, _common(seen_mm)], dim=-1)
-    if seen_mm.is_cpu and not fixed.leaked.requires_grad:
+    if seen_mm.is_cpu and seen_mm.dtype == torch.float32 and not fixed.leaked.requires_grad:
         strips = strips_times_mu(seen_mm, mu, fixed.leaked, model.across, model.mlc)
     else:
         strips = strips_in_torch(model.mlc, opening(seen_mm, *model.across), mu, fixed.leaked)

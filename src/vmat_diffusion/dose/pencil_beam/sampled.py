@@ -14,7 +14,7 @@ from vmat_diffusion.dose.delivery import Exposures
 from vmat_diffusion.dose.pencil_beam.beam_tables import tables
 from vmat_diffusion.dose.pencil_beam.fluence import FluenceModel, JawParts, convolved_fluence, jaw_parts
 from vmat_diffusion.dose.pencil_beam.loops import tabulate
-from vmat_diffusion.dose.pencil_beam.products import gather, gather_each, scatter
+from vmat_diffusion.dose.pencil_beam.products import loops_for
 from vmat_diffusion.dose.pencil_beam.rays import trace_directions
 from vmat_diffusion.dose.tissue import Density, medium_at
 from vmat_diffusion.geometry import Point
@@ -57,6 +57,7 @@ class SampledDose:
             return gathered_in_torch(field, self).T
         out = torch.zeros(self.index_u.shape[::-1], dtype=field.dtype)
         u, v, weight = self.arrays
+        _, gather_each, _ = loops_for(weight.shape[2])
         gather_each(field.numpy(), u, v, weight, out.numpy())
         return out
 
@@ -149,6 +150,7 @@ class _Gather(torch.autograd.Function):
         ctx.sampled, ctx.shape = sampled, field.shape
         out = torch.zeros(sampled.index_u.shape[1], dtype=field.dtype)
         u, v, weight = sampled.arrays
+        gather, _, _ = loops_for(weight.shape[2])
         gather(field.detach().numpy(), u, v, weight, out.numpy())
         return out
 
@@ -156,6 +158,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         out = torch.zeros(ctx.shape, dtype=gradient.dtype)
         u, v, weight = ctx.sampled.arrays
+        _, _, scatter = loops_for(weight.shape[2])
         scatter(gradient.contiguous().numpy(), u, v, weight, out.numpy())
         return out, None
 

@@ -66,7 +66,14 @@ def test_a_missed_goal_is_measured_and_told_in_record_report_and_text(
     assert "yardstick" in run.seconds
 
 
-@pytest.mark.parametrize(("asked", "calls"), [("missed", 1), ("always", 1), ("never", 0)])
+@pytest.mark.parametrize(
+    ("asked", "calls"),
+    [
+        ("missed", 1),
+        pytest.param("always", 1, marks=pytest.mark.slow),
+        pytest.param("never", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_option_decides(
     case_folder: Path, tmp_path: Path, optimiser: StandIn, asked: str, calls: int
 ) -> None:

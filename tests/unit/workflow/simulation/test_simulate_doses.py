@@ -95,6 +95,7 @@ def test_the_dose_is_that_of_the_stored_fluence(made: tuple[Path, Path]) -> None
         np.testing.assert_allclose(read.case.reference_dose.gy.ravel()[inside], gy, atol=0.006, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_with_the_same_bytes(made: tuple[Path, Path], tmp_path: Path) -> None:
     source, whole = made
     parts = tmp_path / "parts"
