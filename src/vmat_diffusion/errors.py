@@ -11,6 +11,8 @@ import errno
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from traceback import extract_tb
 
 
 class InputError(ValueError):
@@ -89,6 +91,15 @@ def limit_of(error: BaseException) -> str:
                 if pattern.search(str(one)):
                     return f"{file}{sentence}"
     return ""
+
+
+def kind_and_place(error: BaseException) -> str:
+    """A sentence for an error whose own message may hold a name: its kind, and where it was raised."""
+    if isinstance(error, InputError):
+        return str(error)
+    last = (extract_tb(error.__traceback__) or [None])[-1]
+    where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
+    return limit_of(error) or f"{type(error).__name__}{where}"
 
 
 def memory_limit_gb() -> float:

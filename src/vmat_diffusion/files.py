@@ -180,8 +180,18 @@ def is_dead(writer: object) -> bool:
         return True
     except (OSError, OverflowError):  # it is there and another user's, or no number of a process
         pass
+    if _state_of(pid) in ("Z", "X"):  # it has ended, and nobody has asked how yet
+        return True
     started = _start_of(pid)
     return bool(started) and started != writer.get("started")
+
+
+def _state_of(pid: int) -> str:
+    """The letter that the system has for the state of a process; "" where it does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, ValueError, IndexError):
+        return ""
 
 
 def _host() -> str:

@@ -46,6 +46,15 @@ _CODE = re.compile(r"[A-Z0-9_ .\-]{0,32}")
 _FORMS = {"CS": _CODE, "UI": re.compile(r"[A-Za-z0-9_.\-]{0,64}")}
 
 
+def silence() -> None:
+    """Keep pydicom's remarks, and all warnings, away from the terminal for the rest of the process.
+
+    For servers and workers: `quiet` changes the whole process and puts it back, too early for other threads.
+    """
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom's remarks away from the terminal: they quote values, among them names."""

@@ -12,11 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from vmat_diffusion.errors import InputError, PlanError
+from vmat_diffusion.errors import InputError, PlanError, kind_and_place
 from vmat_diffusion.network.address import peer_of
 from vmat_diffusion.network.inbox import Inbox
 from vmat_diffusion.network.results import parcels_of_run, refusal
-from vmat_diffusion.network.retries import kind_and_place, may_pass
+from vmat_diffusion.network.retries import may_pass
 from vmat_diffusion.network.sending import send_parcels
 from vmat_diffusion.network.settings import ListenSettings, SendSettings
 from vmat_diffusion.network.storing import Parcel

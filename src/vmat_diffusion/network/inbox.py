@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS deliveries (
     PRIMARY KEY (set_uid, peer)) STRICT;
 """
 
+# A study that nothing came for since a time and that nothing waits for.
+_OLD = (
+    "latest < ? AND NOT EXISTS (SELECT 1 FROM sets WHERE sets.study = studies.key AND sets.state != 'done')"
+)
 State = Literal["entering", "planning", "answering", "done"]
 
 
@@ -97,40 +101,29 @@ class Inbox:
                     "the object has another SOP instance UID than its sender says; export it again"
                 )
             study, series = key_of(study_uid), text(found.dataset, "SeriesInstanceUID")
-            file = self.file(study, uid)
-            if self._has(uid, file):
-                if _data_of(file) != _data_of(part):
-                    raise CaseError(
-                        "the object has the UID of another SOP instance that is kept, and other data; "
-                        "give it a new UID"
-                    )
-            else:
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                flush_to_disk(part)
-                part.replace(file)
-                _flush_folder(file.parent)
-            self._enter(uid, study, found.kind, series)
+            flush_to_disk(part)
+            # File and rows in one transaction: `remove_old` may not take the folder between the two.
+            with self.write() as db:
+                self._keep(db, part, uid, study)
+                _enter(db, uid, study, kind=found.kind, series=series)
         finally:
             part.unlink(missing_ok=True)
         return study
 
-    def _has(self, uid: str, file: Path) -> bool:
-        with self.read() as db:
-            row = db.execute("SELECT 1 FROM objects WHERE uid = ?", (uid,)).fetchone()
-        return row is not None and file.is_file()
-
-    def _enter(self, uid: str, study: str, kind: str, series: str) -> None:
-        with self.write() as db:
-            db.execute(
-                "INSERT INTO studies VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET latest = excluded.latest",
-                (study, time.time()),
-            )
-            db.execute(
-                "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT (uid) DO NOTHING",
-                (uid, study, kind, series),
-            )
-            if kind == "RTSTRUCT":
-                _enter_set(db, uid, study)
+    def _keep(self, db: sqlite3.Connection, part: Path, uid: str, study: str) -> None:
+        """Bring a file to its place, or hold it against the one of the same UID that is there."""
+        file = self.file(study, uid)
+        known = db.execute("SELECT 1 FROM objects WHERE uid = ?", (uid,)).fetchone()
+        if known and file.is_file():
+            if _data_of(file) != _data_of(part):
+                raise CaseError(
+                    "the object has the UID of another SOP instance that is kept, and other data; "
+                    "give it a new UID"
+                )
+            return
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.replace(file)
+        _flush_folder(file.parent)
 
     def sets(self, state: str) -> list[sqlite3.Row]:
         """The structure sets in a state, with the time of the newest object of their study."""
@@ -155,17 +148,21 @@ class Inbox:
     def remove_old(self, before: float) -> int:
         """Remove the objects of studies that nothing came for since a time and that nothing waits for."""
         with self.read() as db:
-            rows = db.execute(
-                "SELECT key FROM studies WHERE latest < ? AND NOT EXISTS (SELECT 1 FROM sets WHERE "
-                "sets.study = studies.key AND sets.state != 'done')",
-                (before,),
-            ).fetchall()
-        for row in rows:
-            with self.write() as db:
-                db.execute("DELETE FROM objects WHERE study = ?", (row["key"],))
-                db.execute("DELETE FROM studies WHERE key = ?", (row["key"],))
-            shutil.rmtree(self.folder / "studies" / row["key"], ignore_errors=True)
-        return len(rows)
+            rows = db.execute(f"SELECT key FROM studies WHERE {_OLD}", (before,)).fetchall()
+        return sum(self._remove(row["key"], before) for row in rows)
+
+    def _remove(self, study: str, before: float) -> bool:
+        """Remove the objects of a study if it is old still: more of it may have come meanwhile."""
+        gone = self.parts / f"{study}.{new_id()}"
+        with self.write() as db:
+            if not db.execute(f"SELECT 1 FROM studies WHERE key = ? AND {_OLD}", (study, before)).fetchone():
+                return False
+            db.execute("DELETE FROM objects WHERE study = ?", (study,))
+            db.execute("DELETE FROM studies WHERE key = ?", (study,))
+            with suppress(FileNotFoundError):
+                (self.folder / "studies" / study).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        return True
 
 
 def open_inbox(folder: Path) -> Inbox:
@@ -174,11 +171,24 @@ def open_inbox(folder: Path) -> Inbox:
     for part in (folder, inbox.parts, folder / "studies", folder / "building"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in inbox.parts.iterdir():
-        left.unlink()
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     with closing(connection(inbox.database)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(_SCHEMA)
     return inbox
+
+
+def _enter(db: sqlite3.Connection, uid: str, study: str, *, kind: str, series: str) -> None:
+    """The rows of an object, and of its study that something came for now."""
+    db.execute(
+        "INSERT INTO studies VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET latest = excluded.latest",
+        (study, time.time()),
+    )
+    db.execute(
+        "INSERT INTO objects VALUES (?, ?, ?, ?) ON CONFLICT (uid) DO NOTHING", (uid, study, kind, series)
+    )
+    if kind == "RTSTRUCT":
+        _enter_set(db, uid, study)
 
 
 def _enter_set(db: sqlite3.Connection, uid: str, study: str) -> None:

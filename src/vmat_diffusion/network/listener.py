@@ -7,17 +7,16 @@ import logging
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.dicom.attributes import silence
+from vmat_diffusion.errors import InputError, kind_and_place
 from vmat_diffusion.network.address import is_this_computer
 from vmat_diffusion.network.deliveries import deliver
 from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.receiver import Receiver
-from vmat_diffusion.network.retries import kind_and_place
 from vmat_diffusion.network.rules import Rule, read_rules
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import enter_listener, look
@@ -35,6 +34,7 @@ def listen_for_studies(asked: ListenSettings, *, worker: Sequence[str] = WORKER)
 
     `worker` is the command that makes a plan, as in `Supervisor`.
     """
+    silence()
     _refuse_open(asked)
     rules = read_rules(asked.rules)
     room = Room(open_store(asked.data), Rules(workers=asked.plans_at_a_time))
@@ -94,9 +94,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _log_to_terminal() -> None:
-    """Our own lines go to stderr; those of pydicom, which quote values and so may hold names, nowhere."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.simplefilter("ignore")
+    """Our own lines go to stderr; those of libraries, which may hold names, nowhere."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _LOG.addHandler(handler)

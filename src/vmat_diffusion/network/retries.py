@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from sqlite3 import OperationalError
-from traceback import extract_tb
 from typing import TypeVar
 
 from vmat_diffusion.errors import InputError, LimitError, UnreadableError, limit_of
@@ -23,15 +21,6 @@ def may_pass(error: BaseException) -> bool:
     """Whether a fault may be well in a while: a peer, a disk, a database, no object or defect."""
     kinds = (TransientError, UnreadableError, LimitError, OperationalError, OSError)
     return isinstance(error, kinds) or bool(limit_of(error))
-
-
-def kind_and_place(error: BaseException) -> str:
-    """A sentence for an error whose own message may hold a name: its kind, and where it was raised."""
-    if isinstance(error, InputError):
-        return str(error)
-    last = (extract_tb(error.__traceback__) or [None])[-1]
-    where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
-    return limit_of(error) or f"{type(error).__name__}{where}"
 
 
 def wait_s(tries: int, longest_s: float = _LONGEST_S) -> float:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.matching import images_of_contours, references_of
-from vmat_diffusion.errors import CaseError, InputError, UnreadableError
+from vmat_diffusion.errors import CaseError, InputError, UnreadableError, kind_and_place
 from vmat_diffusion.files import flush_to_disk
 from vmat_diffusion.network.inbox import Inbox
-from vmat_diffusion.network.retries import kind_and_place, may_pass
+from vmat_diffusion.network.retries import may_pass
 from vmat_diffusion.network.rules import Rule, rule_for
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.web.accounts import User

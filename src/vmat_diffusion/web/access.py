@@ -34,9 +34,13 @@ def cookie_name(room: Room) -> str:
 
 
 def session_or_none(request: Request, room: TheRoom) -> Session | None:
-    """The session of a request."""
+    """The session of a request that a person made."""
+    return _session(request, room, active=True)
+
+
+def _session(request: Request, room: Room, *, active: bool) -> Session | None:
     secret = request.cookies.get(cookie_name(room), "")
-    return session_of(room.store, secret) if secret else None
+    return session_of(room.store, secret, active=active) if secret else None
 
 
 def require_own_page(request: Request) -> None:
@@ -45,14 +49,15 @@ def require_own_page(request: Request) -> None:
         raise HTTPException(403, "the request comes from another site; use the pages of this server")
 
 
-def require(*roles: Role) -> Callable[[Request, Room], Session]:
+def require(*roles: Role, active: bool = True) -> Callable[[Request, Room], Session]:
     """A dependency that gives the session of a user with one of `roles`; with any role where none is named.
 
-    Status 401 without a session, 403 without the role or the token.
+    Status 401 without a session, 403 without the role or the token. `active` is false for what pages ask for
+    again and again by themselves: it keeps no session from ending.
     """
 
     def checked(request: Request, room: TheRoom) -> Session:
-        session = session_or_none(request, room)
+        session = _session(request, room, active=active)
         if session is None:
             raise HTTPException(401, "there is no session; log in")
         if request.method not in _READING:
@@ -71,4 +76,6 @@ Anyone = Annotated[Session, Depends(require())]
 Planner = Annotated[Session, Depends(require("planner"))]
 Reviewer = Annotated[Session, Depends(require("reviewer"))]
 Clinical = Annotated[Session, Depends(require("planner", "reviewer"))]
+# Of a page that looks by itself what is new.
+Watching = Annotated[Session, Depends(require("planner", "reviewer", active=False))]
 Admin = Annotated[Session, Depends(require("admin"))]

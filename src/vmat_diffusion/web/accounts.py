@@ -24,8 +24,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 # OWASP ASVS 4.0.3, 2.1.1 and 2.1.2: at least 12 characters, 128 allowed, longer ones refused.
 PASSWORD_LEAST, PASSWORD_MOST = 12, 128
 _NAME_MOST = 64
-# A session ends after this time without a request, and after a working day. ASVS 3.3.2 asks for 30 days at
-# level 1 and 12 hours with 30 minutes of rest at level 2; a room with patients' data takes the latter.
+# A session ends after this time without a request that a person made, and after a working day. ASVS 3.3.2
+# asks for 30 days at level 1 and 12 hours with 30 minutes of rest at level 2; a room with patients' data takes
+# the latter.
 IDLE_S, LONGEST_S = 30 * 60.0, 12 * 3600.0
 _SETUP = "setup_token_sha256"
 # RFC 9106, second recommended option: 64 MiB, 3 passes, 4 lanes. Two at a time, so that a flood of logins
@@ -198,8 +199,11 @@ def new_session(store: Store, user: User) -> tuple[str, Session]:
     return secret, Session(user, csrf, key)
 
 
-def session_of(store: Store, secret: str) -> Session | None:
-    """The session of a secret, None for one that is over or never was."""
+def session_of(store: Store, secret: str, *, active: bool = True) -> Session | None:
+    """The session of a secret, None for one that is over or never was.
+
+    `active` says that a person asks, and not a page by itself: then the time of rest begins anew.
+    """
     key, moment = _key(secret), time.time()
     with store.read() as db:
         row = db.execute(
@@ -209,7 +213,7 @@ def session_of(store: Store, secret: str) -> Session | None:
         ).fetchone()
     if row is None or row["used"] < moment - IDLE_S or row["begun"] < moment - LONGEST_S:
         return None
-    if row["used"] < moment - 30:  # written now and then only: pages ask often
+    if active and row["used"] < moment - 30:  # written now and then only: pages ask often
         with store.write() as db:
             db.execute("UPDATE sessions SET used = ? WHERE token_sha256 = ?", (moment, key))
     return Session(_user(row), row["csrf"], key)

@@ -8,6 +8,7 @@ import sys
 
 import uvicorn
 
+from vmat_diffusion.dicom.attributes import silence
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import why_no_file
 from vmat_diffusion.web.accounts import setup_token
@@ -70,6 +71,7 @@ def require_free(host: str, port: int) -> None:
 
 def serve_room(asked: ServeSettings) -> None:
     """Serve a review room until the process is ended. Raises InputError where it cannot."""
+    silence()
     rules = rules_of(asked)
     require_free(asked.host.strip("[]"), asked.port)
     store = open_store(asked.data)

@@ -131,6 +131,8 @@ def finish(room: Room, upload: str, user: User) -> str:
     """
     label, _, _ = _row(room, upload, user)
     folder = _folder(room, upload)
+    with suppress(OSError):
+        os.utime(folder)  # young again: without its row only its age keeps `remove_abandoned` from it
     with room.store.write() as db:  # who comes second finds no upload any more
         if not db.execute("DELETE FROM uploads WHERE id = ?", (upload,)).rowcount:
             raise AbsentError("there is no such upload; begin it again")
@@ -230,13 +232,22 @@ def abandon(room: Room, upload: str, user: User) -> None:
 
 
 def remove_abandoned(room: Room) -> None:
-    """Remove uploads that nobody finished within a day, and folders as old of which no upload is left."""
+    """Remove uploads into which nothing came for a day, and folders as old of which no upload is left."""
     before = time.time() - _ABANDONED_S
     with room.store.write() as db:
-        db.execute("DELETE FROM uploads WHERE begun < ?", (before,))
+        for row in db.execute("SELECT id FROM uploads WHERE begun < ?", (before,)).fetchall():
+            if _is_old(_folder(room, row["id"]), before):
+                db.execute("DELETE FROM uploads WHERE id = ?", (row["id"],))
         known = {row["id"] for row in db.execute("SELECT id FROM uploads")}
     for folder in (room.store.folder / "incoming").iterdir():
-        # A young folder may belong to an upload that began since.
-        with suppress(OSError):
-            if folder.name not in known and folder.stat().st_mtime < before:
-                shutil.rmtree(folder, ignore_errors=True)
+        # A young folder may belong to an upload that began since, or that is being made a case.
+        if folder.name not in known and _is_old(folder, before):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(folder: Path, before: float) -> bool:
+    """Whether nothing came into a folder since a time; so is one that is gone."""
+    try:
+        return folder.stat().st_mtime < before
+    except OSError:
+        return True

@@ -93,7 +93,7 @@ def appearing_whole(
     """
     out = out.absolute()
     _refuse_file(out)
-    _clear_up(out)
+    clear_up(out)
     if out.is_dir() and not overwrite and _visible(out):
         raise PlanError(f"output folder {out} is not empty; name another one or pass --overwrite")
     known = frozenset(listed) | _listed(out)
@@ -256,7 +256,7 @@ def _kept(partial: Path, out: Path, error: Exception) -> InputError:
     )
 
 
-def _clear_up(out: Path) -> None:
+def clear_up(out: Path) -> None:
     """Remove what dead processes left beside and in `out`, and finish what they had whole."""
     for parent in {out.parent, out}:
         try:

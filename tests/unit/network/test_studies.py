@@ -338,6 +338,33 @@ def test_old_objects_go_when_nothing_waits_for_them(
     assert len(jobs(room)) == 1
 
 
+def test_objects_that_come_while_old_ones_are_removed_stay(
+    inbox: Inbox, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [file for file in files_of_case(run) if dcmread(file).Modality == "CT"]
+    study = received(inbox, files)
+    with inbox.write() as db:
+        db.execute("UPDATE studies SET latest = 0")
+    remove = Inbox._remove
+
+    def later(self: Inbox, key: str, before: float) -> bool:
+        received(self, files[:1])
+        return remove(self, key, before)
+
+    monkeypatch.setattr(Inbox, "_remove", later)
+    assert inbox.remove_old(time.time() - 60) == 0
+    assert len(list((inbox.folder / "studies" / study).iterdir())) == len(files) == len(inbox.objects(study))
+
+
+def test_an_object_that_is_sent_again_after_it_was_removed_is_kept(inbox: Inbox, run: Path) -> None:
+    file = files_of_case(run)[0]
+    study = received(inbox, [file])
+    shutil.rmtree(inbox.folder / "studies" / study)
+    received(inbox, [file])
+    (kept,) = (inbox.folder / "studies" / study).iterdir()
+    assert kept.read_bytes() == file.read_bytes()
+
+
 def test_other_data_with_the_uid_of_a_kept_object_are_refused(
     inbox: Inbox, run: Path, tmp_path: Path
 ) -> None:

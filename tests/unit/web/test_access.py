@@ -186,6 +186,23 @@ def test_a_session_ends(room: SmallRoom, monkeypatch: pytest.MonkeyPatch) -> Non
     assert client.ask("GET", "/api/worklist").status_code == 401
 
 
+def test_a_page_that_looks_by_itself_keeps_no_session(
+    room: SmallRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, begun = room.client("planner"), accounts.time.time()
+    moment = begun
+    monkeypatch.setattr(accounts.time, "time", lambda: moment)
+    for minute in range(1, 30):
+        moment = begun + 60 * minute
+        assert client.ask("GET", "/api/worklist").status_code == 200
+    moment = begun + accounts.IDLE_S + 1
+    assert client.ask("GET", "/api/worklist").status_code == 401
+    moment = begun + 20 * 60
+    assert client.ask("GET", "/api/choices").status_code == 200, "somebody does something"
+    moment = begun + accounts.IDLE_S + 1
+    assert client.ask("GET", "/api/worklist").status_code == 200
+
+
 def test_logging_out_ends_the_session_at_the_server(room: SmallRoom) -> None:
     client = room.client("planner")
     secret = client.http.cookies["session"]

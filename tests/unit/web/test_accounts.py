@@ -89,6 +89,28 @@ def test_the_wait_grows_and_ends(room: SmallRoom, monkeypatch: pytest.MonkeyPatc
     assert throttle.wait_s(store, "account", "x") == 0
 
 
+@pytest.mark.parametrize(("kind", "free", "minutes"), [("account", 5, 15), ("address", 20, 5)])
+def test_failures_are_forgiven_one_by_one(
+    room: SmallRoom, monkeypatch: pytest.MonkeyPatch, kind: str, free: int, minutes: int
+) -> None:
+    store, begun = room.room.store, throttle.time.time()
+    moment = begun
+    monkeypatch.setattr(throttle.time, "time", lambda: moment)
+    for _ in range(free + 6):
+        throttle.note_failure(store, kind, "x")
+    assert throttle.wait_s(store, kind, "x") == 64
+    moment = begun + 60 * minutes * 2 + 1
+    throttle.note_failure(store, kind, "x")
+    assert throttle.wait_s(store, kind, "x") == 32, "two were forgiven, one came"
+    moment += 60 * minutes * 6
+    throttle.note_failure(store, kind, "x")
+    assert throttle.wait_s(store, kind, "x") == 1
+    moment += 60 * minutes
+    assert throttle.wait_s(store, kind, "x") == 0
+    throttle.note_failure(store, kind, "x")
+    assert throttle.wait_s(store, kind, "x") == 1, "what is left still counts"
+
+
 def test_names_from_outside_do_not_fill_the_disk(room: SmallRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throttle, "_MOST_KEYS", 10)
     for k in range(50):

@@ -168,6 +168,34 @@ def test_a_plan_that_was_whole_before_the_kill_is_not_made_again(
     assert Counter(line.split()[0] for line in log.read_text().splitlines()) == {"begun": 1, "made": 1}
 
 
+@pytest.mark.parametrize("attempts", [1, jobs.ATTEMPTS_MOST])
+def test_a_plan_whose_process_was_killed_before_it_was_in_its_place_is_taken(
+    room: SmallRoom, case_id: str, tmp_path: Path, attempts: int
+) -> None:
+    job, log = room.job(case_id), tmp_path / "log"
+    given = room.claimed()
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(WORKER[1]).parent)!r})\n"
+        "from vmat_diffusion.workflow import output\n"
+        "output._publish = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from stand_in_worker import plan_case\nfrom pathlib import Path\n"
+        f"plan_case(Path('x'), Path({str(room.room.run_folder(room.run_id(job)))!r}), None, progress=None)"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"ROOM_TEST_LOG": str(log), "ROOM_TEST_SECONDS": "0.3"}
+    )
+    take(room.room.store, given, {**this_process(), "pid": killed.pid, "started": "then"})
+    with room.room.store.write() as db:
+        db.execute("UPDATE jobs SET attempts = ?", (attempts,))
+    assert os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT) is not None  # it stays a zombie
+    recover(room.room)
+    assert room.state(job) == "queued"
+    assert room.worker(room.claimed(), ROOM_TEST_LOG=str(log)).wait(60) == 0
+    killed.wait()
+    assert room.state(job) == "done"
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["begun"]
+
+
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_leaves_nothing(
     room: SmallRoom, case_id: str
 ) -> None:

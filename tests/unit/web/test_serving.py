@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import resource
@@ -13,8 +14,10 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,12 @@ from typing import Any
 import pytest
 from web_room import PASSWORD, SmallRoom, small_room
 
+from vmat_diffusion.dicom.attributes import quiet
 from vmat_diffusion.errors import InputError
+from vmat_diffusion.web import serving
 from vmat_diffusion.web import store as stores
 from vmat_diffusion.web.audit import verify
+from vmat_diffusion.web.queue import worker
 from vmat_diffusion.web.routes import worklist
 from vmat_diffusion.web.serving import require_free, rules_of
 from vmat_diffusion.web.settings import ServeSettings
@@ -85,6 +91,43 @@ def test_an_older_database_is_brought_up_to_date_or_left_as_it_was(
         assert db.execute("SELECT a FROM later").fetchone()[0] == "a;b"
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(stores._STEPS)
         assert db.execute("SELECT count(*) FROM users").fetchone()[0] == 4
+
+
+def _begun_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.uvicorn, "run", lambda *_, **__: None)
+    serving.serve_room(ServeSettings(data=folder, port=_free_port()))
+
+
+def _begun_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.os, "nice", lambda _: 0)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    worker.main(str(open_store(folder).folder), "no job", "no token")
+
+
+@pytest.mark.parametrize("begun", [_begun_server, _begun_worker])
+def test_no_thread_prints_what_pydicom_says_of_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], begun: Any
+) -> None:
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+
+    def read() -> None:
+        logger.warning("Doe^John")
+        warnings.warn("Doe^John", stacklevel=1)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            begun(tmp_path / "room", monkeypatch)
+            with quiet():  # of a file that another thread reads
+                pass
+            thread = threading.Thread(target=read)
+            thread.start()
+            thread.join()
+            assert not logger.isEnabledFor(logging.CRITICAL)
+    finally:
+        logger.setLevel(level)
+    assert "Doe" not in capfd.readouterr().err
 
 
 def test_the_folder_is_its_owners_alone(room: SmallRoom) -> None:

@@ -206,6 +206,28 @@ def test_abandoned_uploads_go(room: SmallRoom, monkeypatch: pytest.MonkeyPatch) 
     _nothing_left(room)
 
 
+def test_an_old_upload_that_is_made_a_case_is_not_swept_away(
+    room: SmallRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = room.client("planner")
+    upload = client.ask("POST", "/api/uploads", {"label": "a"}).json()["id"]
+    client.ask("PUT", f"/api/uploads/{upload}/files", content=_DICOM)
+    folder = room.room.store.folder / "incoming" / upload
+    with room.room.store.write() as db:
+        db.execute("UPDATE uploads SET begun = 0")
+    uploads.remove_abandoned(room.room)
+    assert folder.is_dir(), "something came today"
+    os.utime(folder, (0, 0))
+    sort = uploads._sorted_out
+
+    def swept_meanwhile(*given: Any) -> int:
+        uploads.remove_abandoned(room.room)
+        return sort(*given)
+
+    monkeypatch.setattr(uploads, "_sorted_out", swept_meanwhile)
+    assert client.ask("POST", f"/api/uploads/{upload}/case").status_code == 200
+
+
 def test_names_stay_out_of_the_audit(room: SmallRoom, case_folder: Path) -> None:
     room.case(case_folder)
     _sent(room.client("planner"), _DICOM, label="Doe Jane 1970")

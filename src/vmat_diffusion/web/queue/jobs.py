@@ -25,8 +25,9 @@ from vmat_diffusion.files import is_dead, this_process
 from vmat_diffusion.web.accounts import User
 from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
-from vmat_diffusion.web.runs import RunEntry
+from vmat_diffusion.web.runs import RECORD, RunEntry
 from vmat_diffusion.web.store import Store, new_id, now
+from vmat_diffusion.workflow.output import clear_up
 
 # A worker renews its lease every second or two; a computer that swaps may stop it for much longer.
 LEASE_S = 60.0
@@ -185,22 +186,26 @@ def recover(room: Room) -> None:
     for row in rows:
         worker = json.loads(row["worker"]) if row["worker"] else None
         expired = row["lease"] < time.time()
-        if worker is not None and is_ours(worker) and not is_over(worker):
+        if worker is not None and is_ours(worker) and not is_dead(worker):
             if expired:
                 end_group(worker["pid"])
             continue
         if expired or (worker is not None and is_ours(worker)):
-            _requeue(room.store, row)
+            _requeue(room, row)
 
 
-def _requeue(store: Store, row: sqlite3.Row) -> None:
-    with store.write() as db:
+def _requeue(room: Room, row: sqlite3.Row) -> None:
+    out = room.run_folder(row["run_id"])
+    clear_up(out)
+    # A plan that is whole only waits to be entered, which takes little memory.
+    tries = 2 * ATTEMPTS_MOST if (out / RECORD).is_file() else ATTEMPTS_MOST
+    with room.store.write() as db:
         if row["cancel"]:
             state, error = "cancelled", ""
-        elif row["attempts"] >= ATTEMPTS_MOST:
+        elif row["attempts"] >= tries:
             state = "failed"
             error = (
-                f"the process that made the plan was ended {ATTEMPTS_MOST} times, as it is where memory is "
+                f"the process that made the plan was ended {row['attempts']} times, as it is where memory is "
                 "short; look at the computer's memory and ask for the plan again"
             )
         else:
@@ -235,17 +240,6 @@ def is_ours(worker: Mapping[str, Any]) -> bool:
     What cannot be told counts as over when its lease has run out: the number of its process may be another's.
     """
     return bool(worker.get("started")) and worker.get("host") == this_process()["host"]
-
-
-def is_over(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker has ended, also where nobody has asked how."""
-    if is_dead(dict(worker)):
-        return True
-    try:
-        state = Path(f"/proc/{worker['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state in ("Z", "X")
 
 
 def typical_seconds(store: Store) -> dict[str, float]:

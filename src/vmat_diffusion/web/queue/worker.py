@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vmat_diffusion import workflow
-from vmat_diffusion.errors import InputError, limit_of
+from vmat_diffusion.dicom.attributes import silence
+from vmat_diffusion.errors import InputError, PlanError, limit_of
 from vmat_diffusion.files import content_hash, this_process
 from vmat_diffusion.web.queue.jobs import (
     Claim,
@@ -33,6 +34,7 @@ from vmat_diffusion.web.queue.jobs import (
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
 from vmat_diffusion.web.store import Store, now, open_store
+from vmat_diffusion.workflow.output import clear_up
 
 if TYPE_CHECKING:
     from vmat_diffusion.case import Case
@@ -103,6 +105,7 @@ def _stop(*_: object) -> NoReturn:
 
 def main(data: str, job_id: str, token: str) -> None:
     """Take the job and make its plan."""
+    silence()
     signal.signal(signal.SIGTERM, _stop)
     with suppress(OSError):
         os.nice(5)  # the server must answer while a plan is made
@@ -154,14 +157,10 @@ def _made(
     room: Room, job: Any, settings: dict[str, Any], case_folder: Path, heart: _Heart
 ) -> tuple[RunEntry, str, dict[str, float]]:
     """The plan's entry. A folder that an earlier worker finished is taken as it is."""
-    out, seconds = room.run_folder(job["run_id"]), {}
+    out = room.run_folder(job["run_id"])
     case_hash = content_hash(case_folder)
     asked = workflow.plan_settings(**settings)
-    if (out / RECORD).is_file():
-        case = _read(case_folder, asked)
-    else:
-        made = workflow.plan_case(case_folder, out, asked, keep_interrupted=False, progress=heart.progress)
-        case, seconds = made.task.case, dict(made.seconds)
+    case, seconds = _planned(case_folder, out, asked, heart)
     link = out / CASE_LINK
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(case_folder, out), target_is_directory=True)
@@ -171,6 +170,21 @@ def _made(
         job["run_id"], job["case_id"], 0, job["made_by"], now(), outcome, files, _target_slices(case)
     )
     return entry, case_hash, seconds
+
+
+def _planned(case_folder: Path, out: Path, asked: Any, heart: _Heart) -> tuple[Case, dict[str, float]]:
+    """The case of a plan, which is made unless there is one, and the seconds of its parts."""
+    clear_up(out)  # what an earlier worker had whole and not yet in its place is moved there
+    if not (out / RECORD).is_file():
+        try:
+            made = workflow.plan_case(
+                case_folder, out, asked, keep_interrupted=False, progress=heart.progress
+            )
+            return made.task.case, dict(made.seconds)
+        except PlanError:  # another worker's plan may have come into its place since
+            if not (out / RECORD).is_file():
+                raise
+    return _read(case_folder, asked), {}
 
 
 def _read(folder: Path, asked: Any) -> Case:

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.web import uploads
-from vmat_diffusion.web.access import Clinical, Planner, TheRoom
+from vmat_diffusion.web.access import Clinical, Planner, TheRoom, Watching
 from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.cases import case_entry, cases
 from vmat_diffusion.web.queue import jobs
@@ -36,7 +36,7 @@ class _NewJob(BaseModel, extra="forbid"):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
 
 
-def whole_list(session: Clinical, room: TheRoom) -> dict[str, Any]:
+def whole_list(session: Watching, room: TheRoom) -> dict[str, Any]:
     """All cases with their plans, and the jobs that wait, run or failed."""
     names = {user.id: user.name for user in users(room.store)}
     states = statuses(room)

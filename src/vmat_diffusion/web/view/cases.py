@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.dicom.structure_set.drawing import Drawing, Outline, Scan, read_scan
-from vmat_diffusion.errors import CaseError
+from vmat_diffusion.errors import CaseError, kind_and_place
 from vmat_diffusion.files import read_json, written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.origin import Origin
 from vmat_diffusion.web.view.masks import PackedStructure, packed
 
+_LOG = logging.getLogger("vmat_diffusion.web")
+_T = TypeVar("_T")
 _FORMAT = 1
 _KEPT = 40  # cases in the store; the ones not opened for longest go first
+_TRIES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,9 @@ class CaseStore:
         The masks are then made in the background, for `structures`. Raises CaseError as `read_scan`.
         """
         key = _key(case_folder)
+        return _tried(lambda: self._images(key, case_folder))
+
+    def _images(self, key: str, case_folder: Path) -> Images:
         place = self.folder / key
         with self._lock(key):
             if not (place / "images.json").is_file():
@@ -96,34 +103,71 @@ class CaseStore:
                 _publish(place, lambda part: _save_images(part, scan))
                 self._trim(keep=place)
                 threading.Thread(
-                    target=self._masks, args=(key, case_folder, scan), name="masks", daemon=True
+                    target=self._masks_ahead, args=(key, case_folder, scan), name="masks", daemon=True
                 ).start()
-        return _load_images(place, key)
+            return _load_images(place, key)
 
     def structures(self, case_folder: Path) -> tuple[PackedStructure, ...]:
         """The structures of the case with their masks; made the first time. Raises CaseError."""
         key = _key(case_folder)
-        self.images(case_folder)
-        self._masks(key, case_folder, None)
-        return _load_masks(self.folder / key)
 
-    def _masks(self, key: str, case_folder: Path, scan: Scan | None) -> None:
+        def found() -> tuple[PackedStructure, ...]:
+            self._images(key, case_folder)
+            return self._masks(key, case_folder, None)
+
+        return _tried(found)
+
+    def _masks_ahead(self, key: str, case_folder: Path, scan: Scan) -> None:
+        """Make the masks before they are asked for; what fails is tried again and told then."""
+        try:
+            self._masks(key, case_folder, scan)
+        except FileNotFoundError:  # the case was let go meanwhile
+            pass
+        except Exception as error:  # its own message may hold a name, and a thread's would be printed
+            _LOG.error("%s in making masks", kind_and_place(error))
+
+    def _masks(self, key: str, case_folder: Path, scan: Scan | None) -> tuple[PackedStructure, ...]:
         place = self.folder / key
         with self._lock(f"{key}.masks"):
-            if (place / "masks.npz").is_file():
-                return
-            with suppress(FileNotFoundError):  # the store was emptied meanwhile
+            if not (place / "masks.npz").is_file():
                 _save_masks(place, scan or read_scan(case_folder))
+            return _load_masks(place)
 
     def _lock(self, key: str) -> threading.Lock:
         with self._guard:
             return self._locks.setdefault(key, threading.Lock())
 
     def _trim(self, *, keep: Path) -> None:
-        ready = [p for p in self.folder.iterdir() if (p / "images.json").is_file() and p != keep]
+        ready = [
+            p
+            for p in self.folder.iterdir()
+            if p != keep and p.name[0] != "." and (p / "images.json").is_file()
+        ]
         ready.sort(key=lambda p: p.stat().st_atime, reverse=True)
         for old in ready[_KEPT - 1 :]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._let_go(old)
+
+    def _let_go(self, place: Path) -> None:
+        """Remove a case from the store, unless it is being opened."""
+        with ExitStack() as held:
+            for name in (place.name, f"{place.name}.masks"):
+                lock = self._lock(name)
+                if not lock.acquire(blocking=False):
+                    return
+                held.callback(lock.release)
+            # At once under another name: nobody, of another process either, finds half of it.
+            gone = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
+            with suppress(OSError):
+                place.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _tried(load: Callable[[], _T]) -> _T:
+    """What a loader returns; again where another process let go of the case meanwhile."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return load()
+    raise CaseError("the case was removed while it was opened; open the plan again")
 
 
 def _key(case_folder: Path) -> str:
@@ -192,10 +236,12 @@ def _outlines(drawings: Sequence[Drawing]) -> Outlines:
 
 
 def _load_images(place: Path, key: str) -> Images:
+    os.utime(place)
     facts = read_json(place / "images.json")
     if not isinstance(facts, dict):
+        if not place.is_dir():
+            raise FileNotFoundError(place)
         raise CaseError("the store of cases to look at is damaged; delete its folder and open the plan again")
-    os.utime(place)
     with np.load(place / "outlines.npz") as arrays:
         outlines = Outlines(*(arrays[name] for name in _OUTLINES))
     shape, spacing, origin = (tuple(facts["grid"][k]) for k in ("shape", "spacing_mm", "origin_mm"))

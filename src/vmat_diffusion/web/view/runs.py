@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ class Runs:
         self._most = most_bytes
         self._open: OrderedDict[tuple[str, int], Run] = OrderedDict()
         self._structures: OrderedDict[str, tuple[PackedStructure, ...]] = OrderedDict()
+        self._opening: dict[tuple[str, int], tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()
 
     def open(self, folder: Path, case_folder: Path) -> Run:
@@ -132,15 +134,42 @@ class Runs:
         if not record.is_file():
             raise PlanError(f"the run's folder holds no {RECORD}; plan the case again")
         key = (str(folder.resolve()), record.stat().st_mtime_ns)
+        # A lock for each run: who opens a large one does not hold up those who look at others.
+        with self._alone(key):
+            run = self._kept(key)
+            if run is None:
+                run = open_run(folder, case_folder, self.store)
+                self._keep(key, run)
+        return run
+
+    @contextmanager
+    def _alone(self, key: tuple[str, int]) -> Iterator[None]:
+        """Hold the lock of a run, which is there as long as somebody holds it or waits for it."""
+        with self._lock:
+            lock, users = self._opening.get(key, (threading.Lock(), 0))
+            self._opening[key] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                users = self._opening[key][1]
+                if users == 1:
+                    del self._opening[key]
+                else:
+                    self._opening[key] = (lock, users - 1)
+
+    def _kept(self, key: tuple[str, int]) -> Run | None:
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
-                return self._open[key]
-            run = open_run(folder, case_folder, self.store)
+            return self._open.get(key)
+
+    def _keep(self, key: tuple[str, int], run: Run) -> None:
+        with self._lock:
             self._open[key] = run
             while len(self._open) > 1 and sum(_bytes(r) for r in self._open.values()) > self._most:
                 self._open.popitem(last=False)
-            return run
 
     def structures(self, run: Run) -> tuple[PackedStructure, ...]:
         """The structures of a run's case, made where they are not there yet."""

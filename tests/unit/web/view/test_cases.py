@@ -141,6 +141,50 @@ def test_the_store_holds_no_more_cases_than_it_may(
     assert len(list((tmp_path / "store").iterdir())) == 2
 
 
+def test_a_case_that_is_being_opened_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "_KEPT", 1)
+    store = CaseStore(tmp_path / "store")
+    first = store.images(folder)
+    store.structures(folder)
+    shutil.copytree(folder, tmp_path / "second")
+    with store._lock(first.key):
+        store.images(tmp_path / "second")
+        assert (first.folder / "images.json").is_file()
+    shutil.copytree(folder, tmp_path / "third")
+    store.images(tmp_path / "third")
+    assert not first.folder.exists()
+
+
+def test_a_case_that_another_process_let_go_meanwhile_is_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, load, taken = CaseStore(tmp_path / "store"), cases._load_images, []
+
+    def load_later(place: Path, key: str) -> cases.Images:
+        if not taken:
+            taken.append(place)
+            shutil.rmtree(place)
+        return load(place, key)
+
+    monkeypatch.setattr(cases, "_load_images", load_later)
+    assert store.images(folder).grid.shape[0] == 6
+    assert taken
+
+
+def test_what_fails_in_the_background_is_told_without_its_message(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Doe^John")
+
+    monkeypatch.setattr(cases, "_save_masks", fail)
+    store = CaseStore(tmp_path / "store")
+    store._masks_ahead(store.images(folder).key, folder, cases.read_scan(folder))
+    assert "RuntimeError at test_cases.py" in caplog.text and "Doe" not in caplog.text
+
+
 def test_a_case_whose_folder_is_gone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaseError, match="gone"):
         CaseStore(tmp_path / "store").images(tmp_path / "none")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from viewed_run import arcs, made_run, noisy, shaped_case, shaped_dose, write_ru
 
 from vmat_diffusion.dicom import write_case
 from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.web.view import runs as view_runs
 from vmat_diffusion.web.view.cases import CaseStore
-from vmat_diffusion.web.view.runs import Runs, open_run
+from vmat_diffusion.web.view.runs import Run, Runs, open_run
 from vmat_diffusion.workflow.planning.run_files import CHECK_DOSE, read_check_dose
 
 
@@ -109,6 +112,37 @@ def test_a_run_without_independent_dose_shows_the_planned_one(tmp_path: Path) ->
     write_case(tmp_path / "case", case)
     folder = write_run(tmp_path / "run", tmp_path / "case", shaped_dose(case), None)
     assert list(open_run(folder, tmp_path / "case", CaseStore(tmp_path / "store")).volumes) == ["planned"]
+
+
+def test_a_large_run_that_is_being_opened_holds_up_no_other(
+    made: tuple[Path, Path, CaseStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, case, store = made
+    large = changed_dose(folder, tmp_path, "SeriesDescription", "large")
+    begun, goes_on, readings = threading.Event(), threading.Event(), []
+
+    def slow(place: Path, *more: Any) -> Run:
+        readings.append(place)
+        if place == large:
+            begun.set()
+            assert goes_on.wait(60)
+        return open_run(place, *more)
+
+    monkeypatch.setattr(view_runs, "open_run", slow)
+    runs, opened = Runs(store), []
+    threads = [threading.Thread(target=lambda: opened.append(runs.open(large, case))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert begun.wait(60)
+        assert runs.open(folder, case).folder == folder
+        assert opened == []
+    finally:
+        goes_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert opened[0] is opened[1] and readings == [large, folder]
+    assert runs._opening == {}
 
 
 def test_open_runs_keep_to_their_memory_and_are_read_once(made: tuple[Path, Path, CaseStore]) -> None:
