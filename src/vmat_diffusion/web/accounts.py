@@ -25,8 +25,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 PASSWORD_LEAST, PASSWORD_MOST = 12, 128
 _NAME_MOST = 64
 # A session ends after this time without a request that a person made, and after a working day. ASVS 3.3.2
-# asks for 30 days at level 1 and 12 hours with 30 minutes of rest at level 2; a room with patients' data takes
-# the latter.
+# asks for 30 days at level 1 and 12 hours with 30 minutes of rest at level 2; a room with patients' data
+# takes the latter.
 IDLE_S, LONGEST_S = 30 * 60.0, 12 * 3600.0
 _SETUP = "setup_token_sha256"
 # RFC 9106, second recommended option: 64 MiB, 3 passes, 4 lanes. Two at a time, so that a flood of logins

@@ -20,6 +20,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.files import flush_to_disk
 from vmat_diffusion.lettering import one_line
 from vmat_diffusion.web.accounts import User
+from vmat_diffusion.web.archives import require_short_directory
 from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.store import new_id, now
@@ -32,6 +33,8 @@ _BLOCK = 1 << 20
 _SPARE_BYTES = 1 << 30
 _HEAD = 132  # bytes that tell a DICOM file
 _ZIP_MARKS = (b"PK\x03\x04", b"PK\x05\x06")
+# Others may ask for gigabytes of memory to be unpacked.
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _UNPACK_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -172,6 +175,7 @@ def _unpacked(room: Room, source: Path, folder: Path, kept: int, size: int) -> t
     """Write the DICOM files of a zip as numbered files; the numbers of files and bytes with them."""
     limit = _limit(room)
     try:
+        require_short_directory(source, room.rules.upload_files - kept)
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
             if kept + len(members) > room.rules.upload_files:
@@ -181,6 +185,8 @@ def _unpacked(room: Room, source: Path, folder: Path, kept: int, size: int) -> t
             for member in members:
                 if member.is_dir() or _is_special(member):
                     continue
+                if member.compress_type not in _PACKED:
+                    raise InputError("a zip is packed in another way than deflate; zip the files again")
                 target = folder / f"{kept + 1:06d}.dcm"
                 taken = _extract(archive, member, target, limit - size)
                 size += taken

@@ -10,10 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from web_room import WORKER, SmallRoom, small_room
 
+from vmat_diffusion.errors import PlanError
 from vmat_diffusion.files import this_process
 from vmat_diffusion.web.audit import verify
 from vmat_diffusion.web.queue import jobs, worker
@@ -181,9 +183,7 @@ def test_a_plan_whose_process_was_killed_before_it_was_in_its_place_is_taken(
         "from stand_in_worker import plan_case\nfrom pathlib import Path\n"
         f"plan_case(Path('x'), Path({str(room.room.run_folder(room.run_id(job)))!r}), None, progress=None)"
     )
-    killed = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"ROOM_TEST_LOG": str(log), "ROOM_TEST_SECONDS": "0.3"}
-    )
+    killed = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"ROOM_TEST_LOG": str(log)})
     take(room.room.store, given, {**this_process(), "pid": killed.pid, "started": "then"})
     with room.room.store.write() as db:
         db.execute("UPDATE jobs SET attempts = ?", (attempts,))
@@ -194,6 +194,20 @@ def test_a_plan_whose_process_was_killed_before_it_was_in_its_place_is_taken(
     killed.wait()
     assert room.state(job) == "done"
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["begun"]
+
+
+def test_a_plan_that_came_into_its_place_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filled(_: Path, out: Path, *__: object, **___: object) -> None:
+        out.mkdir()
+        (out / "run.json").write_text("{}")
+        raise PlanError("output folder is not empty")
+
+    monkeypatch.setattr(worker.workflow, "plan_case", filled)
+    monkeypatch.setattr(worker, "_read", lambda *_: "the case")
+    heart = SimpleNamespace(progress=None)
+    assert worker._planned(tmp_path, tmp_path / "out", None, heart) == ("the case", {})  # type: ignore[comparison-overlap, arg-type]
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_leaves_nothing(

@@ -110,6 +110,7 @@ def test_a_reviewer_looks_answers_and_rejects(browser: Any, tmp_path: Path) -> N
         frame.locator(".pane.axial[data-ready=true]").wait_for()
         page.wait_for_selector("#item-coverage .missing:has-text('slices'):not(:has-text('1–'))")
         frame.locator("#tabs >> text=DVH").click()
+        frame.locator("#dvh tbody tr").last.scroll_into_view_if_needed()
         page.wait_for_selector("#item-goals:not(:has(.missing))")
         assert page.locator("#item-coverage input >> nth=0").is_disabled()
         page.click("#item-clearance input >> nth=1")
@@ -154,17 +155,24 @@ def _look_at_everything(person: _Person) -> None:
     person.shot("slices")
     frame.locator("#panel button:has-text('Difference')").click()
     frame.locator("#tabs >> text=DVH").click()
-    frame.locator(".uplot canvas").first.wait_for()
+    frame.locator(".uplot canvas").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    frame.locator("#dvh tbody tr").last.scroll_into_view_if_needed()
+    page.wait_for_selector("#item-goals:not(:has(.missing))")
     frame.locator("#tabs >> text=Beams").click()
     frame.locator("#beams >> text=Play").click()
+    frame.locator("#beams canvas.bev").scroll_into_view_if_needed()
     page.wait_for_selector("#item-clearance:not(:has(.missing))")
     frame.locator("#tabs >> text=Checks").click()
     frame.locator(".check").first.wait_for()
     for check in frame.locator(".check summary, .check > button").all():
         check.click()
+        page.wait_for_timeout(900)  # what is on the screen for less does not count
+    frame.locator("#checks tbody tr").last.scroll_into_view_if_needed()
     person.shot("looking")
     page.click("#open-report")
     page.frame_locator("#report").locator("text=Plan report").first.wait_for()
+    page.wait_for_timeout(1500)
     page.click("#close-report")
 
 

@@ -139,6 +139,64 @@ def test_bombs_and_wrecks_leave_nothing(room: SmallRoom, make: Callable[[], byte
     assert cases(room.room) == []
 
 
+def _directory(count: int, stated: int, size: int | None = None, *, long: bool = False) -> bytes:
+    """A zip of one file whose directory has so many entries, and an end that states what it likes."""
+    content = _zip({"x": _DICOM})
+    at = content.rindex(b"PK\x01\x02")
+    entry = content[at : content.rindex(b"PK\x05\x06")]
+    directory = entry * count
+    size, place = len(directory) if size is None else size, at + len(directory)
+    head = content[:at] + directory
+    if not long:
+        return head + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, stated, stated, size, at, 0)
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, stated, stated, size, at)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1)
+    short = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(entry), at, 3) + b"end"
+    return head + end64 + locator + short
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (_directory(1, 20_000), "holds 20000 files, at most 20"),
+        (_directory(1, 20_000_000, long=True), "holds 20000000 files, at most 20"),
+        (_directory(40, 1), "holds more than 20 files"),
+        (_directory(40, 1, long=True), "holds more than 20 files"),
+        (_directory(400, 1), "directory takes"),
+        (_directory(400, 1, long=True), "directory takes"),
+        (_directory(1, 1, 10**18, long=True), "damaged"),
+        (_directory(1, 1, 100), "damaged"),
+        (_directory(2, 1, 10, long=True), "damaged"),
+    ],
+)
+def test_a_directory_of_many_entries_is_refused_before_it_is_believed(
+    room: SmallRoom, monkeypatch: pytest.MonkeyPatch, content: bytes, sentence: str
+) -> None:
+    monkeypatch.setattr(uploads.zipfile, "ZipFile", _believed)
+    answer = _sent(room.client("planner"), content)
+    assert answer.status_code in (400, 409) and sentence in answer.json()["error"]
+    _nothing_left(room)
+
+
+def _believed(*_: object) -> None:
+    raise AssertionError("the directory was read")
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_directory_that_is_as_it_says_is_read(room: SmallRoom, long: bool) -> None:
+    assert _sent(room.client("planner"), _directory(1, 1, long=long)).status_code == 200
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_packed_in_another_way_is_refused(room: SmallRoom, packed: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", packed) as archive:
+        archive.writestr("x", _DICOM)
+    answer = _sent(room.client("planner"), stream.getvalue())
+    assert answer.status_code == 400 and "deflate" in answer.json()["error"]
+    _nothing_left(room)
+
+
 def test_an_encrypted_zip_is_refused_with_a_sentence(room: SmallRoom) -> None:
     content = bytearray(_zip({"x": _DICOM}))
     content[6] |= 1

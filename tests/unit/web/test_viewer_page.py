@@ -144,6 +144,8 @@ def test_the_other_tabs_show_goals_beams_and_evidence(page: Any, site: tuple[str
     until(
         page, "document.querySelectorAll('.figures td.n').length && document.querySelector('.uplot canvas')"
     )
+    page.wait_for_timeout(800)
+    page.locator("#dvh tbody tr").last.scroll_into_view_if_needed()
     assert "missed" in page.inner_text("#dvh tr.missed")
     page.click("#tabs >> text=Beams")
     until(page, "document.querySelector('#beams dd')?.textContent === '1 of 31'")
@@ -152,9 +154,10 @@ def test_the_other_tabs_show_goals_beams_and_evidence(page: Any, site: tuple[str
     page.click("#tabs >> text=Checks")
     page.click(".check >> text=dose of any region")
     page.wait_for_selector(".evidence >> text=mean over 4 cm")
+    page.wait_for_timeout(800)
     page.click("text=Show the place")
     until(page, "document.querySelector('#readout').textContent.includes('4.0, −6.0, 8.0 mm')")
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(800)
     kinds = {(s["kind"], str(s["detail"].get("arc") or s["detail"].get("key") or "")) for s in app.state.seen}
     assert {
         ("dvh", ""),
@@ -184,6 +187,34 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser: Any, site: tuple[str, A
     page.wait_for_timeout(1500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
+
+
+def test_what_was_asked_for_and_not_drawn_is_not_seen(page: Any, site: tuple[str, Any]) -> None:
+    address, app = site
+    app.state.seen.clear()
+    page.route("**/outlines/axial/**", lambda route: route.abort())
+    page.route("**/api/runs/one/dvh/*", lambda route: route.abort())
+    page.route("**/api/runs/one/goals", lambda route: route.abort())
+    page.goto(f"{address}/static/viewer.html?run=one")
+    page.wait_for_selector(".structure")
+    shown(page)
+    page.wait_for_timeout(1500)
+    page.click("#tabs >> text=DVH")
+    page.wait_for_timeout(1000)
+    assert app.state.seen == [], "neither contours nor curves were drawn"
+    page.unroute("**/outlines/axial/**")
+    page.unroute("**/api/runs/one/dvh/*")
+    page.unroute("**/api/runs/one/goals")
+    page.goto(f"{address}/static/viewer.html?run=one&tab=dvh")
+    until(page, "document.querySelector('.uplot canvas')")
+    page.evaluate("document.querySelector('.plot').scrollIntoView()")
+    for _ in range(WAIT_MS // 100):
+        if any(s["kind"] == "dvh" for s in app.state.seen):
+            break
+        page.wait_for_timeout(100)
+    kinds = {s["kind"] for s in app.state.seen}
+    assert "dvh" in kinds and "slices" not in kinds, "the images were never in front"
+    page.expected.clear()  # what was not given is an error of the network to the browser
 
 
 def test_the_page_has_no_code_or_style_of_its_own_and_asks_nobody_else() -> None:

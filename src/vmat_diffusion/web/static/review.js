@@ -1,6 +1,7 @@
 // One plan: the viewer at the left, at the right the checklist, the decision and what was decided before.
 
 import { ask, attempt, byId, duration, el, say, when, whoAmI } from "/static/room.js";
+import { seenFor, seenOnScreen } from "/static/view/seen.js";
 
 const run = location.pathname.split("/").pop();
 const path = `/api/reviews/${run}`;
@@ -159,11 +160,19 @@ async function update() {
   if (me.has("reviewer")) redraw(await ask("GET", `${path}/lines`));
 }
 
+// The report counts as seen when it is there and has stood on the screen for a while.
+seenFor(run);
+document.addEventListener("seen", () => attempt(update));
 byId("open-report").addEventListener("click", () => attempt(async () => {
-  if (!byId("report").src) byId("report").src = `${path}/report`;
+  const report = byId("report");
   byId("report-box").showModal();
-  await ask("POST", `/api/runs/${run}/seen`, { kind: "report" });
-  await update();
+  if (!report.src) {
+    await ask("GET", `${path}/report`); // a refusal would be drawn in the frame like a report
+    const drawn = new Promise((resolve) => report.addEventListener("load", resolve, { once: true }));
+    report.src = `${path}/report`;
+    await drawn;
+  }
+  seenOnScreen(report, "report");
 }));
 byId("close-report").addEventListener("click", () => byId("report-box").close());
 

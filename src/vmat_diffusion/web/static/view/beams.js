@@ -2,9 +2,10 @@
 
 import { rim, structureColour } from "./colours.js";
 import { choice, el, fill, number, swatch } from "./dom.js";
-import { seen } from "./seen.js";
+import { seen, watchScreen } from "./seen.js";
 
 const FRAMES_A_SECOND = 8;
+const FAILED = "failed"; // outlines that the server did not give
 const NEAR = 0.98; // of a limit: highlighted; above the limit by 0.1 %: broken
 const OVER = 1.001;
 const STRIPS = [
@@ -34,6 +35,7 @@ export class Beams {
       el("div", { class: "card" }, this.arcs, this.canvas, el("div", { class: "row play" }, this.button, this.slider)),
       el("div", { class: "card" }, this.facts, this.strips, el("h2", {}, "Structures"), this.list))));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
+    watchScreen(this.canvas, this, () => this.draw());
   }
 
   async show() {
@@ -73,8 +75,6 @@ export class Beams {
   go(point) {
     this.point = point;
     this.slider.value = String(point);
-    this.visited.add(point);
-    if (this.visited.size >= this.current.gantry_deg.length) seen("arc", { arc: this.current.number });
     this.tell();
     this.draw();
   }
@@ -82,6 +82,7 @@ export class Beams {
   play() {
     this.button.textContent = "Pause";
     this.timer = setInterval(() => {
+      if (!this.visited.has(this.point) && this.outlines(this.point) !== FAILED) return; // not drawn whole yet
       const last = this.current.gantry_deg.length - 1;
       this.go(this.point >= last ? 0 : this.point + 1);
       if (this.point === last) this.stop();
@@ -112,7 +113,10 @@ export class Beams {
         this.projected.set(key, found);
         if (this.projected.size > 800) this.projected.delete(this.projected.keys().next().value);
         if (point === this.point) this.draw();
-      }, this.complain);
+      }, (error) => {
+        this.projected.set(key, FAILED);
+        this.complain(error);
+      });
     }
     return this.projected.get(key);
   }
@@ -139,8 +143,21 @@ export class Beams {
   draw() {
     if (this.host.hidden || !this.data) return;
     this.eye();
+    this.stands();
     STRIPS.forEach((strip, n) => this.strip(this.strips[n], strip));
     for (let k = 0; k <= 4; k++) if (this.point + k < this.current.gantry_deg.length) this.outlines(this.point + k);
+  }
+
+  // A control point counts when its picture with the outlines has stood on the screen for a frame at least.
+  stands() {
+    const { arc, point } = this;
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      if (this.arc !== arc || this.point !== point || this.host.hidden || !this.onScreen) return;
+      const lines = this.outlines(point);
+      if (!lines || lines === FAILED || document.visibilityState !== "visible") return;
+      this.visited.add(point);
+      if (this.visited.size >= this.current.gantry_deg.length) seen("arc", { arc: this.current.number });
+    }));
   }
 
   eye() {
@@ -211,7 +228,7 @@ export class Beams {
     const found = this.outlines(this.point);
     const waiting = found === null;
     if (waiting) write(context, "projecting …", 12, this.canvas.clientHeight - 32);
-    for (const [key, lines] of Object.entries(found || {})) {
+    for (const [key, lines] of Object.entries(found === FAILED ? {} : found || {})) {
       const structure = this.plan.structures.find((s) => s.number === Number(key));
       const colour = structureColour(structure);
       const path = new Path2D();

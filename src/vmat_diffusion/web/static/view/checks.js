@@ -1,7 +1,7 @@
 // The tab of checks: the gate with each check's evidence behind a click, and complexity beside published ranges.
 
 import { el, fill, number } from "./dom.js";
-import { seen } from "./seen.js";
+import { seenOnScreen } from "./seen.js";
 
 const ORDER = { fail: 0, undecided: 1, warning: 2, pass: 3, reported: 4 };
 
@@ -41,11 +41,13 @@ export class Checks {
     else if (c.difference) places.append(el("button", { type: "button", onclick: () => this.look({ mode: "difference" }) }, "Show the difference map"));
     fill(evidence, c.evidence.map((line) => el("p", {}, line)), places.children.length ? places : null);
     const mark = el("span", { class: "unseen" }, c.result === "fail" || c.result === "warning" || c.result === "undecided" ? " not opened yet" : "");
+    let end = null;
     const button = el("button", { type: "button", "aria-expanded": "false", onclick: () => {
       evidence.hidden = !evidence.hidden;
       button.setAttribute("aria-expanded", String(!evidence.hidden));
       mark.textContent = "";
-      seen("check", { key: c.key });
+      end?.();
+      end = evidence.hidden ? null : seenOnScreen(evidence, "check", { key: c.key });
     } },
       el("span", { class: `chip ${c.result}` }, c.result),
       el("span", {}, c.name, mark),
@@ -55,7 +57,10 @@ export class Checks {
   }
 
   fillComplexity({ metrics, sources }) {
-    if (!metrics.length) return fill(this.complexity, el("h2", {}, "Complexity"), el("p", { class: "quiet" }, "The record holds none."));
+    if (!metrics.length) {
+      fill(this.complexity, el("h2", {}, "Complexity"), el("p", { class: "quiet" }, "The record holds none."));
+      return void seenOnScreen(this.complexity, "complexity");
+    }
     const head = ["Metric", "This plan", "Range", "Published"];
     const rows = metrics.map((m) => el("tr", { class: m.outside ? "missed" : "" },
       [["Metric", m.title], ["This plan", m.value === null ? "–" : `${figure(m.value)} ${m.unit}`],
@@ -64,10 +69,7 @@ export class Checks {
     fill(this.complexity, el("h2", {}, "Complexity beside published plans"),
       el("div", { class: "scroll" }, el("table", { class: "cards" }, el("thead", {}, el("tr", {}, head.map((h) => el("th", {}, h)))), el("tbody", {}, rows))),
       sources.map((s) => el("p", { class: "quiet" }, s)));
-    new IntersectionObserver((entries, watch) => {
-      if (entries.some((e) => e.isIntersecting)) { seen("complexity"); watch.disconnect(); }
-    }).observe(this.complexity);
-    return this.complexity;
+    seenOnScreen(rows.at(-1), "complexity"); // the last row: who sees it has passed the others
   }
 }
 

@@ -3,7 +3,7 @@
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { structureColour } from "./colours.js";
 import { choice, el, fill, number, swatch } from "./dom.js";
-import { seen } from "./seen.js";
+import { seenOnScreen } from "./seen.js";
 
 const DASH = { planned: [], independent: [7, 4] };
 const STATUS = { pass: "met", acceptable: "acceptable", fail: "missed", "not evaluated": "not evaluated", excused: "excused" };
@@ -44,8 +44,6 @@ export class Histograms {
   }
 
   async show() {
-    seen("dvh");
-    seen("goals");
     if (!this.scored) {
       this.scored = true;
       await this.scorecard();
@@ -139,6 +137,14 @@ export class Histograms {
       cursor: { y: true, points: { show: false }, drag: { x: true, y: false } },
       hooks: { setCursor: [(plot) => this.read(plot)] },
     }, data, this.chart);
+    this.told(list);
+  }
+
+  // The histograms count as seen when the curves of all targets were drawn.
+  told(list) {
+    const drawn = new Set(list.filter((s) => s.plan === 0).map((s) => s.structure.name));
+    if (this.plans[0].structures.some((s) => s.role === "target" && !drawn.has(s.name))) return;
+    this.watched ??= seenOnScreen(this.chart, "dvh");
   }
 
   size() {
@@ -212,6 +218,7 @@ export class Histograms {
       own.conflicts.map((c) => el("p", { class: "near" }, c)),
       el("div", { class: "scroll" }, el("table", { class: "cards" }, el("thead", {}, el("tr", {}, head.map((h) => el("th", {}, h)))), el("tbody", {}, rows, delivery))),
       groups, own.remarks.map((r) => el("p", { class: "quiet" }, r)));
+    seenOnScreen([...rows, ...delivery].at(-1) || this.goals, "goals"); // who sees the last has passed the others
   }
 }
 

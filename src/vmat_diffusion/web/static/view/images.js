@@ -3,7 +3,6 @@
 import { ISODOSES, WINDOWS, hex, rgb, structureColour, windowTable } from "./colours.js";
 import { choice, el, fill, number, swatch } from "./dom.js";
 import { PLANES, Pane, differenceTable, indexAt, pixel, positionOf, sizeOf } from "./pane.js";
-import { seen } from "./seen.js";
 
 const AROUND_MM = 50; // of the targets, in the first view
 const MODES = [["dose", "Dose"], ["difference", "Difference"], ["noise", "Noise"], ["ct", "CT"]];
@@ -240,7 +239,6 @@ export class Images {
     this.volumeChoice.hidden = mode !== "dose";
     this.legend.hidden = mode !== "difference" && mode !== "noise";
     this.fillLegend();
-    if (mode === "difference") seen("difference");
     this.changed();
   }
 

@@ -3,7 +3,7 @@
 import { differenceColour, rgb, rim, structureColour } from "./colours.js";
 import { el, number } from "./dom.js";
 import { isolines } from "./isolines.js";
-import { seen } from "./seen.js";
+import { seen, watchScreen } from "./seen.js";
 
 // For each plane the axes (x, y, z = 0, 1, 2) of its columns, rows, and across it; rows run down on the
 // screen in an axial plane and up in the others.
@@ -14,6 +14,7 @@ export const PLANES = {
 };
 const FLYING_MOST = 4;
 const AHEAD = 12;
+const STOOD_MS = 40; // so long a slice stands on the screen before it counts: the server believes 25 a second
 const HIDDEN_SHARE = 0.1; // no difference is shown where both doses are below this share of the reference
 
 export const sizeOf = (grid) => [grid.shape[2], grid.shape[1], grid.shape[0]];
@@ -49,6 +50,7 @@ export class Pane {
     this.node = el("figure", { class: `pane ${name}` }, this.canvas, this.slider);
     this.node.pane = this;
     listen(this);
+    watchScreen(this.canvas, this, () => this.redraw());
     new ResizeObserver(() => this.redraw()).observe(this.canvas);
   }
 
@@ -147,8 +149,8 @@ export class Pane {
     this.place(width, height);
     if (this.shown >= 0) {
       this.images(context, ratio);
-      this.told();
     }
+    this.stands();
     this.marks(context, ratio, width, height);
     this.node.dataset.shown = String(this.shown);
     this.node.dataset.ready = String(this.shown === now);
@@ -198,7 +200,8 @@ export class Pane {
     context.imageSmoothingQuality = "high";
     this.paintCt(size[column], size[row]);
     context.drawImage(this.ct, ...box);
-    if (this.paintWash(size[column], size[row])) context.drawImage(this.wash, ...box);
+    this.washed = this.paintWash(size[column], size[row]);
+    if (this.washed) context.drawImage(this.wash, ...box);
     this.contours(context, 1 / this.scale);
     this.doseLines(context, 1 / this.scale, size[column], size[row]);
   }
@@ -336,14 +339,35 @@ export class Pane {
     scaleBar(context, this.scale, width, height, say);
   }
 
-  // An axial slice counts as seen for each target whose contour was shown on it.
-  told() {
-    if (this.name !== "axial" || !this.view.contours || this.shown !== this.index) return;
-    for (const s of this.plan.structures) {
-      if (s.role === "target" && this.view.visible.has(s.name) && s.layers.has(this.shown) && this.plan.first) {
-        seen("slices", { structure: s.name, slices: [this.shown] });
-      }
-    }
+  // What of the evidence is drawn now: the targets whose contour is on an axial slice, and the difference map.
+  evidence() {
+    const none = { targets: [], difference: false };
+    if (this.shown < 0 || this.shown !== this.index || !this.plan.first) return none;
+    const difference = this.view.mode === "difference" && this.washed;
+    const lines = this.view.contours && this.name === "axial" && this.plan.source.peek(`outlines/axial/${this.shown}`);
+    if (!lines || !this.plan.source.peek(`ct/axial/${this.shown}`)) return { targets: [], difference };
+    const there = (s) => s.role === "target" && this.view.visible.has(s.name) && s.layers.has(this.shown) && lines[s.number];
+    return { targets: this.plan.structures.filter(there).map((s) => s.name), difference };
+  }
+
+  // After each drawing: evidence counts as seen when it has stood on the screen for a while.
+  stands() {
+    const { targets, difference } = this.evidence();
+    const key = `${this.shown} ${difference} ${targets}`;
+    if (this.standing?.key === key) return this.stood();
+    this.stood();
+    clearTimeout(this.resting);
+    this.standing = { key, targets, difference, slice: this.shown, since: performance.now() };
+    if (targets.length || difference) this.resting = setTimeout(() => this.stood(), STOOD_MS);
+    return undefined;
+  }
+
+  stood() {
+    const found = this.standing;
+    if (!found || performance.now() - found.since < STOOD_MS) return;
+    if (!this.onScreen || document.visibilityState !== "visible") return;
+    for (const structure of found.targets) seen("slices", { structure, slices: [found.slice] });
+    if (found.difference) seen("difference");
   }
 }
 
