@@ -1,7 +1,7 @@
 """The directory of a zip, looked at before anything believes it.
 
-`zipfile` reads the whole directory into memory and makes an object of each entry, so that a file of a megabyte
-takes gigabytes. Here the record at the end is read first, then the entries are counted one after the other.
+`zipfile` reads the whole directory into memory and makes an object of each entry, so that a small file can
+take gigabytes. Here the record at the end is read first, then the entries are counted one after the other.
 The format is that of PKWARE's APPNOTE 6.3.10, sections 4.3.12 to 4.3.16.
 """
 
