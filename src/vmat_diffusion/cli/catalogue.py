@@ -98,10 +98,10 @@ class CopyOptions:
 class CheckSheetOptions(Reading, Facts):
     """What `goals check` takes."""
 
-    sheet: Annotated[
+    goals: Annotated[
         str,
-        Field(description="Goal sheet: a shipped sheet's name or a TOML file."),
-        Option(positional=True, metavar="SHEET"),
+        Field(description="Goal sheet: a shipped sheet's name, a TOML file, or a site of the profile."),
+        Option(positional=True, metavar="SHEET", profile=True),
     ]
     case: Annotated[
         Path | None,
@@ -193,7 +193,7 @@ def goals_check(options: CheckSheetOptions) -> None:
 
     with stdout_kept():
         sheet, findings = check_sheet(
-            options.sheet,
+            options.goals,
             options.case,
             Reading(**part(Reading, options)),
             conditions=options.conditions,

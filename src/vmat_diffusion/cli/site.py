@@ -76,7 +76,10 @@ def _questions() -> dict[str, _Question]:
 
     return {
         "title": _Question("Title of the profile, as reports print it", str),
-        "machine": _Question(f"Machine, a file or one of {', '.join(machine_names())}", load_machine),
+        "machine": _Question(
+            f"Machine, a file or one of {', '.join(m for m in machine_names() if load_machine(m).beam)}",
+            lambda name: load_machine(name).require_beam(),
+        ),
         "ct_table": _Question("CSV file of CT numbers and densities", load_ct_table),
         "mapping": _Question("JSON file of structure names that adds to the shipped table", load_table),
         "gate": _Question("TOML file of the gate's limits", load_gate),

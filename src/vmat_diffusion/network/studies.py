@@ -13,15 +13,17 @@ import os
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 
 from vmat_diffusion.dicom.folder import Found, open_one
 from vmat_diffusion.dicom.matching import images_of_contours, references_of
 from vmat_diffusion.errors import CaseError, InputError, UnreadableError, kind_and_place
 from vmat_diffusion.files import flush_to_disk
-from vmat_diffusion.network.inbox import Inbox
+from vmat_diffusion.network.inbox import Inbox, key_of
 from vmat_diffusion.network.retries import may_pass
 from vmat_diffusion.network.rules import Rule, rule_for
 from vmat_diffusion.network.settings import ListenSettings
@@ -129,14 +131,15 @@ def _images(inbox: Inbox, study: str, structures: Found) -> list[sqlite3.Row]:
 def _enter(inbox: Inbox, room: Room, row: sqlite3.Row) -> None:
     """Make the study a case of the room and queue its plan; what is there already stays as it is."""
     case_id, asked = row["case_id"], json.loads(row["asked"])
-    label = f"received {now()[:16].replace('T', ' ')}, rule {asked['rule']}"
-    # The row before the folder: the room enters folders that it finds and does not know.
-    with room.store.write() as db:
-        made = db.execute(
-            "INSERT INTO cases VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (case_id, case_id, label, LISTENER.id, now()),
-        )
-        if made.rowcount:
+    with room.store.read() as db:
+        known = db.execute("SELECT 1 FROM cases WHERE id = ?", (case_id,)).fetchone()
+    if not known:
+        label = _label(inbox, row, asked["rule"])
+        # The row before the folder: the room enters folders that it finds and does not know.
+        with room.store.write() as db:
+            db.execute(
+                "INSERT INTO cases VALUES (?, ?, ?, ?, ?)", (case_id, case_id, label, LISTENER.id, now())
+            )
             record(db, LISTENER.id, "case received", case_id)
     if not room.case_folder(case_id).is_dir():
         _gather(inbox, row, room.case_folder(case_id))
@@ -144,6 +147,19 @@ def _enter(inbox: Inbox, room: Room, row: sqlite3.Row) -> None:
         queued = db.execute("SELECT 1 FROM jobs WHERE case_id = ?", (case_id,)).fetchone()
     if not queued:
         submit(room, case_id, asked["plan"], LISTENER)
+
+
+def _label(inbox: Inbox, row: sqlite3.Row, rule: str) -> str:
+    """What tells a received study from others of its minute, without a word of the patient."""
+    structures = open_one(inbox.file(row["study"], row["uid"]), "RTSTRUCT")
+    slices = len(_images(inbox, row["study"], structures))
+    kinds = Counter(found["kind"] for found in inbox.objects(row["study"]))
+    held = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    moment = datetime.fromtimestamp(row["seen"], timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return (
+        f"received {moment}, {slices} slices, structure set {key_of(row['uid'])[:8]} "
+        f"of study {row['study'][:8]} ({held}), rule {rule}"
+    )
 
 
 def _gather(inbox: Inbox, row: sqlite3.Row, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from vmat_diffusion.qa.agreement import denoised, smooth_difference, uncertainty_percent
 from vmat_diffusion.qa.decision import Decision
 from vmat_diffusion.qa.files import PlanFiles, plan_differences, release_plan, write_plan
-from vmat_diffusion.qa.gate import judge
+from vmat_diffusion.qa.gate import judge, with_way_on
 from vmat_diffusion.qa.limits import GateSettings, gate_limits, load_gate
 from vmat_diffusion.qa.robustness import robustness_of, with_robustness
 from vmat_diffusion.qa.robustness_result import Robustness
@@ -28,5 +28,6 @@ __all__ = [
     "uncertainty_percent",
     "warning",
     "with_robustness",
+    "with_way_on",
     "write_plan",
 ]

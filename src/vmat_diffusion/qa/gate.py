@@ -24,6 +24,7 @@ from vmat_diffusion.qa.outline import body_outline, contours_left_out, outline_p
 from vmat_diffusion.qa.verdict import LOOSER_LIMITS, Check, Verdict, fingerprint, warning
 
 _DOSE_GRID = "dose grid"
+_BEGIN_AGAIN = "begin again with"
 _ROUNDING_MM = 1e-3  # spacings are read from decimal strings and differences of them
 
 
@@ -87,10 +88,21 @@ def _with_time(check: Check, dose: Dose) -> Check:
         whole = took / 60.0 * check.needs
         left = whole - took / 60.0
         remedy = (
-            f"about {left:.1f} more minutes are needed: go on with `check-again`, after `qa` with the same "
-            f"command and --overwrite; or begin again with --check-minutes {max(1, round(whole + 0.5))}"
+            f"about {left:.1f} more minutes are needed: {_BEGIN_AGAIN} --check-minutes "
+            f"{max(1, round(whole + 0.5))}"
         )
     return replace(check, why=f"{check.why}; {remedy}")
+
+
+def with_way_on(verdict: Verdict, way: str) -> Verdict:
+    """The verdict, whose undecided checks also name the way on: what was computed for them has been kept."""
+    checks = [
+        replace(check, why=check.why.replace(_BEGIN_AGAIN, f"{way}, or {_BEGIN_AGAIN}"))
+        if check.undecided
+        else check
+        for check in verdict.checks
+    ]
+    return replace(verdict, checks=tuple(checks))
 
 
 def _said_of_files(

@@ -217,7 +217,15 @@ def second_check(
     `overwrite` goes on from there. Raises InputError where the plan or the case cannot
     be read, a file does not exist or the machine cannot represent the plan.
     """
-    from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
+    from vmat_diffusion.qa import (
+        Decision,
+        Outcome,
+        PlanFiles,
+        judge,
+        robustness_of,
+        with_robustness,
+        with_way_on,
+    )
 
     settings, report = settings or QaSettings(), progress or silent
     if settings.identity and settings.shareable:
@@ -255,10 +263,12 @@ def second_check(
             case, sheet, plan, linac, dose, check=check, settings=limits, files=files, decision=decision
         )
         check = replace(check, replicates_gy=None)
-        if verdict.outcome is not Outcome.INCONCLUSIVE:
-            tallies.unlink(missing_ok=True)
         found = robustness_of(case, sheet, plan, linac, dose, progress=under_name(report, "robustness"))
         verdict = with_robustness(verdict, found, stops=limits.robustness == "stop")
+        if verdict.outcome is not Outcome.INCONCLUSIVE:
+            tallies.unlink(missing_ok=True)
+        elif tallies.is_file():
+            verdict = with_way_on(verdict, "go on with the same command and --overwrite")
         report("report", 0.0, "")
         kept = (*QA_FILES, *([OPEN_CHECK] if tallies.is_file() else []))
         names = tuple(out.resolve() / name for name in kept)

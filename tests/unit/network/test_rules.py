@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.network.rules import read_rules, rule_for
+from vmat_diffusion.network.rules import Rule, read_rules, rule_for
 
 FULL = """
 rules:
@@ -60,6 +62,19 @@ def test_the_first_rule_that_fits_decides(
     assert found is not None
     assert found.name == name
     assert rule_for(rules[:1], *objects) is (found if name == "prostate" else None)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_tag_that_cannot_be_read_excludes_a_study_and_lets_none_in(where: int) -> None:
+    unread = study("prostate")
+    code = RawDataElement(Tag("Modality"), "CS", 12, b"CT\\Doe^John!", 0, False, True)
+    unread[where][Tag("Modality")] = code
+    for rule, fits in (
+        (Rule("all", {}), True),
+        (Rule("without", {}, without_tags={"Modality": "MR"}), False),
+        (Rule("with", {}, tags={"Modality": "CT*"}), False),
+    ):
+        assert (rule_for([rule], *unread) is rule) is fits, rule.name
 
 
 def test_what_a_rule_asks_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from vmat_diffusion.network.inbox import Inbox, open_inbox
 from vmat_diffusion.network.rules import Rule
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import LISTENER, enter_listener, look
+from vmat_diffusion.web.cases import cases
 from vmat_diffusion.web.queue.jobs import claim, complete, give_up, take
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import RunEntry, file_hashes
@@ -98,6 +100,28 @@ def test_a_whole_study_becomes_one_job_with_the_rules_settings(
     assert sorted(f.read_bytes() for f in folder.iterdir()) == sorted(
         f.read_bytes() for f in files_of_case(run)
     )
+
+
+def test_studies_of_one_minute_are_told_apart_without_the_patient(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    study = received(inbox, files_of_case(run))
+    (structures,) = [f for f in files_of_case(run) if dcmread(f).Modality == "RTSTRUCT"]
+    second = dcmread(structures)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    second.save_as(tmp_path / "second.dcm")
+    look(inbox, room, rules(), asked(tmp_path))
+    received(inbox, [tmp_path / "second.dcm"])
+    look(inbox, room, rules(), asked(tmp_path))
+    one, two = sorted(case.label for case in cases(room))
+    slices = len(files_of_case(run)) - 1
+    for label in (one, two):
+        assert re.match(r"received \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, ", label)
+        assert f"{slices} slices, " in label and f"of study {study[:8]} (" in label and "rule all" in label
+        for word in (str(second.PatientName), str(second.PatientID), str(second.StudyInstanceUID)):
+            assert word not in label
+    assert one.partition("structure set")[2] != two.partition("structure set")[2]
+    assert {f"{slices} CT, {n} RTSTRUCT" in label for label in (one, two) for n in (1, 2)} == {True, False}
 
 
 def test_a_study_that_is_sent_again_is_not_planned_again(

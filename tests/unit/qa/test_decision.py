@@ -13,7 +13,7 @@ from small_case import open_arc
 from vmat_diffusion.case import Case, Dose, Prescription, Structure
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import load_machine
-from vmat_diffusion.qa import Decision, GateSettings, Outcome, judge
+from vmat_diffusion.qa import Decision, GateSettings, Outcome, judge, with_way_on
 from vmat_diffusion.qa.agreement import Compared
 from vmat_diffusion.qa.dose_points import dose_points, in_tissue, regions, target_means
 from vmat_diffusion.qa.motion import fitted_motion
@@ -152,6 +152,8 @@ def test_what_noise_leaves_open_is_no_verdict_and_says_what_to_do() -> None:
         if mean.undecided:
             break
     assert mean.undecided and verdict.outcome is Outcome.INCONCLUSIVE and not verdict.passed
-    assert "check-again" in mean.why and "2 standard errors" in mean.why
+    assert "2 standard errors" in mean.why and "needed: begin again with --check-minutes" in mean.why
+    kept = next(c for c in with_way_on(verdict, "go on with this").checks if c.name == mean.name)
+    assert "needed: go on with this, or begin again with --check-minutes" in kept.why
     assert mean.record()["error"] == pytest.approx(mean.error, abs=1e-4)
     assert verdict.correctable  # the engines differ by about what a correction is for

@@ -96,3 +96,19 @@ def test_audit_verify_says_so_by_its_exit_code(room: SmallRoom) -> None:
     _meddle(room, "UPDATE audit SET actor = 'x' WHERE seq = 3")
     broken = run()
     assert broken.returncode == 1 and "entry 3 was changed" in broken.stdout
+
+
+def test_the_page_of_the_audit_goes_back_in_steps_and_has_a_limit(room: SmallRoom) -> None:
+    with room.room.store.write() as db:
+        for k in range(400):
+            record(db, "server", "test", str(k))
+    client, seen, before = room.client("admin"), [], ""
+    while entries := client.ask("GET", f"/api/audit{before}").json()["entries"]:
+        assert len(entries) <= 200
+        seen += [entry["seq"] for entry in entries]
+        before = f"?before={entries[-1]['seq']}"
+    assert seen == list(range(verify(room.room.store).entries, 0, -1)) and len(seen) > 400
+    assert client.ask("GET", f"/api/audit?before={2**62}").status_code == 200
+    for wrong in (2**62 + 1, 10**30, "x", ""):
+        assert client.ask("GET", f"/api/audit?before={wrong}").status_code == 422, wrong
+    assert client.ask("GET", "/api/audit?before=-5").json()["entries"] == []

@@ -165,6 +165,7 @@ def test_setup_writes_what_it_is_told_and_refuses_what_is_wrong(tmp_path: Path) 
     assert found.ct_table == str(ct)
     for wrong, sentence in (
         (["--machine", "nosuch"], "machine 'nosuch' is not known"),
+        (["--machine", "generic_halcyon"], "has a geometry but no beam model"),
         (["--sheet", "lung"], "is no site with its sheet"),
         (["--sheet", "lung_60=lung_60"], "has the name of a goal sheet"),
         (["--sheet", "lung=nosuch"], "goal sheet 'nosuch' is not known"),
@@ -173,6 +174,17 @@ def test_setup_writes_what_it_is_told_and_refuses_what_is_wrong(tmp_path: Path) 
         assert sentence in str(refused.exception) and not (tmp_path / "other.toml").exists()
     again = CliRunner().invoke(app, [*given, "-o", str(out)])
     assert "exists; name another file or pass --overwrite" in str(again.exception)
+
+
+def test_a_sheet_is_checked_by_its_site(tmp_path: Path) -> None:
+    file = written(tmp_path, '[goals]\nbrust = "breast_left_26_5"\nprostate = "prostate_78"\n')
+    by_site, by_name = (
+        CliRunner().invoke(app, ["goals", "check", *words, "--json"])
+        for words in (["prostate", "--profile", str(file)], ["prostate_78"])
+    )
+    assert by_site.output == by_name.output and '"sheet": "prostate_78"' in by_site.output
+    unknown = CliRunner().invoke(app, ["goals", "check", "prostate"])
+    assert "goal sheet 'prostate' is not known" in str(unknown.exception)
 
 
 def test_setup_asks_where_nothing_is_given(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ export async function attempt(work, button) {
 
 export function when(iso) {
   const moment = new Date(iso);
-  return isNaN(moment) ? "" : moment.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  return isNaN(moment) ? "" : moment.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
 }
 
 export function duration(seconds) {

@@ -88,7 +88,7 @@ function caseBox(entry) {
   const open = asking === entry.id;
   return el("section", { class: "panel case" },
     el("div", { class: "row" },
-      el("div", {}, el("h2", {}, entry.label), el("span", { class: "quiet" }, `since ${when(entry.made_at)}`)),
+      el("div", {}, el("h2", {}, entry.label), el("span", { class: "quiet" }, `case ${entry.id.slice(0, 8)}, since ${when(entry.made_at)}`)),
       me.has("planner") && !open
         ? el("button", { type: "button", onclick: () => { asking = entry.id; refresh(true); } }, "New plan")
         : null),

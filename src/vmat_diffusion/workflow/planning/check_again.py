@@ -21,6 +21,7 @@ from vmat_diffusion.workflow.planning.open_check import (
     CHECK_FOLDER,
     OpenCheck,
     read_open_check,
+    tied,
     write_asked,
 )
 from vmat_diffusion.workflow.planning.result import PlanRun, run_record
@@ -160,5 +161,6 @@ def _written(
     made = replace(made, seconds=seconds, files=tuple(run.resolve() / name for name in names))
     found = coding.record(run_record(made))
     found["verdict"]["corrected"] = record["verdict"]["corrected"]
-    write_json(folder / RECORD, {**record, **{key: found[key] for key in _ANEW}, "candidates": candidates})
+    anew = {**record, **{key: found[key] for key in _ANEW}, "candidates": candidates}
+    write_json(folder / RECORD, tied(folder, anew))
     return made

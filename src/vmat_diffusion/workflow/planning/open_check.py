@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import InputError, PlanError
-from vmat_diffusion.files import read_json, written_whole
+from vmat_diffusion.files import read_json, sha256_of, written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.workflow.planning.request import plan_settings
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # not even after the process was killed.
 UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
 CHECK_FOLDER = "open_check"
+RECORD = "run.json"
 _TALLIES, _STATE, _ASKED = "tallies.npz", "state.json", "asked.json"
 
 
@@ -93,6 +94,19 @@ def _basis(settings: PlanSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def tied(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run with the code of the open check beside it; without one where none is open."""
+    without = {key: value for key, value in record.items() if key != CHECK_FOLDER}
+    place = folder / CHECK_FOLDER
+    return {**without, CHECK_FOLDER: _code(place)} if place.is_dir() else without
+
+
+def _code(place: Path) -> str:
+    """A code of what a check judges: plan, dose, and what the check stands for."""
+    files = (place / name for name in (UNJUDGED_FILE, UNJUDGED_DOSE, _STATE))
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+
 def drop(folder: Path) -> None:
     """Remove what a check left in the run's `folder`."""
     shutil.rmtree(folder / CHECK_FOLDER, ignore_errors=True)
@@ -104,7 +118,9 @@ def read_open_check(run: Path) -> OpenCheck:
     if not place.is_dir():
         raise PlanError(f"{run} holds no check that is open; name the folder of a run that was inconclusive")
     state, asked = (read_json(place / name) for name in (_STATE, _ASKED))
+    record = read_json(run / RECORD)
     try:
+        is_own = record[CHECK_FOLDER] == _code(place)  # type: ignore[index]
         grid = {key: tuple(value) for key, value in state["grid"].items()}  # type: ignore[index]
         settings = plan_settings(**asked["settings"])  # type: ignore[index]
         same = asked["basis"] == _basis(settings)  # type: ignore[index]
@@ -116,8 +132,13 @@ def read_open_check(run: Path) -> OpenCheck:
             int(state["correction"]),  # type: ignore[index]
             tuple(state["earlier"]),  # type: ignore[index]
         )
-    except (TypeError, KeyError, ValueError, AttributeError, InputError):
+    except (TypeError, KeyError, ValueError, AttributeError, InputError, OSError):
         raise PlanError(f"the check in {place} is damaged or of another version; plan again") from None
+    if not is_own:
+        raise PlanError(
+            f"the check in {place} is not the one that the run in {run.name} left open; name the folder "
+            "that the check was made in, or plan again"
+        )
     if not same:
         raise PlanError(
             f"goals, gate limits, machine, CT table or names are no longer those that {run.name} was planned "

@@ -21,7 +21,7 @@ from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, write_asked
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, tied, write_asked
 from vmat_diffusion.workflow.planning.prior import Prior, prior_of
 from vmat_diffusion.workflow.planning.prior_file import prior_from_file, require_prior_file
 from vmat_diffusion.workflow.planning.request import arranged, plan_settings, with_asked_delivery
@@ -270,7 +270,7 @@ def _write(
     names = [name for name in names_of_run(plan) if name == RECORD or (folder / name).exists()]
     files = tuple(home.resolve() / name for name in names)
     run = replace(run, peak_gb=peak_gb(), seconds=dict(clock.seconds), files=files)
-    write_json(folder / RECORD, coding.record(run_record(run)))
+    write_json(folder / RECORD, tied(folder, coding.record(run_record(run))))
     return run
 
 

@@ -17,10 +17,10 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.plan import Plan, timing, trajectory
-from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, RECORD
 
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
-PLAN_FILE, DOSE_FILE, REPORT_FILE, RECORD = "RP.dcm", "RD.dcm", "report.html", "run.json"
+PLAN_FILE, DOSE_FILE, REPORT_FILE = "RP.dcm", "RD.dcm", "report.html"
 REPORT_PDF = "report.pdf"
 CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
 CHECK_DOSE = "check_dose.npz"

@@ -263,7 +263,15 @@ def judge_files(
     a check that stays inconclusive can go on from what lies in `open_check`.
     """
     from vmat_diffusion.dicom import read_plan, write_dose, write_unjudged_plan
-    from vmat_diffusion.qa import Decision, Outcome, PlanFiles, judge, robustness_of, with_robustness
+    from vmat_diffusion.qa import (
+        Decision,
+        Outcome,
+        PlanFiles,
+        judge,
+        robustness_of,
+        with_robustness,
+        with_way_on,
+    )
 
     case, sheet, machine = task.case, task.sheet, task.machine
     plan, dose = optimized.plan, optimized.dose
@@ -309,6 +317,8 @@ def judge_files(
     verdict = with_robustness(verdict, found, stops=gate.robustness == "stop")
     may_continue = tallies is not None and tallies.is_file() and verdict.outcome is Outcome.INCONCLUSIVE
     kept = partial(keep_open, folder, dose.grid, correction, earlier) if may_continue else None
+    if may_continue:
+        verdict = with_way_on(verdict, "go on with `check-again`")
     _settle(folder, plan, dose, case, verdict, dose_form=dose_form, kept=kept)
     return JudgedPlan(optimized, verdict, without_parts(check), plan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,6 +134,20 @@ def test_a_check_that_ran_out_of_time_goes_on_to_the_same_dose(
 
 
 @pytest.mark.timeout(300)
+def test_a_check_of_which_nothing_is_kept_promises_no_way_on(
+    case_folder: Path, tmp_path: Path, optimiser: StandIn, asked: PlanSettings
+) -> None:
+    optimiser(open_arc(), change=with_its_dose)
+    tools = PlanningTools(optimiser.optimize, Checked(0.01), yardstick=optimiser.tools.yardstick)
+    run = plan_case(case_folder, tmp_path / "out", asked, tools=tools, keep_interrupted=False)
+    assert run.verdict.outcome.value == "INCONCLUSIVE" and not (tmp_path / "out" / CHECK_FOLDER).exists()
+    said = [check.why for check in run.verdict.undecided]
+    assert any("begin again with --check-minutes" in why for why in said)
+    assert not any("go on with" in why for why in said)
+    assert CHECK_FOLDER not in json.loads((tmp_path / "out" / "run.json").read_text())
+
+
+@pytest.mark.timeout(300)
 def test_only_the_same_case_is_gone_on_with(
     case_folder: Path, tmp_path: Path, optimiser: StandIn, asked: PlanSettings
 ) -> None:
@@ -150,6 +165,11 @@ def test_only_the_same_case_is_gone_on_with(
     still = check_again(out, tools=PlanningTools(check_engine=Checked(0.01)))
     assert still.verdict.outcome.value == "INCONCLUSIVE" and (out / CHECK_FOLDER).is_dir()
     assert {f.name for f in out.iterdir() if f.is_file()} == set(before)
+    moved = shutil.copytree(out, tmp_path / "moved")
+    record = json.loads((out / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps({**record, CHECK_FOLDER: "0" * 64}))
+    with pytest.raises(PlanError, match="not the one that the run in moved left open"):
+        check_again(moved)
     (tmp_path / "gate.toml").write_text("uncertainty_percent = 2.95\n")
     with pytest.raises(PlanError, match="no longer those"):
         check_again(out)
