@@ -27,6 +27,8 @@ def parcels_of_run(run: Path, scratch: Path) -> list[Parcel]:
     or not UNAPPROVED.
     """
     record = _record(run)
+    if "training" in record:
+        raise PlanError("the run is one of a training exercise and is never sent; name a real one")
     outcome = record["verdict"].get("outcome")
     parcels = []
     if outcome == "PASSED":

@@ -23,7 +23,7 @@ from vmat_diffusion.web import viewing
 from vmat_diffusion.web.access import require
 from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
-from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, worklist
+from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, training, worklist
 from vmat_diffusion.web.runs import case_folder_of, run_folder
 from vmat_diffusion.web.view.cases import CaseStore
 
@@ -52,7 +52,7 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     """The application of a room; with `work` it also has plans made."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(room, work))
     app.state.room = room
-    for part in (pages, sessions, worklist, reviewing, administration):
+    for part in (pages, sessions, worklist, reviewing, administration, training):
         app.include_router(part.router)
     clinical = [Depends(require("planner", "reviewer"))]
     looking = viewing.router(

@@ -20,6 +20,7 @@ from vmat_diffusion.files import content_hash
 from vmat_diffusion.web.accounts import User
 from vmat_diffusion.web.audit import decision_hash, record
 from vmat_diffusion.web.checklist import checklist, needed
+from vmat_diffusion.web.exercises.answers import require_real
 from vmat_diffusion.web.room import RefusedError, Room
 from vmat_diffusion.web.runs import (
     CASE_LINK,
@@ -241,6 +242,7 @@ def decide(room: Room, run_id: str, user: User, status: Status, reason: str) -> 
     reason = reason.strip()
     if not REASON_LEAST <= len(reason) <= REASON_MOST:
         raise InputError(f"the reason has {len(reason)} characters; write {REASON_LEAST} to {REASON_MOST}")
+    require_real(room, run_id)
     run, folder = run_entry(room, run_id), run_folder(room, run_id)
     answered = [
         {name: line[name] for name in ("id", "section", "text", "source", "answer", "note")}

@@ -78,6 +78,16 @@ _STEPS = (
     """
     + _append_only("decisions")
     + _append_only("audit"),
+    """
+    CREATE TABLE exercises (
+        run_id TEXT PRIMARY KEY REFERENCES runs(id), source TEXT NOT NULL REFERENCES runs(id),
+        fault TEXT NOT NULL, seed INTEGER NOT NULL, made_by TEXT NOT NULL REFERENCES users(id),
+        made_at TEXT NOT NULL) STRICT;
+    CREATE TABLE guesses (
+        run_id TEXT NOT NULL REFERENCES exercises(run_id), user_id TEXT NOT NULL REFERENCES users(id),
+        found TEXT NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL,
+        PRIMARY KEY (run_id, user_id)) STRICT;
+    """,
 )
 
 

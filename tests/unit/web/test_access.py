@@ -38,6 +38,7 @@ REVIEWER = {
     ("GET", "/api/reviews/{run_id}/lines"),
     ("POST", "/api/reviews/{run_id}/answers"),
     ("POST", "/api/reviews/{run_id}/decision"),
+    ("POST", "/api/exercises/{run_id}/answer"),
 }
 ADMIN = {
     ("GET", "/api/users"),
@@ -45,6 +46,8 @@ ADMIN = {
     ("PATCH", "/api/users/{user_id}"),
     ("GET", "/api/audit"),
     ("GET", "/api/audit/check"),
+    ("GET", "/api/exercises"),
+    ("POST", "/api/exercises"),
 }
 
 

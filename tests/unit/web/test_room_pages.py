@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from network_peers import planning_run
+from stand_in_worker import record
 from viewed_run import noisy, shaped_case, shaped_dose, write_run
 from viewer_server import CHROMIUM, served
 from web_room import PASSWORD, WORKER, SmallRoom, small_room
 
 from vmat_diffusion.dicom import write_case
+from vmat_diffusion.dicom.rtplan_parts.seeded_faults import FAULTS, draw_fault
 from vmat_diffusion.files import content_hash
 from vmat_diffusion.web import accounts
 from vmat_diffusion.web.app import create_app
@@ -127,6 +132,44 @@ def test_a_reviewer_looks_answers_and_rejects(browser: Any, tmp_path: Path) -> N
     (made,) = decisions(room.room, run_id)
     assert (made.status, made.reason) == ("REJECTED", "the gantry would touch the couch")
     assert verify(room.room.store).faults == ()
+
+
+def test_an_exercise_says_training_and_tells_its_fault(browser: Any, tmp_path: Path) -> None:
+    room = small_room(tmp_path / "room")
+    made = planning_run(tmp_path / "made" / "run")
+    (made / "report.html").write_text("<p>Plan report</p>")
+    (made / "run.json").write_text(json.dumps(record("PASSED")))
+    case_id = room.case(made.parent / "case")
+    job = room.job(case_id)
+    given, run_id = room.claimed(), room.run_id(job)
+    folder = shutil.copytree(made, room.room.run_folder(run_id))
+    slices = {"PTV": [8, 9, 10, 11, 12]}
+    entry = RunEntry(run_id, case_id, 0, room.ids["planner"], now(), "PASSED", file_hashes(folder), slices)
+    assert complete(room.room.store, given, entry, content_hash(room.room.case_folder("Doe^John")), {})
+    with served(create_app(room.room, work=False)) as address:
+        address = address.replace("127.0.0.1", "localhost")
+        person = _Person(browser, address)
+        page = person.log_in("admin")
+        page.fill("#exercise [name=seed]", "4")
+        page.click("#exercise button")
+        page.wait_for_selector("#exercises td:text-is('none yet')")
+        person.done()
+        person = _Person(browser, address)
+        page = person.log_in("reviewer")
+        page.click("tr:has(.chip:text-is('training')) a")
+        page.wait_for_selector("#training:has-text('TRAINING')")
+        page.frame_locator("#viewer").locator("#training:has-text('TRAINING')").wait_for()
+        assert page.locator("#decision").count() == 0
+        page.select_option("#fault", "isocentre")
+        page.click("#guess button")
+        page.wait_for_selector("#told")
+        told = page.inner_text("#told")
+        assert draw_fault(4).kind == "isocentre" or told.startswith("You said “isocentre”")
+        assert FAULTS[draw_fault(4).kind] in told
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert _fits(page)
+        person.shot("training")
+        person.done()
 
 
 def _zipped_case(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.audit import record
 from vmat_diffusion.web.cases import case_entry
 from vmat_diffusion.web.checklist import arcs, key_of
+from vmat_diffusion.web.exercises.answers import require_real, training_of
 from vmat_diffusion.web.reviews import (
     REASON_MOST,
     Answer,
@@ -95,6 +96,7 @@ def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
             {"by": names.get(d.user_id, ""), "status": d.status, "reason": d.reason, "at": d.at}
             for d in decisions(room, run_id)
         ],
+        "training": training_of(room, run_id, session.user),
         "may_decide": "reviewer" in session.user.roles,
         "exports": [name for name in _EXPORTS if name in run.files],
     }
@@ -145,6 +147,7 @@ def export(run_id: str, name: str, session: Clinical, room: TheRoom) -> Response
     run, folder = run_entry(room, run_id), run_folder(room, run_id)
     if name not in _EXPORTS or name not in run.files:
         raise AbsentError("the plan has no such file; choose one of the list")
+    require_real(room, run_id)
     if (status := status_of(room, run_id)) != "APPROVED":
         raise RefusedError(f"the plan is {status}, and files of approved plans alone leave the room")
     if changed := changes(room, run):

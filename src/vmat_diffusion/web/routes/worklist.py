@@ -13,6 +13,7 @@ from vmat_diffusion.web import uploads
 from vmat_diffusion.web.access import Clinical, Planner, TheRoom, Watching
 from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.cases import case_entry, cases
+from vmat_diffusion.web.exercises.answers import exercises, require_real_case
 from vmat_diffusion.web.queue import jobs
 from vmat_diffusion.web.reviews import statuses
 from vmat_diffusion.web.runs import runs
@@ -39,7 +40,7 @@ class _NewJob(BaseModel, extra="forbid"):
 def whole_list(session: Watching, room: TheRoom) -> dict[str, Any]:
     """All cases with their plans, and the jobs that wait, run or failed."""
     names = {user.id: user.name for user in users(room.store)}
-    states = statuses(room)
+    states, training = statuses(room), exercises(room)
     made: dict[str, list[dict[str, Any]]] = {}
     for run in runs(room):
         facts = {
@@ -49,6 +50,7 @@ def whole_list(session: Watching, room: TheRoom) -> dict[str, Any]:
             "made_at": run.made_at,
             "outcome": run.outcome,
             "status": states.get(run.id, "UNAPPROVED"),
+            "training": run.id in training,
         }
         made.setdefault(run.case_id, []).append(facts)
     asked: dict[str, list[dict[str, Any]]] = {}
@@ -103,6 +105,7 @@ def end_upload(upload_id: str, session: Planner, room: TheRoom) -> dict[str, Any
 def new_job(asked: _NewJob, session: Planner, room: TheRoom) -> dict[str, Any]:
     """Have a case planned."""
     case = case_entry(room, asked.case_id)
+    require_real_case(room, case.id)
     goals = {sheet.name: sheet.where for sheet in reversed(sheets(room))}
     known = machines(room)
     if asked.goals not in goals:

@@ -43,6 +43,24 @@ async function showAudit(anew = false) {
   byId("more").hidden = !entries.length || oldest === 1;
 }
 
+async function showExercises() {
+  const { exercises, runs } = await ask("GET", "/api/exercises");
+  byId("exercise").elements.run.replaceChildren(...runs.map((run) =>
+    el("option", { value: run.id }, `case ${run.case}, version ${run.version}, ${when(run.made_at)}`)));
+  byId("exercises").replaceChildren(...exercises.map((one) => el("tr", {},
+    el("td", {}, `${one.run_id.slice(0, 8)}, ${when(one.made_at)}`), el("td", {}, one.fault),
+    el("td", {}, one.answers.map((a) => `${a.by}: ${a.right ? "found" : `said ${a.found}`}`).join("; ") || "none yet"))));
+}
+
+byId("exercise").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(async () => {
+    const { run, seed } = event.target.elements;
+    await ask("POST", "/api/exercises", { run_id: run.value, seed: Number(seed.value) });
+    say("The exercise is in the worklist of the reviewers.");
+    await Promise.all([showExercises(), showAudit(true)]);
+  }, event.submitter);
+});
 byId("add").addEventListener("submit", (event) => {
   event.preventDefault();
   const form = event.target;
@@ -62,4 +80,4 @@ byId("check").addEventListener("click", (event) => attempt(async () => {
     : `${found.entries} entries, the chain is whole. Newest hash, to be noted down elsewhere: ${found.head}`;
 }, event.target));
 
-await attempt(() => Promise.all([showUsers(), showAudit(true)]));
+await attempt(() => Promise.all([showUsers(), showExercises(), showAudit(true)]));

@@ -79,7 +79,30 @@ function checklist(lines) {
   return parts;
 }
 
+/** Of an exercise nothing is decided: the reviewer says what is wrong, and is told what was. */
+function guess() {
+  const { faults, answer } = plan.training;
+  if (answer) {
+    return el("p", { id: "told" }, `${answer.right ? "Right" : `You said “${answer.found}”`}: ${answer.what}.`);
+  }
+  if (!plan.may_decide) return el("p", { class: "quiet" }, "A reviewer answers this exercise.");
+  const found = el("select", { id: "fault", required: true }, el("option", { value: "" }, "choose"),
+    ...Object.keys(faults).map((kind) => el("option", { value: kind }, kind)));
+  const reason = el("textarea", { maxlength: 500, id: "reason" });
+  return el("form", {
+    id: "guess",
+    onsubmit: (event) => {
+      event.preventDefault();
+      attempt(async () => {
+        await ask("POST", `/api/exercises/${run}/answer`, { found: found.value, reason: reason.value });
+        await load();
+      }, event.submitter);
+    },
+  }, el("label", {}, "What is wrong with the plan", found), el("label", {}, "Why", reason), el("button", {}, "Answer"));
+}
+
 function decision(obstacles) {
+  if (plan.training) return guess();
   if (!plan.may_decide) return el("p", { class: "quiet" }, "A reviewer decides on this plan.");
   const ways = WAYS[plan.status];
   if (!ways.length) return null;
@@ -118,7 +141,7 @@ function redraw({ lines, obstacles }) {
   byId("content").replaceChildren(...[
     el("h2", {}, `Checklist, ${answered} of ${lines.length} answered`),
     ...checklist(lines),
-    el("h2", {}, "Decision"),
+    el("h2", {}, plan.training ? "Your finding" : "Decision"),
     decision(obstacles),
     plan.status === "APPROVED" && plan.exports.length
       ? el("p", {}, "Files: ", plan.exports.map((name) => [el("a", { href: `${path}/files/${name}`, download: name }, name), " "]).flat()) : null,
@@ -136,7 +159,8 @@ function chip(text, kind = "") {
 
 async function load() {
   plan = await ask("GET", path);
-  document.title = `Version ${plan.version} · review`;
+  document.title = `${plan.training ? "TRAINING · " : ""}Version ${plan.version} · review`;
+  byId("training").hidden = !plan.training;
   byId("title").textContent = `${plan.case}, version ${plan.version}`;
   byId("state").replaceChildren(
     chip(`gate ${plan.outcome.toLowerCase()}`, GATES[plan.outcome]), " ", chip(plan.status.toLowerCase(), STATES[plan.status]));

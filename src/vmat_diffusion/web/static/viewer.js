@@ -48,6 +48,7 @@ function header(plans) {
     plans.length > 1 ? "A beside B" : "",
   ];
   document.getElementById("subtitle").textContent = parts.filter(Boolean).join(" · ");
+  document.getElementById("training").hidden = !plans.some((plan) => plan.facts.training);
   document.title = facts.sheet ? `${facts.sheet} – plan` : "Plan";
 }
 

@@ -21,7 +21,7 @@ function plans(entry) {
     el("tr", {},
       el("td", {}, el("a", { href: `/review/${run.id}` }, `Version ${run.version}`)),
       el("td", {}, chip(`gate ${run.outcome.toLowerCase()}`, OUTCOMES[run.outcome])),
-      el("td", {}, chip(run.status.toLowerCase(), STATUSES[run.status])),
+      el("td", {}, run.training ? chip("training", "warn") : chip(run.status.toLowerCase(), STATUSES[run.status])),
       el("td", {}, when(run.made_at)),
       el("td", {}, run.made_by)));
   return el("div", { class: "scroll" }, el("table", {},

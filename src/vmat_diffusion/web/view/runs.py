@@ -112,6 +112,7 @@ class Run:
             "released": (self.folder / PLAN_FILE).is_file(),
             "mu": record.get("mu"),
             "created": record.get("created"),
+            "training": record.get("training") is True,
             "remarks": list(self.remarks),
             "steps": list(self.images.steps),
         }
