@@ -73,6 +73,15 @@ def until(page: Any, expression: str) -> None:
     raise AssertionError(f"it never became true: {expression}")
 
 
+def told(page: Any, app: Any, kind: str) -> None:
+    """Wait until the page has told the server that something was seen."""
+    for _ in range(WAIT_MS // 100):
+        if any(s["kind"] == kind for s in app.state.seen):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{kind} was never told of")
+
+
 def shown(page: Any, plane: str = "axial") -> int:
     page.wait_for_selector(f".pane.{plane}[data-ready=true]")
     return int(page.get_attribute(f".pane.{plane}", "data-shown"))
@@ -108,9 +117,9 @@ def test_planes_are_linked_and_the_wash_is_the_dose_of_each_pixel(page: Any, sit
     assert all(len(c) == 1 for c in colours), "one colour for each band"
     assert len({tuple(c[0]) for c in colours}) == len(colours) >= 6
     page.wait_for_timeout(1200)
-    told = [s for s in app.state.seen if s["kind"] == "slices"]
-    assert {before, before + 1} <= {k for s in told for k in s["detail"]["slices"]}
-    assert {s["detail"]["structure"] for s in told} == {"PTV_60"}
+    passed = [s for s in app.state.seen if s["kind"] == "slices"]
+    assert {before, before + 1} <= {k for s in passed for k in s["detail"]["slices"]}
+    assert {s["detail"]["structure"] for s in passed} == {"PTV_60"}
 
 
 @pytest.mark.slow
@@ -144,8 +153,8 @@ def test_the_other_tabs_show_goals_beams_and_evidence(page: Any, site: tuple[str
     until(
         page, "document.querySelectorAll('.figures td.n').length && document.querySelector('.uplot canvas')"
     )
-    page.wait_for_timeout(800)
-    page.locator("#dvh tbody tr").last.scroll_into_view_if_needed()
+    told(page, app, "dvh")
+    page.locator("#dvh table.cards tbody tr").last.scroll_into_view_if_needed()
     assert "missed" in page.inner_text("#dvh tr.missed")
     page.click("#tabs >> text=Beams")
     until(page, "document.querySelector('#beams dd')?.textContent === '1 of 31'")
@@ -208,10 +217,7 @@ def test_what_was_asked_for_and_not_drawn_is_not_seen(page: Any, site: tuple[str
     page.goto(f"{address}/static/viewer.html?run=one&tab=dvh")
     until(page, "document.querySelector('.uplot canvas')")
     page.evaluate("document.querySelector('.plot').scrollIntoView()")
-    for _ in range(WAIT_MS // 100):
-        if any(s["kind"] == "dvh" for s in app.state.seen):
-            break
-        page.wait_for_timeout(100)
+    told(page, app, "dvh")
     kinds = {s["kind"] for s in app.state.seen}
     assert "dvh" in kinds and "slices" not in kinds, "the images were never in front"
     page.expected.clear()  # what was not given is an error of the network to the browser
