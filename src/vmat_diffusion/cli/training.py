@@ -256,7 +256,9 @@ class ExportWeightsOptions(Facts):
     """What `export-weights` takes."""
 
     run: Annotated[
-        Path, Field(description="Folder of a training."), Option(positional=True, metavar="TRAINING")
+        Path,
+        Field(description="Folder of a training, or a file of weights that gets --calibration."),
+        Option(positional=True, metavar="TRAINING"),
     ]
     out: Annotated[
         Path | None,

@@ -22,9 +22,12 @@ WEIGHTS, KNOWN = "weights.safetensors", "known.json"
 def export_weights(run: Path, file: Path | None = None, calibration: Path | None = None) -> Path:
     """Write the weights of the last checkpoint of a training; `file` None: into its folder.
 
-    `calibration` is the JSON file of a `benchmark openkbp --fit-spread` of these very weights. Raises
-    InputError where it is of others or fitted none.
+    `calibration` is the JSON file of a `benchmark openkbp --fit-spread` of these very weights. `run` may also
+    be a file of weights, which gets the calibration and stays as it is else. Raises InputError where it is of
+    others or fitted none.
     """
+    if run.is_file():
+        return _recalibrated(run, file, calibration)
     from vmat_diffusion.training.checkpoint import CHECKPOINT, load_checkpoint
 
     return export_checkpoint(load_checkpoint(run / CHECKPOINT), run, file or run / WEIGHTS, calibration)
@@ -55,6 +58,19 @@ def export_checkpoint(checkpoint: Checkpoint, run: Path, file: Path, fit: Path |
     known = joined_figures(origin.get("known", {}), _known(run))
     calibration = _calibration(origin, model) if fit is None else _fitted(fit, model)
     described = replace(model.description, known=known, calibration=calibration)
+    return save_model(file, replace(model, description=described))
+
+
+def _recalibrated(weights: Path, file: Path | None, calibration: Path | None) -> Path:
+    from vmat_diffusion.diffusion.model import load_model, save_model
+
+    if file is None or calibration is None:
+        raise InputError(
+            f"{weights.name} is a file of weights, to which a fitted spread alone can be added; give "
+            "--calibration FIT and --out FILE, or name the folder of a training"
+        )
+    model = load_model(weights)
+    described = replace(model.description, calibration=_fitted(calibration, model))
     return save_model(file, replace(model, description=described))
 
 

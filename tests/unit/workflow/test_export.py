@@ -97,6 +97,25 @@ def test_a_fitted_spread_is_taken_from_its_file_and_refused_for_other_weights(tm
         export_weights(run, None, file)
 
 
+def test_a_fitted_spread_is_added_to_a_file_of_weights(tmp_path: Path) -> None:
+    bare = replace(model(), description=replace(model().description, calibration=None))
+    weights, out = save_model(tmp_path / "w.safetensors", bare), tmp_path / "out.safetensors"
+    record = {
+        "weights": {"networks_sha256": bare.networks_sha256()},
+        "settings": {"method": "dpm2", "steps": 8},
+        "calibration": {"fit": {"factor": 2.5, "points_factor": 3.0, "fitted_on": ["pt_201"]}},
+    }
+    file = tmp_path / "fit.json"
+    file.write_text(json.dumps(record))
+    found = load_model(export_weights(weights, out, file))
+    assert found.description.calibration == Calibration(
+        "dpm2", 8, spread=2.5, points=3.0, patients=("pt_201",)
+    )
+    assert found.networks_sha256() == bare.networks_sha256()
+    with pytest.raises(InputError, match="give --calibration FIT and --out FILE"):
+        export_weights(weights, out)
+
+
 def test_a_spread_holds_for_its_sampler_alone(tmp_path: Path) -> None:
     held = load_model(save_model(tmp_path / "w.safetensors", model()))
     assert asdict(held.description.calibration) == asdict(FITTED)
