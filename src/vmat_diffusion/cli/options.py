@@ -31,6 +31,7 @@ _CONFIG, _PROFILE = "config_file", "profile_file"
 _COMPUTING = (
     *(
         "plan",
+        "generate",
         "predict",
         "dose",
         "qa",

@@ -48,6 +48,7 @@ COMMANDS = {
     "inspect": "checking",
     "phantom": "planning",
     "plan": "planning",
+    "generate": "generation",
     "predict": "planning",
     "check": "checking",
     "dvh": "checking",

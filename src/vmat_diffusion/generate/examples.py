@@ -56,9 +56,7 @@ def load_example(file: Path) -> FluenceExample:
             arrays["arc"],
             arrays["gantry_deg"],
         )
-        return FluenceExample(
-            given, arrays["relative"].astype(np.float32), json.loads(str(arrays["record"]))
-        )
+        return FluenceExample(given, arrays["relative"].astype(np.float32), json.loads(str(arrays["record"])))
 
 
 def example_of(

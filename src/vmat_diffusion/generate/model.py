@@ -113,7 +113,9 @@ def load_fluence_model(weights: str | Path = "shipped") -> FluenceModel:
     """
     path = SHIPPED if str(weights) == "shipped" else Path(weights)
     if not path.is_file():
-        raise InputError(f"weights {weights} of the generator do not exist; give 'shipped' or a safetensors file")
+        raise InputError(
+            f"weights {weights} of the generator do not exist; give 'shipped' or a safetensors file"
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

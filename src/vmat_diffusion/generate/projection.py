@@ -84,9 +84,7 @@ def _level_gy(goal: Goal) -> float:
     return float(goal.limit if level is None else level)
 
 
-def volumes_of(
-    case: Case, levels: Mapping[str, float], needs: Mapping[str, tuple[float, float]]
-) -> Volumes:
+def volumes_of(case: Case, levels: Mapping[str, float], needs: Mapping[str, tuple[float, float]]) -> Volumes:
     """What rays of a case pass; `levels` by target, relative to the highest; `needs` by organ."""
     packed = np.zeros((*case.grid.shape, 4), np.uint8)
     for name, level in levels.items():

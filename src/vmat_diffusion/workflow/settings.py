@@ -50,6 +50,15 @@ WeightsName = Annotated[
     Field(description="Weights of the dose model: 'shipped' or a safetensors file."),
     Option(metavar="FILE"),
 ]
+GeneratorName = Annotated[
+    str,
+    Field(description="Weights of the generator of fluence: 'shipped' or a safetensors file."),
+    Option(metavar="FILE"),
+]
+ReverseSteps = Annotated[
+    int,
+    Field(ge=0, le=100, description="Steps of the reverse process; 0 takes the regression."),
+]
 PriorName = Annotated[
     str,
     Field(
@@ -166,6 +175,14 @@ class Search(Calculation):
     uncertainty: Uncertainty = FIRST_LOOK
     prior: PriorName = "goals"
     weights: WeightsName = "shipped"
+    start: Annotated[
+        Literal["search", "generated"],
+        Field(
+            description="Where leaves begin: at fluence maps that are searched for, or at those of a generated "
+            "sample."
+        ),
+    ] = "search"
+    generator: GeneratorName = "shipped"
     arcs: ChosenArcs = None
     search_minutes: SearchMinutes = 5.0
     gate: GateFile = None
@@ -183,7 +200,11 @@ class PlanSettings(Search, TargetReading):
     conditions: Conditions = ()
     candidates: Annotated[
         int,
-        Field(ge=1, le=16, description="Plans to choose from, each for one sample of the predicted dose."),
+        Field(
+            ge=1,
+            le=16,
+            description="Plans to choose from, each for one sample: of the predicted dose, or of the start.",
+        ),
     ] = 1
     arc_start_deg: Annotated[
         Angle | None,

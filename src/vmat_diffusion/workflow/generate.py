@@ -1,0 +1,174 @@
+"""`generate`: plans drawn as samples, the best of them judged and written as `plan` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from vmat_diffusion.case import Case
+from vmat_diffusion.files import write_json, written_whole
+from vmat_diffusion.machine import Machine
+from vmat_diffusion.options import settings
+from vmat_diffusion.progress import Progress
+from vmat_diffusion.workflow.planning.request import plan_settings
+from vmat_diffusion.workflow.planning.result import PlanRun
+from vmat_diffusion.workflow.planning.run import plan_case
+from vmat_diffusion.workflow.planning.run_files import SAMPLES, SAMPLES_RECORD
+from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
+from vmat_diffusion.workflow.reading import TargetReading
+from vmat_diffusion.workflow.settings import (
+    FIRST_LOOK,
+    Calculation,
+    ChosenArcs,
+    Conditions,
+    GateFile,
+    GeneratorName,
+    GoalsName,
+    ReverseSteps,
+    RobustnessAction,
+    Shareable,
+    Uncertainty,
+)
+
+if TYPE_CHECKING:
+    from vmat_diffusion.evaluate.goals import GoalSheet
+    from vmat_diffusion.generate.plans import GeneratedPlans
+    from vmat_diffusion.optimize import Optimized
+
+
+@settings
+class GenerateSettings(Calculation, TargetReading):
+    """What the user chooses for plans as samples."""
+
+    goals: GoalsName
+    conditions: Conditions = ()
+    uncertainty: Uncertainty = FIRST_LOOK
+    generator: GeneratorName = "shipped"
+    samples: Annotated[int, Field(ge=1, le=16, description="Plans to draw; the best is judged.")] = 4
+    reverse_steps: ReverseSteps = 4
+    descents: Annotated[
+        int,
+        Field(
+            ge=0, le=400, description="Evaluations of the plan's objective after each step of the process."
+        ),
+    ] = 10
+    project: Annotated[
+        bool, Field(description="Hold fluence to what leaves deliver after each step of the process.")
+    ] = True
+    leaf_steps: Annotated[
+        int, Field(ge=0, le=300, description="Steps of a short search for leaves on every sample.")
+    ] = 0
+    arcs: ChosenArcs = None
+    gate: GateFile = None
+    robustness: RobustnessAction = None
+    shareable: Shareable = False
+
+
+@dataclass(eq=False)
+class Generator:
+    """Stands in for the optimiser of a planning run: draws plans and returns the best one.
+
+    A correction, which continues a plan, is the optimiser's own. `made` is what was drawn.
+    """
+
+    settings: GenerateSettings
+    made: GeneratedPlans | None = field(default=None)
+
+    def __call__(self, case: Case, sheet: GoalSheet, machine: Machine, **options: Any) -> Optimized:
+        """The best of the samples, or the continued plan."""
+        from vmat_diffusion.generate.model import load_fluence_model
+        from vmat_diffusion.generate.plans import generate_plans
+        from vmat_diffusion.generate.sample import Reverse
+        from vmat_diffusion.optimize import optimize
+
+        if options.get("start") is not None:
+            return optimize(case, sheet, machine, **options)
+        asked = self.settings
+        self.made = generate_plans(
+            case,
+            sheet,
+            machine,
+            load_fluence_model(asked.generator),
+            samples=asked.samples,
+            reverse=Reverse(asked.reverse_steps, asked.descents, asked.project),
+            leaf_steps=asked.leaf_steps,
+            settings=options["settings"],
+            finalize=options["finalize"],
+            progress=options["progress"],
+        )
+        return self.made.chosen
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateRun:
+    """The run of the best sample, as `plan` makes it, and all samples."""
+
+    run: PlanRun
+    made: GeneratedPlans
+
+    def summary(self) -> dict[str, Any]:
+        """The object that `generate --json` prints."""
+        return {**self.run.summary(), **samples_record(self.made)}
+
+
+def samples_record(made: GeneratedPlans) -> dict[str, Any]:
+    """The samples in order of rank, how far they differ, and what is unusual about the case."""
+    return {
+        "samples": [sample.record() for sample in made.samples],
+        "diversity_gy": round(made.diversity_gy, 3),
+        "unusual": list(made.warnings),
+        "generate_seconds": dict(made.seconds),
+    }
+
+
+def generate_case(
+    case_folder: Path,
+    out: Path,
+    settings: GenerateSettings,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> GenerateRun:
+    """Draw plans for the case in a DICOM folder, judge the best, and write it as `plan_case` does.
+
+    Beside its files the doses of all samples are written on coarse voxels, with their record. Raises
+    InputError where the input, the settings, the weights or the folder `out` cannot be used.
+    """
+    from vmat_diffusion.generate.model import load_fluence_model
+
+    load_fluence_model(settings.generator)  # wrong weights are refused before anything is read
+    own = {"generator", "samples", "reverse_steps", "descents", "project", "leaf_steps"}
+    given = {name: value for name, value in vars(settings).items() if name not in own and value is not None}
+    generator = Generator(settings)
+    asked = replace(plan_settings(**given), yardstick="never")
+    run = plan_case(
+        case_folder,
+        out,
+        asked,
+        overwrite=overwrite,
+        tools=PlanningTools(optimizer=generator),
+        progress=progress,
+    )
+    assert generator.made is not None
+    files = _write_samples(out.resolve(), generator.made)
+    return GenerateRun(replace(run, files=(*run.files, *files)), generator.made)
+
+
+def _write_samples(out: Path, made: GeneratedPlans) -> tuple[Path, ...]:
+    """Doses of all samples in Gy, best first, with their spread, and the record of all."""
+    grid = made.samples[0].dose.grid
+    with written_whole(out / SAMPLES) as part, part.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            gy=np.stack([s.dose.gy for s in made.samples]).astype(np.float16),
+            spread_gy=made.spread_gy.astype(np.float16),
+            number=np.array([s.number for s in made.samples]),
+            spacing_mm=np.asarray(grid.spacing_mm),
+            origin_mm=np.asarray(grid.origin_mm),
+        )
+    write_json(out / SAMPLES_RECORD, samples_record(made))
+    return out / SAMPLES, out / SAMPLES_RECORD
