@@ -30,8 +30,8 @@ def generate(options: GenerateOptions) -> None:
     """Draw plans as samples, rank them by the goals, judge the best and write it as `plan` does.
 
     Research: the samples are plans without a search for leaves unless --leaf-steps says so. Every plan is
-    deliverable; the best is recomputed by Monte Carlo, and without a passed verdict there is no RP.dcm and the
-    exit code is 1.
+    deliverable; the best is recomputed by Monte Carlo, and without a passed verdict there is no RP.dcm and
+    the exit code is 1.
     """
     from vmat_diffusion.workflow.generate import generate_case
 

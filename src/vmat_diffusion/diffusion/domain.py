@@ -158,7 +158,7 @@ def domain_figures(cases: Iterable[TrainingCase], encoding: Encoding) -> dict[st
 
 
 def known_rows(names: Sequence[str], table: NDArray, least: NDArray) -> dict[str, Any]:
-    """What is kept of `table[cases, names]`: mean, inverse covariance, range, and the distance of 99 % of cases.
+    """What is kept of `table[cases, names]`: mean, inverse covariance, range, distance of 99 % of the cases.
 
     That distance is each case's from the others. `least[names]` are the spreads that count at the least.
     """

@@ -14,8 +14,8 @@ from vmat_diffusion.geometry import beam_axes
 from vmat_diffusion.optimize.fluence_map import FluenceProblem, Sectors, columns_over_jaws
 from vmat_diffusion.optimize.preparation import Prepared
 
-#: What each bixel has besides its ray, in this order. Gradients are those of the objective at uniform fluence,
-#: against it: positive where more fluence helps.
+# What each bixel has besides its ray, in this order. Pulls are the objective's gradients at uniform fluence,
+# with the other sign: positive where more fluence helps.
 BIXEL_FEATURES = (
     "open",  # 1 for a bixel that may carry fluence
     "row_width",  # in units of 10 mm

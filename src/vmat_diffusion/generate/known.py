@@ -36,14 +36,12 @@ def fluence_warnings(given: FluenceInput, model: FluenceModel) -> tuple[str, ...
     """Sentences on how a planning problem differs from all that the generator has learnt from."""
     known = model.description.known
     if not known:
-        return (
-            "the weights do not say from which plans they were made, so nothing is known of their domain",
-        )
+        return ("the weights do not say from which plans they were made: their domain is not known",)
     figures = plan_figures(given)
     distance = distance_of(np.array([figures[n] for n in known["features"]]), known)
     if distance <= known["limit"]:
         return ()
     return (
-        f"in the beam's-eye view the case is {distance:.1f} away from the {known['cases']} training plans, of "
-        f"which 99 % are at most {known['limit']:.1f} from the others",
+        f"in the beam's-eye view the case is {distance:.1f} away from the {known['cases']} training plans, "
+        f"of which 99 % are at most {known['limit']:.1f} from the others",
     )

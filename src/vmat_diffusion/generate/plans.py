@@ -73,7 +73,7 @@ class PlanSample:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedPlans:
-    """All samples, the best first, the chosen one as the optimiser returns a plan, and the domain's warnings."""
+    """All samples, the best first, the best as the optimiser returns a plan, and the domain's warnings."""
 
     samples: tuple[PlanSample, ...]
     chosen: Optimized

@@ -29,7 +29,7 @@ _BY_PRIORITY, _LEAST_NEED = (1.0, 0.7, 0.4), 0.05
 # Steps of a stored byte: levels and needs in hundredths, density in hundredths of water.
 _BYTE = 100.0
 
-#: What each ray has, in this order. Lengths in units of 100 mm of geometric path.
+# What each ray has, in this order. Lengths in units of 100 mm of geometric path.
 RAY_FEATURES = (
     "top_level",  # length in targets of the highest level
     "lower_levels",  # length in targets of lower levels

@@ -48,8 +48,8 @@ class Reverse:
     def __post_init__(self) -> None:
         if not 0 <= self.steps <= 100 or self.descents < 0:
             raise InputError(
-                f"{self.steps} steps of {self.descents} evaluations cannot be drawn; give 0 to 100 steps and 0 "
-                "evaluations or more"
+                f"{self.steps} steps of {self.descents} evaluations cannot be drawn; give 0 to 100 steps and "
+                "0 evaluations or more"
             )
 
 

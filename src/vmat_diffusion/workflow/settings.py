@@ -178,8 +178,8 @@ class Search(Calculation):
     start: Annotated[
         Literal["search", "generated"],
         Field(
-            description="Where leaves begin: at fluence maps that are searched for, or at those of a generated "
-            "sample."
+            description="Where leaves begin: at fluence maps that are searched for, or at those of a "
+            "generated sample."
         ),
     ] = "search"
     generator: GeneratorName = "shipped"

@@ -1,7 +1,7 @@
 """`simulate --maps`: fluence maps of the planner with what the generator sees of the case, one file a plan.
 
-Only the first stage of planning: no leaves are searched for. One process, one plan after the other; a run that
-was ended goes on where it stopped, as a file appears whole or not at all.
+Only the first stage of planning: no leaves are searched for. One process, one plan after the other. A run
+that was ended goes on where it stopped, as a file appears whole or not at all.
 """
 
 from __future__ import annotations
