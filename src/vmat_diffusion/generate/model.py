@@ -66,7 +66,7 @@ class FluenceModel:
         return out
 
     def state(self, relative: NDArray, given: FluenceInput) -> Tensor:
-        """The state of the process `[sectors, 1, rows, columns]` of a relative fluence, 0 where none is open."""
+        """The state of the process `[sectors, 1, rows, columns]` of a relative fluence, 0 where closed."""
         unit = (relative - self.description.middle) / self.description.spread * given.open_bixels
         return torch.as_tensor(unit, dtype=torch.float32)[:, None]
 

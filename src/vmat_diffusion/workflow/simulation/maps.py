@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.settings import Simulation
 from vmat_diffusion.workflow.simulation.plans import PatientSource, draw_plan_variation, require_plannable
+
+if TYPE_CHECKING:
+    from vmat_diffusion.optimize.preparation import PlanningTask
 
 # Share of the planner's points, and evaluations of the objective: a map is one of hundreds.
 _SHARE, _EVALUATIONS = 0.15, 120
@@ -40,18 +43,22 @@ def simulate_maps(
     settings: Simulation,
     *,
     maps_per_case: int = 1,
+    minutes: float | None = None,
     progress: Progress = silent,
 ) -> tuple[Path, ...]:
     """Write the maps of every patient into `out`, the first of all patients first; returns the files.
 
-    What is there already is kept. A patient that cannot be planned is named in the progress and left out.
+    What is there already is kept. No plan is begun after so many `minutes`. A patient that cannot be planned
+    is named in the progress and left out.
     """
     machine = load_machine(settings.machine)
     machine.require_beam()
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(patient, number) for number in range(1, maps_per_case + 1) for patient in patients]
-    files = []
+    files, begun = [], time.perf_counter()
     for done, (patient, number) in enumerate(jobs):
+        if minutes is not None and time.perf_counter() - begun > 60 * minutes:
+            break
         name = f"{patient.id}_m{number:02d}"
         file = out / f"{name}{SUFFIX}"
         if not file.exists():
@@ -71,6 +78,14 @@ def simulate_maps(
 
 def made_example(patient: PatientSource, name: str, settings: Simulation, machine: Machine) -> FluenceExample:
     """The maps of one patient under goals and arcs drawn from the seed and the name alone."""
+    task, record = maps_task(patient, name, settings, machine)
+    return example_of(task, record, share=_SHARE, evaluations=_EVALUATIONS)
+
+
+def maps_task(
+    patient: PatientSource, name: str, settings: Simulation, machine: Machine
+) -> tuple[PlanningTask, dict[str, Any]]:
+    """What is planned under a name, with goals, arcs and limits as drawn, and the record of the plan."""
     from vmat_diffusion.dataset.variation import apply_variation
     from vmat_diffusion.optimize.delivery import with_delivery
     from vmat_diffusion.optimize.preparation import PlanningTask, TimeLimit
@@ -115,7 +130,7 @@ def made_example(patient: PatientSource, name: str, settings: Simulation, machin
         "machine": machine.name,
         "version": __version__,
     }
-    return example_of(task, record, share=_SHARE, evaluations=_EVALUATIONS)
+    return task, record
 
 
 def example_files(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
