@@ -29,6 +29,8 @@ from vmat_diffusion.progress import Progress, silent
 
 # A feature that hardly varies among open bixels is not blown up.
 _LEAST_SCALE = 0.05
+# Steps in which the rate rises to its full value.
+_WARM_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -83,62 +85,81 @@ def train_fluence(
     """
     if len(examples) < 2:
         raise InputError(f"{len(examples)} plans are too few to train on; make more maps")
+    state = _State.at(checkpoint, settings)
     description = described(examples, settings.size)
-    torch.manual_seed(settings.seed)
-    net = FluenceNet(len(FEATURES), settings.size)
-    average = FluenceNet(len(FEATURES), settings.size)
-    average.load_state_dict(net.state_dict())
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.decay)
-    first = 0
-    if checkpoint.is_file():
+    trained, model = (FluenceModel(description, net) for net in (state.net, state.average))
+    started, losses = time.monotonic(), []
+    for step in range(state.step, settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        example = flipped(examples[int(rng.integers(len(examples)))], *(rng.random(2) < 0.5))
+        losses.append(state.stepped(_loss(trained, example, settings, rng), settings))
+        ended = minutes is not None and time.monotonic() - started > 60 * minutes
+        if state.step % report_every == 0 or state.step == settings.steps or ended:
+            errors = validation_errors(model, validation)
+            found = "".join(f", {name} {value:.4f}" for name, value in errors.items())
+            note = f"step {state.step}, loss {np.mean(losses[-report_every:]):.4f}{found}"
+            progress("train", state.step / settings.steps, note)
+            state.save(checkpoint, settings)
+        if ended:
+            break
+    state.average.eval().requires_grad_(False)
+    return model
+
+
+@dataclass(eq=False)
+class _State:
+    """A network in training, its running average, and the optimiser."""
+
+    net: FluenceNet
+    average: FluenceNet
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def at(cls, checkpoint: Path, settings: FluenceTraining) -> _State:
+        """The state of a checkpoint, or a new one where there is none."""
+        torch.manual_seed(settings.seed)
+        net, average = (FluenceNet(len(FEATURES), settings.size) for _ in range(2))
+        average.load_state_dict(net.state_dict())
+        optimizer = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.decay)
+        if not checkpoint.is_file():
+            return cls(net, average, optimizer)
         kept = torch.load(checkpoint, weights_only=True)
         if kept["settings"] != asdict(settings):
             raise InputError(f"{checkpoint.name} is of other settings; name another file or remove it")
         net.load_state_dict(kept["net"])
         average.load_state_dict(kept["average"])
         optimizer.load_state_dict(kept["optimizer"])
-        first = int(kept["step"])
-    started, losses = time.monotonic(), []
-    model = FluenceModel(description, average)
-    for step in range(first, settings.steps):
-        rng = np.random.default_rng([settings.seed, step])
-        done = step / settings.steps
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
-        example = flipped(examples[int(rng.integers(len(examples)))], *(rng.random(2) < 0.5))
-        loss = _loss(FluenceModel(description, net), example, settings, rng)
-        optimizer.zero_grad()
+        return cls(net, average, optimizer, int(kept["step"]))
+
+    def save(self, checkpoint: Path, settings: FluenceTraining) -> None:
+        """Write the checkpoint."""
+        kept = {
+            "settings": asdict(settings),
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with written_whole(checkpoint) as part:
+            torch.save(kept, part)
+
+    def stepped(self, loss: Tensor, settings: FluenceTraining) -> float:
+        """One step down the gradient of a loss, which is returned; the rate rises, then falls as a cosine."""
+        done = self.step / settings.steps
+        warm = min(1.0, (self.step + 1) / _WARM_STEPS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate * warm * 0.5 * (1 + np.cos(np.pi * done))
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        keep = min(settings.ema, (step + 1) / (step + 10))
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        keep = min(settings.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+            for mean, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
-        last = step + 1 == settings.steps
-        ended = minutes is not None and time.monotonic() - started > 60 * minutes
-        if (step + 1) % report_every == 0 or last or ended:
-            errors = validation_errors(model, validation)
-            progress(
-                "train",
-                (step + 1) / settings.steps,
-                f"step {step + 1}, loss {np.mean(losses[-report_every:]):.4f}"
-                + "".join(f", {name} {value:.4f}" for name, value in errors.items()),
-            )
-            state = {
-                "settings": asdict(settings),
-                "step": step + 1,
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            with written_whole(checkpoint) as part:
-                torch.save(state, part)
-        if ended:
-            break
-    average.eval().requires_grad_(False)
-    return model
+        self.step += 1
+        return float(loss.detach())
 
 
 def flipped(example: FluenceExample, along: bool, across: bool) -> FluenceExample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,7 +142,12 @@ def generate_case(
 
     load_fluence_model(settings.generator)  # wrong weights are refused before anything is read
     own = {"generator", "samples", "reverse_steps", "descents", "project", "leaf_steps"}
-    given = {name: value for name, value in vars(settings).items() if name not in own and value is not None}
+    # What is as by default is left to the goal sheet.
+    given = {
+        f.name: getattr(settings, f.name)
+        for f in fields(settings)
+        if f.name not in own and getattr(settings, f.name) != f.default
+    }
     generator = Generator(settings)
     asked = replace(plan_settings(**given), yardstick="never")
     run = plan_case(
