@@ -131,12 +131,13 @@ def generate_case(
     settings: GenerateSettings,
     *,
     overwrite: bool = False,
+    tools: PlanningTools | None = None,
     progress: Progress | None = None,
 ) -> GenerateRun:
     """Draw plans for the case in a DICOM folder, judge the best, and write it as `plan_case` does.
 
-    Beside its files the doses of all samples are written on coarse voxels, with their record. Raises
-    InputError where the input, the settings, the weights or the folder `out` cannot be used.
+    Beside its files the doses of all samples are written on coarse voxels, with their record. Of `tools` the
+    optimiser is not used. Raises InputError where the input, the settings, the weights or the folder `out` cannot be used.
     """
     from vmat_diffusion.generate.model import load_fluence_model
 
@@ -155,7 +156,7 @@ def generate_case(
         out,
         asked,
         overwrite=overwrite,
-        tools=PlanningTools(optimizer=generator),
+        tools=replace(tools or PlanningTools(), optimizer=generator),
         progress=progress,
     )
     assert generator.made is not None

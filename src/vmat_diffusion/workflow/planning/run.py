@@ -142,7 +142,7 @@ def plan_case(
         }
         runs = [planning_run(task, one, clock, before=before, origin=origin) for one in judged]
         chosen, candidates = _choose(runs)
-        if len(runs) > 1:
+        if len(prior.doses) > 1 or (settings.start == "generated" and settings.candidates > 1):
             runs = [replace(run, candidates=candidates) for run in runs]
         best = runs[chosen]
         ideal = measure(task, best.judged, best.results, arcs_chosen, clock=clock, tools=tools)
