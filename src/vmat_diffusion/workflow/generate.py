@@ -137,7 +137,8 @@ def generate_case(
     """Draw plans for the case in a DICOM folder, judge the best, and write it as `plan_case` does.
 
     Beside its files the doses of all samples are written on coarse voxels, with their record. Of `tools` the
-    optimiser is not used. Raises InputError where the input, the settings, the weights or the folder `out` cannot be used.
+    optimiser is not used. Raises InputError where the input, the settings, the weights or the folder `out`
+    cannot be used.
     """
     from vmat_diffusion.generate.model import load_fluence_model
 
