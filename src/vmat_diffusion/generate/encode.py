@@ -32,8 +32,8 @@ BIXEL_FEATURES = (
 FEATURES = (*RAY_FEATURES, *BIXEL_FEATURES)
 _NO_MU_LIMIT, _MU_PER_GY = 2.0, 300.0
 _MANY_SECTORS, _SECTOR_DEG = 16.0, 45.0
-# Gradients beyond this many times their root mean square are cut: a few bixels would set the scale.
-_LARGEST_PULL = 6.0
+# Gradients range over decades: their square roots are features, cut at this many root mean squares.
+_LARGEST_PULL = 36.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,8 @@ def encode_fluence(prepared: Prepared, sectors: Sectors, problem: FluenceProblem
 def _pulls(problem: FluenceProblem) -> tuple[NDArray[np.float32], ...]:
     """Gradients at uniform fluence by targets, tissue and organs, and the dose of the highest target.
 
-    The first three have one scale, so that what lies far from its goals pulls more; the last is relative to
-    its mean over open bixels.
+    The first three have one scale, so that what lies far from its goals pulls more, and are signed square
+    roots; the last is relative to its mean over open bixels.
     """
     objective = problem.objective
     mu = torch.as_tensor(problem.open_bixels).float() * problem.uniform_mu
@@ -130,6 +130,11 @@ def _pulls(problem: FluenceProblem) -> tuple[NDArray[np.float32], ...]:
     scale = np.sqrt(np.mean([np.square(p[problem.open_bixels]).mean() for p in pulls])) + 1e-20
     level = back(objective.highest_level(at))
     return (
-        *(np.clip(p / scale, -_LARGEST_PULL, _LARGEST_PULL).astype(np.float32) for p in pulls),
+        *(_root(p / scale) for p in pulls),
         (level / (level[problem.open_bixels].mean() + 1e-20)).astype(np.float32),
     )
+
+
+def _root(pull: NDArray) -> NDArray[np.float32]:
+    """The signed square root of a gradient in units of its scale."""
+    return (np.sign(pull) * np.sqrt(np.minimum(np.abs(pull), _LARGEST_PULL))).astype(np.float32)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from vmat_diffusion.optimize.preparation import PlanningTask
 
 # Share of the planner's points, and evaluations of the objective: a map is one of hundreds.
-_SHARE, _EVALUATIONS = 0.15, 120
+_SHARE, _EVALUATIONS = 0.15, 240
+# The network sees one sector and its neighbours, so that more arcs than this teach it little.
+_MOST_ARCS = 2
 # Voxels of the rays: the maps do not see finer ones.
 _GRID_MM = 4.0
 # So many plans have no limit of MU.
@@ -94,6 +96,8 @@ def maps_task(
     base = patient.read(settings.spacing_mm)
     require_plannable(base, without_ct=True)
     variation = draw_plan_variation(base.case, name, settings.seed, machine, conditions=settings.conditions)
+    arcs, angles = min(variation.arcs, _MOST_ARCS), variation.collimator_deg
+    variation = replace(variation, arcs=arcs, collimator_deg=None if angles is None else angles[:arcs])
     case, sheet = apply_variation(variation, replace(base.case, reference_dose=None))
     defaults = default_delivery(sheet.site, stereotactic=sheet.stereotactic)
     without = np.random.default_rng(variation.seed).random() < _WITHOUT_LIMIT
