@@ -1,11 +1,11 @@
-"""The generator of fluence: its data, its training, and its starts against others in equal evaluations.
+"""The generator of fluence: its data, and its starts against others in equal evaluations.
 
     python benchmarks/generator.py maps DATA OUT [--synthetic 100] [--minutes 60]
-    python benchmarks/generator.py train MAPS WEIGHTS [--steps 3000] [--minutes 60] [--plans 50]
+    vmat-diffusion train-generator OUT -o WEIGHTS
     python benchmarks/generator.py compare DATA MAPS [--cases pt_201 ...] [--weights FILE] [--plans]
 
-DATA is a data set folder as `import openkbp` writes it, MAPS what `maps` has made. Patients 201 to 240 and
-synthetic ones whose seed ends in 9 are kept out of the training. `compare` makes the maps of each case by
+DATA is a data set folder as `import openkbp` writes it, MAPS what `maps` has made, patients of
+the data and synthetic ones in turn. `compare` makes the maps of each case by
 several ways and goes on from each with the planner's own L-BFGS; all are judged by one objective, with the
 weights at which the planner's full search ended. `--plans` also searches leaves from three of the starts.
 All parts go on where they were ended.
@@ -31,9 +31,9 @@ from vmat_diffusion.evaluate.complexity import complexity
 from vmat_diffusion.evaluate.goals import evaluate
 from vmat_diffusion.evaluate.ranking import goal_score
 from vmat_diffusion.generate.encode import FluenceInput
-from vmat_diffusion.generate.examples import FluenceExample, load_example
+from vmat_diffusion.generate.examples import FluenceExample
 from vmat_diffusion.generate.known import fluence_warnings
-from vmat_diffusion.generate.model import FluenceModel, load_fluence_model, save_fluence_model
+from vmat_diffusion.generate.model import FluenceModel, load_fluence_model
 from vmat_diffusion.generate.sample import FluenceTask, GeneratedMaps, Reverse, draw_sample, regression
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import optimize
@@ -41,29 +41,17 @@ from vmat_diffusion.optimize.fluence_map import optimize_fluence
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.preparation import prepare
 from vmat_diffusion.plan import violations
-from vmat_diffusion.training.fluence import FluenceTraining, card_of, train_fluence, validation_errors
 from vmat_diffusion.workflow.settings import Simulation
-from vmat_diffusion.workflow.simulation.maps import (
-    example_files,
-    maps_task,
-    simulate_maps,
-)
+from vmat_diffusion.workflow.simulation.maps import maps_task, simulate_maps
 from vmat_diffusion.workflow.simulation.plans import PatientSource, patients_of, synthetic_patients
+from vmat_diffusion.workflow.train_generator import split_examples
 
-VALIDATION = range(201, 241)
-# The first seed of synthetic patients; those whose number ends in 9 are for validation.
+# The first seed of synthetic patients.
 FIRST_SEED = 1000
 SPACING_MM = (4.0, 4.0, 4.0)
 # Bixels of the library that the look-up holds, and so many nearest ones are averaged.
 LIBRARY, NEAREST = 60_000, 8
 EVALUATIONS, REFERENCE = (0, 10, 50, 120), 400
-
-
-def kept_out(record: dict[str, Any]) -> bool:
-    """Whether a plan is of a patient that the training never sees."""
-    words = str(record["patient"]).split("_")
-    number = int(words[-1])
-    return number % 10 == 9 if words[0] == "synthetic" else number in VALIDATION
 
 
 def maps(asked: argparse.Namespace) -> None:
@@ -78,34 +66,6 @@ def maps(asked: argparse.Namespace) -> None:
             jobs.append(made)
     settings = Simulation(seed=0, spacing_mm=SPACING_MM)
     simulate_maps(jobs, asked.out, settings, maps_per_case=3, progress=_tell, minutes=asked.minutes)
-
-
-def train(asked: argparse.Namespace) -> None:
-    """Train on all maps but those kept out."""
-    learnt, held = split(asked.maps, asked.plans)
-    settings = FluenceTraining(steps=asked.steps)
-    print(f"{len(learnt)} plans to learn from, {len(held)} kept out", flush=True)
-    model = train_fluence(
-        learnt,
-        settings,
-        asked.weights.with_suffix(".checkpoint"),
-        validation=held,
-        minutes=asked.minutes,
-        progress=_tell,
-    )
-    errors = {name: round(value, 4) for name, value in validation_errors(model, held).items()}
-    card = card_of(learnt, settings, validation={"plans": len(held), **errors}, date=today())
-    described = replace(model.description, card=card)
-    print(save_fluence_model(asked.weights, replace(model, description=described)), errors)
-
-
-def split(folder: Path, most: int | None = None) -> tuple[list[FluenceExample], list[FluenceExample]]:
-    """The plans to learn from, at most so many, and those kept out."""
-    learnt, held = [], []
-    for file, record in example_files(folder):
-        (held if kept_out(record) else learnt).append(load_example(file))
-    order = np.random.default_rng(0).permutation(len(learnt))
-    return [learnt[k] for k in order[:most]], held
 
 
 class Library:
@@ -131,7 +91,7 @@ class Library:
 def compare(asked: argparse.Namespace) -> None:
     """One row for each case: objective of each start after some evaluations, and its seconds."""
     model = load_fluence_model(asked.weights)
-    learnt, _ = split(asked.maps)
+    learnt, _ = split_examples(asked.maps)
     library = Library(learnt, model)
     file = asked.out or file_of("generator")
     found = load_file(file) or {"cases": {}}
@@ -240,13 +200,6 @@ def main() -> None:
     one.add_argument("--synthetic", type=int, default=100)
     one.add_argument("--minutes", type=float)
     one.set_defaults(run=maps)
-    one = parts.add_parser("train")
-    one.add_argument("maps", type=Path)
-    one.add_argument("weights", type=Path)
-    one.add_argument("--steps", type=int, default=3000)
-    one.add_argument("--minutes", type=float)
-    one.add_argument("--plans", type=int)
-    one.set_defaults(run=train)
     one = parts.add_parser("compare")
     one.add_argument("data", type=Path)
     one.add_argument("maps", type=Path)

@@ -1,17 +1,20 @@
-"""The command that draws plans as samples."""
+"""The commands that draw plans as samples, and train what draws them."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
 from vmat_diffusion.cli.display import run_text, show, table, work_shown
-from vmat_diffusion.cli.fields import CaseFolder, OutFolder, Overwrite, Working
+from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, OutFolder, Overwrite, Working
 from vmat_diffusion.cli.options import part
-from vmat_diffusion.options import settings
+from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.generate import GenerateSettings
+from vmat_diffusion.workflow.settings import Seed
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.generate import GenerateRun
@@ -64,3 +67,43 @@ def _generated_text(done: GenerateRun) -> str:
         parts.append(f"Doses of the samples differ by {done.made.diversity_gy:.2f} Gy (standard deviation)")
     parts += [f"Unusual for the generator: {sentence}" for sentence in done.made.warnings]
     return "\n\n".join(parts)
+
+
+@settings
+class TrainGeneratorOptions(Working):
+    """What `train-generator` takes."""
+
+    maps: Annotated[
+        Path,
+        Field(description="Folder of the maps, as simulate --maps makes them."),
+        Option(positional=True, metavar="MAPS"),
+    ]
+    out: Annotated[Path, Field(description="Where to write: the file of the weights."), TO_FILE]
+    steps: Annotated[int, Field(ge=1, le=1_000_000, description="Steps of training, one plan each.")] = 3000
+    minutes: Annotated[
+        float | None,
+        Field(gt=0, description="Training pauses after this time, minutes; the same command goes on."),
+    ] = None
+    plans: Annotated[int | None, Field(ge=2, description="Learn from so many plans at the most.")] = None
+    seed: Seed = 0
+
+
+def train_generator(options: TrainGeneratorOptions) -> None:
+    """Train the network that draws plans on fluence maps; goes on from the checkpoint beside the weights.
+
+    OpenKBP's validation and test patients and every tenth synthetic patient are kept out and give the error.
+    """
+    from vmat_diffusion.workflow.train_generator import train_generator as run
+
+    with work_shown(options) as progress:
+        card = run(
+            options.maps,
+            options.out,
+            steps=options.steps,
+            seed=options.seed,
+            minutes=options.minutes,
+            plans=options.plans,
+            progress=progress,
+        )
+    text = f"{card['plans']} plans, kept out: {card['validation']}\n{options.out}"
+    show(json.dumps(card) if options.json else text)

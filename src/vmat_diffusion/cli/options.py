@@ -32,6 +32,7 @@ _COMPUTING = (
     *(
         "plan",
         "generate",
+        "train-generator",
         "predict",
         "dose",
         "qa",

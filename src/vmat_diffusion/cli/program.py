@@ -49,6 +49,7 @@ COMMANDS = {
     "phantom": "planning",
     "plan": "planning",
     "generate": "generation",
+    "train-generator": "generation",
     "predict": "planning",
     "check": "checking",
     "dvh": "checking",

@@ -66,6 +66,13 @@ class SimulateOptions(Simulation, ClusterOptions, Working):
             "dose, in place of plans."
         ),
     ] = False
+    maps: Annotated[
+        bool,
+        Field(
+            description="Make fluence maps for train-generator, the first stage of planning alone, in this "
+            "process, in place of plans; what is there is kept."
+        ),
+    ] = False
     spacing_mm: Annotated[
         tuple[VoxelMm, VoxelMm, VoxelMm] | None,
         Field(
@@ -89,6 +96,9 @@ def simulate(options: SimulateOptions) -> None:
         raise InputError("--spacing-mm is for synthetic patients; cases keep their own grid, leave it out")
     where = options.where()
     patients = _patients(options)
+    if options.maps:
+        _simulate_maps(options, patients, Simulation(**asked))
+        return
     with work_shown(options) as progress:
         if options.doses:
             from vmat_diffusion.workflow.simulation.doses import simulate_doses
@@ -115,6 +125,19 @@ def simulate(options: SimulateOptions) -> None:
                 progress=progress,
             )
     show(json.dumps(done.summary()) if options.json else _simulated_text(done, doses=options.doses))
+
+
+def _simulate_maps(options: SimulateOptions, patients: tuple[PatientSource, ...], asked: Simulation) -> None:
+    from vmat_diffusion.workflow.simulation.maps import simulate_maps
+
+    if options.doses:
+        raise InputError("--maps and --doses are two kinds of data; give one of them")
+    with work_shown(options) as progress:
+        files = simulate_maps(
+            patients, options.out, asked, maps_per_case=options.plans_per_case, progress=progress
+        )
+    found = {"out": str(options.out), "maps": len(files)}
+    show(json.dumps(found) if options.json else f"{len(files)} plans' maps in {options.out}")
 
 
 def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
