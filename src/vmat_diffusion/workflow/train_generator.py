@@ -61,7 +61,10 @@ def kept_out(record: Mapping[str, Any]) -> bool:
 
     Those are OpenKBP's patients outside its training split, and every tenth synthetic patient.
     """
-    kind, *_, number = str(record["patient"]).split("_")
+    words = str(record["patient"]).split("_")
+    kind, number = words[0], words[-1]
+    if not number.isdecimal():
+        return False
     if kind == "synthetic":
         return int(number) % 10 == 9
     return kind == "openkbp" and int(number) not in SPLIT_NUMBERS["train"]
