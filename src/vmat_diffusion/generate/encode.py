@@ -119,7 +119,9 @@ def _pulls(problem: FluenceProblem) -> tuple[NDArray[np.float32], ...]:
             groups["organs"] = groups["organs"] + part
 
     def back(value: Tensor) -> NDArray[np.float32]:
-        (by_dose,) = torch.autograd.grad(value, at, allow_unused=True, materialize_grads=True)
+        (by_dose,) = torch.autograd.grad(
+            value, at, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         (by_mu,) = torch.autograd.grad(dose, mu, by_dose, retain_graph=True)
         return by_mu.numpy() * problem.open_bixels
 

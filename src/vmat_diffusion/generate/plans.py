@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Case, Dose
 from vmat_diffusion.dose.tissue import dose_grid
-from vmat_diffusion.evaluate.goals import GoalSheet, evaluate, normalization_gy
+from vmat_diffusion.evaluate.goals import GoalSheet, evaluate
 from vmat_diffusion.evaluate.ranking import GoalScore, goal_score
 from vmat_diffusion.generate.deliver import swept
 from vmat_diffusion.generate.known import fluence_warnings
@@ -29,6 +29,7 @@ from vmat_diffusion.optimize.aperture_stages import (
 )
 from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.optimize.fluence_map import first_apertures, fluence_record
+from vmat_diffusion.optimize.normalization import normalized
 from vmat_diffusion.optimize.planner import finish
 from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, TimeLimit, prepare
 from vmat_diffusion.optimize.result import Optimized, Settings
@@ -78,6 +79,7 @@ class GeneratedPlans:
     samples: tuple[PlanSample, ...]
     chosen: Optimized
     warnings: tuple[str, ...]
+    model: str
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -150,6 +152,7 @@ def generate_plans(
         ranked,
         replace(chosen, seconds={"dose": rounded["dose"]}),
         fluence_warnings(fluence_task.given, model),
+        model.name,
         rounded,
     )
 
@@ -176,13 +179,16 @@ def _plan_sample(
     prepared: Prepared, number: int, state: SearchState, fluence: FluenceSample, begun: float
 ) -> PlanSample:
     """A state as a plan with its dose on coarse voxels, scaled to the sheet's normalisation."""
-    task = prepared.task
-    plan = at_pace_of_leaves(prepared.plan(state.points, state.apertures), task.machine.limits)
-    dose = prepared.full_dose(plan, dose_grid(task.case, _RANKING_MM))
-    now = normalization_gy(dose, task.case, task.sheet)
-    factor = task.sheet.normalization.gy / now if now > 0 else 1.0
-    dose = replace(dose, gy=(dose.gy * np.float32(factor)).astype(np.float32))
-    plan = replace(plan, arcs=tuple(replace(arc, mu=arc.mu * factor) for arc in plan.arcs))
+    task, limits = prepared.task, prepared.task.machine.limits
+    grid = dose_grid(task.case, _RANKING_MM)
+    plan, dose = normalized(
+        at_pace_of_leaves(prepared.plan(state.points, state.apertures), limits),
+        lambda plan: prepared.full_dose(plan, grid),
+        task.case,
+        task.sheet,
+        limits,
+        finalize=lambda plan: at_pace_of_leaves(plan, limits),
+    )
     return PlanSample(
         number,
         state,

@@ -118,6 +118,7 @@ class GenerateRun:
 def samples_record(made: GeneratedPlans) -> dict[str, Any]:
     """The samples in order of rank, how far they differ, and what is unusual about the case."""
     return {
+        "generator": made.model,
         "samples": [sample.record() for sample in made.samples],
         "diversity_gy": round(made.diversity_gy, 3),
         "unusual": list(made.warnings),
