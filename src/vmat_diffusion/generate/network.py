@@ -18,8 +18,8 @@ _GROUPS = 8
 class FluenceSize:
     """Channels at full and half resolution and of the embedding of time; residual blocks at each."""
 
-    channels: int = 32
-    deep_channels: int = 64
+    channels: int = 16
+    deep_channels: int = 32
     embedding: int = 32
     blocks: int = 2
 
