@@ -13,8 +13,7 @@ from vmat_diffusion.cli.display import run_text, show, table, work_shown
 from vmat_diffusion.cli.fields import TO_FILE, CaseFolder, OutFolder, Overwrite, Working
 from vmat_diffusion.cli.options import part
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.generate import GenerateSettings
-from vmat_diffusion.workflow.settings import Seed
+from vmat_diffusion.workflow.settings import GenerateSettings, Seed
 
 if TYPE_CHECKING:
     from vmat_diffusion.workflow.generate import GenerateRun
@@ -79,7 +78,9 @@ class TrainGeneratorOptions(Working):
         Option(positional=True, metavar="MAPS"),
     ]
     out: Annotated[Path, Field(description="Where to write: the file of the weights."), TO_FILE]
-    steps: Annotated[int, Field(ge=1, le=1_000_000, description="Steps of training, one plan each.")] = 3000
+    iterations: Annotated[int, Field(ge=1, le=1_000_000, description="Steps of training, one plan each.")] = (
+        3000
+    )
     minutes: Annotated[
         float | None,
         Field(gt=0, description="Training pauses after this time, minutes; the same command goes on."),
@@ -99,7 +100,7 @@ def train_generator(options: TrainGeneratorOptions) -> None:
         card = run(
             options.maps,
             options.out,
-            steps=options.steps,
+            iterations=options.iterations,
             seed=options.seed,
             minutes=options.minutes,
             plans=options.plans,

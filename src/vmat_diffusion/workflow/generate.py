@@ -4,68 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from vmat_diffusion.case import Case
 from vmat_diffusion.files import write_json, written_whole
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.options import settings
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.planning.result import PlanRun
 from vmat_diffusion.workflow.planning.run import plan_case
 from vmat_diffusion.workflow.planning.run_files import SAMPLES, SAMPLES_RECORD
 from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
-from vmat_diffusion.workflow.reading import TargetReading
-from vmat_diffusion.workflow.settings import (
-    FIRST_LOOK,
-    Calculation,
-    ChosenArcs,
-    Conditions,
-    GateFile,
-    GeneratorName,
-    GoalsName,
-    ReverseSteps,
-    RobustnessAction,
-    Shareable,
-    Uncertainty,
-)
+from vmat_diffusion.workflow.output import require_apart
+from vmat_diffusion.workflow.settings import GenerateSettings
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.goals import GoalSheet
     from vmat_diffusion.generate.plans import GeneratedPlans
     from vmat_diffusion.optimize import Optimized
-
-
-@settings
-class GenerateSettings(Calculation, TargetReading):
-    """What the user chooses for plans as samples."""
-
-    goals: GoalsName
-    conditions: Conditions = ()
-    uncertainty: Uncertainty = FIRST_LOOK
-    generator: GeneratorName = "shipped"
-    samples: Annotated[int, Field(ge=1, le=16, description="Plans to draw; the best is judged.")] = 4
-    reverse_steps: ReverseSteps = 4
-    descents: Annotated[
-        int,
-        Field(
-            ge=0, le=400, description="Evaluations of the plan's objective after each step of the process."
-        ),
-    ] = 10
-    project: Annotated[
-        bool, Field(description="Hold fluence to what leaves deliver after each step of the process.")
-    ] = True
-    leaf_steps: Annotated[
-        int, Field(ge=0, le=300, description="Steps of a short search for leaves on every sample.")
-    ] = 0
-    arcs: ChosenArcs = None
-    gate: GateFile = None
-    robustness: RobustnessAction = None
-    shareable: Shareable = False
 
 
 @dataclass(eq=False)
@@ -94,7 +52,7 @@ class Generator:
             machine,
             load_fluence_model(asked.generator),
             samples=asked.samples,
-            reverse=Reverse(asked.reverse_steps, asked.descents, asked.project),
+            reverse=Reverse(asked.reverse_steps, asked.descents, asked.projection),
             leaf_steps=asked.leaf_steps,
             settings=options["settings"],
             finalize=options["finalize"],
@@ -143,8 +101,10 @@ def generate_case(
     """
     from vmat_diffusion.generate.model import load_fluence_model
 
+    file = None if settings.generator == "shipped" else Path(settings.generator)
+    require_apart(out, case_folder, file)
     load_fluence_model(settings.generator)  # wrong weights are refused before anything is read
-    own = {"generator", "samples", "reverse_steps", "descents", "project", "leaf_steps"}
+    own = {"generator", "samples", "reverse_steps", "descents", "projection", "leaf_steps"}
     # What is as by default is left to the goal sheet.
     given = {
         f.name: getattr(settings, f.name)

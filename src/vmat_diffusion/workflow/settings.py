@@ -330,6 +330,34 @@ class PlanSettings(Search, TargetReading):
 
 
 @settings
+class GenerateSettings(Calculation, TargetReading):
+    """What the user chooses for plans as samples."""
+
+    goals: GoalsName
+    conditions: Conditions = ()
+    uncertainty: Uncertainty = FIRST_LOOK
+    generator: GeneratorName = "shipped"
+    samples: Annotated[int, Field(ge=1, le=16, description="Samples to draw: the best is judged.")] = 4
+    reverse_steps: ReverseSteps = 4
+    descents: Annotated[
+        int,
+        Field(
+            ge=0, le=400, description="Evaluations of the plan's objective after each step of the process."
+        ),
+    ] = 10
+    projection: Annotated[
+        bool, Field(description="Hold fluence to what leaves deliver after each step of the process.")
+    ] = True
+    leaf_steps: Annotated[
+        int, Field(ge=0, le=300, description="Steps of a short search for leaves on every sample.")
+    ] = 0
+    arcs: ChosenArcs = None
+    gate: GateFile = None
+    robustness: RobustnessAction = None
+    shareable: Shareable = False
+
+
+@settings
 class DoseSettings(Calculation, DoseReading):
     """What the user chooses where the dose of a finished plan is computed."""
 
@@ -385,7 +413,7 @@ class PredictSettings(TargetReading):
     goals: GoalsName
     conditions: Conditions = ()
     samples: Annotated[
-        int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
+        int, Field(ge=0, le=100, description="Samples to draw: 0 gives the regression alone.")
     ] = 8
     steps: SampleSteps = 8
     method: SampleMethod = "dpm2"

@@ -15,6 +15,7 @@ from vmat_diffusion.generate.examples import FluenceExample, load_example
 from vmat_diffusion.generate.model import save_fluence_model
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.training.fluence import FluenceTraining, card_of, train_fluence, validation_errors
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.simulation.maps import example_files
 
 
@@ -22,7 +23,7 @@ def train_generator(
     maps: Path,
     out: Path,
     *,
-    steps: int = 3000,
+    iterations: int = 3000,
     seed: int = 0,
     minutes: float | None = None,
     plans: int | None = None,
@@ -31,10 +32,11 @@ def train_generator(
     """Train on the maps that are not kept out, write the weights, and return their card.
 
     `plans` is the most to learn from. The checkpoint lies beside `out`. Raises InputError for a folder with
-    too few maps.
+    too few maps, or that `out` lies in.
     """
+    require_apart(out, maps)
     learnt, held = split_examples(maps, plans)
-    settings = FluenceTraining(steps=steps, seed=seed)
+    settings = FluenceTraining(steps=iterations, seed=seed)
     checkpoint = out.with_suffix(".checkpoint")
     model = train_fluence(learnt, settings, checkpoint, validation=held, minutes=minutes, progress=progress)
     errors = {name: round(value, 4) for name, value in validation_errors(model, held).items()}

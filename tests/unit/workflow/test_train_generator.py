@@ -43,12 +43,12 @@ def test_patients_of_other_splits_are_kept_out() -> None:
     ]  # fmt: skip
 
 
-def test_training_writes_weights_with_their_card(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "weights.safetensors"
-    card = train_generator(folder, out, steps=4, minutes=0)
+def test_training_writes_weights_with_their_card(folder: Path, tmp_path_factory) -> None:
+    out = tmp_path_factory.mktemp("out") / "weights.safetensors"
+    card = train_generator(folder, out, iterations=4, minutes=0)
     assert card["plans"] == 3 and card["validation"]["plans"] == 1
     first = load_fluence_model(out)
-    again = train_generator(folder, out, steps=4)
+    again = train_generator(folder, out, iterations=4)
     model = load_fluence_model(out)
     assert model.description.card == again
     assert model.description.known["cases"] == 3
@@ -62,4 +62,4 @@ def test_training_writes_weights_with_their_card(folder: Path, tmp_path: Path) -
 
 def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no maps to learn from; make them with simulate --maps"):
-        train_generator(tmp_path, tmp_path / "w.safetensors")
+        train_generator(tmp_path, tmp_path.parent / "w.safetensors")
