@@ -12,12 +12,12 @@ from vmat_diffusion.case import Case
 from vmat_diffusion.files import write_json, written_whole
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.progress import Progress
+from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.planning.result import PlanRun
 from vmat_diffusion.workflow.planning.run import plan_case
 from vmat_diffusion.workflow.planning.run_files import SAMPLES, SAMPLES_RECORD
 from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
-from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.settings import GenerateSettings
 
 if TYPE_CHECKING:
