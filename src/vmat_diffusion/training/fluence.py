@@ -6,6 +6,7 @@ its checkpoint.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -149,7 +150,7 @@ class _State:
         done = self.step / settings.steps
         warm = min(1.0, (self.step + 1) / _WARM_STEPS)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate * warm * 0.5 * (1 + np.cos(np.pi * done))
+            group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
