@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmat_diffusion.case import Case
-from vmat_diffusion.files import write_json, written_whole
+from vmat_diffusion.files import parse_json, write_json, written_whole
 from vmat_diffusion.machine import Machine
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.planning.result import PlanRun
 from vmat_diffusion.workflow.planning.run import plan_case
-from vmat_diffusion.workflow.planning.run_files import SAMPLES, SAMPLES_RECORD
+from vmat_diffusion.workflow.planning.run_files import RECORD, SAMPLES, SAMPLES_RECORD
 from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
 from vmat_diffusion.workflow.settings import GenerateSettings
 
@@ -139,4 +139,8 @@ def _write_samples(out: Path, made: GeneratedPlans) -> tuple[Path, ...]:
             origin_mm=np.asarray(grid.origin_mm),
         )
     write_json(out / SAMPLES_RECORD, samples_record(made))
+    # The run's record lists all files of its folder.
+    record = parse_json((out / RECORD).read_text(encoding="utf-8"))
+    record["files"] += [SAMPLES, SAMPLES_RECORD]
+    write_json(out / RECORD, {**record, "generated": samples_record(made)})
     return out / SAMPLES, out / SAMPLES_RECORD
