@@ -178,7 +178,7 @@ def flipped(example: FluenceExample, along: bool, across: bool) -> FluenceExampl
 
     No feature knows left from right or head from feet, so the mirror image of a patient is another patient.
     """
-    axes = [axis for axis, wanted in ((-1, along), (-2, across)) if wanted]
+    axes = tuple(axis for axis, wanted in ((-1, along), (-2, across)) if wanted)
 
     def turned(values: NDArray) -> NDArray:
         return np.ascontiguousarray(np.flip(values, axes)) if axes else values

@@ -49,7 +49,8 @@ def split_examples(
     folder: Path, most: int | None = None
 ) -> tuple[list[FluenceExample], list[FluenceExample]]:
     """The plans to learn from, at most so many, and those kept out. Raises InputError for an empty folder."""
-    learnt, held = [], []
+    learnt: list[FluenceExample] = []
+    held: list[FluenceExample] = []
     for file, record in example_files(folder):
         (held if kept_out(record) else learnt).append(load_example(file))
     if not learnt:
