@@ -41,10 +41,10 @@ from vmat_diffusion.optimize.fluence_map import optimize_fluence
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.preparation import prepare
 from vmat_diffusion.plan import violations
+from vmat_diffusion.workflow.generation.train import split_examples
 from vmat_diffusion.workflow.settings import Simulation
 from vmat_diffusion.workflow.simulation.maps import maps_task, simulate_maps
 from vmat_diffusion.workflow.simulation.plans import PatientSource, patients_of, synthetic_patients
-from vmat_diffusion.workflow.train_generator import split_examples
 
 # The first seed of synthetic patients.
 FIRST_SEED = 1000

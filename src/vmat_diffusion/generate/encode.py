@@ -132,11 +132,11 @@ def _pulls(problem: FluenceProblem) -> tuple[NDArray[np.float32], ...]:
     scale = np.sqrt(np.mean([np.square(p[problem.open_bixels]).mean() for p in pulls])) + 1e-20
     level = back(objective.highest_level(at))
     return (
-        *(_root(p / scale) for p in pulls),
+        *(_signed_root(p / scale) for p in pulls),
         (level / (level[problem.open_bixels].mean() + 1e-20)).astype(np.float32),
     )
 
 
-def _root(pull: NDArray) -> NDArray[np.float32]:
+def _signed_root(pull: NDArray) -> NDArray[np.float32]:
     """The signed square root of a gradient in units of its scale."""
     return (np.sign(pull) * np.sqrt(np.minimum(np.abs(pull), _LARGEST_PULL))).astype(np.float32)

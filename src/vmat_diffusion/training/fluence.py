@@ -76,7 +76,7 @@ def train_fluence(
     *,
     validation: Sequence[FluenceExample] = (),
     minutes: float | None = None,
-    report_every: int = 100,
+    report_every: int = 50,
     progress: Progress = silent,
 ) -> FluenceModel:
     """The generator after the settings' steps, or those that fit into `minutes`, with averaged weights.

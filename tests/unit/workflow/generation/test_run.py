@@ -14,7 +14,7 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.generate.encode import FEATURES
 from vmat_diffusion.generate.model import FluenceDescription, FluenceModel, save_fluence_model
 from vmat_diffusion.generate.network import FluenceNet, FluenceSize
-from vmat_diffusion.workflow.generate import generate_case
+from vmat_diffusion.workflow.generation.run import generate_case
 from vmat_diffusion.workflow.planning.run_files import SAMPLES, SAMPLES_RECORD
 from vmat_diffusion.workflow.settings import GenerateSettings
 

@@ -11,8 +11,8 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.generate.encode import FEATURES, FluenceInput
 from vmat_diffusion.generate.examples import FluenceExample
 from vmat_diffusion.generate.model import load_fluence_model
+from vmat_diffusion.workflow.generation.train import kept_out, split_examples, train_generator
 from vmat_diffusion.workflow.simulation.maps import SUFFIX
-from vmat_diffusion.workflow.train_generator import kept_out, split_examples, train_generator
 
 
 @pytest.fixture
