@@ -9,6 +9,7 @@ import torch
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.generate.encode import FEATURES, FluenceInput
 from vmat_diffusion.generate.model import (
+    SHIPPED,
     FluenceDescription,
     FluenceModel,
     load_fluence_model,
@@ -93,3 +94,12 @@ def test_other_files_are_refused(tmp_path) -> None:
     other.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(InputError, match="no weights of a generator"):
         load_fluence_model(other)
+
+
+def test_shipped_weights_are_small_and_say_what_they_are() -> None:
+    model = load_fluence_model()
+    assert SHIPPED.stat().st_size < 15e6
+    card = model.description.card
+    assert card["plans"] >= 12 and card["failures"] and "no image" in card["data"]
+    assert card["validation"]["validation error"] < card["validation"]["of a flat map"]
+    assert model.description.known["cases"] == card["plans"]
