@@ -129,7 +129,7 @@ class BenchmarkSettings:
     ] = "validation"
     weights: WeightsName = "shipped"
     samples: Annotated[
-        int, Field(ge=0, le=64, description="Samples of the predicted dose: 0 gives the regression alone.")
+        int, Field(ge=0, le=64, description="Samples to draw: 0 gives the regression alone.")
     ] = PredictSettings.samples
     steps: SampleSteps = PredictSettings.steps
     method: SampleMethod = PredictSettings.method

@@ -31,6 +31,8 @@ _CONFIG, _PROFILE = "config_file", "profile_file"
 _COMPUTING = (
     *(
         "plan",
+        "generate",
+        "train-generator",
         "predict",
         "dose",
         "qa",

@@ -23,10 +23,17 @@ from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.options import Option, settings
 from vmat_diffusion.workflow.planning.request import plan_settings, sheet_defaults
-from vmat_diffusion.workflow.settings import CheckMinutes, PlanSettings, PredictSettings, Shareable
+from vmat_diffusion.workflow.settings import (
+    CheckMinutes,
+    GenerateSettings,
+    PlanSettings,
+    PredictSettings,
+    Shareable,
+)
 
 if TYPE_CHECKING:
     from vmat_diffusion.evaluate.ranking import GoalScore
+    from vmat_diffusion.workflow.generation.run import GenerateRun
     from vmat_diffusion.workflow.predict import PredictRun
     from vmat_diffusion.workflow.trade_off import TradeOff
 
@@ -158,6 +165,55 @@ def demo(options: DemoOptions) -> None:
     else:
         show(f"{run_text(run)}\n{picture}")
     raise typer.Exit(0 if run.passed else 1)
+
+
+@settings
+class GenerateOptions(GenerateSettings, Working):
+    """What `generate` takes."""
+
+    case: CaseFolder
+    out: OutFolder
+    overwrite: Overwrite = False
+
+
+def generate(options: GenerateOptions) -> None:
+    """Draw plans as samples, rank them by the goals, judge the best and write it as `plan` does.
+
+    Research: the samples are plans without a search for leaves unless --leaf-steps says so. Every plan is
+    deliverable; the best is recomputed by Monte Carlo, and without a passed verdict there is no RP.dcm and
+    the exit code is 1.
+    """
+    from vmat_diffusion.workflow.generation.run import generate_case
+
+    asked = GenerateSettings(**part(GenerateSettings, options))
+    with work_shown(options) as progress:
+        done = generate_case(options.case, options.out, asked, overwrite=options.overwrite, progress=progress)
+    show(json.dumps(done.summary()) if options.json else _generated_text(done))
+    raise typer.Exit(0 if done.run.passed else 1)
+
+
+def _generated_text(done: GenerateRun) -> str:
+    """The best plan as `plan` shows it, then all samples by rank."""
+    rows = []
+    for sample in done.made.samples:
+        score = sample.score
+        rows.append(
+            [
+                sample.number + 1,
+                *score.missed,
+                f"{score.excess_percent:.1f}",
+                f"{score.used_percent:.1f}",
+                f"{sample.plan.total_mu:.0f}",
+                len(sample.violations),
+                f"{sample.seconds:.1f}",
+            ]
+        )
+    head = ["sample", "must", "should", "wish", "excess %", "limits used %", "MU", "violations", "s"]
+    parts = [run_text(done.run), "Samples, best first\n" + table(head, rows, left=1)]
+    if len(rows) > 1:
+        parts.append(f"Doses of the samples differ by {done.made.diversity_gy:.2f} Gy (standard deviation)")
+    parts += [f"Unusual for the generator: {sentence}" for sentence in done.made.warnings]
+    return "\n\n".join(parts)
 
 
 @settings

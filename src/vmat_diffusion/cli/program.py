@@ -48,6 +48,8 @@ COMMANDS = {
     "inspect": "checking",
     "phantom": "planning",
     "plan": "planning",
+    "generate": "planning",
+    "train-generator": "training",
     "predict": "planning",
     "check": "checking",
     "dvh": "checking",

@@ -27,7 +27,7 @@ from vmat_diffusion.cli.options import part
 from vmat_diffusion.errors import InputError
 from vmat_diffusion.lettering import legible
 from vmat_diffusion.options import Option, settings
-from vmat_diffusion.workflow.settings import Simulation, VoxelMm
+from vmat_diffusion.workflow.settings import Seed, Simulation, VoxelMm
 
 if TYPE_CHECKING:
     from vmat_diffusion.progress import Progress
@@ -66,6 +66,13 @@ class SimulateOptions(Simulation, ClusterOptions, Working):
             "dose, in place of plans."
         ),
     ] = False
+    maps: Annotated[
+        bool,
+        Field(
+            description="Make fluence maps for train-generator, the first stage of planning alone, in this "
+            "process, in place of plans; what is there is kept."
+        ),
+    ] = False
     spacing_mm: Annotated[
         tuple[VoxelMm, VoxelMm, VoxelMm] | None,
         Field(
@@ -89,6 +96,9 @@ def simulate(options: SimulateOptions) -> None:
         raise InputError("--spacing-mm is for synthetic patients; cases keep their own grid, leave it out")
     where = options.where()
     patients = _patients(options)
+    if options.maps:
+        _simulate_maps(options, patients, Simulation(**asked))
+        return
     with work_shown(options) as progress:
         if options.doses:
             from vmat_diffusion.workflow.simulation.doses import simulate_doses
@@ -115,6 +125,19 @@ def simulate(options: SimulateOptions) -> None:
                 progress=progress,
             )
     show(json.dumps(done.summary()) if options.json else _simulated_text(done, doses=options.doses))
+
+
+def _simulate_maps(options: SimulateOptions, patients: tuple[PatientSource, ...], asked: Simulation) -> None:
+    from vmat_diffusion.workflow.simulation.maps import simulate_maps
+
+    if options.doses:
+        raise InputError("--maps and --doses are two kinds of data; give one of them")
+    with work_shown(options) as progress:
+        files = simulate_maps(
+            patients, options.out, asked, maps_per_case=options.plans_per_case, progress=progress
+        )
+    found = {"out": str(options.out), "maps": len(files)}
+    show(json.dumps(found) if options.json else f"{len(files)} plans' maps in {options.out}")
 
 
 def _patients(options: SimulateOptions) -> tuple[PatientSource, ...]:
@@ -334,3 +357,45 @@ def _trained_text(done: TrainingRun) -> str:
             f"DVH score {done.validation['dvh_score_gy']:.3f} Gy"
         )
     return "\n".join(lines)
+
+
+@settings
+class TrainGeneratorOptions(Working):
+    """What `train-generator` takes."""
+
+    maps: Annotated[
+        Path,
+        Field(description="Folder of the maps, as simulate --maps makes them."),
+        Option(positional=True, metavar="MAPS"),
+    ]
+    out: Annotated[Path, Field(description="Where to write: the file of the weights."), TO_FILE]
+    iterations: Annotated[int, Field(ge=1, le=1_000_000, description="Steps of training, one plan each.")] = (
+        3000
+    )
+    minutes: Annotated[
+        float | None,
+        Field(gt=0, description="Training pauses after this time, minutes; the same command goes on."),
+    ] = None
+    plans: Annotated[int | None, Field(ge=2, description="Learn from so many plans at the most.")] = None
+    seed: Seed = 0
+
+
+def train_generator(options: TrainGeneratorOptions) -> None:
+    """Train the network that draws plans on fluence maps; goes on from the checkpoint beside the weights.
+
+    OpenKBP's validation and test patients and every tenth synthetic patient are kept out and give the error.
+    """
+    from vmat_diffusion.workflow.generation.train import train_generator as run
+
+    with work_shown(options) as progress:
+        card = run(
+            options.maps,
+            options.out,
+            iterations=options.iterations,
+            seed=options.seed,
+            minutes=options.minutes,
+            plans=options.plans,
+            progress=progress,
+        )
+    text = f"{card['plans']} plans, kept out: {card['validation']}\n{options.out}"
+    show(json.dumps(card) if options.json else text)

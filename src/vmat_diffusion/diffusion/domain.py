@@ -150,22 +150,37 @@ def domain_figures(cases: Iterable[TrainingCase], encoding: Encoding) -> dict[st
     names = [n for n in rows[0] if any(math.isfinite(r[n]) for r in rows)]
     table = np.array([[r[n] for n in names] for r in rows])
     least = np.array([feature(n).least for n in names])
+    return {
+        **known_rows(names, table, least),
+        "sites": sorted(sites),
+        "positions": sorted(positions),
+    }
+
+
+def known_rows(names: Sequence[str], table: NDArray, least: NDArray) -> dict[str, Any]:
+    """What is kept of `table[cases, names]`: mean, inverse covariance, range, distance of 99 % of the cases.
+
+    That distance is each case's from the others. `least[names]` are the spreads that count at the least.
+    """
     distances = []
     for k in range(len(table)):
         mean, precision = _statistics(np.delete(table, k, axis=0), least)
         distances.append(_distance(table[k], mean, precision))
     mean, precision = _statistics(table, least)
     return {
-        "cases": len(rows),
-        "sites": sorted(sites),
-        "positions": sorted(positions),
-        "features": names,
+        "cases": len(table),
+        "features": list(names),
         "mean": _plain(mean),
         "precision": [_plain(row) for row in precision],
         "low": _plain(np.nanmin(table, axis=0)),
         "high": _plain(np.nanmax(table, axis=0)),
         "limit": float(f"{np.quantile(distances, _QUANTILE):.6g}"),
     }
+
+
+def distance_of(values: NDArray, known: Mapping[str, Any]) -> float:
+    """The distance of a case with these figures from the cases that `known_rows` was made of."""
+    return _distance(values, np.array(known["mean"]), np.array(known["precision"]))
 
 
 def joined_figures(known: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FROM_PLAN = (Stage("improve", 1, 120, 1.2, 0.15, 0.04, adapt_every=15, time_shar
 # An earlier search has done all but the last steps.
 FROM_SEARCH = (Stage("continue", 1, 35, 0.7, 0.15, 0.03, adapt_every=10, time_share=0.8),)
 # Between jaws and open leaves: while leaves are searched for, so that they can move, and in the plan.
-_JAW_ROOM_MM, _JAW_MARGIN_MM = 8.0, 2.0
+_JAW_ROOM_MM, JAW_MARGIN_MM = 8.0, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class SearchState:
 def search_apertures(prepared: Prepared, start: SearchStart) -> SearchState:
     """The last state of all stages, or the newest one at Ctrl-C or the time limit, at all control points."""
     points = control_points(prepared.frames, start.stages[0].every)
-    allowed, apertures = _deliverable(prepared, points, start.apertures, tracking_jaws=start.tracking_jaws)
+    allowed, apertures = deliverable(prepared, points, start.apertures, tracking_jaws=start.tracking_jaws)
     newest = SearchState(allowed, apertures, start.objective, start.history, start.mu_price)
     try:
         for state in _states(prepared, start, newest):
@@ -182,8 +182,8 @@ def _refined(
     # The leaves have moved since the full dose was read, and the jaws come nearer. The full dose is read
     # again, and the MU alone make the difference good.
     points = control_points(prepared.frames, 1)
-    allowed, apertures = _deliverable(
-        prepared, points, state.apertures, tracking_jaws=True, room_mm=_JAW_MARGIN_MM
+    allowed, apertures = deliverable(
+        prepared, points, state.apertures, tracking_jaws=True, room_mm=JAW_MARGIN_MM
     )
     state = replace(state, allowed=allowed, apertures=apertures)
     yield state
@@ -224,11 +224,11 @@ def _at_every(prepared: Prepared, state: SearchState, every: int) -> SearchState
     if np.array_equal(points.angles_deg, state.points.angles_deg):
         return state
     fine = interpolated(state.points, points, state.apertures)
-    allowed, apertures = _deliverable(prepared, points, fine, tracking_jaws=True)
+    allowed, apertures = deliverable(prepared, points, fine, tracking_jaws=True)
     return replace(state, allowed=allowed, apertures=apertures)
 
 
-def _deliverable(
+def deliverable(
     prepared: Prepared,
     points: ControlPoints,
     apertures: Apertures,

@@ -68,6 +68,7 @@ def optimize(
     start: Optimized | None = None,
     improve: Plan | None = None,
     terms: Sequence[ObjectiveTerm] = (),
+    maps_of: Callable[[Prepared], OptimizedMaps] | None = None,
 ) -> Optimized:
     """Plan a case for a goal sheet that was fitted to it.
 
@@ -79,7 +80,8 @@ def optimize(
     `start`, made for the same case, sheet, machine and settings, is continued by the last stage of the
     search alone, which takes about a third of the time. `improve` is a plan from any system whose arcs
     and apertures the search begins with in place of fluence maps. `terms` are added to those that the sheet
-    makes. Without `settings` they are the defaults with the sheet's limits of the delivery.
+    makes. `maps_of` makes the fluence maps that leaves sweep at first, in place of `optimize_maps`. Without
+    `settings` they are the defaults with the sheet's limits of the delivery.
     Raises GoalError for a case without the sheet's targets, PlanError for what cannot be planned.
     """
     settings = settings or with_delivery(Settings(), sheet, machine)
@@ -102,7 +104,7 @@ def optimize(
         prepared = prepare(task)
     if task.existing_plan is None:
         with clock.stage("fluence maps"):
-            maps = optimize_maps(prepared)
+            maps = (maps_of or optimize_maps)(prepared)
         with clock.stage("apertures"):
             state = search_apertures(prepared, _start_from_maps(prepared, maps))
         fluence: Mapping[str, NDArray] = fluence_record(maps.sectors, maps.maps, prepared.model.row_edges_mm)

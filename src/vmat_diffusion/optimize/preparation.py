@@ -188,9 +188,10 @@ class Prepared:
         )
 
 
-def prepare(task: PlanningTask) -> Prepared:
+def prepare(task: PlanningTask, *, maps_share: float | None = None) -> Prepared:
     """Sample the structures, place the arcs, and set up what the search computes dose and objective with.
 
+    With `maps_share` only fluence maps are wanted: every objective has this share of the points.
     Raises GoalError for a case without targets, PlanError for arcs or a machine that cannot be planned.
     """
     case, machine, settings = task.case, task.machine, task.settings
@@ -201,11 +202,11 @@ def prepare(task: PlanningTask) -> Prepared:
     grid = dose_grid(case, settings.grid_mm)
     density = density_of(case, grid)
     rng = np.random.default_rng(settings.seed)
-    objective = build_objective(case, task.sheet, grid, rng, task.terms)
+    objective = build_objective(case, task.sheet, grid, rng, task.terms, share=maps_share or 1.0)
     plan = task.existing_plan
     # A search that begins with a plan has no coarse stages.
     first = objective
-    if plan is None:
+    if plan is None and maps_share is None:
         first = build_objective(case, task.sheet, grid, rng, task.terms, share=_COARSE_SHARE)
     isocenter = plan.isocenter_mm if plan else isocenter_of(case, targets)
     frames = _frames(task, isocenter)

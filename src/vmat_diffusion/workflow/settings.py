@@ -50,6 +50,15 @@ WeightsName = Annotated[
     Field(description="Weights of the dose model: 'shipped' or a safetensors file."),
     Option(metavar="FILE"),
 ]
+GeneratorName = Annotated[
+    str,
+    Field(description="Weights of the generator of fluence: 'shipped' or a safetensors file."),
+    Option(metavar="FILE"),
+]
+ReverseSteps = Annotated[
+    int,
+    Field(ge=0, le=100, description="Steps of the reverse process; 0 takes the regression."),
+]
 PriorName = Annotated[
     str,
     Field(
@@ -166,6 +175,14 @@ class Search(Calculation):
     uncertainty: Uncertainty = FIRST_LOOK
     prior: PriorName = "goals"
     weights: WeightsName = "shipped"
+    start: Annotated[
+        Literal["search", "generated"],
+        Field(
+            description="Where leaves begin: at fluence maps that are searched for, or at those of a "
+            "generated sample."
+        ),
+    ] = "search"
+    generator: GeneratorName = "shipped"
     arcs: ChosenArcs = None
     search_minutes: SearchMinutes = 5.0
     gate: GateFile = None
@@ -183,7 +200,11 @@ class PlanSettings(Search, TargetReading):
     conditions: Conditions = ()
     candidates: Annotated[
         int,
-        Field(ge=1, le=16, description="Plans to choose from, each for one sample of the predicted dose."),
+        Field(
+            ge=1,
+            le=16,
+            description="Plans to choose from, each for one sample: of the predicted dose, or of the start.",
+        ),
     ] = 1
     arc_start_deg: Annotated[
         Angle | None,
@@ -309,6 +330,34 @@ class PlanSettings(Search, TargetReading):
 
 
 @settings
+class GenerateSettings(Calculation, TargetReading):
+    """What the user chooses for plans as samples."""
+
+    goals: GoalsName
+    conditions: Conditions = ()
+    uncertainty: Uncertainty = FIRST_LOOK
+    generator: GeneratorName = "shipped"
+    samples: Annotated[int, Field(ge=1, le=16, description="Samples to draw: the best is judged.")] = 4
+    reverse_steps: ReverseSteps = 4
+    descents: Annotated[
+        int,
+        Field(
+            ge=0, le=400, description="Evaluations of the plan's objective after each step of the process."
+        ),
+    ] = 10
+    projection: Annotated[
+        bool, Field(description="Hold fluence to what leaves deliver after each step of the process.")
+    ] = True
+    leaf_steps: Annotated[
+        int, Field(ge=0, le=300, description="Steps of a short search for leaves on every sample.")
+    ] = 0
+    arcs: ChosenArcs = None
+    gate: GateFile = None
+    robustness: RobustnessAction = None
+    shareable: Shareable = False
+
+
+@settings
 class DoseSettings(Calculation, DoseReading):
     """What the user chooses where the dose of a finished plan is computed."""
 
@@ -372,7 +421,7 @@ class PredictSettings(TargetReading):
     goals: GoalsName
     conditions: Conditions = ()
     samples: Annotated[
-        int, Field(ge=0, le=100, description="Samples of the predicted dose: 0 gives the regression alone.")
+        int, Field(ge=0, le=100, description="Samples to draw: 0 gives the regression alone.")
     ] = 8
     steps: SampleSteps = 8
     method: SampleMethod = "dpm2"

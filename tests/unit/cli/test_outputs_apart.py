@@ -17,6 +17,8 @@ from vmat_diffusion.errors import InputError
 # where it writes. One line for each of its outputs.
 ASKED = {
     "plan IN --goals tg119_prostate -o OUT",
+    "generate IN --goals tg119_prostate -o OUT",
+    "train-generator IN -o OUT",
     "predict IN --goals tg119_prostate -o OUT",
     "check FILE --trajectory csv -o OUT",
     "dose FILE IN -o OUT",

@@ -20,6 +20,8 @@ CALLS: Mapping[str, str] = {
     "phantom": "{name?} --out OUT",
     "plan": "{case} --goals {sheet} --out OUT --gate {gate?} --mapping {mapping?} --ct-table {table?} "
     "--prior {prior?}",
+    "generate": "{case} --goals {sheet} --out OUT --generator {weights?} --gate {gate?} --mapping {mapping?}",
+    "train-generator": "{maps?} --out OUT",
     "predict": "{case} --goals {sheet} --out OUT --weights {weights?} --mapping {mapping?}",
     "check": "{plan} --machine {machine}",
     "dvh": "{case} {dose} --goals {sheet} --mapping {mapping?}",

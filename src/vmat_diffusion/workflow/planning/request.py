@@ -93,10 +93,16 @@ def plan_settings(*, profile: Path | str | None = None, **values: Any) -> PlanSe
         raise InputError(
             "--force is for a plan or dose that contradicts the case, of --improve or --prior; leave it out"
         )
-    if settings.candidates > 1 and settings.prior != "diffusion":
+    generated = settings.start == "generated"
+    if settings.candidates > 1 and settings.prior != "diffusion" and not generated:
         raise InputError(
             f"{settings.candidates} candidates need as many doses to aim at, which the prior "
-            f"{Path(settings.prior).name} does not give; choose --prior diffusion or one candidate"
+            f"{Path(settings.prior).name} does not give; choose --prior diffusion, --start generated or one "
+            "candidate"
+        )
+    if generated and settings.improve:
+        raise InputError(
+            f"the search begins with {settings.improve}; leave out --start generated or --improve"
         )
     from vmat_diffusion.jobs.together import turns_of, workers_for
 

@@ -35,6 +35,8 @@ from vmat_diffusion.workflow.planning.run_files import (
     PLAN_FILE,
     RECORD,
     REPORT_FILE,
+    SAMPLES,
+    SAMPLES_RECORD,
     TRAJECTORIES,
     names_of_run,
     write_check_dose,
@@ -91,7 +93,9 @@ def plan_case(
     clock = Clock(progress)
     require_apart(out, case_folder, settings.improve, settings.prior_file)
     with appearing_whole(
-        out, overwrite=overwrite, names=(*FILES, TRAJECTORIES, CHECK_FOLDER, *CANDIDATE_FOLDERS)
+        out,
+        overwrite=overwrite,
+        names=(*FILES, SAMPLES, SAMPLES_RECORD, TRAJECTORIES, CHECK_FOLDER, *CANDIDATE_FOLDERS),
     ) as folder:
         with clock.stage("read"):
             task = read_task(case_folder, settings)
@@ -138,7 +142,7 @@ def plan_case(
         }
         runs = [planning_run(task, one, clock, before=before, origin=origin) for one in judged]
         chosen, candidates = _choose(runs)
-        if len(prior.doses) > 1:
+        if len(prior.doses) > 1 or (settings.start == "generated" and settings.candidates > 1):
             runs = [replace(run, candidates=candidates) for run in runs]
         best = runs[chosen]
         ideal = measure(task, best.judged, best.results, arcs_chosen, clock=clock, tools=tools)

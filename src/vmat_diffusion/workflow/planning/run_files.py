@@ -24,6 +24,8 @@ PLAN_FILE, DOSE_FILE, REPORT_FILE = "RP.dcm", "RD.dcm", "report.html"
 REPORT_PDF = "report.pdf"
 CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "trajectory_*.csv"
 CHECK_DOSE = "check_dose.npz"
+# Of `generate`: the doses of all samples, and their record.
+SAMPLES, SAMPLES_RECORD = "samples.npz", "samples.json"
 FILES = (PLAN_FILE, DOSE_FILE, CHECK_DOSE, REPORT_FILE, REPORT_PDF, CONTROL_POINTS, FLUENCE, RECORD)
 
 

@@ -399,13 +399,25 @@ def _searches(
     plan are left out.
     """
     start: dict[str, Any] = {"improve": improve, "optimizer": tools.optimizer}
-    if len(prior.doses) < 2:
-        target = prior.doses[0] if prior.doses else None
-        return [(search_plan(task, settings, progress, target=target, **start), target)]
-    share = replace(settings, search_minutes=settings.search_minutes / turns_of(len(prior.doses)))
-    jobs = [Job(search_plan, (task, share), {"target": target, **start}) for target in prior.doses]
-    found = zip(tools.run_together(jobs, progress), prior.doses, strict=True)
+    aims: list[Dose | None] = [*prior.doses]
+    if len(aims) < 2 and settings.start == "generated":
+        aims = (aims or [None]) * settings.candidates
+    starts = [{"target": aim, **start, **_first_maps(settings, k)} for k, aim in enumerate(aims or [None])]
+    if len(starts) == 1:
+        return [(search_plan(task, settings, progress, **starts[0]), starts[0]["target"])]
+    share = replace(settings, search_minutes=settings.search_minutes / turns_of(len(starts)))
+    jobs = [Job(search_plan, (task, share), own) for own in starts]
+    found = zip(tools.run_together(jobs, progress), aims, strict=True)
     return [(optimized, target) for optimized, target in found if optimized is not None]
+
+
+def _first_maps(settings: PlanSettings, number: int) -> dict[str, Any]:
+    """What makes the fluence maps of the n-th search, where it is not the optimiser itself."""
+    if settings.start != "generated":
+        return {}
+    from vmat_diffusion.generate.sample import GeneratedMaps
+
+    return {"maps_of": GeneratedMaps(settings.generator, settings.seed, number)}
 
 
 def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool) -> None:

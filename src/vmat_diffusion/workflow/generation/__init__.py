@@ -1,0 +1,1 @@
+"""Plans drawn as samples, and the training of what draws them."""
