@@ -136,6 +136,12 @@ def test_samples_repeat_and_differ(task, model) -> None:
     assert np.all(first[~task.given.open_bixels] == 0) and first.min() >= 0
 
 
+def test_the_regression_is_held_to_physics_too(task, model) -> None:
+    bare, bettered = (draw_sample(task, model, Reverse(0, n, project=False), seed=1) for n in (0, 6))
+    objective = task.problem.objective
+    assert task.cost(bettered.relative, objective) < task.cost(bare.relative, objective)
+
+
 def test_every_generated_plan_is_deliverable_and_the_best_comes_first(model) -> None:
     asked = planning_task()
     made = generate_plans(

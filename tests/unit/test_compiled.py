@@ -72,3 +72,21 @@ def test_the_digest_follows_imports_and_nothing_else(tmp_path: Path) -> None:
     assert digest() == before
     (tmp_path / "third.py").write_text("X = 2\n")
     assert digest() != before
+
+
+_LOOPS = """
+import numpy as np
+from vmat_diffusion.dose.pencil_beam.products import loops_for
+gather, gather_each, scatter = loops_for(2)
+field, at, weight = np.zeros((1, 3, 3, 2), "f4"), np.ones((1, 4), "f4"), np.ones((1, 4, 2), "f4")
+gather(field, at, at, weight, np.zeros(4, "f4"))
+gather_each(field, at, at, weight, np.zeros((4, 1), "f4"))
+scatter(np.ones(4, "f4"), at, at, weight, field)
+print([sum(loop.stats.cache_hits.values()) for loop in (gather, gather_each, scatter)])
+"""
+
+
+def test_loops_made_for_a_number_of_kernels_are_compiled_once_for_all_processes() -> None:
+    run = [sys.executable, "-c", _LOOPS]
+    subprocess.run(run, check=True, capture_output=True)
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip() == "[1, 1, 1]"

@@ -176,8 +176,9 @@ def load_model(weights: str | Path = "shipped") -> DoseModel:
         described = parse_json(metadata["description"])
         description = TypeAdapter(ModelDescription).validate_python(described)
         fitted = description.calibration
-        if fitted is not None and not 0 <= fitted.spread <= _SPREAD_MAX:
-            raise ValueError(f"spread {fitted.spread:g} is outside 0 to {_SPREAD_MAX:g}")
+        for factor in () if fitted is None else (fitted.spread, fitted.points or 0.0):
+            if not 0 <= factor <= _SPREAD_MAX:
+                raise ValueError(f"spread {factor:g} is outside 0 to {_SPREAD_MAX:g}")
         if broken := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
             raise ValueError(f"{broken[0]} holds a weight that is not finite")
         return DoseModel(description, _loaded("mean", tensors, description), _residual(tensors, description))

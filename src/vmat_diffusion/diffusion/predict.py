@@ -102,7 +102,7 @@ def band_factors(model: DoseModel, sampling: Sampling) -> tuple[float, float]:
     Raises InputError where the model's factors were fitted for another method or number of steps.
     """
     voxels = points = 1.0
-    if sampling.samples and sampling.calibrated:
+    if sampling.samples > 1 and sampling.calibrated:
         voxels = model.spread(sampling.method, sampling.steps)
         fitted = model.description.calibration
         points = voxels if fitted is None or fitted.points is None else fitted.points

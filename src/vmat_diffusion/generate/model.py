@@ -122,6 +122,8 @@ def load_fluence_model(weights: str | Path = "shipped") -> FluenceModel:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"format {metadata.get('format')}")
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise ValueError("weights that are no numbers")
         described = TypeAdapter(FluenceDescription).validate_python(parse_json(metadata["description"]))
         if described.names != FEATURES or len(described.scales) != len(FEATURES):
             raise ValueError("it was trained on other features")

@@ -110,8 +110,9 @@ def generate_plans(
     """Draw plans for a case and a goal sheet that was fitted to it.
 
     `leaf_steps` are iterations of the planner's search for leaves on every sample, at a third of the control
-    points; 0 leaves the sweeps as they are. The settings' seed decides the samples. Raises GoalError for a
-    case without the sheet's targets, PlanError for what cannot be planned.
+    points; 0 leaves the sweeps as they are. The settings' seed decides the samples. Ctrl-C during such a
+    search and the time limit end the drawing after the sample that is under way. Raises GoalError for a case
+    without the sheet's targets, PlanError for what cannot be planned.
     """
     settings = settings or with_delivery(Settings(), sheet, machine)
     started = time.perf_counter()
@@ -140,12 +141,16 @@ def generate_plans(
         state = _state(prepared, fluence_task, sample, leaf_steps)
         drawn.append(_plan_sample(prepared, number, state, sample, begun))
         seconds["plans"] = seconds.get("plans", 0.0) + drawn[-1].seconds
+        if state.interrupted or not task.time.leaves_time(1.0):
+            break
     ranked = tuple(sorted(drawn, key=lambda s: (bool(s.violations), s.score)))
     best = ranked[0]
     begun = time.perf_counter()
     maps = fluence_task.maps(best.fluence.relative)
     record = fluence_record(fluence_task.sectors, maps, prepared.model.row_edges_mm)
-    chosen = finish(prepared, best.state, record)
+    stopped = any(sample.state.interrupted for sample in drawn)
+    late = best.state.out_of_time or (len(drawn) < samples and not stopped)
+    chosen = finish(prepared, replace(best.state, interrupted=stopped, out_of_time=late), record)
     seconds["dose"] = time.perf_counter() - begun
     rounded = {stage: round(s, 2) for stage, s in seconds.items()}
     return GeneratedPlans(

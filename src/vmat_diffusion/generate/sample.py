@@ -147,8 +147,9 @@ def draw_sample(
 
     with torch.no_grad():
         if reverse.steps == 0:
-            relative = physical(model.relative(_regressed(model, conditions), task.given))
-            return FluenceSample(relative, held[0])
+            regressed = model.relative(_regressed(model, conditions), task.given)
+            with torch.enable_grad():
+                return FluenceSample(physical(regressed), held[0])
         x = run_sampler(
             lambda x, t: model.predicted(x, t, conditions),
             draw(conditions.mask.shape),

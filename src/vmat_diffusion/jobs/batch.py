@@ -89,18 +89,19 @@ def run_jobs(
     report = progress or silent
     report(_STAGE, 0.0, f"0 of {len(jobs)}")
     run = _run_here if cluster.kind == "serial" else _run_on_workers
-    too_large: Done | None = None
+    too_large: list[Done] = []
     for count, done in enumerate(run(function, jobs, cluster, retries, report), 1):
         if done.limit and not done.memory:
             raise LimitError(f"{done.reason}. What is done is kept, the other cases were not tried")
         if done.limit:
             # Others may still be under way, or be done again because they shared the worker that died.
-            too_large = too_large or done
+            too_large.append(done)
         else:
             report(_STAGE, count / len(jobs), f"{count} of {len(jobs)}")
             yield done
-    if too_large is not None:
-        raise LimitError(f"{too_large.reason}. What is done is kept")
+    if too_large:
+        more = f"; so do {', '.join(done.key for done in too_large[1:])}" if too_large[1:] else ""
+        raise LimitError(f"{too_large[0].reason}{more}. What is done is kept")
 
 
 class _Waiting:

@@ -175,7 +175,9 @@ def bands_picture(
             axes.plot(gy, percent[chosen], color=s.colour, lw=0.9, ls=_DASHED)
     keys: list[Artist] = [Line2D([], [], color=INK, lw=1.6, label="mean" if samples else "regression")]
     if samples:
-        keys.append(Patch(color=INK, alpha=0.18, lw=0, label=f"all {len(samples)} samples"))
+        keys.append(
+            Patch(color=INK, alpha=0.18, lw=0, label=f"all {len(samples)} samples, not an uncertainty")
+        )
     if chosen is not None:
         keys.append(Line2D([], [], color=INK, lw=0.9, ls=_DASHED, label=f"sample {chosen}, chosen"))
     _draw_keys(figure, keys)

@@ -6,6 +6,8 @@ its checkpoint.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -87,8 +89,9 @@ def train_fluence(
     if len(examples) < 2:
         raise InputError(f"{len(examples)} plans are too few to train on; make more maps")
     examples, validation = ([cropped(e) for e in some] for some in (examples, validation))
-    state = _State.at(checkpoint, settings)
     description = described(examples, settings.size)
+    begun = _begun(settings, description)
+    state = _State.at(checkpoint, settings, begun)
     trained, model = (FluenceModel(description, net) for net in (state.net, state.average))
     started, losses = time.monotonic(), []
     for step in range(state.step, settings.steps):
@@ -101,7 +104,7 @@ def train_fluence(
             found = "".join(f", {name} {value:.4f}" for name, value in errors.items())
             note = f"step {state.step}, loss {np.mean(losses[-report_every:]):.4f}{found}"
             progress("train", state.step / settings.steps, note)
-            state.save(checkpoint, settings)
+            state.save(checkpoint, begun)
         if ended:
             break
     state.average.eval().requires_grad_(False)
@@ -118,8 +121,8 @@ class _State:
     step: int = 0
 
     @classmethod
-    def at(cls, checkpoint: Path, settings: FluenceTraining) -> _State:
-        """The state of a checkpoint, or a new one where there is none."""
+    def at(cls, checkpoint: Path, settings: FluenceTraining, begun: Mapping[str, Any]) -> _State:
+        """The state of a checkpoint, which `begun` so, or a new one where there is none."""
         torch.manual_seed(settings.seed)
         net, average = (FluenceNet(len(FEATURES), settings.size) for _ in range(2))
         average.load_state_dict(net.state_dict())
@@ -127,17 +130,19 @@ class _State:
         if not checkpoint.is_file():
             return cls(net, average, optimizer)
         kept = torch.load(checkpoint, weights_only=True)
-        if kept["settings"] != asdict(settings):
-            raise InputError(f"{checkpoint.name} is of other settings; name another file or remove it")
+        if kept["begun"] != begun:
+            raise InputError(
+                f"{checkpoint.name} is of other settings or other plans; name another file or remove it"
+            )
         net.load_state_dict(kept["net"])
         average.load_state_dict(kept["average"])
         optimizer.load_state_dict(kept["optimizer"])
         return cls(net, average, optimizer, int(kept["step"]))
 
-    def save(self, checkpoint: Path, settings: FluenceTraining) -> None:
-        """Write the checkpoint."""
+    def save(self, checkpoint: Path, begun: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a training that `begun` so."""
         kept = {
-            "settings": asdict(settings),
+            "begun": begun,
             "step": self.step,
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
@@ -164,8 +169,22 @@ class _State:
         return float(loss.detach())
 
 
+def _begun(settings: FluenceTraining, description: FluenceDescription) -> dict[str, Any]:
+    """What a checkpoint goes on with alone: the settings, and a code of the plans' figures."""
+    figures = json.dumps(asdict(description), sort_keys=True)
+    return {**asdict(settings), "plans": hashlib.sha256(figures.encode()).hexdigest()}
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The steps of a checkpoint."""
+    return int(torch.load(checkpoint, weights_only=True)["step"])
+
+
 def cropped(example: FluenceExample) -> FluenceExample:
-    """The plan with no more rows and columns than its open bixels need: less to compute, nothing lost."""
+    """The plan with no more rows and columns than its open bixels need: less to compute.
+
+    What lies beside them changes the network's normalisation a little, so whole plans are not quite alike.
+    """
     given = example.given
     rows, columns = (np.flatnonzero(given.open_bixels.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     box = (..., slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))

@@ -102,7 +102,7 @@ def predict_case(
 
         model = load_model(settings.weights)
         model.require_samples(settings.samples)
-        if settings.samples:
+        if settings.samples > 1:
             model.spread(settings.method, settings.steps)  # before the case is read
         lap("model")
         progress("read", 0.0, "")
@@ -222,7 +222,7 @@ def _write_doses(
         doses = [("mean.dcm", "Predicted dose, not of a plan", prediction.mean)]
         if prediction.mean.std_gy is not None:
             std = replace(prediction.mean, gy=prediction.mean.std_gy, std_gy=None)
-            doses.append(("std.dcm", "Standard deviation of predicted doses", std))
+            doses.append(("std.dcm", "Standard deviation by which the dose may differ from the mean", std))
         for k, sample in enumerate(prediction.samples):
             doses.append((_sample_name(k), f"Predicted dose, sample {k}, not of a plan", sample))
         for name, description, dose in doses:

@@ -18,7 +18,7 @@ from vmat_diffusion.files import content_hash, shipped_or_code
 from vmat_diffusion.machine import machine_names
 from vmat_diffusion.options import Origins
 from vmat_diffusion.origin import uid_code
-from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings, QaSettings
+from vmat_diffusion.workflow.settings import GenerateSettings, PlanSettings, PredictSettings, QaSettings
 
 _PACKAGES = ("numpy", "scipy", "torch", "numba", "pydicom", "matplotlib")
 
@@ -47,12 +47,15 @@ def profile_shown(origins: Origins | None, *, shareable: bool) -> dict[str, str]
     return {"title": "" if shareable else origins.title, "code": origins.profile}
 
 
-def settings_record(settings: PlanSettings | PredictSettings | QaSettings) -> dict[str, Any]:
+def settings_record(
+    settings: PlanSettings | PredictSettings | QaSettings | GenerateSettings,
+) -> dict[str, Any]:
     """Settings as plain data: what is shipped by name, files of the user by the hash of their contents."""
     shipped = {
         "machine": machine_names(),
         "goals": goal_sheet_names(),
         "weights": ("shipped",),
+        "generator": ("shipped",),
         "prior": ("goals", "diffusion"),
     }
     values = {name: value for name, value in asdict(settings).items() if name != "origins"}

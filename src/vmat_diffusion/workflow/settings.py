@@ -328,6 +328,11 @@ class PlanSettings(Search, TargetReading):
         """The file of the dose to aim at; None where the prior is no file."""
         return None if self.prior in ("goals", "diffusion") else Path(self.prior)
 
+    @property
+    def generator_file(self) -> Path | None:
+        """The file of the generator's weights, where they are not the shipped ones."""
+        return None if self.generator == "shipped" else Path(self.generator)
+
 
 @settings
 class GenerateSettings(Calculation, TargetReading):

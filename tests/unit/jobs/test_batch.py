@@ -111,6 +111,23 @@ def test_too_little_memory_for_a_case_stops_the_batch_after_the_others(
     assert calls(tmp_path, f"{kind}_9") == 2
 
 
+def test_every_case_that_is_too_large_is_named(tmp_path: Path) -> None:
+    jobs = {
+        "memory_9": ("memory", 9, tmp_path),
+        "fine_0": ("fine", 0, tmp_path),
+        "memory_8": ("memory", 8, tmp_path),
+    }
+    done = []
+    results = run_jobs(work, jobs, cluster=Cluster(kind="serial"))
+    with (
+        pytest.raises(LimitError, match=r"^memory_9: .*; so do memory_8\. What is done is kept"),
+        closing(results),
+    ):
+        for one in results:
+            done.append(one.key)
+    assert done == ["fine_0"]
+
+
 def test_workers_use_one_thread(local: tuple[Path, dict[str, Done]]) -> None:
     assert local[1]["threads_20"].result == (1, "1")
 

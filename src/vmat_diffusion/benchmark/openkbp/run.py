@@ -170,7 +170,7 @@ def benchmark_openkbp(
         raise InputError("benchmark: the spread is fitted on all patients; leave some to judge it on")
     model = load_model(settings.weights).to(choose_device(settings.device))
     model.require_samples(settings.samples)
-    if settings.samples and not settings.fit_spread:
+    if settings.samples > 1 and not settings.fit_spread:
         model.spread(settings.method, settings.steps)
     check_organs(settings.steer, model)
     weights = _weights(model, settings)

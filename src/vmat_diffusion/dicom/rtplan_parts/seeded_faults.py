@@ -50,7 +50,8 @@ def draw_fault(seed: int) -> SeededFault:
 def seed_fault(fault: SeededFault, plan_file: Path, dose_file: Path, case_files: Sequence[Path]) -> None:
     """Put a fault into copies of a plan, its dose and its case's structure sets, which all say TRAINING.
 
-    Plan and dose get new UIDs: two contents never share one. Raises PlanError for a plan without beams.
+    Plan and dose get new UIDs. The structure set keeps its own, to which they refer: no copy may leave the
+    review room. Raises PlanError for a plan without beams.
     """
     plan, dose = dcmread(plan_file), dcmread(dose_file)
     beams = list(plan.get("BeamSequence") or ())

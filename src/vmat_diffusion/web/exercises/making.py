@@ -60,12 +60,13 @@ def make_exercise(room: Room, run_id: str, seed: int, user: User) -> str:
         _copy_run(source, folder, room.case_folder(case_id))
         seed_fault(fault, folder / PLAN_FILE, folder / _DOSE_FILE, sorted(case.iterdir()))
         values = (made, case_id, 1, user.id, now(), run.outcome, json.dumps(file_hashes(folder)))
+        code = content_hash(case)
         with room.store.write() as db:  # the rows first: the room enters case folders that it does not know
             label = f"TRAINING {case_id[:8]}"
             db.execute("INSERT INTO cases VALUES (?, ?, ?, ?, ?)", (case_id, case_id, label, user.id, now()))
             db.execute(
                 "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, content_hash(case), json.dumps(run.slices)),
+                (*values, code, json.dumps(run.slices)),
             )
             db.execute(
                 "INSERT INTO exercises VALUES (?, ?, ?, ?, ?, ?)",

@@ -18,6 +18,7 @@ from vmat_diffusion.workflow.planning.result import PlanRun
 from vmat_diffusion.workflow.planning.run import plan_case
 from vmat_diffusion.workflow.planning.run_files import RECORD, SAMPLES, SAMPLES_RECORD
 from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
+from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -122,12 +123,20 @@ def generate_case(
         progress=progress,
     )
     assert generator.made is not None
-    files = _write_samples(out.resolve(), generator.made)
+    files = _write_samples(out.resolve(), generator.made, settings)
     return GenerateRun(replace(run, files=(*run.files, *files)), generator.made)
 
 
-def _write_samples(out: Path, made: GeneratedPlans) -> tuple[Path, ...]:
-    """Doses of all samples in Gy, best first, with their spread, and the record of all."""
+def _write_samples(out: Path, made: GeneratedPlans, settings: GenerateSettings) -> tuple[Path, ...]:
+    """Doses of all samples in Gy, best first, with their spread, and the record of all.
+
+    The run's record lists the files before they are there, and is at no time half written.
+    """
+    drawn = {"settings": settings_record(settings), **samples_record(made)}
+    record = parse_json((out / RECORD).read_text(encoding="utf-8"))
+    record["files"] += [SAMPLES, SAMPLES_RECORD]
+    with written_whole(out / RECORD) as part:
+        write_json(part, {**record, "generated": drawn})
     grid = made.samples[0].dose.grid
     with written_whole(out / SAMPLES) as part, part.open("wb") as stream:
         np.savez_compressed(
@@ -138,9 +147,6 @@ def _write_samples(out: Path, made: GeneratedPlans) -> tuple[Path, ...]:
             spacing_mm=np.asarray(grid.spacing_mm),
             origin_mm=np.asarray(grid.origin_mm),
         )
-    write_json(out / SAMPLES_RECORD, samples_record(made))
-    # The run's record lists all files of its folder.
-    record = parse_json((out / RECORD).read_text(encoding="utf-8"))
-    record["files"] += [SAMPLES, SAMPLES_RECORD]
-    write_json(out / RECORD, {**record, "generated": samples_record(made)})
+    with written_whole(out / SAMPLES_RECORD) as part:
+        write_json(part, drawn)
     return out / SAMPLES, out / SAMPLES_RECORD

@@ -14,7 +14,13 @@ from vmat_diffusion.errors import InputError
 from vmat_diffusion.generate.examples import FluenceExample, load_example
 from vmat_diffusion.generate.model import save_fluence_model
 from vmat_diffusion.progress import Progress, silent
-from vmat_diffusion.training.fluence import FluenceTraining, card_of, train_fluence, validation_errors
+from vmat_diffusion.training.fluence import (
+    FluenceTraining,
+    card_of,
+    steps_done,
+    train_fluence,
+    validation_errors,
+)
 from vmat_diffusion.workflow.output import require_apart
 from vmat_diffusion.workflow.simulation.maps import example_files
 
@@ -40,7 +46,8 @@ def train_generator(
     checkpoint = out.with_suffix(".checkpoint")
     model = train_fluence(learnt, settings, checkpoint, validation=held, minutes=minutes, progress=progress)
     errors = {name: round(value, 4) for name, value in validation_errors(model, held).items()}
-    card = card_of(learnt, settings, validation={"plans": len(held), **errors})
+    done = steps_done(checkpoint)
+    card = card_of(learnt, settings, steps_done=done, validation={"plans": len(held), **errors})
     save_fluence_model(out, replace(model, description=replace(model.description, card=card)))
     return card
 

@@ -58,7 +58,11 @@ def prior_of(case: Case, sheet: GoalSheet, settings: PlanSettings, progress: Pro
             "by its goals alone"
         )
         return Prior(checks=(warning(DOMAIN, [why], ""),), origin={"model": model.name, "used": False})
+    # Samples as the weights' uncertainty was fitted, where it was.
+    fitted = model.description.calibration or PredictSettings
     asked = PredictSettings(
+        steps=fitted.steps,
+        method=fitted.method,
         goals=settings.goals,
         samples=settings.candidates if several else 0,
         seed=settings.seed,

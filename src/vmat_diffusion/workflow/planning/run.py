@@ -91,7 +91,11 @@ def plan_case(
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
-    require_apart(out, case_folder, settings.improve, settings.prior_file)
+    require_apart(out, case_folder, settings.improve, settings.prior_file, settings.generator_file)
+    if settings.start == "generated":
+        from vmat_diffusion.generate.model import load_fluence_model
+
+        load_fluence_model(settings.generator)  # wrong weights are refused before anything is read
     with appearing_whole(
         out,
         overwrite=overwrite,

@@ -69,7 +69,13 @@ def trajectory_name(arc_number: int) -> str:
 
 def names_of_run(plan: Plan) -> tuple[str, ...]:
     """All names that a run of this plan may have written."""
-    return (*FILES, CHECK_FOLDER, *(trajectory_name(arc.number) for arc in plan.arcs))
+    return (
+        *FILES,
+        SAMPLES,
+        SAMPLES_RECORD,
+        CHECK_FOLDER,
+        *(trajectory_name(arc.number) for arc in plan.arcs),
+    )
 
 
 def write_trajectories(folder: Path, plan: Plan, machine: Machine) -> tuple[Path, ...]:
