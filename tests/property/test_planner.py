@@ -52,6 +52,7 @@ def turned(case: Case) -> Case:
     return replace(case, hu=turn(case.hu), structures=structures)
 
 
+@pytest.mark.slow
 def test_a_plan_turned_with_its_patient_scores_the_same(
     case: Case, sheet: GoalSheet, machine: Machine, made: Optimized
 ) -> None:

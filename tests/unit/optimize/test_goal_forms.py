@@ -74,6 +74,7 @@ def unasked() -> dict[str, float]:
     return planned("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -29,7 +29,11 @@ def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("complete", [True, False], ids=["a case for both", "cases for the second alone"])
+@pytest.mark.parametrize(
+    "complete",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["a case for both", "cases for the second alone"],
+)
 def test_the_readme_s_commands_work_one_after_the_other(tmp_path: Path, complete: bool) -> None:
     strict, relaxed = printed()
     assert "--relax_filter" in relaxed and "--relax_filter" not in strict
