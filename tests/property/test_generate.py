@@ -17,9 +17,8 @@ from vmat_diffusion.generate.plans import generate_plans
 from vmat_diffusion.generate.sample import FluenceTask, Reverse, draw_sample
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Settings
-from vmat_diffusion.optimize.preparation import PlanningTask, TimeLimit, prepare
+from vmat_diffusion.optimize.preparation import PlanningTask, prepare
 from vmat_diffusion.plan import violations
-from vmat_diffusion.progress import silent
 from vmat_diffusion.training.fluence import FluenceTraining, described, flipped, train_fluence
 
 SIZE = FluenceSize(channels=8, deep_channels=8, embedding=8, blocks=1)
@@ -32,13 +31,6 @@ def planning_task() -> PlanningTask:
         sheet=fit_to_case(load_goals("tg119_cshape_easy"), case),
         machine=load_machine("generic_6mv"),
         settings=Settings(spacing_deg=6.0, grid_mm=6.0, jaw_tracking=False),
-        target=None,
-        progress=silent,
-        finalize=lambda plan: plan,
-        difference=None,
-        start=None,
-        improve=None,
-        time=TimeLimit(None),
     )
 
 

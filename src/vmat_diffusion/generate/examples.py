@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.errors import InputError
-from vmat_diffusion.generate.encode import FEATURES, FluenceInput, encode_fluence
-from vmat_diffusion.optimize.fluence_map import cut_into_sectors, optimize_fluence
-from vmat_diffusion.optimize.planner import fluence_problem
+from vmat_diffusion.generate.encode import FEATURES, FluenceInput
+from vmat_diffusion.generate.sample import FluenceTask
+from vmat_diffusion.optimize.fluence_map import optimize_fluence
 from vmat_diffusion.optimize.preparation import PlanningTask, prepare
 
 
@@ -63,11 +63,8 @@ def example_of(
     task: PlanningTask, record: Mapping[str, Any], *, share: float, evaluations: int
 ) -> FluenceExample:
     """The maps that L-BFGS-B finds for a task in so many evaluations, on a share of the planner's points."""
-    prepared = prepare(task, maps_share=share)
-    sectors = cut_into_sectors(prepared.frames)
-    problem = fluence_problem(prepared, sectors, "fluence maps")
-    given = encode_fluence(prepared, sectors, problem)
-    maps, objective = optimize_fluence(problem, iterations=evaluations, progress=task.progress)
-    relative = (maps.mu / problem.uniform_mu).astype(np.float32)
-    value, _ = problem.cost(relative.ravel()[np.flatnonzero(problem.open_bixels.ravel())], objective)
-    return FluenceExample(given, relative, {**record, "evaluations": evaluations, "objective": value})
+    asked = FluenceTask.of(prepare(task, maps_share=share))
+    maps, objective = optimize_fluence(asked.problem, iterations=evaluations, progress=task.progress)
+    relative = (maps.mu / asked.problem.uniform_mu).astype(np.float32)
+    value = asked.cost(relative, objective)
+    return FluenceExample(asked.given, relative, {**record, "evaluations": evaluations, "objective": value})

@@ -121,12 +121,8 @@ def generate_plans(
         sheet=sheet,
         machine=machine,
         settings=settings,
-        target=None,
         progress=progress,
         finalize=finalize,
-        difference=None,
-        start=None,
-        improve=None,
         time=TimeLimit(settings.max_minutes),
     )
     prepared = prepare(task, maps_share=_SHARE)

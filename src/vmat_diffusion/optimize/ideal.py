@@ -28,7 +28,7 @@ from vmat_diffusion.optimize.conflicts import as_stated
 from vmat_diffusion.optimize.fluence_map import Sectors, cut_into_sectors, optimize_fluence
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.planner import fluence_problem
-from vmat_diffusion.optimize.preparation import NODES_MM, PlanningTask, Prepared, TimeLimit, prepare
+from vmat_diffusion.optimize.preparation import NODES_MM, PlanningTask, Prepared, prepare
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.optimize.sequence import Sector
 from vmat_diffusion.plan import Plan
@@ -208,13 +208,8 @@ def prepared_for(task: Task, made: Optimized, settings: Settings, progress: Prog
         sheet=task.sheet,
         machine=task.machine,
         settings=settings,
-        target=None,
         progress=progress,
-        finalize=lambda plan: plan,
-        difference=None,
         start=made,
-        improve=None,
-        time=TimeLimit(None),
     )
     return prepare(asked)
 

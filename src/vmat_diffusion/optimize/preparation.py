@@ -37,7 +37,7 @@ from vmat_diffusion.optimize.objectives import Objective, build_objective
 from vmat_diffusion.optimize.plan_apertures import frames_of, plan_of
 from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan
-from vmat_diffusion.progress import Progress, under_name
+from vmat_diffusion.progress import Progress, silent, under_name
 
 # Distance of the fluence's nodes in the search; what they miss the full dose makes good.
 NODES_MM = 2.5
@@ -64,6 +64,10 @@ class TimeLimit:
         return self.minutes is None or self.spent_s < 60 * self.minutes * share
 
 
+def _unchanged(plan: Plan) -> Plan:
+    return plan
+
+
 @dataclass(frozen=True, eq=False)
 class PlanningTask:
     """What `optimize` was asked for."""
@@ -72,13 +76,13 @@ class PlanningTask:
     sheet: GoalSheet
     machine: Machine
     settings: Settings
-    target: Dose | None
-    progress: Progress
-    finalize: Callable[[Plan], Plan]
-    difference: Dose | None
-    start: Optimized | None
-    improve: Plan | None
-    time: TimeLimit
+    target: Dose | None = None
+    progress: Progress = silent
+    finalize: Callable[[Plan], Plan] = _unchanged
+    difference: Dose | None = None
+    start: Optimized | None = None
+    improve: Plan | None = None
+    time: TimeLimit = field(default_factory=lambda: TimeLimit(None))
     terms: Sequence[ObjectiveTerm] = ()
 
     @cached_property

@@ -32,7 +32,7 @@ from vmat_diffusion.optimize.ideal import (
     yardstick,
 )
 from vmat_diffusion.optimize.planner import optimize_maps
-from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, TimeLimit, prepare
+from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, prepare
 
 QUICK = Settings(effort=0.15, grid_mm=5.0, max_minutes=None)
 TARGET_GY, LEVEL_GY = 50.0, 50.2
@@ -79,11 +79,7 @@ def task_of(goals: str) -> Task:
 
 def searched(task: Task, settings: Settings) -> tuple[Prepared, Optimized]:
     """A plan whose maps were searched, though its leaves are an open arc with a uniform dose."""
-    asked = PlanningTask(
-        case=task.case, sheet=task.sheet, machine=task.machine, settings=settings, target=None,
-        progress=lambda stage, fraction, note: None, finalize=lambda plan: plan, difference=None, start=None,
-        improve=None, time=TimeLimit(None),
-    )  # fmt: skip
+    asked = PlanningTask(case=task.case, sheet=task.sheet, machine=task.machine, settings=settings)
     prepared = prepare(asked)
     maps = optimize_maps(prepared)
     record = fluence_record(maps.sectors, maps.maps, prepared.model.row_edges_mm)

@@ -12,9 +12,8 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Settings
 from vmat_diffusion.optimize.aperture import Stage, search
 from vmat_diffusion.optimize.deliverable_set import Apertures, DeliverableSet, control_points
-from vmat_diffusion.optimize.preparation import PlanningTask, TimeLimit, prepare
+from vmat_diffusion.optimize.preparation import PlanningTask, prepare
 from vmat_diffusion.plan import violations
-from vmat_diffusion.progress import silent
 
 STAGE = Stage("test", 1, 24, 3.0, 1.0, 0.08, adapt_every=6, time_share=1.0)
 
@@ -28,13 +27,6 @@ def prepared():
             sheet=fit_to_case(load_goals("tg119_cshape_easy"), case),
             machine=load_machine("generic_6mv"),
             settings=Settings(spacing_deg=8.0, grid_mm=6.0, jaw_tracking=False),
-            target=None,
-            progress=silent,
-            finalize=lambda plan: plan,
-            difference=None,
-            start=None,
-            improve=None,
-            time=TimeLimit(None),
         )
     )
 

@@ -90,7 +90,7 @@ def maps_task(
     """What is planned under a name, with goals, arcs and limits as drawn, and the record of the plan."""
     from vmat_diffusion.dataset.variation import apply_variation
     from vmat_diffusion.optimize.delivery import with_delivery
-    from vmat_diffusion.optimize.preparation import PlanningTask, TimeLimit
+    from vmat_diffusion.optimize.preparation import PlanningTask
     from vmat_diffusion.optimize.result import Settings as Asked
 
     base = patient.read(settings.spacing_mm)
@@ -117,13 +117,6 @@ def maps_task(
         sheet=sheet,
         machine=machine,
         settings=with_delivery(asked, sheet, machine),
-        target=None,
-        progress=silent,
-        finalize=lambda plan: plan,
-        difference=None,
-        start=None,
-        improve=None,
-        time=TimeLimit(None),
     )
     record: dict[str, Any] = {
         "id": name,
