@@ -21,6 +21,8 @@ from vmat_diffusion.optimize.mu_price import MuPrice
 from vmat_diffusion.optimize.objective_terms import ModulationPenalties, modulation_penalty
 from vmat_diffusion.optimize.objectives import Objective
 
+# Distance of the fluence's nodes in the search; what they miss the full dose makes good.
+NODES_MM = 2.5
 # Adam's decay of the mean and of the mean square of the gradient. The square forgets faster than the
 # usual 0.999, as a stage has few iterations; the mean more slowly than 0.9, as many leaves pull at an organ
 # together.
@@ -149,7 +151,7 @@ class Stage:
     """One stage of the search: iterations, first and last leaf step in mm, first MU step (relative).
 
     It moves every n-th control point (`every`), weighs the goals anew every `adapt_every` iterations, and
-    must have ended by a share of the time limit (`time_share`).
+    must have ended by a share of the time limit (`time_share`). Narrow kernels have nodes every `nodes_mm`.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Stage:
     mu_step: float
     adapt_every: int
     time_share: float
+    nodes_mm: float = NODES_MM
 
     def scaled(self, effort: float) -> Stage:
         """The stage with its iterations scaled.

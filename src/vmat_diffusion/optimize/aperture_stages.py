@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vmat_diffusion.geometry import sample_dose
 from vmat_diffusion.optimize.aperture import ApertureProblem, Score, SearchStep, Stage, refine_mu, search
@@ -29,8 +30,8 @@ from vmat_diffusion.optimize.preparation import Prepared
 
 # From coarse to fine: coarse stages move whole openings, which fine ones cannot.
 FROM_MAPS = (
-    Stage("apertures", 3, 150, 8.0, 1.5, 0.16, adapt_every=15, time_share=0.4),
-    Stage("refine", 2, 60, 4.0, 0.8, 0.08, adapt_every=10, time_share=0.6),
+    Stage("apertures", 3, 150, 4.0, 0.8, 0.16, adapt_every=15, time_share=0.4, nodes_mm=4.0),
+    Stage("refine", 2, 60, 1.6, 0.4, 0.08, adapt_every=10, time_share=0.6, nodes_mm=4.0),
     Stage("finish", 1, 30, 1.0, 0.15, 0.04, adapt_every=5, time_share=0.8),
 )
 # The apertures of a plan that exists are too good for coarse steps.
@@ -108,7 +109,7 @@ def _states(prepared: Prepared, start: SearchStart, state: SearchState) -> Itera
             continue
         yield state
         if stage.every > 1:
-            problem = prepared.problem(state.allowed, state.objective, state.mu_price, stage.name)
+            problem = prepared.problem(state.allowed, state.objective, state.mu_price, stage)
             state, _ = yield from _searched(prepared, state, problem, stage)
         else:
             state = yield from _refined(prepared, state, stage)
@@ -164,8 +165,8 @@ def _refined(
     refined. The state that fails fewest goals is kept, higher priorities first. `goal_weights` are the
     weights to begin with.
     """
-    problem = prepared.problem(state.allowed, prepared.objective_for_leaves, state.mu_price, stage.name)
-    problem = replace(problem, correction=_correction(prepared, problem, state.apertures))
+    problem = prepared.problem(state.allowed, prepared.objective_for_leaves, state.mu_price, stage)
+    problem = replace(problem, correction=_correction_at_points(prepared, problem, state.apertures))
     objective = problem.objective.weighted_as(state.objective, problem.dose(state.apertures))
     problem, state = replace(problem, objective=objective), replace(state, objective=objective)
     if goal_weights:
@@ -210,12 +211,24 @@ def _best(problem: ApertureProblem, candidates: list[Apertures]) -> tuple[Apertu
     return candidates[best], scores[best]
 
 
+def _correction_at_points(prepared: Prepared, problem: ApertureProblem, apertures: Apertures) -> torch.Tensor:
+    """As `_correction`, with the full dose computed at the points: leaves are still to move."""
+    objective, plan = problem.objective, prepared.plan(problem.points, apertures)
+    full = prepared.full_dose.at_points(plan, prepared.density, objective.points_mm)
+    return _added(problem, apertures, full / objective.reference_gy)
+
+
 def _correction(prepared: Prepared, problem: ApertureProblem, apertures: Apertures) -> torch.Tensor:
     """The correction with which the problem's dose of these apertures is the full dose, read off its grid."""
     objective = problem.objective
     full = prepared.full_dose(prepared.plan(problem.points, apertures), prepared.density.grid)
     read = sample_dose(full.gy, full.grid, objective.points_mm) / objective.reference_gy
-    return problem.correction + torch.as_tensor(read - problem.dose(apertures)).float()
+    return _added(problem, apertures, read)
+
+
+def _added(problem: ApertureProblem, apertures: Apertures, full: NDArray) -> torch.Tensor:
+    """The problem's correction and what the full relative dose at its points has beyond its own."""
+    return problem.correction + torch.as_tensor(full - problem.dose(apertures)).float()
 
 
 def _at_every(prepared: Prepared, state: SearchState, every: int) -> SearchState:

@@ -25,11 +25,11 @@ from vmat_diffusion.errors import PlanError
 from vmat_diffusion.evaluate.goals import Goal, GoalSheet, Normalization, normalization_gy
 from vmat_diffusion.geometry import Mask, Point, beam_axes
 from vmat_diffusion.machine import Machine
+from vmat_diffusion.optimize.aperture import NODES_MM
 from vmat_diffusion.optimize.arcs import all_around, isocenter_of, target_points
 from vmat_diffusion.optimize.fluence_map import bixels_over_targets
 from vmat_diffusion.optimize.objective_terms import ObjectiveTerm
 from vmat_diffusion.optimize.objectives import Objective, build_objective
-from vmat_diffusion.optimize.preparation import NODES_MM
 from vmat_diffusion.plan import FluenceFields
 
 # Of the most points of a structure, so many do for a dose that is one of thousands.

@@ -23,12 +23,13 @@ from vmat_diffusion.dose.pencil_beam.fluence import fluence_model
 from vmat_diffusion.evaluate.goals import Goal, GoalResult, GoalSheet
 from vmat_diffusion.evaluate.task import Task
 from vmat_diffusion.geometry import sample_dose
+from vmat_diffusion.optimize.aperture import NODES_MM
 from vmat_diffusion.optimize.arcs import ArcFrame, all_around
 from vmat_diffusion.optimize.conflicts import as_stated
 from vmat_diffusion.optimize.fluence_map import Sectors, cut_into_sectors, optimize_fluence
 from vmat_diffusion.optimize.objectives import Objective
 from vmat_diffusion.optimize.planner import fluence_problem
-from vmat_diffusion.optimize.preparation import NODES_MM, PlanningTask, Prepared, prepare
+from vmat_diffusion.optimize.preparation import PlanningTask, Prepared, prepare
 from vmat_diffusion.optimize.result import Optimized, Outcome, Settings
 from vmat_diffusion.optimize.sequence import Sector
 from vmat_diffusion.plan import Plan

@@ -18,7 +18,7 @@ _SLOPE = 0.008
 # The weight of the limit grows while the limit is missed and eases when it is met, within these bounds.
 _GROWTH, _EASED, _LEAST, _LARGEST = 1.6, 0.97, 0.5, 25.0
 # The search aims at this share of the limit, as the final normalisation and the full dose add a little.
-_ROOM = 0.98
+_ROOM = 0.96
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,15 @@ class ObjectiveWeights:
 
     # Terms that are always there. Underdose of a target outweighs its overdose, both outweigh normal tissue;
     # sparing is small enough to give way to any goal that is missed.
-    underdose: float = 8000.0
-    overdose: float = 20.0
+    underdose: float = 16000.0
+    overdose: float = 40.0
     normal_tissue: float = 25.0
-    sparing: float = 4.0
+    sparing: float = 10.0
     # Coverage and sparing beyond what the goals ask yield where only goals of organs fail: their weights are
     # multiplied by a share that falls and rises by these factors, down to the least.
     beyond_falls: float = 0.6
-    beyond_rises: float = 1.15
-    least_beyond: float = 0.15
+    beyond_rises: float = 2.0
+    least_beyond: float = 0.2
     # All goals, times the weight of each.
     goal: float = 100.0
     # A dose to aim at weighs less than a missed goal.

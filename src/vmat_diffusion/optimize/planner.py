@@ -52,7 +52,7 @@ from vmat_diffusion.progress import Clock, Progress, silent
 
 # Evaluations of the objective for the fluence maps: so many at an effort of 1, not more than 1.5 times as
 # many, where maps no longer change, and enough at the least that they resemble the targets.
-_MAP_EVALUATIONS, _MOST_MAP_EFFORT, _LEAST_MAP_EVALUATIONS = 400, 1.5, 30
+_MAP_EVALUATIONS, _MOST_MAP_EFFORT, _LEAST_MAP_EVALUATIONS = 300, 1.5, 30
 
 
 def optimize(

@@ -18,7 +18,7 @@ from vmat_diffusion.errors import GoalError
 from vmat_diffusion.evaluate.goals import GoalSheet
 from vmat_diffusion.geometry import Point
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.optimize.aperture import ApertureProblem
+from vmat_diffusion.optimize.aperture import NODES_MM, ApertureProblem, Stage
 from vmat_diffusion.optimize.arcs import ArcFrame, arc_frames, isocenter_of, partial_span
 from vmat_diffusion.optimize.deliverable_set import (
     Apertures,
@@ -39,12 +39,10 @@ from vmat_diffusion.optimize.result import Optimized, Settings
 from vmat_diffusion.plan import Plan
 from vmat_diffusion.progress import Progress, silent, under_name
 
-# Distance of the fluence's nodes in the search; what they miss the full dose makes good.
-NODES_MM = 2.5
 # Of the most points of a structure, so many do while openings are far from their places.
 _COARSE_SHARE = 0.35
-# More structures with goals need more iterations, from this number up to twice as many.
-_FEW_STRUCTURES, _MOST_EFFORT = 3, 2.0
+# More structures with goals need more iterations, from this number on, up to this many times as many.
+_FEW_STRUCTURES, _MOST_EFFORT = 3, 1.4
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,8 @@ class Prepared:
 
     `frames` are the arcs with the most that their jaws open. The objectives differ in how they aim at a
     predicted dose: point by point for fluence maps, by histogram for leaves. Those for maps and first leaves
-    have fewer points, unless the search begins with a plan. `model` is for fluence maps, `split_models`, its
-    parts, for leaves.
+    have fewer points, unless the search begins with a plan. `model` is for fluence maps; leaves have two
+    models, for narrow and for wide kernels, of the same `jaw_box_mm` (x1, x2, y1, y2).
     """
 
     task: PlanningTask
@@ -117,7 +115,7 @@ class Prepared:
     density: Density
     full_dose: FullDose
     model: FluenceModel
-    split_models: tuple[FluenceModel, ...]
+    jaw_box_mm: tuple[float, float, float, float]
     rates: DeliveryRates
     tracking_jaws: bool
     objective_for_maps: Objective
@@ -165,13 +163,14 @@ class Prepared:
         return MuPrice(fraction_gy, 1 / gy_per_mu, self.task.settings.mu_per_gy)
 
     def problem(
-        self, allowed: DeliverableSet, objective: Objective, mu_price: MuPrice, stage: str
+        self, allowed: DeliverableSet, objective: Objective, mu_price: MuPrice, stage: Stage
     ) -> ApertureProblem:
         """The problem of one stage of the search, not yet corrected by the full dose."""
-        maps = self.sampled_doses(objective, allowed.points, self.split_models, stage)
+        models = split_models(self.task.machine, self.jaw_box_mm, stage.nodes_mm)
+        maps = self.sampled_doses(objective, allowed.points, models, stage.name)
         return ApertureProblem(
             allowed,
-            ApertureDose.between(jaws_of(allowed.points), self.split_models, maps),
+            ApertureDose.between(jaws_of(allowed.points), models, maps),
             objective,
             self.relative_per_mu,
             self.full_dose.difference_at(objective.points_mm, objective.reference_gy),
@@ -225,7 +224,7 @@ def prepare(task: PlanningTask, *, maps_share: float | None = None) -> Prepared:
         density,
         full_dose,
         model,
-        split_models(machine, box, NODES_MM),
+        box,
         delivery_rates(frames, machine, fraction_gy, settings),
         tracking_jaws,
         objective_for_maps=first.aiming_at(task.target, PointwiseAim),
