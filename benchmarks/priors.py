@@ -27,7 +27,7 @@ from vmat_diffusion.machine import load_machine
 from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import silent
 from vmat_diffusion.workflow.planning.prior import prior_of
-from vmat_diffusion.workflow.planning.search_and_check import search_plan
+from vmat_diffusion.workflow.planning.search import search_plan
 from vmat_diffusion.workflow.predict import read_input
 from vmat_diffusion.workflow.settings import PlanSettings, PredictSettings
 

@@ -15,7 +15,7 @@ from vmat_diffusion.evaluate.goals import GoalSheet, fit_to_case, load_goals
 from vmat_diffusion.machine import load_machine
 from vmat_diffusion.optimize import Optimized, Settings, optimize
 from vmat_diffusion.workflow.planning.request import plan_settings, with_asked_delivery
-from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings
+from vmat_diffusion.workflow.planning.search import optimizer_settings
 
 SHEET = "tg119_cshape_easy"
 # One coarse arc and a tenth of the search: some three seconds for each plan.

@@ -30,7 +30,7 @@ from vmat_diffusion.phantom import phantom
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow.output import kept_or_temporary, require_apart
 from vmat_diffusion.workflow.planning.request import plan_settings
-from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings, search_plan
+from vmat_diffusion.workflow.planning.search import optimizer_settings, search_plan
 from vmat_diffusion.workflow.provenance import program_record
 
 SUMMARY_JSON = "gap.json"

@@ -39,7 +39,7 @@ from vmat_diffusion.plan import violations
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools
 from vmat_diffusion.workflow.planning.request import with_asked_delivery
-from vmat_diffusion.workflow.planning.search_and_check import search_plan
+from vmat_diffusion.workflow.planning.search import search_plan
 from vmat_diffusion.workflow.settings import PlanSettings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmat_diffusion.workflow.planning.result import PlanRun
     from vmat_diffusion.workflow.planning.run import STAGES, plan_case, run_demo
     from vmat_diffusion.workflow.planning.run_files import FILES
-    from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
+    from vmat_diffusion.workflow.planning.search import PlanningTools
     from vmat_diffusion.workflow.recompute import check_references, compare_doses, compute_dose, second_check
     from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -22,7 +22,7 @@ _HOMES = {
     "planning.result": ("PlanRun",),
     "planning.run": ("STAGES", "plan_case", "run_demo"),
     "planning.run_files": ("FILES",),
-    "planning.search_and_check": ("PlanningTools",),
+    "planning.search": ("PlanningTools",),
     "recompute": ("check_references", "compare_doses", "compute_dose", "second_check"),
     "settings": ("PlanSettings",),
 }

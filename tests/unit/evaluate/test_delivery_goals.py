@@ -35,7 +35,7 @@ from vmat_diffusion.optimize import Settings
 from vmat_diffusion.optimize.delivery import with_delivery
 from vmat_diffusion.plan import Arc, Plan
 from vmat_diffusion.workflow.planning.request import plan_settings, with_asked_delivery
-from vmat_diffusion.workflow.planning.search_and_check import optimizer_settings
+from vmat_diffusion.workflow.planning.search import optimizer_settings
 
 MACHINE = load_machine("generic_6mv")
 # A sheet of format 2 as it was before there were goals on the delivery.

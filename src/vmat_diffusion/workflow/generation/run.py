@@ -17,7 +17,7 @@ from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.planning.result import PlanRun
 from vmat_diffusion.workflow.planning.run import plan_case
 from vmat_diffusion.workflow.planning.run_files import RECORD, SAMPLES, SAMPLES_RECORD
-from vmat_diffusion.workflow.planning.search_and_check import PlanningTools
+from vmat_diffusion.workflow.planning.search import PlanningTools
 from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import GenerateSettings
 

@@ -33,7 +33,8 @@ from vmat_diffusion.workflow.planning.run_files import (
     names_of_run,
     write_check_dose,
 )
-from vmat_diffusion.workflow.planning.search_and_check import JudgedPlan, PlanningTools, judge_files
+from vmat_diffusion.workflow.planning.search import PlanningTools
+from vmat_diffusion.workflow.planning.search_and_check import JudgedPlan, judge_files
 from vmat_diffusion.workflow.reading import plan_and_machine
 
 if TYPE_CHECKING:

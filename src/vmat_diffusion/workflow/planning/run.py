@@ -44,10 +44,10 @@ from vmat_diffusion.workflow.planning.run_files import (
     write_fluence,
     write_trajectories,
 )
+from vmat_diffusion.workflow.planning.search import PlanningTools
 from vmat_diffusion.workflow.planning.search_and_check import (
     CANDIDATE_FOLDERS,
     JudgedPlan,
-    PlanningTools,
     measure,
     plan_folder,
     search_and_check,
