@@ -1,8 +1,9 @@
 """How `plan` makes a plan that may be handed on: search, check by Monte Carlo, judge, correct.
 
-`search_and_check` is the whole story. It searches a plan (`search`), writes it under a name that no planning system
-imports, recomputes what that file says with the independent engine, and judges it. If only the two engines
-disagree, it searches on with their difference known and judges again. RP.dcm appears with a passed verdict.
+`search_and_check` is the whole story. It searches a plan (`search.py`), writes it under a name that no
+planning system imports, recomputes what that file says with the independent engine, and judges it. If only
+the two engines disagree, it searches on with their difference known and judges again. RP.dcm appears with a
+passed verdict.
 """
 
 from __future__ import annotations
