@@ -32,6 +32,9 @@ def record(outcome: str) -> dict[str, Any]:
         "verdict": {"outcome": outcome, "passed": outcome == "PASSED", "checks": checks},
         "arc_delivery_s": [60.0, 60.0],
         "files": ["RP.dcm", "RD.dcm", "report.html", "run.json"],
+        "goals": [{"goal": "D95% >= 47 Gy", "structure": "PTV", "value": 50.0, "status": "pass"}],
+        "prescription_gy": {"PTV": 50.0},
+        "inputs": {"uid_hashes": {"series": "", "structure_set": "", "frame_of_reference": ""}},
         "fractions": 25,
         "mu": 300.0,
     }
