@@ -204,7 +204,10 @@ def obstacles(room: Room, run: RunEntry, user: User) -> list[str]:
     """Why a user cannot approve a plan now, a sentence each; empty where nothing stands in the way."""
     found = []
     if run.outcome != "PASSED":
-        found.append(f"the gate's verdict is {run.outcome}; plan the case again")
+        way = (
+            "Check again in the worklist goes on with its check" if run.open_check else "plan the case again"
+        )
+        found.append(f"the gate's verdict is {run.outcome}; {way}")
     if run.made_by == user.id and not room.rules.allow_own_approval:
         found.append("you had this plan made, so another reviewer must approve it")
     if remark := run_record(run_folder(room, run.id)).remark:

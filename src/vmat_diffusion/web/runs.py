@@ -10,6 +10,7 @@ from pathlib import Path
 from vmat_diffusion.errors import PlanError
 from vmat_diffusion.files import sha256_of
 from vmat_diffusion.web.room import AbsentError, Room
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER
 from vmat_diffusion.workflow.planning.stored_record import StoredRecord, read_record
 
 # The record of a run, and the plan file that only a passed verdict lets into its folder.
@@ -35,6 +36,13 @@ class RunEntry:
     outcome: str
     files: dict[str, str]
     slices: dict[str, list[int]]
+
+    @property
+    def open_check(self) -> bool:
+        """Whether its check stayed undecided and can go on."""
+        return self.outcome == "INCONCLUSIVE" and any(
+            name.startswith(f"{CHECK_FOLDER}/") for name in self.files
+        )
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> RunEntry:

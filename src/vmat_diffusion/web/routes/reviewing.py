@@ -80,6 +80,7 @@ def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
         "made_by": names.get(run.made_by, ""),
         "made_at": run.made_at,
         "outcome": run.outcome,
+        "open_check": run.open_check,
         "status": status_of(room, run_id),
         "slices": run.slices,
         "arcs": arcs(plan),

@@ -11,19 +11,18 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import read_json, sha256_of, written_whole
 from vmat_diffusion.geometry import Grid
 from vmat_diffusion.qa.limits import gate_limits
+from vmat_diffusion.qa.verdict import Check
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
-
-if TYPE_CHECKING:
-    from vmat_diffusion.qa import Check
 
 # Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
 # not even after the process was killed.
@@ -31,6 +30,18 @@ UNJUDGED_FILE, UNJUDGED_DOSE = "RP.unjudged", "RD.unjudged"
 CHECK_FOLDER = "open_check"
 RECORD = "run.json"
 _TALLIES, _STATE, _ASKED = "tallies.npz", "state.json", "asked.json"
+
+
+class Keep(Enum):
+    """What stays of a run that did not come to its end.
+
+    The best plan of a search that was interrupted, and what a check needs to go on; the check alone, as in a
+    queue, where whoever cancels a plan does not want it; or nothing, as where runs are only counted.
+    """
+
+    PLAN_AND_CHECK = "plan and check"
+    CHECK = "check"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +53,7 @@ class OpenCheck:
     settings: PlanSettings
     grid: Grid
     correction: int
-    earlier: tuple[dict[str, Any], ...]
+    earlier: tuple[Check, ...]
 
     @property
     def plan_file(self) -> Path:
@@ -130,7 +141,7 @@ def read_open_check(run: Path) -> OpenCheck:
             settings,
             Grid(**grid),
             int(state["correction"]),  # type: ignore[index]
-            tuple(state["earlier"]),  # type: ignore[index]
+            tuple(Check(**check) for check in state["earlier"]),  # type: ignore[index]
         )
     except (TypeError, KeyError, ValueError, AttributeError, InputError, OSError):
         raise PlanError(f"the check in {place} is damaged or of another version; plan again") from None
