@@ -103,6 +103,7 @@ if __name__ == "__main__":
     workflow.plan_case = plan_case
     # In the place of the module, which takes long to import.
     planning.check_again = SimpleNamespace(check_again=check_again)
-    from vmat_diffusion.web.queue.worker import run
+    from vmat_diffusion.web.queue import worker
 
-    run()
+    worker._make_ready = lambda *_: None
+    worker.run()

@@ -124,9 +124,10 @@ def main(data: str, job_id: str, token: str) -> None:
     heart = _Heart(room.store, claim, _typical(room.store, settings))
     threading.Thread(target=heart.run, daemon=True).start()
     case_folder = _case_folder(room, job["case_id"])
+    is_made = False
     try:
         run, case_hash, seconds = _made(room, job, settings, case_folder, heart)
-        complete(room.store, claim, run, case_hash, seconds)
+        is_made = complete(room.store, claim, run, case_hash, seconds)
     except _Cancelled:
         if give_up(room.store, claim, "cancelled"):
             remove_leftovers(room)
@@ -135,6 +136,18 @@ def main(data: str, job_id: str, token: str) -> None:
             remove_leftovers(room)
     finally:
         heart.ended.set()
+    if is_made:
+        _make_ready(room, case_folder)
+
+
+def _make_ready(room: Room, case_folder: Path) -> None:
+    """Put the case into the store of what is looked at, so that nobody waits for it to be read."""
+    with suppress(Exception):  # it is read when somebody looks
+        from vmat_diffusion.web.view.cases import view_store
+
+        store = view_store(room.store.folder)
+        store.images(case_folder)
+        store.structures(case_folder)
 
 
 def _typical(store: Store, settings: dict[str, Any]) -> dict[str, float]:

@@ -83,6 +83,11 @@ class Images:
     steps: tuple[str, ...]
 
 
+def view_store(data: Path) -> CaseStore:
+    """The store of a review room in its data folder."""
+    return CaseStore(data / "views")
+
+
 class CaseStore:
     """Cases ready to look at, in one folder. Safe for threads, and for several processes on one folder."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +184,17 @@ class Runs:
         found = self.store.structures(run.case_folder)
         with self._lock:
             self._structures[key] = found
-            while len(self._structures) > _CASES_MOST:
+            while len(self._structures) > 1 and _masks_bytes(self._structures.values()) > _MASKS_MOST:
                 self._structures.popitem(last=False)
         return found
 
 
-_CASES_MOST = 12  # packed masks: 5 to 20 MB a case
+# Packed masks of open cases, bytes: 5 to 20 MB a case.
+_MASKS_MOST = 128_000_000
+
+
+def _masks_bytes(cases: Iterable[tuple[PackedStructure, ...]]) -> int:
+    return sum(structure.bits.nbytes for structures in cases for structure in structures)
 
 
 def _bytes(run: Run) -> int:

@@ -13,16 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import read_json, sha256_of, written_whole
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.qa.limits import gate_limits
-from vmat_diffusion.qa.verdict import Check
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
+
+# The gate loads both dose engines: it is imported where a check is read. The review room does without them.
+if TYPE_CHECKING:
+    from vmat_diffusion.qa import Check
 
 # Plan and dose under judgement: sealed by this suffix, so that no import of a folder takes them for DICOM,
 # not even after the process was killed.
@@ -95,6 +97,8 @@ def write_asked(folder: Path, case_folder: Path, settings: PlanSettings) -> None
 
 def _basis(settings: PlanSettings) -> str:
     """A code of all that a plan is judged by: the shipped by name, files of the user by their contents."""
+    from vmat_diffusion.qa.limits import gate_limits
+
     judged_by = {
         name: value
         for name, value in settings_record(settings).items()
@@ -125,6 +129,8 @@ def drop(folder: Path) -> None:
 
 def read_open_check(run: Path) -> OpenCheck:
     """The open check in the folder of a run. Raises PlanError where there is none that can go on."""
+    from vmat_diffusion.qa.verdict import Check
+
     place = run / CHECK_FOLDER
     if not place.is_dir():
         raise PlanError(f"{run} holds no check that is open; name the folder of a run that was inconclusive")
