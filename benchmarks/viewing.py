@@ -3,8 +3,8 @@
     python benchmarks/viewing.py [--slices 148] [--pixels 512] [--cases 10] [--keep]
 
 A made head of so many slices with two doses on 3 mm voxels, in Chromium without a GPU. The first picture is
-taken of a case that the store does not hold yet, and of one that it does, as it is after `serve` has planned a
-case. Memory is the most that the server took with that many different cases open, each with all planes, both
+taken of a case that the store does not hold yet, and of one that it does: so it is after `serve` has planned
+it. Memory is the most that the server took with so many different cases open, each with all planes, both
 doses, contours, histograms and control points. Prints one JSON object; `--keep` puts it on the page of
 benchmarks. The load of the computer before the run is noted: on a busy one the seconds say nothing.
 """

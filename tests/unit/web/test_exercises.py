@@ -199,7 +199,7 @@ def test_rows_whose_folders_are_gone_are_removed_and_the_living_are_left(
 ) -> None:
     real = _entered(room, made)
     with monkeypatch.context() as patch:
-        patch.setattr(making._Making, "finish", lambda self: False)
+        patch.setattr(making._Making, "finish", lambda self: True)
         copy = making.make_exercise(room.room, real, SEEDS["MU"], room.user("admin"))
     settle_exercises(room.room)
     assert _hidden(room), "its maker lives"

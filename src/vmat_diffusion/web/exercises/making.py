@@ -85,7 +85,9 @@ def make_exercise(room: Room, run_id: str, seed: int, user: User) -> str:
     except BaseException:
         making.undo()
         raise
-    making.finish()
+    if not making.finish():
+        making.undo()
+        raise RefusedError("the copy could not be put into its place; look at the disk and try again")
     return making.run_id
 
 
