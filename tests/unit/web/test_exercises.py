@@ -168,13 +168,13 @@ def test_what_a_killed_server_left_of_an_exercise_is_finished_or_removed(
 
     with monkeypatch.context() as patch:
         patch.setattr(making, "this_process", lambda: {**this_process(), "pid": killed.pid})
-        patch.setattr(making._Making, "undo", lambda self: None)  # a kill leaves no time for it
+        patch.setattr(making._Draft, "undo", lambda self: None)  # a kill leaves no time for it
         if after == "begun":
             patch.setattr(making, "_copy_run", ends)
         elif after == "copied":
-            patch.setattr(making._Making, "enter", ends)
+            patch.setattr(making._Draft, "enter", ends)
         else:
-            patch.setattr(making._Making, "finish", ends)
+            patch.setattr(making._Draft, "finish", ends)
         with pytest.raises(Killed):
             making.make_exercise(room.room, real, SEEDS["MU"], room.user("admin"))
     left = _hidden(room)
@@ -199,7 +199,7 @@ def test_rows_whose_folders_are_gone_are_removed_and_the_living_are_left(
 ) -> None:
     real = _entered(room, made)
     with monkeypatch.context() as patch:
-        patch.setattr(making._Making, "finish", lambda self: True)
+        patch.setattr(making._Draft, "finish", lambda self: True)
         copy = making.make_exercise(room.room, real, SEEDS["MU"], room.user("admin"))
     settle_exercises(room.room)
     assert _hidden(room), "its maker lives"

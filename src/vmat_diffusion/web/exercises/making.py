@@ -67,7 +67,7 @@ def make_exercise(room: Room, run_id: str, seed: int, user: User) -> str:
         raise RefusedError(f"the gate's verdict is {run.outcome}; choose a plan that passed")
     if count >= _MOST:
         raise RefusedError(f"there are {count} exercises, at most {_MOST} can be")
-    fault, making = draw_fault(seed), _Making(room, new_id(), new_id())
+    fault, making = draw_fault(seed), _Draft(room, new_id(), new_id())
     making.begin()
     try:
         _copy_case(case_folder_of(room, run_id), making.case_part)
@@ -92,7 +92,7 @@ def make_exercise(room: Room, run_id: str, seed: int, user: User) -> str:
 
 
 @dataclass(frozen=True)
-class _Making:
+class _Draft:
     """An exercise on its way. Its folders have hidden names until its rows are there.
 
     A note in the database says who makes it, so that `settle_exercises` can tell what a killed server left.
@@ -181,7 +181,7 @@ def settle_exercises(room: Room) -> None:
         entered = {row["run_id"] for row in db.execute("SELECT run_id FROM exercises")}
     for row in rows:
         note = json.loads(row["value"])
-        making = _Making(room, row["key"].removeprefix(_NOTE), note["case_id"])
+        making = _Draft(room, row["key"].removeprefix(_NOTE), note["case_id"])
         # That of another computer, which shared the folder, cannot be asked whether it lives.
         if not is_dead(note) and time.time() - note["at"] < _LONGEST_S:
             continue
@@ -199,7 +199,7 @@ def _copy_case(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / f"{number:06d}.dcm")
 
 
-def _copy_run(source: Path, making: _Making) -> None:
+def _copy_run(source: Path, making: _Draft) -> None:
     target = making.run_part
     target.mkdir(mode=0o700)
     for name in _COPIED:
