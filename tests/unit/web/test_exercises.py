@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -211,6 +212,23 @@ def test_rows_whose_folders_are_gone_are_removed_and_the_living_are_left(
     assert room.client("admin").ask("GET", "/api/exercises").json()["exercises"] == []
     assert room.client("reviewer").ask("GET", f"/api/reviews/{copy}").status_code == 404
     assert verify(room.room.store).faults == ()
+
+
+def test_what_versions_without_notes_left_is_removed_too(room: SmallRoom, made: Path) -> None:
+    real = _entered(room, made)
+    dead, answered = (_exercise(room, real, kind) for kind in ("MU", "bank"))
+    room.client("reviewer").ask("POST", f"/api/exercises/{answered}/answer", {"found": "none"})
+    for run_id in (dead, answered):
+        shutil.rmtree(room.room.run_folder(run_id))
+    old = room.room.case_folder(".0123.part")
+    old.mkdir()
+    os.utime(old, (0, 0))
+    young = room.room.case_folder(".4567.part")
+    young.mkdir()
+    settle_exercises(room.room)
+    assert _hidden(room) == [young]
+    listed = room.client("admin").ask("GET", "/api/exercises").json()["exercises"]
+    assert [one["run_id"] for one in listed] == [answered], "who found what is kept"
 
 
 def _hidden(room: SmallRoom) -> list[Path]:

@@ -67,28 +67,28 @@ def make_exercise(room: Room, run_id: str, seed: int, user: User) -> str:
         raise RefusedError(f"the gate's verdict is {run.outcome}; choose a plan that passed")
     if count >= _MOST:
         raise RefusedError(f"there are {count} exercises, at most {_MOST} can be")
-    fault, making = draw_fault(seed), _Draft(room, new_id(), new_id())
-    making.begin()
+    fault, draft = draw_fault(seed), _Draft(room, new_id(), new_id())
+    draft.begin()
     try:
-        _copy_case(case_folder_of(room, run_id), making.case_part)
-        _copy_run(source, making)
-        case_files = sorted(making.case_part.iterdir())
-        part = making.run_part
+        _copy_case(case_folder_of(room, run_id), draft.case_part)
+        _copy_run(source, draft)
+        case_files = sorted(draft.case_part.iterdir())
+        part = draft.run_part
         uids = seed_fault(fault, part / PLAN_FILE, part / _DOSE_FILE, case_files)
-        code = content_hash(making.case_part)
+        code = content_hash(draft.case_part)
         _renew_texts(part, uids, code)
-        for folder in (part, making.case_part):
+        for folder in (part, draft.case_part):
             for file in folder.iterdir():
                 flush_to_disk(file)
             flush_to_disk(folder)
-        making.enter(run, fault.kind, seed, user=user, code=code)
+        draft.enter(run, fault.kind, seed, user=user, code=code)
     except BaseException:
-        making.undo()
+        draft.undo()
         raise
-    if not making.finish():
-        making.undo()
+    if not draft.finish():
+        draft.undo()
         raise RefusedError("the copy could not be put into its place; look at the disk and try again")
-    return making.run_id
+    return draft.run_id
 
 
 @dataclass(frozen=True)
@@ -177,16 +177,32 @@ class _Draft:
 def settle_exercises(room: Room) -> None:
     """Finish the exercises that killed servers had whole, and remove what they had not."""
     with room.store.read() as db:
-        rows = db.execute("SELECT key, value FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall()
-        entered = {row["run_id"] for row in db.execute("SELECT run_id FROM exercises")}
-    for row in rows:
-        note = json.loads(row["value"])
-        making = _Draft(room, row["key"].removeprefix(_NOTE), note["case_id"])
+        # In this order: whose note is gone after its rows were there is in its place.
+        entered = {row["run_id"]: row["case_id"] for row in db.execute(_UNANSWERED)}
+        found = db.execute("SELECT key, value FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall()
+    notes = {row["key"].removeprefix(_NOTE): json.loads(row["value"]) for row in found}
+    for run_id, note in notes.items():
+        draft = _Draft(room, run_id, note["case_id"])
         # That of another computer, which shared the folder, cannot be asked whether it lives.
         if not is_dead(note) and time.time() - note["at"] < _LONGEST_S:
             continue
-        if making.run_id not in entered or not making.finish():
-            making.undo()
+        if run_id not in entered or not draft.finish():
+            draft.undo()
+    # Of versions that made no notes.
+    for run_id in entered.keys() - notes.keys():
+        if not room.run_folder(run_id).is_dir():
+            _Draft(room, run_id, entered[run_id]).undo()
+    noted = notes.keys() | {note["case_id"] for note in notes.values()}
+    for folder in (room.store.folder / "runs", room.store.folder / "cases"):
+        for part in folder.glob(".*.part"):
+            if part.name[1:-5] not in noted and time.time() - part.stat().st_mtime > _LONGEST_S:
+                shutil.rmtree(part, ignore_errors=True)
+
+
+_UNANSWERED = (
+    "SELECT e.run_id, r.case_id FROM exercises e JOIN runs r ON r.id = e.run_id "
+    "WHERE e.run_id NOT IN (SELECT run_id FROM guesses)"
+)
 
 
 def _copy_case(source: Path, target: Path) -> None:
@@ -199,8 +215,8 @@ def _copy_case(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / f"{number:06d}.dcm")
 
 
-def _copy_run(source: Path, making: _Draft) -> None:
-    target = making.run_part
+def _copy_run(source: Path, draft: _Draft) -> None:
+    target = draft.run_part
     target.mkdir(mode=0o700)
     for name in _COPIED:
         if (source / name).is_file():
@@ -214,7 +230,7 @@ def _copy_run(source: Path, making: _Draft) -> None:
         text = report.read_text(encoding="utf-8", errors="replace")
         marked, found = re.subn(r"<body[^>]*>", lambda body: body[0] + _BANNER, text, count=1)
         report.write_text(marked if found else _BANNER + text, encoding="utf-8")
-    home, case = (place for _, place in making.places)
+    home, case = (place for _, place in draft.places)
     (target / CASE_LINK).symlink_to(os.path.relpath(case, home), target_is_directory=True)
 
 
