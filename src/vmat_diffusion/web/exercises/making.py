@@ -178,7 +178,7 @@ def settle_exercises(room: Room) -> None:
     """Finish the exercises that killed servers had whole, and remove what they had not."""
     with room.store.read() as db:
         # In this order: whose note is gone after its rows were there is in its place.
-        entered = {row["run_id"]: row["case_id"] for row in db.execute(_UNANSWERED)}
+        entered = {row["run_id"]: row for row in db.execute(_ENTERED)}
         found = db.execute("SELECT key, value FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall()
     notes = {row["key"].removeprefix(_NOTE): json.loads(row["value"]) for row in found}
     for run_id, note in notes.items():
@@ -190,8 +190,8 @@ def settle_exercises(room: Room) -> None:
             draft.undo()
     # Of versions that made no notes.
     for run_id in entered.keys() - notes.keys():
-        if not room.run_folder(run_id).is_dir():
-            _Draft(room, run_id, entered[run_id]).undo()
+        if not room.run_folder(run_id).is_dir() and not entered[run_id]["answered"]:
+            _Draft(room, run_id, entered[run_id]["case_id"]).undo()
     noted = notes.keys() | {note["case_id"] for note in notes.values()}
     for folder in (room.store.folder / "runs", room.store.folder / "cases"):
         for part in folder.glob(".*.part"):
@@ -199,9 +199,9 @@ def settle_exercises(room: Room) -> None:
                 shutil.rmtree(part, ignore_errors=True)
 
 
-_UNANSWERED = (
-    "SELECT e.run_id, r.case_id FROM exercises e JOIN runs r ON r.id = e.run_id "
-    "WHERE e.run_id NOT IN (SELECT run_id FROM guesses)"
+_ENTERED = (
+    "SELECT e.run_id, r.case_id, e.run_id IN (SELECT run_id FROM guesses) AS answered "
+    "FROM exercises e JOIN runs r ON r.id = e.run_id"
 )
 
 
