@@ -18,8 +18,10 @@ import peers
 import prediction
 import preprocess
 import priors
+import readers
 import sites
 import trade
+import viewing
 
 from vmat_diffusion.files import written_whole
 
@@ -43,6 +45,8 @@ SECTIONS = (
     priors.section,
     mutations.section,
     kills.section,
+    viewing.section,
+    readers.section,
 )
 
 

@@ -36,7 +36,7 @@ def planning_run(folder: Path, outcome: str = "PASSED") -> Path:
     dose = Dose(case.grid, np.full(case.grid.shape, 2.0), None, "water", {})
     write_dose(folder / "RD.dcm", dose, case, plan_file=plan_file)
     check = {"name": "gamma", "result": "pass", "why": "99.0 % of the voxels agree"}
-    goal = {"goal": "PTV D95% >= 47.5 Gy", "value": 50.0, "unit": "Gy", "status": "met"}
+    goal = {"goal": "D95% >= 47.5 Gy", "structure": "PTV", "value": 50.0, "unit": "Gy", "status": "pass"}
     record = {"verdict": {"outcome": outcome, "checks": [check]}, "goals": [goal], "files": []}
     (folder / "run.json").write_text(json.dumps(record))
     return folder

@@ -146,6 +146,7 @@ def record(case: Case, plan: Plan) -> Mapping[str, Any]:
         "fractions": plan.fractions,
         "prescription_gy": {"PTV_60": 60.0},
         "mu": plan.total_mu,
+        "arc_delivery_s": [60.0 for _ in plan.arcs],
         "dose": {"engine": "pencil_beam"},
         "check": {"engine": "monte_carlo"},
         "goals": [

@@ -131,8 +131,10 @@ def small_room(folder: Path, **rules: Any) -> SmallRoom:
     return SmallRoom(room, ids)
 
 
-def planned(room: SmallRoom, case_id: str, *, by: str = "planner", outcome: str = "PASSED") -> str:
-    """The id of a plan of a case, as a worker would have entered it."""
+def planned(
+    room: SmallRoom, case_id: str, *, by: str = "planner", outcome: str = "PASSED", is_open: bool = False
+) -> str:
+    """The id of a plan of a case, as a worker would have entered it; with a check that can go on."""
     from stand_in_worker import record
 
     job = room.job(case_id, by)
@@ -142,6 +144,9 @@ def planned(room: SmallRoom, case_id: str, *, by: str = "planner", outcome: str 
     for name in ["RD.dcm", "report.html", "control_points.csv"] + (["RP.dcm"] if outcome == "PASSED" else []):
         (folder / name).write_text(f"<p>{name}</p>", encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(record(outcome)), encoding="utf-8")
+    if is_open:
+        (folder / "open_check").mkdir()
+        (folder / "open_check" / "state.json").write_text("{}", encoding="utf-8")
     case_folder = room.room.case_folder("Doe^John")
     (folder / "case").symlink_to(case_folder, target_is_directory=True)
     user, slices = room.ids[by], {"PTV": [8, 9, 10], "CTV": [9]}

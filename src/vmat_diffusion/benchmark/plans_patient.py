@@ -19,6 +19,7 @@ from vmat_diffusion.evaluate.task import fit_to_each_other
 from vmat_diffusion.progress import Progress
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.output import appearing_whole
+from vmat_diffusion.workflow.planning.open_check import Keep
 from vmat_diffusion.workflow.settings import PlanSettings
 from vmat_diffusion.workflow.simulation.plans import require_plannable
 
@@ -92,7 +93,7 @@ def plan_patient(
         out / PLANS / case.id,
         settings,
         overwrite=True,
-        keep_interrupted=False,
+        keep=Keep.NOTHING,
         tools=tools,
         progress=progress,
     )

@@ -16,6 +16,7 @@ from vmat_diffusion.files import content_hash, parse_json
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.workflow import PlanningTools, plan_case
 from vmat_diffusion.workflow.output import appearing_whole, kept_or_temporary
+from vmat_diffusion.workflow.planning.open_check import Keep
 from vmat_diffusion.workflow.provenance import program_record, settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
 
@@ -146,7 +147,7 @@ def _plan(
         folder / "plan",
         settings,
         overwrite=overwrite,
-        keep_interrupted=False,
+        keep=Keep.NOTHING,
         tools=tools,
         progress=of_case,
     )

@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -144,6 +144,23 @@ class Inbox:
         names = "".join(f", {name} = ?" for name in values)
         with self.write() as db:
             db.execute(f"UPDATE sets SET state = ?{names} WHERE uid = ?", (state, *values.values(), uid))
+
+    def answer_again(self, newer: Mapping[str, str]) -> None:
+        """Have structure sets answered whose plan has a newer run (by the id of the one that was answered).
+
+        So it is where a check went on that was undecided.
+        """
+        if not newer:
+            return
+        with self.read() as db:
+            rows = db.execute("SELECT uid, run_id FROM sets WHERE state = 'done' AND run_id != ''").fetchall()
+        for row in (row for row in rows if row["run_id"] in newer):
+            with self.write() as db:
+                db.execute("DELETE FROM deliveries WHERE set_uid = ?", (row["uid"],))
+                db.execute(
+                    "UPDATE sets SET state = 'answering', run_id = ? WHERE uid = ? AND run_id = ?",
+                    (newer[row["run_id"]], row["uid"], row["run_id"]),
+                )
 
     def remove_old(self, before: float) -> int:
         """Remove the objects of studies that nothing came for since a time and that nothing waits for."""

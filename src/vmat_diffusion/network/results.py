@@ -9,11 +9,11 @@ from typing import Any
 from vmat_diffusion.dicom.attributes import open_dataset, text
 from vmat_diffusion.dicom.folder import open_one
 from vmat_diffusion.errors import CaseError, InputError, PlanError
-from vmat_diffusion.files import parse_json, why_no_file
 from vmat_diffusion.network.document import write_document
 from vmat_diffusion.network.letter import letter
 from vmat_diffusion.network.storing import Parcel
-from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE, RECORD, REPORT_PDF
+from vmat_diffusion.workflow.planning.run_files import DOSE_FILE, PLAN_FILE, REPORT_PDF
+from vmat_diffusion.workflow.planning.stored_record import read_record
 
 _TITLE = "Planning report"
 _REFUSAL = "No plan was made"
@@ -26,10 +26,10 @@ def parcels_of_run(run: Path, scratch: Path) -> list[Parcel]:
     Raises InputError for a folder without a run, PlanError for a plan that is not the one of a passed verdict
     or not UNAPPROVED.
     """
-    record = _record(run)
-    if "training" in record:
+    record = read_record(run).fields
+    if record["training"]:
         raise PlanError("the run is one of a training exercise and is never sent; name a real one")
-    outcome = record["verdict"].get("outcome")
+    outcome = record["verdict"]["outcome"]
     parcels = []
     if outcome == "PASSED":
         parcels.append(_plan(run / PLAN_FILE))
@@ -44,19 +44,6 @@ def refusal(sentence: str, *, beside: Path, scratch: Path) -> Parcel:
     """The PDF that says why there is no plan, in the study of the object `beside`."""
     pdf = letter(_REFUSAL, [sentence, "", _NOTICE])
     return _parcel(write_document(scratch / "refusal.dcm", pdf, _REFUSAL, beside=beside), "PDF")
-
-
-def _record(run: Path) -> dict[str, Any]:
-    file = run / RECORD
-    if not file.is_file():
-        raise InputError(f"{RECORD} of the run {why_no_file(file)}; name a folder that `plan` has written")
-    try:
-        record = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if not isinstance(record, dict) or not isinstance(record.get("verdict"), dict):
-        raise InputError(f"{RECORD} of the run cannot be read; plan the case again")
-    return record
 
 
 def _plan(file: Path) -> Parcel:
@@ -79,23 +66,19 @@ def _parcel(file: Path, label: str) -> Parcel:
     return Parcel(file, text(dataset, "SOPClassUID"), text(dataset, "SOPInstanceUID"), label)
 
 
-def _lines(record: Mapping[str, Any], outcome: object) -> Iterator[str]:
+def _lines(record: Mapping[str, Any], outcome: str | None) -> Iterator[str]:
     """The verdict, its checks and the goals of a run in a few lines."""
     passed = outcome == "PASSED"
-    yield f"Verdict of the gate: {outcome}. " + (
+    yield f"Verdict of the gate: {outcome or 'not known'}. " + (
         "The plan is sent with this report, UNAPPROVED." if passed else "No plan is sent, the dose is."
     )
     yield ""
-    for check in _list(record["verdict"].get("checks")):
-        yield f"{check.get('name')}: {str(check.get('result')).upper()}. {check.get('why') or ''}"
+    for check in record["verdict"]["checks"]:
+        yield f"{check['name']}: {check['result'].upper()}. {check['why'] or ''}"
     yield ""
-    for goal in _list(record.get("goals")):
-        value = goal.get("value")
-        shown = f"{value:.2f} {goal.get('unit') or ''}" if isinstance(value, int | float) else "not evaluated"
-        yield f"{goal.get('goal')}: {shown}, {goal.get('status')}"
+    for goal in record["goals"]:
+        value = goal["value"]
+        shown = "not evaluated" if value is None else f"{value:.2f} {goal['unit'] or ''}".rstrip()
+        yield f"{goal['structure']} {goal['goal']}: {shown}, {goal['status']}"
     yield ""
     yield _NOTICE
-
-
-def _list(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

@@ -29,6 +29,7 @@ from vmat_diffusion.network.rules import Rule, rule_for
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.web.accounts import User
 from vmat_diffusion.web.audit import record
+from vmat_diffusion.web.queue.checks import decided_since
 from vmat_diffusion.web.queue.jobs import submit
 from vmat_diffusion.web.room import RefusedError, Room
 from vmat_diffusion.web.store import new_id, now
@@ -65,6 +66,7 @@ def look(inbox: Inbox, room: Room, rules: Sequence[Rule], asked: ListenSettings)
     for row in inbox.sets("planning"):
         with _alone(inbox, row):
             _ask(inbox, room, row)
+    inbox.answer_again(decided_since(room))
 
 
 @contextmanager

@@ -136,6 +136,7 @@ def arc_frames(
 ) -> tuple[ArcFrame, ...]:
     """Frames of alternating direction between two gantry angles, clockwise from start to stop first.
 
+    Control points are `spacing_deg` apart, or farther where the machine takes no more of them.
     Collimators default to pairs at right angles where the leaf span allows for these targets, else to
     mirrored pairs as far from 0 as it allows. A target wider than the span is shared: odd arcs take its left
     part, even arcs its right. `couches_deg` are the couch angles, 0 unless given; collisions of gantry and
@@ -147,7 +148,8 @@ def arc_frames(
     refuse_machine(machine)
     rotation = (stop_deg - start_deg) % 360.0 or 360.0
     _refuse_span(machine, start_deg, stop_deg, rotation)
-    count = max(round(rotation / spacing_deg), 4)
+    # Wider apart where the machine takes fewer control points a beam.
+    count = min(max(round(rotation / spacing_deg), 4), machine.limits.control_points_max - 1)
     clockwise = start_deg + rotation * np.arange(count + 1) / count
     parts = _arcs_outside(clockwise, avoid_deg)
     free = np.concatenate(parts)

@@ -38,16 +38,17 @@ def frames_of(plan: Plan, machine: Machine, spacing_deg: float) -> tuple[ArcFram
             )
         low, high = arc.jaws_mm.min(axis=0), arc.jaws_mm.max(axis=0)
         box = (float(low[0]), float(high[1]), float(low[2]), float(high[3]))
-        frames.append(ArcFrame(_angles(arc, spacing_deg), arc.collimator_deg, box, arc.couch_deg))
+        angles = _angles(arc, spacing_deg, machine.limits.control_points_max)
+        frames.append(ArcFrame(angles, arc.collimator_deg, box, arc.couch_deg))
     return tuple(frames)
 
 
-def _angles(arc: Arc, spacing_deg: float) -> NDArray[np.float64]:
-    """The arc's control points, or evenly spaced ones where these are too few or too uneven."""
+def _angles(arc: Arc, spacing_deg: float, most: int) -> NDArray[np.float64]:
+    """The arc's control points, or evenly spaced ones where these are too many, too few or too uneven."""
     gaps = np.abs(np.diff(arc.gantry_deg))
-    if gaps.max() <= _FINE_SHARE * spacing_deg and gaps.min() >= 0.5 * spacing_deg:
+    if len(gaps) < most and gaps.max() <= _FINE_SHARE * spacing_deg and gaps.min() >= 0.5 * spacing_deg:
         return arc.gantry_deg.copy()
-    count = max(round(float(gaps.sum()) / spacing_deg), 4)
+    count = min(max(round(float(gaps.sum()) / spacing_deg), 4), most - 1)
     return np.linspace(arc.gantry_deg[0], arc.gantry_deg[-1], count + 1)
 
 

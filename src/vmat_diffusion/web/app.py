@@ -25,7 +25,7 @@ from vmat_diffusion.web.queue.supervisor import Supervisor
 from vmat_diffusion.web.room import AbsentError, RefusedError, Room
 from vmat_diffusion.web.routes import administration, pages, reviewing, sessions, training, worklist
 from vmat_diffusion.web.runs import case_folder_of, run_folder
-from vmat_diffusion.web.view.cases import CaseStore
+from vmat_diffusion.web.view.cases import view_store
 
 _LOG = logging.getLogger("vmat_diffusion.web")
 # A request but an uploaded file's; the longest is a decision with its reason.
@@ -58,7 +58,7 @@ def create_app(room: Room, *, work: bool = True) -> FastAPI:
     looking = viewing.router(
         lambda run_id: run_folder(room, run_id),
         lambda run_id: case_folder_of(room, run_id),
-        store=CaseStore(room.store.folder / "views"),
+        store=view_store(room.store.folder),
     )
     app.include_router(looking, dependencies=clinical)
     static = Path(str(resources.files("vmat_diffusion.web"))) / "static"

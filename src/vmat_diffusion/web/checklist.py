@@ -59,7 +59,7 @@ def checklist() -> tuple[Item, ...]:
 
 
 def needed(item: Item, run: RunEntry, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of what must be seen of a run before a line can be answered; `record` is its `run.json`."""
+    """The keys of what must be seen of a run before a line can be answered; `record` are its known fields."""
     keys: dict[str, None] = {}
     for kind in item.evidence:
         keys |= dict.fromkeys(_keys(kind, run, record))
@@ -106,4 +106,4 @@ def key_of(kind: str, detail: Mapping[str, Any]) -> list[str]:
 
 def arcs(record: Mapping[str, Any]) -> int:
     """The number of arcs of a plan."""
-    return len(record.get("arc_delivery_s") or ())
+    return len(record["arc_delivery_s"])

@@ -121,7 +121,7 @@ def see(room: Room, run_id: str, user: User, keys: Iterable[str]) -> set[str]:
     Slices that come faster than anybody can look are left out too: the page tells of them again.
     """
     run = run_entry(room, run_id)
-    known = _all_keys(run, run_record(run_folder(room, run_id)))
+    known = _all_keys(run, run_record(run_folder(room, run_id)).fields)
     with room.store.write() as db:
         before = _seen(db, run_id, user)
         (latest,) = db.execute(
@@ -155,7 +155,7 @@ def answer(room: Room, run_id: str, user: User, item_id: str, *, value: Answer, 
     item = next((item for item in checklist() if item.id == item_id), None)
     if item is None:
         raise InputError("there is no such line in the checklist; load the page again")
-    keys = needed(item, run, run_record(run_folder(room, run_id)))
+    keys = needed(item, run, run_record(run_folder(room, run_id)).fields)
     if value == "not applicable" and len(note.strip()) < REASON_LEAST:
         raise InputError("a line that does not apply needs a note that says why; write one")
     with room.store.write() as db:
@@ -181,7 +181,7 @@ def _require_open(db: sqlite3.Connection, run_id: str) -> None:
 
 def lines(room: Room, run: RunEntry, user: User) -> list[dict[str, Any]]:
     """The checklist for a user: each line with its evidence, what of it is missing, and the answer."""
-    plan_record = run_record(run_folder(room, run.id))
+    plan_record = run_record(run_folder(room, run.id)).fields
     with room.store.read() as db:
         seen, given = _seen(db, run.id, user), _answers(db, run.id, user)
     return [
@@ -204,9 +204,14 @@ def obstacles(room: Room, run: RunEntry, user: User) -> list[str]:
     """Why a user cannot approve a plan now, a sentence each; empty where nothing stands in the way."""
     found = []
     if run.outcome != "PASSED":
-        found.append(f"the gate's verdict is {run.outcome}; plan the case again")
+        way = (
+            "Check again in the worklist goes on with its check" if run.open_check else "plan the case again"
+        )
+        found.append(f"the gate's verdict is {run.outcome}; {way}")
     if run.made_by == user.id and not room.rules.allow_own_approval:
         found.append("you had this plan made, so another reviewer must approve it")
+    if remark := run_record(run_folder(room, run.id)).remark:
+        found.append(remark)  # what is not known of a plan nobody can have looked at
     every = lines(room, run, user)
     if unanswered := [line for line in every if line["answer"] is None]:
         found.append(f"{len(unanswered)} lines of the checklist are not answered")

@@ -6,10 +6,12 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vmat_diffusion.files import read_json, sha256_of
+from vmat_diffusion.errors import PlanError
+from vmat_diffusion.files import sha256_of
 from vmat_diffusion.web.room import AbsentError, Room
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER
+from vmat_diffusion.workflow.planning.stored_record import StoredRecord, read_record
 
 # The record of a run, and the plan file that only a passed verdict lets into its folder.
 RECORD, PLAN_FILE = "run.json", "RP.dcm"
@@ -34,6 +36,13 @@ class RunEntry:
     outcome: str
     files: dict[str, str]
     slices: dict[str, list[int]]
+
+    @property
+    def open_check(self) -> bool:
+        """Whether its check stayed undecided and can go on."""
+        return self.outcome == "INCONCLUSIVE" and any(
+            name.startswith(f"{CHECK_FOLDER}/") for name in self.files
+        )
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> RunEntry:
@@ -81,12 +90,12 @@ def case_folder_of(room: Room, run_id: str) -> Path:
     return room.case_folder(row["folder"])
 
 
-def run_record(folder: Path) -> dict[str, Any]:
-    """What `run.json` of a run holds. Raises AbsentError where it cannot be read."""
-    found = read_json(folder / RECORD)
-    if not isinstance(found, dict) or not isinstance(found.get("verdict"), dict):
-        raise AbsentError(f"{RECORD} of the plan cannot be read; plan the case again")
-    return found
+def run_record(folder: Path) -> StoredRecord:
+    """What `run.json` of a run holds, as far as it is known. Raises AbsentError where it is unreadable."""
+    try:
+        return read_record(folder)
+    except PlanError as fault:
+        raise AbsentError(str(fault)) from None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -5,14 +5,17 @@ All of it is read only. `router` is included by the application, which decides w
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import APIRouter, Response
+from numpy.typing import NDArray
 
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.geometry import subgrid
@@ -24,27 +27,48 @@ from vmat_diffusion.web.view.planes import ct_plane, dose_plane, in_steps, layer
 from vmat_diffusion.web.view.runs import INDEPENDENT, PLANNED, Run, Runs
 
 _RAW = "application/octet-stream"
-_ANSWERS_MOST = 3000  # small results kept: histograms and projections of 5 to 30 kB
+_JSON = "application/json"
+# Histograms, arcs and projections of 5 to 300 kB as they are sent, surfaces of structures of up to 2 MB.
+_ANSWERS_MOST_BYTES = 96_000_000
+_Kept = TypeVar("_Kept", bytes, NDArray[np.float32])
 
 
-class _Answers:
-    """Small results by what was asked; the ones asked for longest ago go first. Safe for threads."""
+class Answers:
+    """Results by what was asked, those asked for longest ago go first. Safe for threads.
 
-    def __init__(self) -> None:
+    Bytes of JSON as they are sent and arrays; together no more than `most_bytes` of all cases.
+    """
+
+    def __init__(self, most_bytes: int = _ANSWERS_MOST_BYTES) -> None:
+        self._most = most_bytes
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, make: Callable[[], _Kept]) -> _Kept:
+        """What was kept for a key, else what `make` gives."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                return self._kept[key]
+                return self._kept[key]  # type: ignore[no-any-return]
         made = make()
         with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > _ANSWERS_MOST:
-                self._kept.popitem(last=False)
+            if key not in self._kept:
+                self._kept[key] = made
+                self._bytes += _size(made)
+            while self._bytes > self._most and len(self._kept) > 1:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
         return made
+
+
+def _size(kept: Any) -> int:
+    return kept.nbytes if isinstance(kept, np.ndarray) else len(kept)
+
+
+def _json(value: Any) -> bytes:
+    """Plain data as it is sent; numbers that are not finite are a defect."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8")
 
 
 class _Desk:
@@ -55,7 +79,7 @@ class _Desk:
     ):
         self.folder_of, self.case_of = folder_of, case_of
         self.runs = Runs(store)
-        self.answers = _Answers()
+        self.answers = Answers()
 
     def run(self, run_id: str) -> Run:
         folder = self.folder_of(run_id)
@@ -100,17 +124,17 @@ class _Desk:
         run = self.run(run_id)
         return outlines_on(run, self.runs.structures(run), plane, index)
 
-    def dvh(self, run_id: str, number: int) -> dict[str, Any]:
+    def dvh(self, run_id: str, number: int) -> Response:
         """The histograms of a structure for the planned and the independent dose."""
         run = self.run(run_id)
 
-        def made() -> dict[str, Any]:
+        def made() -> bytes:
             structure = self.structure(run, number)
             doses = {PLANNED: run.dose, INDEPENDENT: run.check}
             found = {n: histograms.curves(structure, run.images.grid, d) for n, d in doses.items() if d}
-            return {"name": structure.name, "step_gy": histograms.AXIS_STEP_GY, "curves": found}
+            return _json({"name": structure.name, "step_gy": histograms.AXIS_STEP_GY, "curves": found})
 
-        return self.answers.get(("dvh", run.key, number), made)  # type: ignore[no-any-return]
+        return Response(self.answers.get(("dvh", run.key, number), made), media_type=_JSON)
 
     def goals(self, run_id: str) -> dict[str, Any]:
         """The scorecard of goals."""
@@ -124,12 +148,13 @@ class _Desk:
         """The metrics of complexity beside published ranges."""
         return scorecard.complexity(self.run(run_id).record)
 
-    def arcs(self, run_id: str) -> dict[str, Any]:
+    def arcs(self, run_id: str) -> Response:
         """Control points of all arcs, with the machine's limits."""
         run = self.run(run_id)
-        return self.answers.get(("arcs", run.key), lambda: beams.control_points(run))  # type: ignore[no-any-return]
+        found = self.answers.get(("arcs", run.key), lambda: _json(beams.control_points(run)))
+        return Response(found, media_type=_JSON)
 
-    def projections(self, run_id: str, arc: int, point: int, structures: str) -> dict[str, Any]:
+    def projections(self, run_id: str, arc: int, point: int, structures: str) -> Response:
         """What the source sees of structures at a control point; their numbers have commas between."""
         run = self.run(run_id)
         if run.plan is None or not 0 <= arc < len(run.plan.arcs):
@@ -137,10 +162,11 @@ class _Desk:
         chosen = run.plan.arcs[arc]
         if not 0 <= point < len(chosen.gantry_deg):
             raise PlanError(f"control point {point} is not one of the arc; load the page again")
-        return {str(n): self._projection(run, arc, point, n) for n in _numbers(structures)}
+        parts = [b'"%d":%b' % (n, self._projection(run, arc, point, n)) for n in _numbers(structures)]
+        return Response(b"{" + b",".join(parts) + b"}", media_type=_JSON)
 
-    def _projection(self, run: Run, arc: int, point: int, number: int) -> list[list[list[float]]]:
-        def made() -> list[list[list[float]]]:
+    def _projection(self, run: Run, arc: int, point: int, number: int) -> bytes:
+        def made() -> bytes:
             structure, plan = self.structure(run, number), run.plan
             assert plan is not None
             surface = self.answers.get(
@@ -148,9 +174,9 @@ class _Desk:
             )
             angle = float(plan.arcs[arc].gantry_deg[point])
             lines = beams.projection(surface, plan, plan.arcs[arc], angle, beams.sad_mm(run))
-            return [_plain(line, 1) for line in lines]
+            return _json([_plain(line, 1) for line in lines])
 
-        return self.answers.get(("projection", run.key, arc, point, number), made)  # type: ignore[no-any-return]
+        return self.answers.get(("projection", run.key, arc, point, number), made)
 
     def against(self, run_id: str, other: str) -> dict[str, Any]:
         """Whether another plan can be shown beside this one: on the same images, pixel by pixel."""

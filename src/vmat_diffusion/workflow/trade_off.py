@@ -200,7 +200,9 @@ def _refuse_different(first: Path, a: Mapping[str, Any], second: Path, b: Mappin
 def _of_case(record: Mapping[str, Any]) -> list[Any]:
     """The codes of the images and contours; records of earlier versions hold the UIDs themselves."""
     inputs = record["inputs"]
-    codes = inputs.get("uid_hashes") or {name: uid_code(inputs.get(f"{name}_uid")) for name in _SAME_CASE}
+    codes = inputs.get("uid_hashes")
+    if not codes or not isinstance(codes, Mapping):
+        codes = {name: uid_code(inputs.get(f"{name}_uid")) for name in _SAME_CASE}
     return [codes.get(name) for name in _SAME_CASE]
 
 

@@ -63,7 +63,7 @@ def test_the_report_is_a_pdf_of_the_same_study(run: Path, parcels: list[Parcel])
     assert pdf.startswith(b"%PDF-1.4")
     assert pdf.endswith(b"%%EOF\n")
     assert b"Verdict of the gate: PASSED" in pdf
-    assert b"PTV D95% >= 47.5 Gy: 50.00 Gy, met" in pdf
+    assert b"PTV D95% >= 47.5 Gy: 50.00 Gy, pass" in pdf
 
 
 def test_a_report_that_is_made_again_is_the_same_object(

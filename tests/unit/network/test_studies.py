@@ -20,6 +20,7 @@ from vmat_diffusion.network.rules import Rule
 from vmat_diffusion.network.settings import ListenSettings
 from vmat_diffusion.network.studies import LISTENER, enter_listener, look
 from vmat_diffusion.web.cases import cases
+from vmat_diffusion.web.queue.checks import submit_check
 from vmat_diffusion.web.queue.jobs import claim, complete, give_up, take
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.runs import RunEntry, file_hashes
@@ -71,7 +72,7 @@ def jobs(room: Room) -> list[dict[str, object]]:
         return [dict(row) for row in db.execute("SELECT * FROM jobs")]
 
 
-def finish(room: Room, run: Path, error: str = "") -> None:
+def finish(room: Room, run: Path, error: str = "", outcome: str = "PASSED") -> None:
     """Do what a worker does."""
     given = claim(room)
     assert given is not None
@@ -82,8 +83,11 @@ def finish(room: Room, run: Path, error: str = "") -> None:
         return
     folder = room.run_folder(job["run_id"])
     shutil.copytree(run, folder)
+    if outcome == "INCONCLUSIVE":
+        (folder / "open_check").mkdir()
+        (folder / "open_check" / "state.json").write_text("{}")
     files = file_hashes(folder)
-    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), "PASSED", files, {})
+    entry = RunEntry(job["run_id"], job["case_id"], 0, job["made_by"], now(), outcome, files, {})
     assert complete(room.store, given, entry, content_hash(room.case_folder(job["case_id"])), {})
 
 
@@ -200,6 +204,32 @@ def test_results_go_to_each_peer_once(inbox: Inbox, room: Room, run: Path, tmp_p
         sent = db.execute("SELECT subject FROM audit WHERE action = 'results sent'").fetchall()
     assert [entry["subject"] for entry in sent] == [jobs(room)[0]["run_id"]] * 2
     assert [row["state"] for row in inbox.sets("done")] == ["done"]
+
+
+def test_a_check_that_went_on_in_the_room_is_answered_again(
+    inbox: Inbox, room: Room, run: Path, tmp_path: Path
+) -> None:
+    undecided = planning_run(tmp_path / "undecided" / "run", "INCONCLUSIVE")
+    received(inbox, files_of_case(run))
+    with dicom_peer(Peer(), commitment=False) as peer:
+        look(inbox, room, rules(f"PEER@127.0.0.1:{peer.port}"), asked(tmp_path))
+        finish(room, undecided, outcome="INCONCLUSIVE")
+        for _ in range(2):
+            look(inbox, room, rules(), asked(tmp_path))
+            deliver(inbox, room, asked(tmp_path))
+        assert peer.kinds() == ["DOC", "RTDOSE"]
+        first = str(jobs(room)[0]["run_id"])
+        submit_check(room, first, None, LISTENER)
+        for _ in range(2):  # nothing before the check has ended
+            look(inbox, room, rules(), asked(tmp_path))
+            deliver(inbox, room, asked(tmp_path))
+        assert peer.kinds() == ["DOC", "RTDOSE"]
+        finish(room, run)
+        for _ in range(3):
+            look(inbox, room, rules(), asked(tmp_path))
+            deliver(inbox, room, asked(tmp_path))
+    assert peer.kinds() == ["DOC", "DOC", "RTDOSE", "RTDOSE", "RTPLAN"]
+    assert [row["run_id"] for row in inbox.sets("done")] == [str(jobs(room)[1]["run_id"])]
 
 
 @pytest.mark.parametrize("status", ["", "REJECTED", "SUPERSEDED"])

@@ -33,6 +33,17 @@ def test_two_arcs_turn_both_ways_over_the_same_angles(case):
     np.testing.assert_allclose(first.gantry_deg, second.gantry_deg[::-1])
 
 
+def test_a_beam_has_no_more_control_points_than_the_machine_takes(case):
+    full = load_machine("generic_6mv")
+    few = replace(full, limits=replace(full.limits, control_points_max=91))
+    frames = arc_frames(
+        case, ("PTV",), isocenter_of(case, ("PTV",)), few,
+        arcs=2, start_deg=182.0, stop_deg=178.0, spacing_deg=2.0, collimators_deg=None,
+    )  # fmt: skip
+    assert [len(frame.gantry_deg) for frame in frames] == [91, 91]
+    assert frames[0].gantry_deg[0] == 182 and frames[0].gantry_deg[-1] % 360 == 178
+
+
 def test_collimators_are_crossed_where_the_fields_fit_and_mirrored_elsewhere(case):
     """The C-shape is 80 mm long and 74 mm wide."""
     assert [frame.collimator_deg for frame in frames_of(case)] == [5, 95]

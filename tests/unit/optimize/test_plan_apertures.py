@@ -66,3 +66,11 @@ def test_a_turned_couch_is_kept():
 def test_what_cannot_be_searched_is_refused_by_name(wrong, words):
     with pytest.raises(PlanError, match=rf"beam 1 \(A\).*{words}"):
         frames_of(plan(wrong), MACHINE, 2.0)
+
+
+def test_a_beam_with_more_control_points_than_the_machine_takes_is_described_by_fewer():
+    few = replace(MACHINE, limits=replace(MACHINE.limits, control_points_max=60))
+    existing = plan(arc(np.arange(182.0, 530.0, 2.0)))
+    (frame,) = frames_of(existing, few, 2.0)
+    assert len(frame.gantry_deg) == 60 and frame.gantry_deg[[0, -1]].tolist() == [182.0, 528.0]
+    assert apertures_of(existing, (frame,), PAIRS).mu.sum() == pytest.approx(existing.total_mu)

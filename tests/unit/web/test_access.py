@@ -32,6 +32,7 @@ PLANNER = {
     ("POST", "/api/uploads/{upload_id}/case"),
     ("DELETE", "/api/uploads/{upload_id}"),
     ("POST", "/api/jobs"),
+    ("POST", "/api/checks"),
     ("POST", "/api/jobs/{job_id}/cancel"),
 }
 REVIEWER = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,19 @@ import numpy as np
 import pytest
 from network_peers import planning_run
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from web_room import PASSWORD, SmallRoom, small_room
 
 from vmat_diffusion.dicom import read_case, read_plan
 from vmat_diffusion.dicom.rtplan_parts.seeded_faults import FAULTS, draw_fault
 from vmat_diffusion.errors import PlanError
-from vmat_diffusion.files import content_hash
+from vmat_diffusion.files import content_hash, this_process
 from vmat_diffusion.network.results import parcels_of_run
+from vmat_diffusion.origin import uid_code
 from vmat_diffusion.web.audit import verify
 from vmat_diffusion.web.cases import cases
+from vmat_diffusion.web.exercises import making
+from vmat_diffusion.web.exercises.making import settle_exercises
 from vmat_diffusion.web.queue.jobs import complete
 from vmat_diffusion.web.runs import RunEntry, case_folder_of, file_hashes, run_entry
 from vmat_diffusion.web.store import now
@@ -47,12 +54,14 @@ def room(tmp_path: Path) -> SmallRoom:
     return small_room(tmp_path / "room")
 
 
-def _entered(room: SmallRoom, made: Path, outcome: str = "PASSED") -> str:
+def _entered(room: SmallRoom, made: Path, outcome: str = "PASSED", report: str = "") -> str:
     """The id of a real plan whose files are those of a planning run."""
     case_id = room.case(made.parent / "case")
     job = room.job(case_id)
     given, run_id = room.claimed(), room.run_id(job)
     folder = shutil.copytree(made, room.room.run_folder(run_id))
+    if report:
+        (folder / "report.html").write_text(report)
     entry = RunEntry(
         run_id, case_id, 0, room.ids["planner"], now(), outcome, file_hashes(folder), {"PTV": [8, 9]}
     )
@@ -101,6 +110,130 @@ def test_the_copy_has_its_fault_and_no_other(room: SmallRoom, made: Path, kind: 
     assert plan.SOPInstanceUID != dcmread(room.room.run_folder(real) / "RP.dcm").SOPInstanceUID
     assert (room.room.run_folder(copy) / "case").resolve() == case_folder_of(room.room, copy).resolve()
     assert verify(room.room.store).faults == ()
+
+
+def _objects(*folders: Path) -> dict[str, Any]:
+    files = [file for folder in folders for file in folder.rglob("*.dcm")]
+    return {str(dataset.SOPInstanceUID): dataset for dataset in map(dcmread, files)}
+
+
+@pytest.mark.parametrize("kind", ["none", "structures"])
+def test_no_two_contents_share_a_uid_and_references_are_whole(
+    room: SmallRoom, made: Path, kind: str, tmp_path: Path
+) -> None:
+    case_id = room.case(made.parent / "case")
+    folder = room.room.case_folder("Doe^John")
+    structures = next(d for d in _objects(folder).values() if d.Modality == "RTSTRUCT")
+    clinic = dcmread(made / "RD.dcm")  # a dose of the clinic's that names the structure set
+    clinic.SOPInstanceUID = clinic.file_meta.MediaStorageSOPInstanceUID = "1.2.3.77"
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = (
+        structures.SOPClassUID,
+        structures.SOPInstanceUID,
+    )
+    clinic.ReferencedStructureSetSequence = [reference]
+    clinic.save_as(folder / "clinic.dcm")
+    text = f"{structures.SOPInstanceUID} {uid_code(structures.SOPInstanceUID)}"
+    real = _entered(room, made, report=f"<body>{text}</body>")
+    assert run_entry(room.room, real).case_id == case_id
+    copy = _exercise(room, real, kind)
+    here = (room.room.run_folder(copy), case_folder_of(room.room, copy))
+    old, new = _objects(made, folder), _objects(*here)
+    for uid in old.keys() & new.keys():
+        assert new[uid] == old[uid], f"{uid} is another {new[uid].Modality} in the copy"
+    assert {d.Modality for uid, d in new.items() if uid not in old} == {"RTPLAN", "RTDOSE", "RTSTRUCT"}
+    (set_uid,) = (uid for uid, d in new.items() if d.Modality == "RTSTRUCT")
+    plan = dcmread(here[0] / "RP.dcm")
+    assert plan.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID == set_uid
+    (named,) = (d for d in new.values() if d.Modality == "RTDOSE" and "ReferencedStructureSetSequence" in d)
+    assert named.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID == set_uid
+    assert named.file_meta.MediaStorageSOPInstanceUID == named.SOPInstanceUID != "1.2.3.77"
+    report = (here[0] / "report.html").read_text()
+    assert f"{set_uid} {uid_code(set_uid)}" in report and structures.SOPInstanceUID not in report
+    assert room.client("reviewer").ask("GET", f"/api/runs/{copy}/view").status_code == 200
+
+
+@pytest.mark.parametrize("after", ["begun", "copied", "entered", "half moved"])
+def test_what_a_killed_server_left_of_an_exercise_is_finished_or_removed(
+    room: SmallRoom, made: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    real = _entered(room, made)
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+
+    class Killed(BaseException):
+        pass
+
+    def ends(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "this_process", lambda: {**this_process(), "pid": killed.pid})
+        patch.setattr(making._Draft, "undo", lambda self: None)  # a kill leaves no time for it
+        if after == "begun":
+            patch.setattr(making, "_copy_run", ends)
+        elif after == "copied":
+            patch.setattr(making._Draft, "enter", ends)
+        else:
+            patch.setattr(making._Draft, "finish", ends)
+        with pytest.raises(Killed):
+            making.make_exercise(room.room, real, SEEDS["MU"], room.user("admin"))
+    left = _hidden(room)
+    assert left
+    if after == "half moved":
+        (run_part,) = (path for path in left if path.parent.name == "runs")
+        run_part.rename(run_part.with_name(run_part.name[1:-5]))
+    settle_exercises(room.room)
+    assert _hidden(room) == []
+    listed = room.client("admin").ask("GET", "/api/exercises").json()["exercises"]
+    assert len(listed) == (after in ("entered", "half moved"))
+    for exercise in listed:
+        assert room.client("reviewer").ask("GET", f"/api/runs/{exercise['run_id']}/view").status_code == 200
+    with room.room.store.read() as db:
+        assert not db.execute("SELECT 1 FROM meta WHERE key LIKE 'exercise%'").fetchall()
+    assert len(list((room.room.store.folder / "runs").iterdir())) == 1 + len(listed)
+    assert verify(room.room.store).faults == ()
+
+
+def test_rows_whose_folders_are_gone_are_removed_and_the_living_are_left(
+    room: SmallRoom, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _entered(room, made)
+    with monkeypatch.context() as patch:
+        patch.setattr(making._Draft, "finish", lambda self: True)
+        copy = making.make_exercise(room.room, real, SEEDS["MU"], room.user("admin"))
+    settle_exercises(room.room)
+    assert _hidden(room), "its maker lives"
+    for path in _hidden(room):
+        shutil.rmtree(path)
+    later = time.time() + making._LONGEST_S + 1
+    monkeypatch.setattr(making.time, "time", lambda: later)
+    settle_exercises(room.room)
+    assert room.client("admin").ask("GET", "/api/exercises").json()["exercises"] == []
+    assert room.client("reviewer").ask("GET", f"/api/reviews/{copy}").status_code == 404
+    assert verify(room.room.store).faults == ()
+
+
+def test_what_versions_without_notes_left_is_removed_too(room: SmallRoom, made: Path) -> None:
+    real = _entered(room, made)
+    dead, answered = (_exercise(room, real, kind) for kind in ("MU", "bank"))
+    room.client("reviewer").ask("POST", f"/api/exercises/{answered}/answer", {"found": "none"})
+    for run_id in (dead, answered):
+        shutil.rmtree(room.room.run_folder(run_id))
+    old = room.room.case_folder(".0123.part")
+    old.mkdir()
+    os.utime(old, (0, 0))
+    young = room.room.case_folder(".4567.part")
+    young.mkdir()
+    settle_exercises(room.room)
+    assert _hidden(room) == [young]
+    listed = room.client("admin").ask("GET", "/api/exercises").json()["exercises"]
+    assert [one["run_id"] for one in listed] == [answered], "who found what is kept"
+
+
+def _hidden(room: SmallRoom) -> list[Path]:
+    folder = room.room.store.folder
+    return [path for part in ("runs", "cases") for path in (folder / part).iterdir() if path.name[0] == "."]
 
 
 def test_one_seed_gives_one_fault() -> None:

@@ -54,6 +54,17 @@ def test_a_job_becomes_the_next_version_of_its_case(room: SmallRoom, case_id: st
     assert job_rows(room.room.store) == []
 
 
+def test_a_case_is_ready_to_look_at_when_its_plan_is_made(room: SmallRoom, case_id: str) -> None:
+    from vmat_diffusion.web.view import cases
+
+    folder = room.room.case_folder("Doe^John")
+    worker._make_ready(room.room, folder)
+    store = cases.view_store(room.room.store.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "read_scan", None)  # nothing is read any more
+        assert store.images(folder).hu.shape and store.structures(folder)
+
+
 def test_one_plan_at_a_time_in_the_order_of_the_queue(room: SmallRoom, case_id: str) -> None:
     first, second = room.job(case_id), room.job(case_id)
     assert [job["place"] for job in reversed(job_rows(room.room.store))] == [1, 2]

@@ -69,6 +69,13 @@ def test_other_addresses_need_tls(host: str, tmp_path: Path) -> None:
         rules_of(ServeSettings(tls_certificate=tmp_path / "none.pem", tls_key=pem))
 
 
+def test_the_server_holds_neither_dose_engine_nor_network() -> None:
+    """They take a quarter of a gigabyte, and only workers compute."""
+    code = "import vmat_diffusion.web.app, sys; print({'torch', 'numba', 'matplotlib'} & sys.modules.keys())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"
+
+
 def test_a_database_of_a_newer_program_is_refused(room: SmallRoom) -> None:
     with closing(sqlite3.connect(room.room.store.database)) as db:
         db.execute("PRAGMA user_version = 99")

@@ -15,7 +15,7 @@ from vmat_diffusion.dicom import read_case, write_case
 from vmat_diffusion.errors import CaseError
 from vmat_diffusion.geometry import sample_dose
 from vmat_diffusion.web.view.planes import PLANES, layer_grid
-from vmat_diffusion.web.viewing import case_beside
+from vmat_diffusion.web.viewing import Answers, case_beside
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,24 @@ def test_projections_are_those_of_the_structures_asked_for(client: TestClient) -
 def test_what_is_not_there_is_refused_by_a_sentence(client: TestClient, path: str) -> None:
     answer = client.get(f"/api/runs/{path}")
     assert answer.status_code == 400 and ";" in answer.json()["error"]
+
+
+def test_answers_of_all_cases_keep_to_their_memory() -> None:
+    answers, made = Answers(most_bytes=2500), []
+
+    def make(name: str, size: int) -> Any:
+        def made_now() -> Any:
+            made.append(name)
+            return np.zeros(size // 4, np.float32) if name[0] == "s" else b"x" * size
+
+        return answers.get(name, made_now)
+
+    for name, size in (("a", 1000), ("surface", 1000), ("a", 1000), ("b", 1000), ("a", 1000)):
+        assert len(make(name, size)) == (250 if name == "surface" else 1000)
+    assert made == ["a", "surface", "b"], "what was asked for lately stays"
+    make("surface", 1000)
+    assert made[-1] == "surface" and answers._bytes <= 2500
+    assert len(make("c", 9000)) == 9000 and len(answers._kept) == 1, "one that is larger is kept alone"
 
 
 def test_two_plans_of_one_ct_can_be_compared_and_others_not(client: TestClient) -> None:

@@ -6,13 +6,15 @@ another day, 5 % of MU, one bank of leaves in place of the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydicom import dcmread
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
 from vmat_diffusion.errors import PlanError
@@ -47,13 +49,45 @@ def draw_fault(seed: int) -> SeededFault:
     return SeededFault(kind, int(rng.integers(2)), int(rng.choice([-1, 1])), int(rng.integers(1000)))
 
 
-def seed_fault(fault: SeededFault, plan_file: Path, dose_file: Path, case_files: Sequence[Path]) -> None:
+def seed_fault(
+    fault: SeededFault, plan_file: Path, dose_file: Path, case_files: Sequence[Path]
+) -> dict[str, str]:
     """Put a fault into copies of a plan, its dose and its case's structure sets, which all say TRAINING.
 
-    Plan and dose get new UIDs. The structure set keeps its own, to which they refer: no copy may leave the
-    review room. Raises PlanError for a plan without beams.
+    Whatever is not as it was gets a new SOP instance UID, also what refers to such an object; references in
+    all of them follow. Images stay as they are. Returns the new UIDs by the old ones. Raises PlanError for a
+    plan without beams.
     """
     plan, dose = dcmread(plan_file), dcmread(dose_file)
+    _change_plan(plan, fault)
+    changed = {plan_file: plan, dose_file: dose}
+    others = {}
+    for file in case_files:
+        found = dcmread(file, stop_before_pixels=True, force=True)
+        if "SOPInstanceUID" not in found:
+            continue  # a directory of a CD, or no object at all
+        if found.get("Modality") == "RTSTRUCT":
+            found.StructureSetLabel = LABEL
+            if fault.kind == "structures":
+                _move_contours(found, fault)
+            changed[file] = found
+        else:
+            others[file] = found
+    uids = {str(d.SOPInstanceUID): _new_uid(d, fault) for d in changed.values()}
+    while referring := [file for file, found in others.items() if not uids.keys().isdisjoint(_uids(found))]:
+        for file in referring:
+            del others[file]
+            changed[file] = dcmread(file, force=True)
+            uids[str(changed[file].SOPInstanceUID)] = _new_uid(changed[file], fault)
+    for file, dataset in changed.items():
+        _rename(dataset, uids)
+        if "MediaStorageSOPInstanceUID" in dataset.file_meta:
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        _save(dataset, file)
+    return uids
+
+
+def _change_plan(plan: Dataset, fault: SeededFault) -> None:
     beams = list(plan.get("BeamSequence") or ())
     if not beams:
         raise PlanError("the plan has no beams to put a fault into; choose another run")
@@ -69,20 +103,33 @@ def seed_fault(fault: SeededFault, plan_file: Path, dose_file: Path, case_files:
     elif fault.kind == "bank":
         _mirror(beams[fault.arc % len(beams)])
     plan.RTPlanLabel = LABEL
-    for dataset in (plan, dose):
-        new = generate_uid(entropy_srcs=[dataset.SOPInstanceUID, str(fault)])
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = new
-    for reference in dose.get("ReferencedRTPlanSequence") or ():
-        reference.ReferencedSOPInstanceUID = plan.SOPInstanceUID
-    _save(plan, plan_file)
-    _save(dose, dose_file)
-    for file in case_files:
-        structures = dcmread(file, stop_before_pixels=True, force=True)
-        if structures.get("Modality") == "RTSTRUCT":
-            structures.StructureSetLabel = LABEL
-            if fault.kind == "structures":
-                _move_contours(structures, fault)
-            _save(structures, file)
+
+
+def _new_uid(dataset: Dataset, fault: SeededFault) -> str:
+    return str(generate_uid(entropy_srcs=[str(dataset.SOPInstanceUID), str(fault)]))
+
+
+def _uid_elements(dataset: Dataset) -> Iterator[DataElement]:
+    """All elements at any depth that hold UIDs."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value or ():
+                yield from _uid_elements(item)
+        elif element.VR == "UI":
+            yield element
+
+
+def _uids(dataset: Dataset) -> Iterator[str]:
+    for element in _uid_elements(dataset):
+        yield from element.value if isinstance(element.value, MultiValue) else [str(element.value)]
+
+
+def _rename(dataset: Dataset, uids: Mapping[str, str]) -> None:
+    for element in _uid_elements(dataset):
+        if isinstance(element.value, MultiValue):
+            element.value = [uids.get(uid, uid) for uid in element.value]
+        else:
+            element.value = uids.get(str(element.value), element.value)
 
 
 def _mirror(beam: Dataset) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Structure
 from vmat_diffusion.dicom.attributes import about, has, integer, items, numbers, quiet
-from vmat_diffusion.dicom.ct import AIR_HU, Series, open_series, read_hu
+from vmat_diffusion.dicom.ct import AIR_HU, Series, open_series, read_hu, whole_hu
 from vmat_diffusion.dicom.folder import Found, open_folder
 from vmat_diffusion.dicom.lattice import Placement, placement_of
 from vmat_diffusion.dicom.matching import choose_images
@@ -102,9 +102,7 @@ def read_scan(folder: str | Path, *, mapping: str | Path | Mapping[str, Any] | N
     with about(structure_set.label):
         named, _ = name_rois(read_rois(structure_set.dataset), load_table(mapping))
         drawings, axial = _drawings(named, _colours(structure_set), placement, series.frame_uid)
-    native, padding = read_hu(series)
-    stored = _whole(native)
-    del native
+    stored, padding = read_hu(series, whole=True)
     return Scan(
         placement.grid,
         _whole(placement.values(stored, AIR_HU)),
@@ -122,9 +120,9 @@ def _whole(hu: NDArray) -> NDArray[np.int16]:
     """HU as 16-bit whole numbers, layer by layer: a large CT need not lie in memory three times."""
     if hu.dtype == np.int16:
         return hu
-    out, limits = np.empty(hu.shape, np.int16), np.iinfo(np.int16)
+    out = np.empty(hu.shape, np.int16)
     for layer, values in zip(out, hu, strict=True):
-        layer[...] = np.clip(np.rint(values), limits.min, limits.max)
+        layer[...] = whole_hu(values)
     return out
 
 

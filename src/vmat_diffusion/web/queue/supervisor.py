@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from vmat_diffusion.web.exercises.making import settle_exercises
 from vmat_diffusion.web.queue.jobs import claim, recover, remove_leftovers
 from vmat_diffusion.web.room import Room
 from vmat_diffusion.web.uploads import remove_abandoned
@@ -47,6 +48,7 @@ class Supervisor:
                     first, cleared = cleared is None, time.monotonic()
                     if first:
                         remove_leftovers(self.room)
+                    settle_exercises(self.room)
                     remove_abandoned(self.room)
             except Exception as error:  # what is left may stay, the queue goes on
                 _LOG.error("%s in clearing up", type(error).__name__)

@@ -13,15 +13,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from vmat_diffusion import workflow
 from vmat_diffusion.dicom.attributes import silence
 from vmat_diffusion.errors import InputError, PlanError, limit_of
 from vmat_diffusion.files import content_hash, this_process
+from vmat_diffusion.web.queue.checks import CHECK_AGAIN, go_on
 from vmat_diffusion.web.queue.jobs import (
     Claim,
     beat,
@@ -32,9 +33,10 @@ from vmat_diffusion.web.queue.jobs import (
     typical_seconds,
 )
 from vmat_diffusion.web.room import Room
-from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_record
+from vmat_diffusion.web.runs import CASE_LINK, RECORD, RunEntry, file_hashes, run_entry, run_record
 from vmat_diffusion.web.store import Store, now, open_store
 from vmat_diffusion.workflow.output import clear_up
+from vmat_diffusion.workflow.planning.open_check import Keep
 
 if TYPE_CHECKING:
     from vmat_diffusion.case import Case
@@ -47,6 +49,10 @@ _PATIENCE_S = 20.0
 # The parts of a run in their order, with their usual seconds before there is any history; that of the search
 # is what was asked for. All other stages, as those of the search, belong to the part that began before them.
 _PARTS = {"read": 5.0, "predict": 5.0, "optimise": 300.0, "check": 90.0, "write": 2.0, "report": 5.0}
+
+
+_PARTS_OF_CHECK = ("read", "check", "report")
+_Made = TypeVar("_Made")
 
 
 class _Cancelled(BaseException):
@@ -118,9 +124,10 @@ def main(data: str, job_id: str, token: str) -> None:
     heart = _Heart(room.store, claim, _typical(room.store, settings))
     threading.Thread(target=heart.run, daemon=True).start()
     case_folder = _case_folder(room, job["case_id"])
+    is_made = False
     try:
         run, case_hash, seconds = _made(room, job, settings, case_folder, heart)
-        complete(room.store, claim, run, case_hash, seconds)
+        is_made = complete(room.store, claim, run, case_hash, seconds)
     except _Cancelled:
         if give_up(room.store, claim, "cancelled"):
             remove_leftovers(room)
@@ -129,11 +136,25 @@ def main(data: str, job_id: str, token: str) -> None:
             remove_leftovers(room)
     finally:
         heart.ended.set()
+    if is_made:
+        _make_ready(room, case_folder)
+
+
+def _make_ready(room: Room, case_folder: Path) -> None:
+    """Put the case into the store of what is looked at, so that nobody waits for it to be read."""
+    with suppress(Exception):  # it is read when somebody looks
+        from vmat_diffusion.web.view.cases import view_store
+
+        store = view_store(room.store.folder)
+        store.images(case_folder)
+        store.structures(case_folder)
 
 
 def _typical(store: Store, settings: dict[str, Any]) -> dict[str, float]:
     """The usual seconds of each part of a plan with these settings; a search ends at its limit."""
     known = _PARTS | typical_seconds(store)
+    if CHECK_AGAIN in settings:
+        return {name: known[name] for name in _PARTS_OF_CHECK}
     with suppress(InputError):  # which the making of the plan will tell
         limit_s = 60.0 * workflow.plan_settings(**settings).search_minutes
         known["optimise"] = min(known["optimise"], limit_s) if typical_seconds(store) else limit_s
@@ -159,32 +180,45 @@ def _made(
     """The plan's entry. A folder that an earlier worker finished is taken as it is."""
     out = room.run_folder(job["run_id"])
     case_hash = content_hash(case_folder)
-    asked = workflow.plan_settings(**settings)
-    case, seconds = _planned(case_folder, out, asked, heart)
+    if CHECK_AGAIN in settings:
+        slices = run_entry(room, settings[CHECK_AGAIN]).slices
+        seconds = _once(out, lambda: go_on(room, settings, case_folder, out, heart.progress)) or {}
+    else:
+        case, seconds = _planned(case_folder, out, workflow.plan_settings(**settings), heart)
+        slices = _target_slices(case)
     link = out / CASE_LINK
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(case_folder, out), target_is_directory=True)
-    outcome = run_record(out)["verdict"]["outcome"]
-    files = file_hashes(out)
+    outcome = run_record(out).fields["verdict"]["outcome"]
+    if outcome is None:
+        raise PlanError(f"{RECORD} of the plan says no verdict; plan the case again")
     entry = RunEntry(
-        job["run_id"], job["case_id"], 0, job["made_by"], now(), outcome, files, _target_slices(case)
+        job["run_id"], job["case_id"], 0, job["made_by"], now(), outcome, file_hashes(out), slices
     )
     return entry, case_hash, seconds
 
 
 def _planned(case_folder: Path, out: Path, asked: Any, heart: _Heart) -> tuple[Case, dict[str, float]]:
     """The case of a plan, which is made unless there is one, and the seconds of its parts."""
+    made = _once(
+        out,
+        lambda: workflow.plan_case(case_folder, out, asked, keep=Keep.CHECK, progress=heart.progress),
+    )
+    if made is None:
+        return _read(case_folder, asked), {}
+    return made.task.case, dict(made.seconds)
+
+
+def _once(out: Path, make: Callable[[], _Made]) -> _Made | None:
+    """What `make` returns that fills the folder of a run; None where the folder is there already."""
     clear_up(out)  # what an earlier worker had whole and not yet in its place is moved there
     if not (out / RECORD).is_file():
         try:
-            made = workflow.plan_case(
-                case_folder, out, asked, keep_interrupted=False, progress=heart.progress
-            )
-            return made.task.case, dict(made.seconds)
+            return make()
         except PlanError:  # another worker's plan may have come into its place since
             if not (out / RECORD).is_file():
                 raise
-    return _read(case_folder, asked), {}
+    return None
 
 
 def _read(folder: Path, asked: Any) -> Case:

@@ -65,7 +65,7 @@ class _Decision(BaseModel, extra="forbid"):
 def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
     """All that the review page shows beside the pictures."""
     run = run_entry(room, run_id)
-    plan = run_record(run_folder(room, run_id))
+    plan = run_record(run_folder(room, run_id)).fields
     names = {user.id: user.name for user in users(room.store)}
     others = [
         {"id": other.id, "version": other.version}
@@ -80,16 +80,17 @@ def review(run_id: str, session: Clinical, room: TheRoom) -> dict[str, Any]:
         "made_by": names.get(run.made_by, ""),
         "made_at": run.made_at,
         "outcome": run.outcome,
+        "open_check": run.open_check,
         "status": status_of(room, run_id),
         "slices": run.slices,
         "arcs": arcs(plan),
         "checks": plan["verdict"]["checks"],
-        "goals": plan.get("goals", []),
-        "remarks": plan.get("remarks", []),
-        "mu": plan.get("mu"),
-        "delivery_s": plan.get("delivery_s"),
-        "fractions": plan.get("fractions"),
-        "prescription_gy": plan.get("prescription_gy", {}),
+        "goals": plan["goals"],
+        "remarks": plan["remarks"],
+        "mu": plan["mu"],
+        "delivery_s": plan["delivery_s"],
+        "fractions": plan["fractions"],
+        "prescription_gy": plan["prescription_gy"],
         "lines": lines(room, run, session.user),
         "obstacles": obstacles(room, run, session.user),
         "decisions": [

@@ -15,6 +15,7 @@ from vmat_diffusion.web.accounts import users
 from vmat_diffusion.web.cases import case_entry, cases
 from vmat_diffusion.web.exercises.answers import exercises, require_real_case
 from vmat_diffusion.web.queue import jobs
+from vmat_diffusion.web.queue.checks import submit_check
 from vmat_diffusion.web.reviews import statuses
 from vmat_diffusion.web.runs import runs
 from vmat_diffusion.web.site_files import machines, sheets
@@ -37,6 +38,11 @@ class _NewJob(BaseModel, extra="forbid"):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
 
 
+class _NewCheck(BaseModel, extra="forbid"):
+    run_id: Annotated[str, Field(max_length=64)]
+    check_minutes: Annotated[float, Field(gt=0, le=600)] | None = None
+
+
 def whole_list(session: Watching, room: TheRoom) -> dict[str, Any]:
     """All cases with their plans, and the jobs that wait, run or failed."""
     names = {user.id: user.name for user in users(room.store)}
@@ -51,6 +57,7 @@ def whole_list(session: Watching, room: TheRoom) -> dict[str, Any]:
             "outcome": run.outcome,
             "status": states.get(run.id, "UNAPPROVED"),
             "training": run.id in training,
+            "open_check": run.open_check,
         }
         made.setdefault(run.case_id, []).append(facts)
     asked: dict[str, list[dict[str, Any]]] = {}
@@ -118,6 +125,11 @@ def new_job(asked: _NewJob, session: Planner, room: TheRoom) -> dict[str, Any]:
     return {"job_id": jobs.submit(room, case.id, settings, session.user)}
 
 
+def go_on_checking(asked: _NewCheck, session: Planner, room: TheRoom) -> dict[str, Any]:
+    """Have the check of a plan go on that stayed undecided."""
+    return {"job_id": submit_check(room, asked.run_id, asked.check_minutes, session.user)}
+
+
 def cancel_job(job_id: str, session: Planner, room: TheRoom) -> dict[str, Any]:
     """Cancel a plan that waits or is being made."""
     jobs.cancel(room, job_id, session.user)
@@ -132,4 +144,5 @@ router.add_api_route("/uploads/{upload_id}/files", upload_file, methods=["PUT"])
 router.add_api_route("/uploads/{upload_id}/case", finish_upload, methods=["POST"])
 router.add_api_route("/uploads/{upload_id}", end_upload, methods=["DELETE"])
 router.add_api_route("/jobs", new_job, methods=["POST"])
+router.add_api_route("/checks", go_on_checking, methods=["POST"])
 router.add_api_route("/jobs/{job_id}/cancel", cancel_job, methods=["POST"])

@@ -168,6 +168,7 @@ async function load() {
     `made by ${plan.made_by}, ${when(plan.made_at)}`,
     plan.mu ? `${plan.mu.toFixed(0)} MU in ${plan.arcs} arc${plan.arcs === 1 ? "" : "s"}` : "",
     plan.delivery_s ? duration(plan.delivery_s) : "",
+    plan.open_check ? "its check is open: “Check again” in the worklist goes on with it" : "",
   ].filter(Boolean).join(" · ");
   redraw(plan);
 }

@@ -57,12 +57,16 @@ async function start() {
   if (!run) throw new Refused("the address names no plan; open one from the worklist");
   seenFor(run);
   const other = asked.get("with");
+  const said = [];
   const plans = [await open(run, other ? "A  " : "", true)];
   if (other) {
     const { remarks } = await plans[0].source.json(`against/${encodeURIComponent(other)}`);
-    if (remarks.length) complain(new Refused(remarks.join("; ")));
+    said.push(...remarks);
     plans.push(await open(other, "B  ", false));
   }
+  // What could not be read of a run, and what its files do not say.
+  for (const { label, facts } of plans) said.push(...facts.remarks.map((remark) => `${label}${remark}`));
+  if (said.length) complain(new Refused(said.join("; ")));
   header(plans);
   const images = new Images(document.getElementById("images"), plans, complain);
   const context = {

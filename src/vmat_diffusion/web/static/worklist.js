@@ -6,6 +6,8 @@ const REFRESH_MS = 2000;
 const OUTCOMES = { PASSED: "pass", FAILED: "fail", INCONCLUSIVE: "warn" };
 const STATUSES = { APPROVED: "pass", REJECTED: "fail", SUPERSEDED: "", UNAPPROVED: "" };
 
+const RUNNING = new Set(["queued", "running", "cancelling"]);
+
 const me = await whoAmI();
 const choices = await ask("GET", "/api/choices");
 let shown = "";
@@ -23,10 +25,23 @@ function plans(entry) {
       el("td", {}, chip(`gate ${run.outcome.toLowerCase()}`, OUTCOMES[run.outcome])),
       el("td", {}, run.training ? chip("training", "warn") : chip(run.status.toLowerCase(), STATUSES[run.status])),
       el("td", {}, when(run.made_at)),
-      el("td", {}, run.made_by)));
+      el("td", {}, run.made_by, run.open_check && me.has("planner") ? checkAgain(run, entry) : null)));
   return el("div", { class: "scroll" }, el("table", {},
     el("thead", {}, el("tr", {}, ...["Plan", "Gate", "State", "Made", "By"].map((t) => el("th", {}, t)))),
     el("tbody", {}, rows)));
+}
+
+/** The check of a plan that stayed undecided goes on as the next version. */
+function checkAgain(run, entry) {
+  const going = entry.jobs.some((job) => job.settings.check_again === run.id && RUNNING.has(job.state));
+  return el("button", {
+    type: "button", class: "second check-again", disabled: going,
+    title: "Monte Carlo goes on from what it has; the next version has the verdict",
+    onclick: (event) => attempt(async () => {
+      await ask("POST", "/api/checks", { run_id: run.id });
+      await refresh();
+    }, event.target),
+  }, "Check again");
 }
 
 function jobText(job) {
@@ -50,7 +65,7 @@ function jobLine(job) {
   return el("div", { class: "job" },
     el("div", { class: "row" },
       chip(job.state, job.state === "failed" ? "fail" : ""),
-      el("span", { class: "grow" }, `${jobText(job)}; asked for by ${job.made_by}, ${when(job.made_at)}`),
+      el("span", { class: "grow" }, `${job.settings.check_again ? "check goes on: " : ""}${jobText(job)}; asked for by ${job.made_by}, ${when(job.made_at)}`),
       cancel || null),
     job.state === "running" ? el("progress", { max: 1, value: job.share, "aria-label": "share of the stage" }) : null,
     job.error ? el("p", { class: "quiet" }, job.error) : null);

@@ -94,12 +94,7 @@ def _arc(arc: Arc, plan: Plan, machine: Machine | None, run: Run) -> dict[str, A
 
 def _stored_times(run: Run, arc: Arc) -> NDArray | None:
     """Times of the segments as the run stored them."""
-    from vmat_diffusion.workflow.planning.run_files import FLUENCE
-
-    if not (run.folder / FLUENCE).is_file():
-        return None
-    with np.load(run.folder / FLUENCE) as arrays:
-        stored = arrays.get(f"arc{arc.number}_time_s")
+    stored = run.times_s.get(arc.number)
     return stored if stored is not None and len(stored) == len(arc.mu) else None
 
 

@@ -14,6 +14,8 @@ import os
 import shutil
 import threading
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +37,8 @@ _T = TypeVar("_T")
 _FORMAT = 1
 _KEPT = 40  # cases in the store; the ones not opened for longest go first
 _TRIES = 3
+# What reading a file of the store raises where a computer lost its power while it was written.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,11 @@ class Images:
     steps: tuple[str, ...]
 
 
+def view_store(data: Path) -> CaseStore:
+    """The store of a review room in its data folder."""
+    return CaseStore(data / "views")
+
+
 class CaseStore:
     """Cases ready to look at, in one folder. Safe for threads, and for several processes on one folder."""
 
@@ -105,7 +114,17 @@ class CaseStore:
                 threading.Thread(
                     target=self._masks_ahead, args=(key, case_folder, scan), name="masks", daemon=True
                 ).start()
-            return _load_images(place, key)
+            return self._loaded(place, lambda: _load_images(place, key))
+
+    def _loaded(self, place: Path, load: Callable[[], _T]) -> _T:
+        """What a loader returns; a place that is damaged is let go, so that the next try makes it anew."""
+        try:
+            return load()
+        except FileNotFoundError:
+            raise
+        except _DAMAGES:
+            _throw_away(place)
+            raise FileNotFoundError(place) from None
 
     def structures(self, case_folder: Path) -> tuple[PackedStructure, ...]:
         """The structures of the case with their masks; made the first time. Raises CaseError."""
@@ -131,7 +150,7 @@ class CaseStore:
         with self._lock(f"{key}.masks"):
             if not (place / "masks.npz").is_file():
                 _save_masks(place, scan or read_scan(case_folder))
-            return _load_masks(place)
+            return self._loaded(place, lambda: _load_masks(place))
 
     def _lock(self, key: str) -> threading.Lock:
         with self._guard:
@@ -155,11 +174,15 @@ class CaseStore:
                 if not lock.acquire(blocking=False):
                     return
                 held.callback(lock.release)
-            # At once under another name: nobody, of another process either, finds half of it.
-            gone = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
-            with suppress(OSError):
-                place.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            _throw_away(place)
+
+
+def _throw_away(place: Path) -> None:
+    """At once under another name: nobody, of another process either, finds half of it."""
+    gone = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
+    with suppress(OSError):
+        place.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _tried(load: Callable[[], _T]) -> _T:
@@ -167,7 +190,7 @@ def _tried(load: Callable[[], _T]) -> _T:
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             return load()
-    raise CaseError("the case was removed while it was opened; open the plan again")
+    raise CaseError("the case was removed from `views` or damaged there again and again; look at the disk")
 
 
 def _key(case_folder: Path) -> str:
@@ -237,20 +260,19 @@ def _outlines(drawings: Sequence[Drawing]) -> Outlines:
 
 def _load_images(place: Path, key: str) -> Images:
     os.utime(place)
-    facts = read_json(place / "images.json")
-    if not isinstance(facts, dict):
-        if not place.is_dir():
-            raise FileNotFoundError(place)
-        raise CaseError("the store of cases to look at is damaged; delete its folder and open the plan again")
+    facts: Any = read_json(place / "images.json")
     with np.load(place / "outlines.npz") as arrays:
         outlines = Outlines(*(arrays[name] for name in _OUTLINES))
     shape, spacing, origin = (tuple(facts["grid"][k]) for k in ("shape", "spacing_mm", "origin_mm"))
+    hu = np.load(place / "hu.npy", mmap_mode="r")
+    if hu.shape != shape or hu.dtype != np.int16:
+        raise ValueError("the store holds another CT than its facts say")
     facts["origin"]["doses"] = tuple(facts["origin"]["doses"])
     return Images(
         key,
         place,
         Grid(shape, spacing, origin),
-        np.load(place / "hu.npy", mmap_mode="r"),
+        hu,
         tuple(facts["regions"]),
         outlines,
         Origin(**facts["origin"]),

@@ -6,6 +6,8 @@ A plane is one layer of voxels of the CT, axial, coronal or sagittal. Its pixels
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
@@ -38,8 +40,13 @@ def layer_grid(grid: Grid, plane: str, index: int) -> Grid:
 
 
 def ct_plane(hu: NDArray[np.int16], plane: str, index: int) -> NDArray[np.int16]:
-    """The HU of one layer."""
-    return np.ascontiguousarray(np.take(hu, index, PLANES[plane]), np.dtype("<i2"))
+    """The HU of one layer. Of a volume mapped from the disk nothing stays in the memory of the process."""
+    layer = np.array(np.take(hu, index, PLANES[plane]), np.dtype("<i2"), order="C")
+    source = hu.base
+    if isinstance(source, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        # The system keeps the pages as long as it has room: the next plane finds them there.
+        source.madvise(mmap.MADV_DONTNEED)
+    return layer
 
 
 def dose_plane(gy: NDArray, source: Grid, grid: Grid, plane: str, index: int) -> NDArray[np.float32]:

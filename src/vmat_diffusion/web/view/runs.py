@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
-from vmat_diffusion.errors import CaseError, PlanError
-from vmat_diffusion.files import read_json
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.errors import CaseError, InputError, PlanError
+from vmat_diffusion.geometry import PATIENT_POSITIONS, Grid
 from vmat_diffusion.machine import Machine, load_machine, machine_names
 from vmat_diffusion.origin import compare, dose_origin, plan_origin, uid_code
-from vmat_diffusion.plan import Arc, Plan
+from vmat_diffusion.plan import Plan
 from vmat_diffusion.web.view.cases import CaseStore, Images
 from vmat_diffusion.web.view.masks import PackedStructure
 from vmat_diffusion.web.view.planes import hottest_mm, step_gy
@@ -30,7 +29,11 @@ from vmat_diffusion.workflow.planning.run_files import (
     PLAN_FILE,
     RECORD,
     read_check_dose,
+    read_delivery,
 )
+from vmat_diffusion.workflow.planning.stored_record import read_record
+
+_Read = TypeVar("_Read")
 
 # Doses of open runs in memory, bytes: those of about ten runs on voxels of 3 mm.
 _DOSES_MOST = 384_000_000
@@ -71,12 +74,13 @@ class Run:
     """One planning run. `plan` is None where the files hold none, `machine` where it is not a shipped one.
 
     `dose` and `check` are the planned dose and that of the independent engine, the latter with its standard
-    error where it is known; `remarks` says what the files leave unsaid of belonging together.
+    error where it is known; `times_s` are those of the segments of arcs by their numbers, as stored.
+    `remarks` says what could not be read and what the files leave unsaid of belonging together.
     """
 
     key: tuple[str, int]
     folder: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any]  # the fields of a `StoredRecord`
     images: Images
     case_folder: Path
     dose: Dose
@@ -84,19 +88,18 @@ class Run:
     volumes: Mapping[str, Shown]
     plan: Plan | None
     machine: Machine | None
+    times_s: Mapping[int, NDArray]
     remarks: tuple[str, ...]
 
     @property
     def reference_gy(self) -> float:
         """What isodose percentages refer to: the highest prescription, or else the maximum dose."""
-        levels = self.record.get("prescription_gy")
-        stated = [float(v) for v in levels.values()] if isinstance(levels, Mapping) else []
-        return max(stated, default=max(float(self.dose.gy.max()), 1e-6))
+        levels = self.record["prescription_gy"].values()
+        return float(max(levels, default=max(float(self.dose.gy.max()), 1e-6)))
 
     def facts(self) -> dict[str, Any]:
         """What the page needs first, as plain data."""
         grid, record = self.images.grid, self.record
-        verdict = record.get("verdict") or {}
         return {
             "case": self.images.key,
             "series": uid_code(self.images.series_uid),
@@ -104,15 +107,15 @@ class Run:
             "position": self.images.origin.position,
             "volumes": [shown.facts() for shown in self.volumes.values()],
             "reference_gy": self.reference_gy,
-            "prescription_gy": record.get("prescription_gy") or {},
-            "fractions": record.get("fractions"),
+            "prescription_gy": record["prescription_gy"],
+            "fractions": record["fractions"],
             "isocenter_mm": self.plan.isocenter_mm if self.plan else None,
-            "sheet": (record.get("sheet") or {}).get("title"),
-            "outcome": verdict.get("outcome"),
+            "sheet": record["sheet"]["title"],
+            "outcome": record["verdict"]["outcome"],
             "released": (self.folder / PLAN_FILE).is_file(),
-            "mu": record.get("mu"),
-            "created": record.get("created"),
-            "training": record.get("training") is True,
+            "mu": record["mu"],
+            "created": record["created"],
+            "training": record["training"],
             "remarks": list(self.remarks),
             "steps": list(self.images.steps),
         }
@@ -131,10 +134,9 @@ class Runs:
 
     def open(self, folder: Path, case_folder: Path) -> Run:
         """The run in a folder. Raises CaseError or PlanError where its files cannot be shown together."""
-        record = folder / RECORD
-        if not record.is_file():
+        if not (folder / RECORD).is_file():
             raise PlanError(f"the run's folder holds no {RECORD}; plan the case again")
-        key = (str(folder.resolve()), record.stat().st_mtime_ns)
+        key = _key_of(folder)
         # A lock for each run: who opens a large one does not hold up those who look at others.
         with self._alone(key):
             run = self._kept(key)
@@ -182,12 +184,17 @@ class Runs:
         found = self.store.structures(run.case_folder)
         with self._lock:
             self._structures[key] = found
-            while len(self._structures) > _CASES_MOST:
+            while len(self._structures) > 1 and _masks_bytes(self._structures.values()) > _MASKS_MOST:
                 self._structures.popitem(last=False)
         return found
 
 
-_CASES_MOST = 12  # packed masks: 5 to 20 MB a case
+# Packed masks of open cases, bytes: 5 to 20 MB a case.
+_MASKS_MOST = 128_000_000
+
+
+def _masks_bytes(cases: Iterable[tuple[PackedStructure, ...]]) -> int:
+    return sum(structure.bits.nbytes for structures in cases for structure in structures)
 
 
 def _bytes(run: Run) -> int:
@@ -195,41 +202,69 @@ def _bytes(run: Run) -> int:
 
 
 def open_run(folder: Path, case_folder: Path, store: CaseStore) -> Run:
-    """Read a run's files and hold them against each other; see `Runs.open`."""
+    """Read a run's files and hold them against each other; see `Runs.open`.
+
+    What of the record, the independent dose or the delivery cannot be read is named in a remark.
+    """
     from vmat_diffusion.dicom import read_dose
 
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict):
-        raise PlanError(f"{RECORD} cannot be read; plan the case again")
+    stored = read_record(folder)
+    record, unread = stored.fields, [stored.remark] if stored.remark else []
     if not (folder / DOSE_FILE).is_file():
         raise PlanError(f"the run's folder holds no {DOSE_FILE}; plan the case again")
     images = store.images(case_folder)
     _require_same_case(record, images)
     dose = read_dose(folder / DOSE_FILE)
-    check = read_check_dose(folder / CHECK_DOSE)
-    machine = _machine(record)
-    plan = _plan(folder, record)
+    check = _or_remark(lambda: read_check_dose(folder / CHECK_DOSE), unread)
+    plan, times_s = _plan(folder, record, unread)
     origins = [images.origin, dose_origin(dose, "planned dose")]
     if plan is not None and (of_plan := plan_origin(plan.provenance, plan.patient_position)) is not None:
         origins.insert(1, of_plan)
-    remarks = compare(*origins).require()
-    volumes = {PLANNED: _shown(PLANNED, dose, str((record.get("dose") or {}).get("engine", "")))}
+    remarks = (*unread, *compare(*origins).require())
+    volumes = {PLANNED: _shown(PLANNED, dose, record["dose"]["engine"])}
     if check is not None:
-        volumes[INDEPENDENT] = _shown(INDEPENDENT, check, str((record.get("check") or {}).get("engine", "")))
+        volumes[INDEPENDENT] = _shown(INDEPENDENT, check, record["check"]["engine"])
         if check.std_gy is not None:
             noise = Dose(check.grid, check.std_gy)
             volumes[NOISE] = _shown(NOISE, noise, volumes[INDEPENDENT].engine)
-    key = (str(folder.resolve()), (folder / RECORD).stat().st_mtime_ns)
-    return Run(key, folder, record, images, case_folder, dose, check, volumes, plan, machine, remarks)
+    return Run(
+        key=_key_of(folder),
+        folder=folder,
+        record=record,
+        images=images,
+        case_folder=case_folder,
+        dose=dose,
+        check=check,
+        volumes=volumes,
+        plan=plan,
+        machine=_machine(record, plan),
+        times_s=times_s,
+        remarks=remarks,
+    )
 
 
-def _shown(name: str, dose: Dose, engine: str) -> Shown:
-    return Shown(name, dose.grid, dose.gy, step_gy(dose.gy), hottest_mm(dose), engine.replace("_", " "))
+def _key_of(folder: Path) -> tuple[str, int]:
+    """A run that is written anew is another one."""
+    return str(folder.resolve()), (folder / RECORD).stat().st_mtime_ns
+
+
+def _or_remark(read: Callable[[], _Read], unread: list[str]) -> _Read | None:
+    """What `read` gives; where it refuses a file, None, and its sentence among what is unread."""
+    try:
+        return read()
+    except InputError as fault:
+        unread.append(str(fault))
+        return None
+
+
+def _shown(name: str, dose: Dose, engine: str | None) -> Shown:
+    said = (engine or "").replace("_", " ")
+    return Shown(name, dose.grid, dose.gy, step_gy(dose.gy), hottest_mm(dose), said)
 
 
 def _require_same_case(record: Mapping[str, Any], images: Images) -> None:
     """Refuse a case other than the one that was planned, by the codes of its UIDs."""
-    codes = (record.get("inputs") or {}).get("uid_hashes") or {}
+    codes = record["inputs"]["uid_hashes"]
     found = {
         "series": images.series_uid,
         "structure_set": images.origin.structure_set,
@@ -243,42 +278,32 @@ def _require_same_case(record: Mapping[str, Any], images: Images) -> None:
             )
 
 
-def _machine(record: Mapping[str, Any]) -> Machine | None:
-    name = (record.get("settings") or {}).get("machine")
-    return load_machine(name) if name in machine_names() else None
+def _machine(record: Mapping[str, Any], plan: Plan | None) -> Machine | None:
+    """The machine that the record names; None for one that is not shipped or whose leaves are others."""
+    name = record["settings"]["machine"]
+    machine = load_machine(name) if name in machine_names() else None
+    if machine is None or plan is None:
+        return machine
+    pairs = sum(layer.pairs for layer in machine.mlc.layers)
+    return machine if all(arc.leaves_mm.shape[2] == pairs for arc in plan.arcs) else None
 
 
-def _plan(folder: Path, record: Mapping[str, Any]) -> Plan | None:
-    """The plan as its file holds it; of one that the gate held back, from the arrays of the run."""
+def _plan(
+    folder: Path, record: Mapping[str, Any], unread: list[str]
+) -> tuple[Plan | None, Mapping[int, NDArray]]:
+    """The plan as its file holds it, or, where the gate held it back, as the run's arrays do.
+
+    Beside it the times of the segments that the run stored, s, by the numbers of the arcs.
+    """
+    stored = _or_remark(lambda: read_delivery(folder / FLUENCE), unread)
+    times_s: Mapping[int, NDArray] = stored.time_s if stored else {}
     if (folder / PLAN_FILE).is_file():
         from vmat_diffusion.dicom import read_plan
 
-        return read_plan(folder / PLAN_FILE)
-    if not (folder / FLUENCE).is_file():
-        return None
-    with np.load(folder / FLUENCE) as arrays:
-        if "isocenter_mm" not in arrays:
-            return None
-        arcs = []
-        number = 1
-        while f"arc{number}_gantry_deg" in arrays:
-            of_arc = {
-                name: arrays[f"arc{number}_{name}"]
-                for name in ("gantry_deg", "leaves_mm", "jaws_mm", "mu", "collimator_deg", "couch_deg")
-            }
-            arcs.append(
-                Arc(
-                    np.rad2deg(np.unwrap(np.deg2rad(of_arc["gantry_deg"]))),
-                    float(of_arc["collimator_deg"]),
-                    float(of_arc["couch_deg"]),
-                    of_arc["leaves_mm"],
-                    of_arc["jaws_mm"],
-                    of_arc["mu"],
-                    number=number,
-                )
-            )
-            number += 1
-        x, y, z = (float(v) for v in arrays["isocenter_mm"])
-    position = str((record.get("inputs") or {}).get("patient_position") or "HFS")
-    fractions = int(record.get("fractions") or 1)
-    return Plan(tuple(arcs), (x, y, z), fractions, "", patient_position=position) if arcs else None
+        return read_plan(folder / PLAN_FILE), times_s
+    if stored is None:
+        return None, {}
+    position = record["inputs"]["patient_position"]
+    known = position if position in PATIENT_POSITIONS else "HFS"
+    fractions = record["fractions"] or 1
+    return Plan(stored.arcs, stored.isocenter_mm, fractions, "", patient_position=known), times_s

@@ -11,17 +11,18 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmat_diffusion.errors import InputError, PlanError
 from vmat_diffusion.files import read_json, sha256_of, written_whole
 from vmat_diffusion.geometry import Grid
-from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.workflow.planning.request import plan_settings
 from vmat_diffusion.workflow.provenance import settings_record
 from vmat_diffusion.workflow.settings import PlanSettings
 
+# The gate loads both dose engines: it is imported where a check is read. The review room does without them.
 if TYPE_CHECKING:
     from vmat_diffusion.qa import Check
 
@@ -33,6 +34,18 @@ RECORD = "run.json"
 _TALLIES, _STATE, _ASKED = "tallies.npz", "state.json", "asked.json"
 
 
+class Keep(Enum):
+    """What stays of a run that did not come to its end.
+
+    The best plan of a search that was interrupted, and what a check needs to go on; the check alone, as in a
+    queue, where whoever cancels a plan does not want it; or nothing, as where runs are only counted.
+    """
+
+    PLAN_AND_CHECK = "plan and check"
+    CHECK = "check"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, eq=False)
 class OpenCheck:
     """A check that can go on: its case and settings, the grid and number of the check, and earlier checks."""
@@ -42,7 +55,7 @@ class OpenCheck:
     settings: PlanSettings
     grid: Grid
     correction: int
-    earlier: tuple[dict[str, Any], ...]
+    earlier: tuple[Check, ...]
 
     @property
     def plan_file(self) -> Path:
@@ -84,6 +97,8 @@ def write_asked(folder: Path, case_folder: Path, settings: PlanSettings) -> None
 
 def _basis(settings: PlanSettings) -> str:
     """A code of all that a plan is judged by: the shipped by name, files of the user by their contents."""
+    from vmat_diffusion.qa.limits import gate_limits
+
     judged_by = {
         name: value
         for name, value in settings_record(settings).items()
@@ -114,6 +129,8 @@ def drop(folder: Path) -> None:
 
 def read_open_check(run: Path) -> OpenCheck:
     """The open check in the folder of a run. Raises PlanError where there is none that can go on."""
+    from vmat_diffusion.qa.verdict import Check
+
     place = run / CHECK_FOLDER
     if not place.is_dir():
         raise PlanError(f"{run} holds no check that is open; name the folder of a run that was inconclusive")
@@ -130,7 +147,7 @@ def read_open_check(run: Path) -> OpenCheck:
             settings,
             Grid(**grid),
             int(state["correction"]),  # type: ignore[index]
-            tuple(state["earlier"]),  # type: ignore[index]
+            tuple(Check(**check) for check in state["earlier"]),  # type: ignore[index]
         )
     except (TypeError, KeyError, ValueError, AttributeError, InputError, OSError):
         raise PlanError(f"the check in {place} is damaged or of another version; plan again") from None

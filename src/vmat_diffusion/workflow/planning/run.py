@@ -21,7 +21,7 @@ from vmat_diffusion.qa.limits import gate_limits
 from vmat_diffusion.qa.verdict import warning
 from vmat_diffusion.report.coding import Coding, coding_of
 from vmat_diffusion.workflow.output import appearing_whole, require_apart
-from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, tied, write_asked
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, Keep, tied, write_asked
 from vmat_diffusion.workflow.planning.prior import Prior, prior_of
 from vmat_diffusion.workflow.planning.prior_file import prior_from_file, require_prior_file
 from vmat_diffusion.workflow.planning.request import arranged, plan_settings, with_asked_delivery
@@ -77,7 +77,7 @@ def plan_case(
     settings: PlanSettings,
     *,
     overwrite: bool = False,
-    keep_interrupted: bool = True,
+    keep: Keep = Keep.PLAN_AND_CHECK,
     tools: PlanningTools | None = None,
     progress: Progress | None = None,
 ) -> PlanRun:
@@ -87,7 +87,7 @@ def plan_case(
     no RP.dcm. Of several candidates each is judged and written whole, the best into `out`, the others into
     folders in it. `tools` stand in for the optimiser and the independent engine.
     Ctrl-C while optimising keeps the best plan so far, and ends Monte Carlo with what it has, so that the
-    check can go on; unless `keep_interrupted` is false. At any other time nothing is left behind.
+    check can go on, unless `keep` says less. At any other time nothing is left behind.
     Raises InputError where the input, the settings or the folder `out` cannot be used.
     """
     clock = Clock(progress)
@@ -124,7 +124,7 @@ def plan_case(
             clock=clock,
             prior=prior,
             improve=improve,
-            keep_interrupted=keep_interrupted,
+            keep=keep,
             tools=tools,
         )
         before = _score(task, improve, judged[0].optimized.dose.grid) if improve else None

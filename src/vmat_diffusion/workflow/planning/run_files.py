@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.errors import CaseError, PlanError
 from vmat_diffusion.files import written_whole
-from vmat_diffusion.geometry import Grid
+from vmat_diffusion.geometry import Grid, Point
 from vmat_diffusion.lettering import csv_cell
 from vmat_diffusion.machine import Machine
-from vmat_diffusion.plan import Plan, timing, trajectory
+from vmat_diffusion.plan import Arc, Plan, timing, trajectory
 from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, RECORD
 
 # The names of a planning run's files; those of the expected positions, as a pattern for all arcs.
@@ -26,6 +27,9 @@ CONTROL_POINTS, FLUENCE, TRAJECTORIES = "control_points.csv", "fluence.npz", "tr
 CHECK_DOSE = "check_dose.npz"
 # Of `generate`: the doses of all samples, and their record.
 SAMPLES, SAMPLES_RECORD = "samples.npz", "samples.json"
+# What is believed of stored doses and places: no course reaches more, no patient lies farther away.
+_GY_MAX, _SPACING_MM, _PLACE_MM = 1000.0, (0.05, 50.0), 1e5
+_ARCS_MAX, _TIME_MAX_S = 100, 1e4
 FILES = (PLAN_FILE, DOSE_FILE, CHECK_DOSE, REPORT_FILE, REPORT_PDF, CONTROL_POINTS, FLUENCE, RECORD)
 
 
@@ -160,12 +164,112 @@ def read_check_dose(path: Path) -> Dose | None:
     """What `write_check_dose` wrote; None where there is no such file. Raises CaseError for a damaged one."""
     if not path.is_file():
         return None
+    arrays = _read_arrays(path, ("gy", "std_gy", "spacing_mm", "origin_mm"))
+    gy, std_gy = arrays.get("gy"), arrays.get("std_gy")
+    spacing, origin = (_triple(arrays.get(name)) for name in ("spacing_mm", "origin_mm"))
+    if not _are_doses(gy, gy) or (std_gy is not None and not _are_doses(std_gy, gy)):
+        raise CaseError(f"{path.name} holds no dose from 0 to {_GY_MAX:g} Gy; plan the case again")
+    if spacing is None or origin is None or not all(_SPACING_MM[0] <= v <= _SPACING_MM[1] for v in spacing):
+        raise CaseError(f"{path.name} does not say where its dose lies; plan the case again")
+    assert gy is not None
+    nz, ny, nx = gy.shape
+    return Dose(Grid((nz, ny, nx), spacing, origin), gy, std_gy)
+
+
+def _are_doses(values: NDArray | None, like: NDArray | None) -> bool:
+    """Whether an array holds doses at voxels, of the shape of another one."""
+    if values is None or like is None or values.dtype.kind != "f" or values.ndim != 3:
+        return False
+    in_range = values.size > 0 and bool(np.all((values >= 0) & (values <= _GY_MAX)))
+    return in_range and values.shape == like.shape
+
+
+def _triple(values: NDArray | None) -> tuple[float, float, float] | None:
+    if values is None or values.dtype.kind not in "fiu" or values.shape != (3,):
+        return None
+    x, y, z = (float(v) for v in values)
+    return (x, y, z) if max(abs(x), abs(y), abs(z)) <= _PLACE_MM else None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredDelivery:
+    """Arcs with their isocentre, and the times of their segments by the arcs' numbers, s."""
+
+    isocenter_mm: Point
+    arcs: tuple[Arc, ...]
+    time_s: Mapping[int, NDArray]
+
+
+def read_delivery(path: Path) -> StoredDelivery | None:
+    """The delivery that `write_fluence` wrote; None where there is no such file or it holds none.
+
+    Raises CaseError for a damaged one. Files of before held the optimiser's maps alone.
+    """
+    if not path.is_file():
+        return None
+    of_arc = (f"arc{k}_{name}" for k in range(1, _ARCS_MAX + 1) for name in (*_ARC_RANGES, "time_s"))
+    arrays = _read_arrays(path, ("isocenter_mm", *of_arc))
+    if "isocenter_mm" not in arrays:
+        return None
+    place = _triple(arrays["isocenter_mm"])
+    numbers = [k for k in range(1, _ARCS_MAX + 1) if f"arc{k}_gantry_deg" in arrays]
+    arcs = [_stored_arc(arrays, number) for number in numbers]
+    if place is None or not arcs or None in arcs:
+        raise CaseError(f"{path.name} holds no delivery that can be; plan the case again")
+    times = {number: arrays.get(f"arc{number}_time_s") for number in numbers}
+    known = {k: t for k, t in times.items() if t is not None and _in_range(t, 1, (0.0, _TIME_MAX_S))}
+    return StoredDelivery(place, tuple(arc for arc in arcs if arc), known)
+
+
+# No linac of any kind has more: mm, degrees, MU of a segment.
+_ARC_RANGES = {
+    "gantry_deg": (1, (-1e4, 1e4)),
+    "collimator_deg": (0, (-1e4, 1e4)),
+    "couch_deg": (0, (-1e4, 1e4)),
+    "leaves_mm": (3, (-1e3, 1e3)),
+    "jaws_mm": (2, (-1e3, 1e3)),
+    "mu": (1, (0.0, 1e5)),
+}
+
+
+def _stored_arc(arrays: Mapping[str, NDArray], number: int) -> Arc | None:
+    """An arc of the delivery; None where its arrays are not those of one."""
+    of_arc = {name: arrays.get(f"arc{number}_{name}") for name in _ARC_RANGES}
+    for name, (axes, limits) in _ARC_RANGES.items():
+        if not _in_range(of_arc[name], axes, limits):
+            return None
+    held = {name: np.asarray(values, np.float64) for name, values in of_arc.items()}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            gy = arrays["gy"]
-            std_gy = arrays.get("std_gy")
-            (sx, sy, sz), (x, y, z) = arrays["spacing_mm"].tolist(), arrays["origin_mm"].tolist()
-            nz, ny, nx = gy.shape
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return Arc(
+            np.rad2deg(np.unwrap(np.deg2rad(held["gantry_deg"]))),
+            float(held["collimator_deg"]),
+            float(held["couch_deg"]),
+            held["leaves_mm"],
+            held["jaws_mm"],
+            held["mu"],
+            number=number,
+        )
+    except PlanError:
+        return None
+
+
+def _in_range(values: NDArray | None, axes: int, limits: tuple[float, float]) -> bool:
+    if values is None or values.dtype.kind not in "fiu" or values.ndim != axes:
+        return False
+    return bool(np.all((values >= limits[0]) & (values <= limits[1])))
+
+
+def _read_arrays(path: Path, names: Collection[str]) -> dict[str, NDArray]:
+    """Arrays of an npz of a run, those of `names` that it holds. Raises CaseError for a damaged file."""
+    from vmat_diffusion.dataset.cases import UNREADABLE
+    from vmat_diffusion.dataset.schema import check_sizes
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = [name for name in file.files if name in names]
+            check_sizes(path, held)
+            return {name: np.asarray(file[name]) for name in held}
+    except CaseError:
+        raise
+    except UNREADABLE as error:
         raise CaseError(f"{path.name} cannot be read ({type(error).__name__}); plan the case again") from None
-    return Dose(Grid((nz, ny, nx), (sx, sy, sz), (x, y, z)), gy, std_gy)

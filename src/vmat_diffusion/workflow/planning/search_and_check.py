@@ -25,6 +25,7 @@ from vmat_diffusion.workflow.planning.open_check import (
     CHECK_FOLDER,
     UNJUDGED_DOSE,
     UNJUDGED_FILE,
+    Keep,
     drop,
     keep_open,
     tallies_of,
@@ -78,21 +79,21 @@ def search_and_check(
     clock: Clock,
     prior: Prior | None = None,
     improve: Plan | None = None,
-    keep_interrupted: bool = True,
+    keep: Keep = Keep.PLAN_AND_CHECK,
     tools: PlanningTools | None = None,
 ) -> tuple[JudgedPlan, ...]:
     """Search a plan for each dose of the prior, judge it, and correct it if only the engines disagree.
 
     One plan, by the goals alone, if the prior holds no dose. The files of each plan go into its
     `plan_folder`. `improve` is a plan to start each search from. Ctrl-C ends a search with its best plan;
-    unless `keep_interrupted`, KeyboardInterrupt is raised then.
+    unless `keep` says so, KeyboardInterrupt is raised then.
     """
     from vmat_diffusion.qa import smooth_difference
 
     prior, tools = prior or Prior(), tools or PlanningTools()
     with clock.stage("optimise"):
         searches = search_plans(task, settings, prior, improve=improve, tools=tools, progress=clock.report)
-    _stop_unless_wanted([search for search, _ in searches], keep_interrupted=keep_interrupted)
+    _stop_unless_wanted([search for search, _ in searches], keep)
     clock.split("optimise", "dose", sum(search.seconds.get("dose", 0.0) for search, _ in searches))
 
     quick = replace(settings, search_minutes=settings.search_minutes * _CORRECTION_SHARE)
@@ -113,7 +114,7 @@ def search_and_check(
                     settings=settings,
                     earlier=prior.checks,
                     correction=correction,
-                    may_go_on=keep_interrupted,
+                    may_go_on=keep is not Keep.NOTHING,
                     progress=under_name(clock.report, stage),
                 )
             left_open = (place / CHECK_FOLDER).is_dir()
@@ -136,7 +137,7 @@ def search_and_check(
                     start=optimized,
                 )
         plans.append(replace(judged, first_verdict=first))
-    _stop_unless_wanted([plan.optimized for plan in plans], keep_interrupted=keep_interrupted)
+    _stop_unless_wanted([plan.optimized for plan in plans], keep)
     return tuple(plans)
 
 
@@ -294,9 +295,9 @@ def without_parts(check: Dose | None) -> Dose | None:
     return None if check is None else replace(check, replicates_gy=None)
 
 
-def _stop_unless_wanted(searches: Sequence[Optimized], *, keep_interrupted: bool) -> None:
+def _stop_unless_wanted(searches: Sequence[Optimized], keep: Keep) -> None:
     """End the run after Ctrl-C if its plan is not wanted: the optimiser has kept its best one instead."""
-    if not keep_interrupted and any(search.outcome.name == "INTERRUPTED" for search in searches):
+    if keep is not Keep.PLAN_AND_CHECK and any(one.outcome.name == "INTERRUPTED" for one in searches):
         raise KeyboardInterrupt
 
 

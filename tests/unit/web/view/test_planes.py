@@ -151,3 +151,16 @@ def test_the_hottest_place_is_the_centre_of_the_hottest_voxel() -> None:
     assert hottest_mm(Dose(CT, gy)) == pytest.approx(
         [axis[k] for axis, k in zip(CT.axes_mm, (11, 7, 4), strict=True)]
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says what is in memory")
+def test_planes_of_a_mapped_volume_leave_nothing_of_it_in_memory(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).integers(-1000, 2000, (64, 128, 128), np.int16)
+    np.save(tmp_path / "hu.npy", whole)
+    mapped = np.load(tmp_path / "hu.npy", mmap_mode="r")
+    for plane, axis in PLANES.items():
+        np.testing.assert_array_equal(ct_plane(mapped, plane, 50), np.take(whole, 50, axis))
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    (at,) = (k for k, line in enumerate(lines) if line.endswith("/hu.npy"))
+    resident = next(line for line in lines[at:] if line.startswith("Rss:"))
+    assert resident.split()[1] == "0"

@@ -107,6 +107,26 @@ def test_a_damaged_independent_dose_is_refused(made: tuple[Path, Path, CaseStore
     assert read_check_dose(tmp_path / "none.npz") is None
 
 
+def test_what_cannot_be_read_of_a_run_is_told_and_the_rest_is_shown(
+    made: tuple[Path, Path, CaseStore], tmp_path: Path
+) -> None:
+    folder, case, store = made
+    assert open_run(folder, case, store).remarks == ()
+    new = changed_dose(folder, tmp_path, "SeriesDescription", "x")
+    record = json.loads((new / "run.json").read_text())
+    del record["goals"][0]["status"]
+    (new / "run.json").write_text(json.dumps({**record, "mu": "many", "sheet": ["none"]}))
+    for name in (CHECK_DOSE, "fluence.npz"):
+        (new / name).write_bytes((folder / name).read_bytes()[:400])
+    run = open_run(new, case, store)
+    told, dose, delivery = run.remarks
+    for place in ("goals 1: status", "mu", "sheet"):
+        assert place in told
+    assert told.startswith("run.json") and dose.startswith(CHECK_DOSE) and delivery.startswith("fluence.npz")
+    assert run.check is None and run.plan is None and list(run.volumes) == ["planned"]
+    assert run.record["goals"][0]["status"] == "not evaluated" and run.record["goals"][0]["missed"]
+
+
 def test_a_run_without_independent_dose_shows_the_planned_one(tmp_path: Path) -> None:
     case = shaped_case()
     write_case(tmp_path / "case", case)

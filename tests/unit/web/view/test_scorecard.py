@@ -7,29 +7,42 @@ from typing import Any
 from viewed_run import arcs, record, shaped_case
 
 from vmat_diffusion.web.view import scorecard
+from vmat_diffusion.workflow.planning.stored_record import known_record
 
 RECORD: dict[str, Any] = dict(record(shaped_case(), arcs()))
 
 
+def goals_of(found: dict[str, Any]) -> dict[str, Any]:
+    return scorecard.goals(known_record(found).fields)
+
+
+def checks_of(found: dict[str, Any]) -> dict[str, Any]:
+    return scorecard.checks(known_record(found).fields)
+
+
+def complexity_of(found: dict[str, Any]) -> dict[str, Any]:
+    return scorecard.complexity(known_record(found).fields)
+
+
 def test_goals_hold_both_engines() -> None:
-    found = scorecard.goals(RECORD)["goals"]
+    found = goals_of(RECORD)["goals"]
     assert [(g["structure"], g["value"], g["check_value"], g["status"]) for g in found] == [
         ("PTV_60", 56.1, 56.300000000000004, "fail"),
         ("SpinalCord", 41.2, 41.400000000000006, "pass"),
     ]
-    without = scorecard.goals({**RECORD, "check_goals": None})["goals"]
+    without = goals_of({**RECORD, "check_goals": None})["goals"]
     assert [g["check_value"] for g in without] == [None, None]
 
 
 def test_goals_come_by_priority() -> None:
     second = {**RECORD["goals"][0], "goal": "a wish", "priority": 3}
     third = {**RECORD["goals"][0], "goal": "a should", "priority": 2}
-    found = scorecard.goals({**RECORD, "goals": [second, third, *RECORD["goals"]]})["goals"]
+    found = goals_of({**RECORD, "goals": [second, third, *RECORD["goals"]]})["goals"]
     assert [g["priority"] for g in found] == [1, 1, 2, 3]
 
 
 def test_checks_keep_their_order_and_show_where_they_speak_of() -> None:
-    found = scorecard.checks(RECORD)["checks"]
+    found = checks_of(RECORD)["checks"]
     assert [c["key"] for c in found] == [c["name"] for c in RECORD["verdict"]["checks"]]
     region = found[1]
     assert region["place_mm"] == [4.0, -6.0, 8.0] and region["difference"]
@@ -39,7 +52,7 @@ def test_checks_keep_their_order_and_show_where_they_speak_of() -> None:
 
 def test_a_name_that_comes_again_has_its_number_behind_it() -> None:
     twice = [*RECORD["verdict"]["checks"], RECORD["verdict"]["checks"][0]]
-    found = scorecard.checks({**RECORD, "verdict": {**RECORD["verdict"], "checks": twice}})["checks"]
+    found = checks_of({**RECORD, "verdict": {**RECORD["verdict"], "checks": twice}})["checks"]
     assert [c["key"] for c in found][-1] == "gamma 3 %/3 mm (2)"
 
 
@@ -49,7 +62,7 @@ def test_the_evidence_of_gamma_and_robustness_has_their_figures() -> None:
     scenarios = [{"row": "gap 1 mm", "scenario": "gaps 1 mm wider", "changes": changes}, {"row": "other"}]
     row = {"name": "robustness: gap 1 mm", "why": "w"}
     checks = [*RECORD["verdict"]["checks"], row]
-    found = scorecard.checks(
+    found = checks_of(
         {
             **RECORD,
             "verdict": {"checks": checks, "gamma": gamma},
@@ -61,13 +74,13 @@ def test_the_evidence_of_gamma_and_robustness_has_their_figures() -> None:
 
 
 def test_complexity_stands_beside_the_ranges_of_the_site() -> None:
-    found = {m["name"]: m for m in scorecard.complexity(RECORD)["metrics"]}
+    found = {m["name"]: m for m in complexity_of(RECORD)["metrics"]}
     assert found["mcs"]["outside"] and found["mcs"]["least"] == 0.14
     assert not found["mu_per_gy"]["outside"] and found["mu_per_gy"]["most"] == 275.0
-    assert scorecard.complexity({**RECORD, "site": "prostate"})["metrics"][1]["most"] == 400.0
+    assert complexity_of({**RECORD, "site": "prostate"})["metrics"][1]["most"] == 400.0
 
 
 def test_a_record_without_anything_is_shown_empty() -> None:
-    assert scorecard.checks({})["checks"] == []
-    assert scorecard.goals({})["goals"] == []
-    assert scorecard.complexity({})["metrics"] == []
+    assert checks_of({})["checks"] == []
+    assert goals_of({})["goals"] == []
+    assert complexity_of({})["metrics"] == []

@@ -21,7 +21,7 @@ from vmat_diffusion.geometry import Grid
 from vmat_diffusion.machine import Machine, load_machine
 from vmat_diffusion.workflow import PlanningTools, plan_case, plan_settings
 from vmat_diffusion.workflow.planning.check_again import check_again
-from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, read_open_check
+from vmat_diffusion.workflow.planning.open_check import CHECK_FOLDER, Keep, read_open_check
 from vmat_diffusion.workflow.settings import PlanSettings
 
 SHEET = """
@@ -139,7 +139,7 @@ def test_a_check_of_which_nothing_is_kept_promises_no_way_on(
 ) -> None:
     optimiser(open_arc(), change=with_its_dose)
     tools = PlanningTools(optimiser.optimize, Checked(0.01), yardstick=optimiser.tools.yardstick)
-    run = plan_case(case_folder, tmp_path / "out", asked, tools=tools, keep_interrupted=False)
+    run = plan_case(case_folder, tmp_path / "out", asked, tools=tools, keep=Keep.NOTHING)
     assert run.verdict.outcome.value == "INCONCLUSIVE" and not (tmp_path / "out" / CHECK_FOLDER).exists()
     said = [check.why for check in run.verdict.undecided]
     assert any("begin again with --check-minutes" in why for why in said)
@@ -169,6 +169,19 @@ def test_only_the_same_case_is_gone_on_with(
     record = json.loads((out / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps({**record, CHECK_FOLDER: "0" * 64}))
     with pytest.raises(PlanError, match="not the one that the run in moved left open"):
+        check_again(moved)
+    # Into a folder of its own: the run stays as it is, and its check can go on from either.
+    kept = {f.relative_to(out): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    elsewhere = check_again(out, out=tmp_path / "next", tools=PlanningTools(check_engine=Checked(0.01)))
+    assert {f.relative_to(out): f.read_bytes() for f in out.rglob("*") if f.is_file()} == kept
+    assert {f.parent.name for f in elsewhere.files} == {"next"}
+    assert (
+        read_open_check(tmp_path / "next").plan_file.read_bytes() == kept[Path(CHECK_FOLDER) / "RP.unjudged"]
+    )
+    with pytest.raises(PlanError, match="not empty"):
+        check_again(out, out=tmp_path / "next")
+    (moved / "run.json").write_text(json.dumps({**record, "candidates": {}}))
+    with pytest.raises(PlanError, match="no record of a run that can go on"):
         check_again(moved)
     (tmp_path / "gate.toml").write_text("uncertainty_percent = 2.95\n")
     with pytest.raises(PlanError, match="no longer those"):
