@@ -271,7 +271,6 @@ def _wished(
         weights=replace(
             usual,
             sparing=0.0,
-            beyond_falls=1.0,
             goal=usual.goal * weights.goals,
             underdose=usual.underdose * weights.coverage,
             overdose=usual.overdose * weights.hot,

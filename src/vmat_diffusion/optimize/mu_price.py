@@ -16,7 +16,7 @@ from vmat_diffusion.evaluate.delivery_goals import DeliveryGoal
 # In units of what an open field needs: small beside any goal, enough to keep apertures wide.
 _SLOPE = 0.008
 # The weight of the limit grows while the limit is missed and eases when it is met, within these bounds.
-_GROWTH, _EASED, _LEAST, _LARGEST = 1.6, 0.97, 0.5, 25.0
+_GROWTH, _EASED, _LEAST, _LARGEST = 1.6, 0.97, 0.5, 60.0
 # The search aims at this share of the limit, as the final normalisation and the full dose add a little.
 _ROOM = 0.96
 
@@ -32,7 +32,7 @@ class MuPrice:
     fraction_gy: float
     open_mu_per_gy: float
     limit_mu_per_gy: float | None = None
-    weight: float = 12.0
+    weight: float = 30.0
 
     @property
     def goal(self) -> DeliveryGoal | None:

@@ -34,11 +34,6 @@ class ObjectiveWeights:
     overdose: float = 40.0
     normal_tissue: float = 25.0
     sparing: float = 10.0
-    # Coverage and sparing beyond what the goals ask yield where only goals of organs fail: their weights are
-    # multiplied by a share that falls and rises by these factors, down to the least.
-    beyond_falls: float = 0.6
-    beyond_rises: float = 2.0
-    least_beyond: float = 0.2
     # All goals, times the weight of each.
     goal: float = 100.0
     # A dose to aim at weighs less than a missed goal.

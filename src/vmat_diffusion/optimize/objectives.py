@@ -45,11 +45,11 @@ class Objective:
     """The points at which dose is needed and the function that judges it.
 
     `points_mm[n, 3]`; `ceiling[n]` is the most that each point may receive; `reference_gy` is the
-    highest prescription, in which all relative doses are measured. Five fields are as of the last `adapt`:
-    the weights of the `terms`; `beyond`, which multiplies coverage and sparing beyond the goals;
-    `normalization_factor`, by which the plan's normalisation would multiply the dose; `normalized_mean`, the
-    mean that the highest targets would then have; and `fixed_dose[n]`, the dose at all points. Organ goals
-    count the factor in, and count organ points inside targets with their fixed dose.
+    highest prescription, in which all relative doses are measured. Four fields are as of the last `adapt`:
+    the weights of the `terms`; `normalization_factor`, by which the plan's normalisation would multiply the
+    dose; `normalized_mean`, the mean that the highest targets would then have; and `fixed_dose[n]`, the dose
+    at all points. Organ goals count the factor in, and count organ points inside targets with their fixed
+    dose.
     """
 
     points_mm: NDArray[np.float64]
@@ -66,7 +66,6 @@ class Objective:
     extra_terms: tuple[ObjectiveTerm, ...] = ()
     normalization_factor: float = 1.0
     normalized_mean: float = 1.0
-    beyond: float = 1.0
     weights: ObjectiveWeights = field(default_factory=ObjectiveWeights)
 
     @cached_property
@@ -123,15 +122,14 @@ class Objective:
             d = dose[self.regions[name].points]
             hot = self.ceiling[self.regions[name].points]
             lacking = (level - d).clamp_min(0).square().mean() / level**2
-            out[f"coverage of {name}"] = self.beyond * weights.underdose * lacking
+            out[f"coverage of {name}"] = weights.underdose * lacking
             out[f"hot dose in {name}"] = weights.overdose * (d - hot).clamp_min(0).square().mean() / level**2
         d = dose[self.tissue]
         out["falloff"] = weights.normal_tissue * (d - self.ceiling[self.tissue]).clamp_min(0).square().mean()
         for name, region in self.regions.items():
             if name not in self.target_gy and not region.in_target.all():
                 outside = torch.from_numpy(~region.in_target)
-                sparing = self.beyond * weights.sparing
-                out[f"sparing of {name}"] = sparing * dose[region.points][outside].mean()
+                out[f"sparing of {name}"] = weights.sparing * dose[region.points][outside].mean()
         for term in self.terms:
             name = str(term.goal)
             hinge = weights.goal * term.weight * self.hinge(term, dose)
@@ -208,14 +206,7 @@ class Objective:
         terms, missed = self.weighing.adapted(
             self.terms, values, level_met=factor <= self.weights.level_factor
         )
-        beyond = self._beyond_after(self.weighing.failed(self.terms, values))
-        return replace(objective, terms=terms, beyond=beyond), missed
-
-    def _beyond_after(self, failing: Sequence[Goal]) -> float:
-        """The share of coverage and sparing beyond the goals, where these goals fail."""
-        if failing and not any(self.weighing.of_target(goal) for goal in failing):
-            return max(self.beyond * self.weights.beyond_falls, self.weights.least_beyond)
-        return min(self.beyond * self.weights.beyond_rises, 1.0)
+        return replace(objective, terms=terms), missed
 
     def _values(self, dose: NDArray, factor: float) -> list[float | None]:
         """The value of each term's goal on the normalised dose; None for the normalisation itself."""
@@ -238,7 +229,6 @@ class Objective:
             terms=tuple(replace(t, goal=o.goal, weight=o.weight, pressed=o.pressed) for t, o in pairs),
             normalization_factor=other.normalization_factor,
             normalized_mean=other.normalized_mean,
-            beyond=other.beyond,
         )
         if dose is not None:
             return weighted._normalized_for(dose)

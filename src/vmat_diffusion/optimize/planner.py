@@ -202,7 +202,7 @@ def _start_from_plan(prepared: Prepared, plan: Plan) -> SearchStart:
         )
     return SearchStart(
         apertures,
-        replace(prepared.objective_for_leaves, beyond=earlier.beyond),
+        prepared.objective_for_leaves,
         FROM_SEARCH,
         tracking_jaws=True,
         mu_price=prepared.mu_price,
@@ -234,7 +234,6 @@ def finish(prepared: Prepared, state: SearchState, fluence: Mapping[str, NDArray
         state.history,
         fluence,
         goal_weights=state.objective.goal_weights,
-        beyond=state.objective.beyond,
         conflicts=conflicts,
         frames=prepared.frames,
     )

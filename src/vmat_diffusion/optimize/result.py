@@ -69,8 +69,8 @@ class Optimized:
     `history` has one row per iteration: stage, round, iteration, objective, the best of the round, goals
     missed, seconds. The weights of goals change between rounds, so objectives compare only within one.
     `fluence` holds the ideal map of every arc sector, `ideal_mu[maps, leaf rows, columns]`, and its axes.
-    `goal_weights` are the weights of the objective's goals in the end, `beyond` its share of what is asked
-    beyond them; `conflicts` the goals that stay open with what opposes them; `frames` the arcs with the most
+    `goal_weights` are the weights of the objective's goals in the end; `conflicts` the goals that stay open
+    with what opposes them; `frames` the arcs with the most
     that their jaws may open.
     """
 
@@ -81,6 +81,5 @@ class Optimized:
     fluence: Mapping[str, NDArray]
     seconds: Mapping[str, float] = field(default_factory=dict)
     goal_weights: tuple[float, ...] = ()
-    beyond: float = 1.0
     conflicts: tuple[Conflict, ...] = ()
     frames: tuple[ArcFrame, ...] = ()

@@ -191,27 +191,16 @@ def test_goals_are_judged_on_the_normalised_dose(objective):
     assert adapted.normalization_factor == pytest.approx(50.2 / 49.0, rel=1e-3)
 
 
-def test_coverage_and_sparing_beyond_the_goals_yield_to_goals_of_organs_alone(objective):
-    """They fall while the core fails, and rise again when it is met or a target fails."""
-    weights = objective.weights
-    met = np.full(len(objective.points_mm), 1.01, np.float32)
-    met[objective.regions["Core"].points] = 0.1
-    hot = met.copy()
+def test_coverage_and_sparing_do_not_yield_to_goals_that_fail(objective):
+    """Where they did, the organs that no failed goal is about paid for it."""
+    hot = np.full(len(objective.points_mm), 1.01, np.float32)
     hot[objective.regions["Core"].points] = 0.9
-    cold = hot.copy()
-    cold[objective.regions["PTV"].points] = 0.5
-    once, _ = objective.adapt(hot)
-    assert objective.beyond == 1.0 and once.beyond == pytest.approx(weights.beyond_falls)
-    lowest = once
-    for _ in range(20):
-        lowest, _ = lowest.adapt(hot)
-    assert lowest.beyond == weights.least_beyond
-    assert lowest.adapt(met)[0].beyond == pytest.approx(weights.least_beyond * weights.beyond_rises)
-    assert lowest.adapt(cold)[0].beyond > lowest.beyond
-    dose = torch.from_numpy(cold)
+    dose, adapted = torch.from_numpy(hot), objective
+    for _ in range(5):
+        adapted, _ = adapted.adapt(hot)
+    assert max(adapted.goal_weights) > max(objective.goal_weights)
     for name in ("coverage of PTV", "sparing of Core"):
-        now, before = (o.parts(dose)[name] for o in (once, objective))
-        assert float(now) == pytest.approx(weights.beyond_falls * float(before))
+        assert float(adapted.parts(dose)[name]) == float(objective.parts(dose)[name])
 
 
 def test_mu_are_counted_for_the_plan_once_it_is_normalised(objective):
