@@ -295,7 +295,7 @@ def require_same_images(one: Run, two: Run) -> tuple[str, ...]:
 
 
 def _plain(points: Any, digits: int) -> list[list[float]]:
-    return [[round(float(a), digits), round(float(b), digits)] for a, b in points]
+    return np.round(np.asarray(points, np.float64), digits).tolist()  # type: ignore[no-any-return]
 
 
 def _numbers(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from vmat_diffusion.case import Role, Structure
 from vmat_diffusion.geometry import Grid, bounding_box, subgrid
+
+# Voxels that are unpacked at a time where all of a structure is gone through.
+_SLAB_VOXELS = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,22 @@ class PackedStructure:
         """The structure on the part of the grid that its box covers, and that part."""
         mask = np.unpackbits(self.bits, axis=-1, count=self.shape[2]).astype(bool)
         return Structure(self.name, self.role, mask, self.alias), subgrid(grid, self.box)
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels the structure has."""
+        return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
+
+    def slabs(self, grid: Grid) -> Iterator[tuple[Structure, Grid]]:
+        """The structure part by part, each of some axial slices that it has voxels on, as from `part`."""
+        z, y, x = self.box
+        step = max(1, _SLAB_VOXELS // (self.shape[1] * self.shape[2]))
+        for first in range(0, self.shape[0], step):
+            bits = self.bits[first : first + step]
+            mask = np.unpackbits(bits, axis=-1, count=self.shape[2]).astype(bool)
+            if mask.any():
+                at = slice(z.start + first, z.start + first + len(mask))
+                yield Structure(self.name, self.role, mask, self.alias), subgrid(grid, (at, y, x))
 
     def plane(self, axis: int, index: int) -> NDArray[np.bool_] | None:
         """The mask in a layer across an array axis (0 = z), within its box; None where it has no voxel."""

@@ -35,8 +35,8 @@ from vmat_diffusion.workflow.planning.stored_record import read_record
 
 _Read = TypeVar("_Read")
 
-# Doses of open runs in memory, bytes: those of about ten runs on voxels of 3 mm.
-_DOSES_MOST = 384_000_000
+# Doses of open runs in memory, bytes: those of about eight runs on voxels of 3 mm. Others are read again.
+_DOSES_MOST = 256_000_000
 PLANNED, INDEPENDENT, NOISE = "planned", "independent", "independent_error"
 TITLES = {
     PLANNED: "Planned dose",

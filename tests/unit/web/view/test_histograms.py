@@ -8,6 +8,7 @@ from viewed_run import noisy, shaped_case, shaped_dose
 
 from vmat_diffusion.case import Dose
 from vmat_diffusion.evaluate.dvh import structure_dvh
+from vmat_diffusion.web.view import masks
 from vmat_diffusion.web.view.histograms import AXIS_STEP_GY, curves
 from vmat_diffusion.web.view.masks import packed
 
@@ -16,7 +17,8 @@ DOSE = shaped_dose(CASE)
 
 
 @pytest.mark.parametrize("name", ["PTV_60", "SpinalCord", "BODY"])
-def test_a_curve_is_the_histogram_of_the_whole_mask(name: str) -> None:
+def test_a_curve_is_the_histogram_of_the_whole_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "_SLAB_VOXELS", 3000)  # several parts
     structure = CASE.structures[name]
     small = packed(structure)
     assert small is not None
@@ -32,6 +34,20 @@ def test_a_curve_is_the_histogram_of_the_whole_mask(name: str) -> None:
         "volume_cc": dvh.volume_cc,
     }.items():
         assert found[key] == pytest.approx(value, abs=1e-3)
+
+
+def test_parts_counted_one_after_the_other_make_the_curves_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, dose = packed(CASE.structures["BODY"]), noisy(DOSE)
+    assert small is not None
+    whole = curves(small, CASE.grid, dose)
+    monkeypatch.setattr(masks, "_SLAB_VOXELS", 3000)
+    assert len(list(small.slabs(CASE.grid))) > 5
+    parts = curves(small, CASE.grid, dose)
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, atol=0.02, err_msg=name)
+        assert np.shape(parts[name]) == np.shape(value)
 
 
 def test_the_band_is_one_standard_error_to_both_sides() -> None:

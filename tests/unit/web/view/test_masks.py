@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from vmat_diffusion.case import Structure
 from vmat_diffusion.geometry import Grid
+from vmat_diffusion.web.view import masks
 from vmat_diffusion.web.view.masks import packed
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 19)))
@@ -23,6 +24,16 @@ def test_a_packed_mask_has_the_planes_of_the_mask(mask: np.ndarray) -> None:
         return
     assert found is not None
     grid = Grid(mask.shape, (1.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    assert found.voxels == mask.sum()
+    slabs = np.zeros(mask.shape, bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_SLAB_VOXELS", 40)
+        for slab, near in found.slabs(grid):
+            first = round((near.origin_mm[2] - grid.origin_mm[2]) / 3)
+            box = (slice(first, first + len(slab.mask)), *found.box[1:])
+            assert slab.mask.any() and not slabs[box].any() and near.shape == slab.mask.shape
+            slabs[box] = slab.mask
+    np.testing.assert_array_equal(slabs, mask)
     part, near = found.part(grid)
     whole = np.zeros(mask.shape, bool)
     whole[found.box] = part.mask
