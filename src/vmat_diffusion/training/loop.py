@@ -16,7 +16,7 @@ import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, LimitError
 from vmat_diffusion.progress import Progress, silent
 from vmat_diffusion.training.callback import TrainingCallback
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
@@ -141,7 +141,8 @@ def _run_stage(
         )
         if start.samples == stage.samples:
             return TrainingEnd(start, None, trainer.is_global_zero)
-        trainer.fit(module)
+        with _processes_in_step(out):
+            trainer.fit(module)
     return TrainingEnd(callback.checkpoint(), callback.signal, trainer.is_global_zero)
 
 
@@ -149,6 +150,23 @@ def _precision(settings: TrainingSettings) -> Literal["bf16-mixed", "32-true"]:
     if settings.precision != "auto":
         return settings.precision
     return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+
+
+@contextmanager
+def _processes_in_step(out: Path) -> Iterator[None]:
+    """LimitError with the way on where training processes have lost each other.
+
+    Torch raises RuntimeError of the transport's words where one has ended, or all have slept for 30 minutes.
+    """
+    try:
+        yield
+    except RuntimeError as fault:
+        if not any(transport in str(fault) for transport in ("gloo", "NCCL", "ProcessGroup")):
+            raise
+        raise LimitError(
+            "a training process stopped answering, as one that ended or slept for 30 minutes; "
+            f"the last checkpoint is in {out}, go on with --resume"
+        ) from None
 
 
 @contextmanager

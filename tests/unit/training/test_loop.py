@@ -20,9 +20,9 @@ from training_runs import (
     tiny_settings,
 )
 
-from vmat_diffusion.errors import InputError
+from vmat_diffusion.errors import InputError, LimitError
 from vmat_diffusion.training.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, read_metrics
-from vmat_diffusion.training.loop import Machinery, requeue, train
+from vmat_diffusion.training.loop import Machinery, Trainer, requeue, train
 from vmat_diffusion.training.settings import TrainingSettings
 from vmat_diffusion.training.weights import start_fresh
 
@@ -205,3 +205,21 @@ def test_gamma_and_scores_are_those_of_a_perfect_prediction(data_set: Path, cach
     wrong = summary(validate(lambda s: (s.dose + 1 / s.top_gy)[None], cases, data.spacings_mm, **where))
     for name in ("dose_score_gy", "dvh_score_gy", "mae_gy"):
         assert wrong[name] == pytest.approx(1, abs=1e-4)
+
+
+def test_processes_that_lost_each_other_are_named_with_the_way_on(
+    data_set: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another fault of torch stays what it is: a defect to be reported."""
+    settings = tiny_settings(mean_stage(4))
+    words = iter(["[gloo/transport/tcp/pair.cc:537] Connection closed by peer", "shape mismatch"])
+
+    def lost(*_: object) -> None:
+        raise RuntimeError(next(words))
+
+    monkeypatch.setattr(Trainer, "fit", lost)
+    data = encoded(data_set, cache, settings)
+    with pytest.raises(LimitError, match=r"stopped answering.*--resume"):
+        train(settings, start_fresh(settings), data, tmp_path, HERE)
+    with pytest.raises(RuntimeError, match="shape"):
+        train(settings, start_fresh(settings), data, tmp_path, HERE)
