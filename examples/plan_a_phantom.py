@@ -27,7 +27,7 @@ def main(folder: Path) -> vd.Verdict:
 
     # Arcs, leaves, MU, dose rate and gantry speed, all within the machine's limits. A clinical plan takes
     # the defaults: a dose grid of 3 mm, two arcs, effort 1.
-    coarse = vd.OptimizerSettings(grid_mm=7.0, arcs=1, effort=0.1, seed=1)
+    coarse = vd.OptimizerSettings(grid_mm=7.0, arcs=1, effort=0.2, seed=1)
     result = vd.optimize(case, sheet, machine, settings=coarse)
 
     # The dose by the fast engine, and by an independent one. The gate asks for 3 mm and 2.5 % noise; no file

@@ -49,6 +49,9 @@ _ROUGHNESS = 1e-2
 _START_EVALUATIONS, _START_ROUNDS, _START_HOT = 60, 3, 10.0
 _EVALUATIONS, _ROUNDS = 80, 5
 
+# What the drawn weights multiply; of their own, so that a planner tuned anew changes no simulated dose.
+_UNDERDOSE, _OVERDOSE, _SPARING = 8000.0, 20.0, 4.0
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -272,12 +275,12 @@ def _wished(
             usual,
             sparing=0.0,
             goal=usual.goal * weights.goals,
-            underdose=usual.underdose * weights.coverage,
-            overdose=usual.overdose * weights.hot,
+            underdose=_UNDERDOSE * weights.coverage,
+            overdose=_OVERDOSE * weights.hot,
             normal_tissue=usual.normal_tissue * weights.tissue,
         ),
         extra_terms=tuple(
-            ObjectiveTerm(f"sparing of {organ}", organ, _Mean(objective.reference_gy), usual.sparing * weight)
+            ObjectiveTerm(f"sparing of {organ}", organ, _Mean(objective.reference_gy), _SPARING * weight)
             for organ, weight in weights.sparing.items()
             if organ in objective.regions
         ),

@@ -45,7 +45,7 @@ def start(prepared):
 @pytest.fixture(scope="module")
 def steps(prepared, start):
     allowed, apertures = start
-    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, STAGE)
     return list(search(problem, STAGE, apertures))
 
 
@@ -70,7 +70,7 @@ def test_every_state_on_the_way_is_deliverable(prepared, start, steps):
 def test_a_search_that_is_stopped_early_leaves_the_best_state_so_far(prepared, start, steps, count):
     """The states are those of the whole search, whether the weights have changed yet or not."""
     allowed, apertures = start
-    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, STAGE)
     generator = search(problem, STAGE, apertures)
     last = list(islice(generator, count))[-1]
     generator.close()
@@ -92,11 +92,11 @@ def test_a_limit_of_mu_is_a_part_of_the_objective_by_its_own_name(prepared, star
     """What opposes a goal, and what opposes the limit, is told from the gradients of the parts."""
     allowed, apertures = start
     price = replace(prepared.mu_price, limit_mu_per_gy=10.0)
-    problem = prepared.problem(allowed, prepared.objective_for_leaves, price, "test")
+    problem = prepared.problem(allowed, prepared.objective_for_leaves, price, STAGE)
     assert not problem.score(apertures).within_mu and str(price.goal) == "MU <= 10 MU/Gy"
     parts = problem.gradients(apertures)
     segments = len(apertures.mu)
     assert np.abs(parts["MU <= 10 MU/Gy"][-segments:]).max() > 0
     assert np.abs(parts["MU <= 10 MU/Gy"][:-segments]).max() > 0  # leaves that open lower MU per Gy
-    free = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, "test")
+    free = prepared.problem(allowed, prepared.objective_for_leaves, prepared.mu_price, STAGE)
     assert prepared.mu_price.goal is None and set(free.gradients(apertures)) == set(parts) - {str(price.goal)}
