@@ -75,6 +75,7 @@ def test_a_sweeping_gap_delivers_its_share_of_the_time(gap_mm: float) -> None:
     assert on_axis(exposed) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_gap_offset_is_read_off_where_the_line_crosses_zero() -> None:
     """D - T (1 - g / L) is a line that crosses zero at g = -offset (1 - T), near enough to -offset."""
     gaps = np.array([2.0, 4, 6, 10, 14, 16, 20])

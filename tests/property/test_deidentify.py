@@ -67,7 +67,7 @@ def spread(dataset: Dataset, keywords: list[str], text: str, depth: int, sequenc
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:The value length")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     name=letters,
     number=digits,

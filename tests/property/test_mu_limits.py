@@ -67,6 +67,7 @@ def test_a_lower_limit_never_gives_more_mu(searched: Callable[..., Optimized]) -
     assert mu[-1] < 0.8 * mu[0]
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_not_active_changes_nothing(searched: Callable[..., Optimized]) -> None:
     assert_same(searched(mu_per_gy=FAR_MU_PER_GY), searched(mu_per_gy=None))
     assert_same(searched(leaf_mm_per_deg=FAR_MM_PER_DEG), searched(leaf_mm_per_deg=None))

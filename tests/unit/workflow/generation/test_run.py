@@ -28,6 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_fluence_model(tmp_path_factory.mktemp("weights") / "tiny.safetensors", model)
 
 
+@pytest.mark.slow
 def test_the_best_sample_is_judged_and_all_are_kept(
     case_folder: Path, tmp_path: Path, optimiser: StandIn, weights: Path
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_search_makes_its_own_maps_unless_asked_otherwise(
     assert "maps_of" not in calls[0]
 
 
+@pytest.mark.slow
 def test_each_candidate_starts_from_another_sample(
     case_folder: Path, tmp_path: Path, optimiser: StandIn
 ) -> None:
